@@ -1,0 +1,55 @@
+"""Measure what dynamic activation saves, and what it costs, in any Hugging Face decoder.
+
+The public names are resolved on first use, so that ``import tda`` is instant and loads neither torch nor
+transformers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tda import kernels as kernels
+    from tda.calibration import calibrate as calibrate
+    from tda.engine import Run as Run
+    from tda.engine import attach as attach
+    from tda.engine.score import Scores as Scores
+    from tda.engine.score import score as score
+    from tda.methods import CATS as CATS
+    from tda.methods import TDA as TDA
+    from tda.methods import TT as TT
+    from tda.methods import Dense as Dense
+    from tda.methods import Griffin as Griffin
+    from tda.methods import Magnitude as Magnitude
+    from tda.methods import Oracle as Oracle
+    from tda.methods import Random as Random
+    from tda.methods import StaticMean as StaticMean
+    from tda.models import load_model as load_model
+    from tda.thresholds import Thresholds as Thresholds
+
+__version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(
+        ("CATS", "TDA", "TT", "Dense", "Griffin", "Magnitude", "Oracle", "Random", "StaticMean"), "tda.methods"
+    ),
+    "Run": "tda.engine",
+    "Scores": "tda.engine.score",
+    "Thresholds": "tda.thresholds",
+    "attach": "tda.engine",
+    "calibrate": "tda.calibration",
+    "load_model": "tda.models",
+    "score": "tda.engine.score",
+}
+__all__ = ["kernels", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "kernels":
+        return importlib.import_module("tda.kernels")
+    if name not in _HOME:
+        raise AttributeError(f"module 'tda' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

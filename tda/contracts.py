@@ -1,0 +1,370 @@
+"""What methods, families, kernels and the engine agree on.
+
+Shapes: B rows, T tokens, F neurons (intermediate size), D hidden size, L layers. z is the neuron activation, the
+input of the down projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tda.thresholds import Thresholds
+
+Execution = Literal["auto", "masked", "compact", "indexed"]
+EXECUTIONS: tuple[Execution, ...] = ("auto", "masked", "compact", "indexed")
+Scope = Literal["model", "prompt", "token"]
+Source = Literal["z", "gate", "up"]
+Rows = Literal["per_row", "shared"]
+Allocation = Literal["equal_error", "uniform"]
+
+
+@dataclass(frozen=True, eq=False)
+class FFN:
+    """One layer's feed-forward network, as its family declares it.
+
+    ``z = act(gate x) * (up x)`` where there is a gate, else ``z = act(up x)``; ``y = down z``; each linear may
+    have a bias.
+
+    Attributes
+    ----------
+    index : int
+        Layer number, from 0.
+    gate, up, down : nn.Linear
+        Weights [F, D], [F, D] and [D, F]; gate is None in a plain FFN.
+    act : nn.Module
+        The activation function.
+    block : nn.Module or None
+        The module whose forward is the whole FFN; None where the layer calls the linears itself (OPT).
+    """
+
+    index: int
+    gate: nn.Linear | None
+    up: nn.Linear
+    down: nn.Linear
+    act: nn.Module
+    block: nn.Module | None
+
+    @property
+    def F(self) -> int:  # noqa: N802
+        """Number of neurons."""
+        return self.up.out_features
+
+    @property
+    def D(self) -> int:  # noqa: N802
+        """Hidden size."""
+        return self.up.in_features
+
+    @property
+    def linears(self) -> Iterator[nn.Linear]:
+        """The FFN's linears: gate (where there is one), up, down."""
+        yield from (linear for linear in (self.gate, self.up, self.down) if linear is not None)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """z for inputs x: [..., D] -> [..., F]."""
+        up = nn.functional.linear(x, self.up.weight, self.up.bias)
+        if self.gate is None:
+            return _tensor(self.act(up))
+        return _tensor(self.act(nn.functional.linear(x, self.gate.weight, self.gate.bias))) * up
+
+    @cached_property
+    def down_norms(self) -> Tensor:
+        """‖W_down[:, j]‖₂ of each neuron: float32 [F]."""
+        return torch.linalg.vector_norm(self.down.weight.detach(), dim=0, dtype=torch.float32)
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
+class Statistic(Protocol):
+    """A sum over a prompt's tokens, kept per row and neuron."""
+
+    tokens: Tensor
+    """Prompt tokens that counted, per row: int64 [B]."""
+
+    def add(self, a: Tensor, mask: Tensor) -> None:
+        """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""
+
+    def value(self) -> Tensor:
+        """The statistic of the tokens so far: float32 [B, F]."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a selection may know of a batch of prompts besides its statistic.
+
+    Attributes
+    ----------
+    tokens : Tensor
+        Prompt tokens per row, padding left out: int64 [B].
+    key : callable
+        Gives for a row a number that depends on that row's own tokens only.
+    """
+
+    tokens: Tensor
+    key: Callable[[int], int]
+
+    @property
+    def rows(self) -> int:
+        """Batch rows."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which projections a decode step reads for kept neurons only; the others it reads whole."""
+
+    gate: bool
+    up: bool
+    down: bool
+
+
+def check_sparsity(sparsity: object) -> float:
+    """Return a valid sparsity as float.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, or not in 0 <= sparsity < 1.
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
+        raise TypeError(f"sparsity must be a number, got {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is the share of neurons left out, 0 <= sparsity < 1; got {sparsity}")
+    return float(sparsity)
+
+
+def kept_count(sparsity: float, F: int) -> int:
+    """Neurons kept of F: F minus floor(sparsity·F + ½)."""
+    return F - math.floor(sparsity * F + 0.5)
+
+
+def keep_top(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` largest scores of each row; ties keep the lower index.
+
+    Parameters
+    ----------
+    scores : Tensor
+        [..., F]
+    count : int
+        How many to keep.
+
+    Returns
+    -------
+    Tensor
+        bool [..., F]
+    """
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:
+    """Raise ValueError unless value is one of the accepted ones."""
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way to leave neurons out of decode: a frozen dataclass whose fields are its options.
+
+    Attributes
+    ----------
+    name : str
+        Its registered name.
+    scope : {"model", "prompt", "token"}
+        How often it chooses: once, once per prompt, or for every decode token.
+    reads : Reads
+        Which projections a kernel needs to read for kept neurons only.
+    fast : bool
+        Whether any execution really skips what it leaves out. Where not, it has a quality and no speed.
+    needs_thresholds : bool
+        Whether it needs an artifact of `tda.calibrate`.
+    not_calibrated : frozenset of str
+        Fields that its thresholds do not depend on.
+    """
+
+    name: ClassVar[str]
+    scope: ClassVar[Scope]
+    reads: ClassVar[Reads] = Reads(gate=True, up=True, down=True)
+    fast: ClassVar[bool] = True
+    needs_thresholds: ClassVar[bool] = False
+    not_calibrated: ClassVar[frozenset[str]] = frozenset({"rows", "min_keep", "max_keep"})
+
+    sparsity: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
+
+    @property
+    def activation(self) -> Source:
+        """The activation that it looks at: z, act(gate x), or up x."""
+        return "z"
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is left out, whatever the thresholds."""
+        return self.sparsity == 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All fields but the sparsity, by name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name != "sparsity"}
+
+    @property
+    def calibrated(self) -> dict[str, Any]:
+        """What its thresholds depend on: name, and the fields that matter to calibration."""
+        fields = {"sparsity": self.sparsity, **self.options}
+        return {"name": self.name, **{k: v for k, v in fields.items() if k not in self.not_calibrated}}
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """The executions that it can run in, the one that skips first."""
+        if not self.fast:
+            return ("masked",)
+        return ("indexed", "masked") if self.scope == "token" else ("compact", "masked")
+
+    def check(self, ffn: FFN) -> None:
+        """Raise ValueError if this method is not defined for such an FFN."""
+        if ffn.gate is None and self.activation != "z":
+            raise ValueError(
+                f"method {self.name!r} looks at {self.activation!r}, which a plain FFN lacks; it needs a gated FFN"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptMethod(Method):
+    """A method whose set is fixed during decode: chosen once per prompt, or once for the model."""
+
+    scope: ClassVar[Scope] = "prompt"
+
+    def new_statistic(self, ffn: FFN) -> Statistic | None:
+        """Return a fresh statistic to be filled in prefill; None where the prompt's activations do not matter."""
+        return None
+
+    @abstractmethod
+    def scores(
+        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
+    ) -> Tensor:
+        """Score the neurons of one layer: float32 [B, F], or [1, F] where all rows share one set."""
+
+    def keep(self, ffn: FFN, scores: Tensor, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+        """Turn scores [B, F] into kept sets: bool [B, F]. By default the top k, k from the sparsity."""
+        assert self.sparsity is not None
+        return keep_top(scores, kept_count(self.sparsity, ffn.F))
+
+    def select(
+        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
+    ) -> Tensor:
+        """Kept set of one layer for a batch of prompts: bool [B, F]."""
+        shape = (prompt.rows, ffn.F)
+        if self.keeps_all:
+            return torch.ones(shape, dtype=torch.bool, device=prompt.tokens.device)
+        kept = self.keep(ffn, self.scores(ffn, statistic, prompt, thresholds), prompt, thresholds)
+        return kept.expand(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMethod(Method):
+    """A method that chooses anew for every decode token."""
+
+    scope: ClassVar[Scope] = "token"
+
+    @abstractmethod
+    def importance(self, ffn: FFN, a: Tensor) -> Tensor:
+        """Score a token's neurons from the activation it looks at: [..., F] -> float32 [..., F]."""
+
+    @abstractmethod
+    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+        """Turn importance [..., F] into kept sets: bool [..., F]."""
+
+    def select(self, ffn: FFN, a: Tensor, thresholds: Thresholds | None) -> Tensor:
+        """Kept set of each token: [..., F] -> bool [..., F]."""
+        if self.keeps_all:
+            return torch.ones_like(a, dtype=torch.bool)
+        return self.keep(ffn, self.importance(ffn, a), thresholds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorControlled(Method):
+    """Options of the methods whose thresholds are controlled by the error they make (CETT).
+
+    Attributes
+    ----------
+    sparsity : float or None
+        Mean share left out over the layers; None where `cett` is given. 0.5 if neither is.
+    allocation : {"equal_error", "uniform"}
+        How layers share the sparsity: one error level for all of them, or the same mean share for each.
+    cett : float or None
+        The error level itself, instead of a sparsity: the cumulative error of tail truncation, 0 < cett < 1.
+    """
+
+    needs_thresholds: ClassVar[bool] = True
+
+    sparsity: float | None = None
+    allocation: Allocation = "equal_error"
+    cett: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cett is None and self.sparsity is None:
+            object.__setattr__(self, "sparsity", 0.5)
+        super().__post_init__()
+        check_choice("allocation", self.allocation, ("equal_error", "uniform"))
+        if self.cett is None:
+            return
+        if self.sparsity is not None:
+            raise ValueError(f"give a sparsity or an error level, not both; got sparsity {self.sparsity}, cett {self.cett}")
+        if not 0 < self.cett < 1:
+            raise ValueError(f"cett is a relative error, 0 < cett < 1; got {self.cett}")
+        if self.allocation != "equal_error":
+            raise ValueError(f"cett is one error level for all layers; it needs allocation 'equal_error', got {self.allocation!r}")
+
+
+class Executor(Protocol):
+    """A fast path of one layer's FFN in decode."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """FFN output for inputs x: [..., D] -> [..., D]."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a decoder's FFN lives, said in dotted paths.
+
+    Attributes
+    ----------
+    name : str
+        Registered name.
+    model_types : tuple of str
+        Values of ``config.model_type`` that belong to it.
+    layers : str
+        Path from the model to its list of layers.
+    up, down, act : str
+        Paths from a layer to the linears and the activation function; `down` is the linear that consumes z.
+    gate : str or None
+        Path to the gate; None for a plain FFN.
+    block : str or None
+        Path to the module whose forward is the whole FFN; None where the layer calls the linears itself.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    layers: str
+    up: str
+    down: str
+    act: str
+    gate: str | None = None
+    block: str | None = None

@@ -1,0 +1,181 @@
+"""Attach a method to a Hugging Face model, and undo it."""
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tda.contracts import EXECUTIONS, FFN, Execution, Method, PromptMethod, TokenMethod, check_choice
+from tda.engine.identity import identify
+from tda.engine.overrides import Overrides
+from tda.engine.run import Run
+from tda.engine.selfcheck import check_family
+from tda.engine.transformers_api import cached_tokens, given_cache
+from tda.families import find_ffns
+from tda.thresholds import Thresholds
+
+_ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+@contextmanager
+def attach(
+    model: nn.Module, method: Method, thresholds: Thresholds | None = None, *, execution: Execution = "auto"
+) -> Iterator[Run]:
+    """Leave out neurons in decode, as `method` says, for as long as the context lasts.
+
+    Prefill is dense. The model's own ``generate`` works inside. A forward on an empty cache starts a request, a
+    forward on a filled one decodes; `Run.prefill` tells otherwise. After the context, also after an exception,
+    the model is bit for bit what it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A Hugging Face decoder of a supported family.
+    method : Method
+        E.g. ``tda.Griffin(sparsity=0.5)``.
+    thresholds : Thresholds, optional
+        The artifact of `tda.calibrate`, for methods that need one.
+    execution : {"auto", "masked", "compact", "indexed"}
+        "masked": dense arithmetic with left-out activations zeroed, the reference, without a speed; "compact":
+        weights gathered once per prompt (methods that choose per prompt); "indexed": kept rows looked up per
+        token (tt and cats); "auto": the fastest that is right here.
+
+    Yields
+    ------
+    Run
+        The attached method.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, the architecture unsupported, thresholds missing or foreign, or another method is
+        attached. Nothing is attached then.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a tda method such as tda.Griffin(sparsity=0.5), got {method!r}")
+    ffns = find_ffns(model)
+    _check(model, ffns, method, thresholds, execution)
+    check_family(model, ffns)
+    run = Run(model, method, thresholds, execution, ffns)
+    overrides = Overrides()
+    try:
+        _ATTACHED.add(model)
+        overrides.later(lambda: _ATTACHED.discard(model))
+        _hook(run, overrides)
+        yield run
+    finally:
+        overrides.undo()
+
+
+def _check(
+    model: nn.Module, ffns: list[FFN], method: Method, thresholds: Thresholds | None, execution: Execution
+) -> None:
+    check_choice("execution", execution, EXECUTIONS)
+    if execution != "auto" and execution not in method.executions:
+        raise ValueError(
+            f"method {method.name!r} cannot run {execution!r}; it can run {', '.join(method.executions)}"
+        )
+    if model in _ATTACHED:
+        raise ValueError("a method is already attached to this model; leave that `with` block first")
+    method.check(ffns[0])
+    if not method.needs_thresholds or method.keeps_all:
+        return
+    if thresholds is None:
+        raise ValueError(
+            f"method {method.name!r} needs thresholds: pass tda.calibrate(model, {type(method).__name__}(...), batches)"
+        )
+    if not isinstance(thresholds, Thresholds):
+        raise TypeError(f"thresholds must be a tda.Thresholds, got {type(thresholds).__name__}")
+    thresholds.check_method(method.calibrated)
+    thresholds.check_model(identify(model, ffns))
+
+
+def _hook(run: Run, overrides: Overrides) -> None:
+    model = run.model
+    hooks = [
+        model.register_forward_pre_hook(run.before_forward, with_kwargs=True),
+        model.register_forward_hook(run.after_forward, with_kwargs=True),
+    ]
+    overrides.set(model, "generate", _generate(run, model.generate))
+    if isinstance(run.method, PromptMethod | TokenMethod):
+        for ffn in run.ffns:
+            hooks += _watch(run, ffn)
+            _replace_forward(run, ffn, overrides)
+    for hook in hooks:
+        overrides.later(hook.remove)
+
+
+def _watch(run: Run, ffn: FFN) -> list[Any]:
+    """See the activation that the method looks at, and z on its way into the down projection."""
+    seen: list[Tensor] = []
+    source = run.method.activation
+
+    def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[:] = [output]
+
+    def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        z = args[0]
+        if z.shape[-1] != ffn.F:
+            return None
+        a = z if source == "z" else seen.pop()
+        run.collect(ffn.index, a)
+        masked = run.mask(ffn.index, z, a)
+        return None if masked is None else (masked,)
+
+    hooks = [ffn.down.register_forward_pre_hook(before_down)]
+    if source != "z":
+        hooks.append((ffn.act if source == "gate" else ffn.up).register_forward_hook(keep_output))
+    return hooks
+
+
+def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
+    """Let the fast path, where one runs, compute the FFN.
+
+    Where the FFN is no module of its own, its inputs pass the first linear and the activation untouched, and the
+    last linear computes the whole.
+    """
+
+    def route(module: nn.Module, fast: Callable[[Tensor], Tensor] | None) -> None:
+        dense = module.forward
+
+        @functools.wraps(dense)
+        def forward(x: Tensor) -> Tensor:
+            executor = run.executor(ffn.index)
+            if executor is None:
+                return dense(x)
+            return x if fast is None else executor(x)
+
+        overrides.set(module, "forward", forward)
+
+    if ffn.block is not None:
+        route(ffn.block, run.executor)
+        return
+    route(ffn.up, None)
+    route(ffn.act, None)
+    route(ffn.down, run.executor)
+
+
+def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the model's generate, so that the run knows where the prompt ends."""
+
+    @functools.wraps(generate)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("generation_config")
+        if kwargs.get("use_cache", getattr(config, "use_cache", True)) is False:
+            raise ValueError("dynamic activation needs the key-value cache; generate without use_cache=False")
+        named = (kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
+        prompt = args[0] if args else next((tokens for tokens in named if tokens is not None), None)
+        if prompt is None:
+            raise ValueError("generate needs input_ids while a method is attached")
+        mask = kwargs.get("attention_mask")
+        past = cached_tokens(given_cache(kwargs))
+        end = max(prompt.shape[1], 0 if mask is None else mask.shape[1])
+        with run.generating(end if end > past else past + prompt.shape[1], mask):
+            output = generate(*args, **kwargs)
+        run.note_generated(output if isinstance(output, Tensor) else output.sequences)
+        return output
+
+    return wrapper

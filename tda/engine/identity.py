@@ -1,0 +1,17 @@
+"""Which model this is: id and hash of its config."""
+
+from torch import nn
+
+from tda.contracts import FFN
+from tda.thresholds import ModelIdentity, hash_config
+
+
+def identify(model: nn.Module, ffns: list[FFN]) -> ModelIdentity:
+    """Identity of a model, as thresholds keep it."""
+    config = model.config
+    return ModelIdentity(
+        id=getattr(config, "_name_or_path", "") or type(model).__name__,
+        config_hash=hash_config(config.to_diff_dict()),
+        layers=len(ffns),
+        intermediate_size=ffns[0].F,
+    )

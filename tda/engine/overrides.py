@@ -1,0 +1,35 @@
+"""Replace forwards and methods of single objects, and put everything back."""
+
+from collections.abc import Callable
+from typing import Any
+
+_ABSENT = object()
+
+
+class Overrides:
+    """Instance attributes set for a while; `undo` restores what was there before, in reverse order."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an instance attribute until `undo`."""
+        before = vars(owner).get(name, _ABSENT)
+
+        def restore() -> None:
+            if before is _ABSENT:
+                vars(owner).pop(name, None)
+            else:
+                vars(owner)[name] = before
+
+        self._undo.append(restore)
+        vars(owner)[name] = value
+
+    def later(self, undo: Callable[[], None]) -> None:
+        """Have something else undone too, e.g. a hook removed."""
+        self._undo.append(undo)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        while self._undo:
+            self._undo.pop()()

@@ -1,0 +1,332 @@
+"""A method attached to a model: knows the phase of every forward, and carries the selection of each request."""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tda.contracts import FFN, Execution, Method, PromptMethod, TokenMethod
+from tda.engine.request import Request
+from tda.engine.transformers_api import cached_tokens, given_cache, returned_cache
+from tda.kernels.compact import CompactFFN
+from tda.kernels.indexed import IndexedFFN
+from tda.thresholds import Thresholds
+
+Phase = Literal["prefill", "decode"]
+WORTHWHILE_ROWS = 1.2
+"""Gathered rows pay while batch rows times density stays below this; beyond, "auto" runs dense arithmetic."""
+
+
+@dataclass
+class Call:
+    """One forward of the model in progress."""
+
+    phase: Phase
+    rows: int
+    tokens: int
+    mask: Tensor  # bool [B, T]
+    request: Request
+
+
+class Run:
+    """What `attach` yields: tells phases, holds selections, reports what was left out.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The Hugging Face model.
+    method : Method
+        The attached method.
+    thresholds : Thresholds or None
+        Its artifact.
+    asked_execution : str
+        The execution asked for; `execution` is the one that really ran.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        thresholds: Thresholds | None,
+        execution: Execution,
+        ffns: list[FFN],
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.thresholds = thresholds
+        self.asked_execution = execution
+        self.ffns = ffns
+        self._call: Call | None = None
+        self._told: Phase | None = None
+        self._prompt_end: int | None = None
+        self._prompt_mask: Tensor | None = None
+        self._requests: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
+        self._request: Request | None = None
+        self._loaded: Request | None = None
+        self._left_out = [0.0] * len(ffns)
+        self._decoded = [0.0] * len(ffns)
+        self._token_kept: list[Tensor | None] = [None] * len(ffns)
+        self._compact: list[CompactFFN] = []
+        self._indexed: list[IndexedFFN] = []
+        self._executed: str | None = None
+        if isinstance(method, PromptMethod) and execution in ("compact", "auto"):
+            self._compact = [CompactFFN(ffn) for ffn in ffns]
+        if isinstance(method, TokenMethod) and execution in ("indexed", "auto") and "indexed" in method.executions:
+            self._indexed = [IndexedFFN(ffn, method, thresholds, self._observe) for ffn in ffns]
+
+    # What a caller may ask.
+
+    @contextmanager
+    def prefill(self) -> Iterator[None]:
+        """Tell that forwards inside are prompt, where the caller drives the model by hand.
+
+        On an empty cache a new request starts; on a filled one the prompt goes on: its new tokens join the
+        statistic, and the selection is renewed.
+        """
+        with self._tell("prefill"):
+            yield
+
+    def select(self) -> None:
+        """Make the selection of the last request now, if it is still to be made.
+
+        Otherwise the first decode step makes it.
+        """
+        if self._request is not None and self._request.kept is None:
+            self._select(self._request)
+
+    def selection(self) -> list[Tensor]:
+        """Kept neurons per layer: bool [B, F], of the last prompt; of per-token methods, the last decode step.
+
+        Raises
+        ------
+        ValueError
+            If nothing was selected yet.
+        """
+        if self._request is None:
+            raise ValueError("no prompt was prefilled yet, so nothing is selected")
+        if isinstance(self.method, TokenMethod):
+            kept = [layer for layer in self._token_kept if layer is not None]
+            if len(kept) < len(self.ffns):
+                raise ValueError(f"{self.method.name!r} selects per token, and no decode step ran yet")
+            return kept
+        self.select()
+        assert self._request.kept is not None
+        return self._request.kept
+
+    def achieved_sparsity(self) -> list[float]:
+        """Share left out per layer, mean over the decode steps (and rows) so far.
+
+        Raises
+        ------
+        ValueError
+            If no decode step ran yet.
+        """
+        if not all(self._decoded):
+            raise ValueError("no decode step ran yet, so no sparsity was achieved")
+        return [left / count for left, count in zip(self._left_out, self._decoded, strict=True)]
+
+    @property
+    def execution(self) -> str | None:
+        """The execution that the last decode step really ran: dense, masked, compact or indexed."""
+        return self._executed
+
+    # Phases.
+
+    @contextmanager
+    def _tell(self, phase: Phase) -> Iterator[None]:
+        before, self._told = self._told, phase
+        try:
+            yield
+        finally:
+            self._told = before
+
+    @contextmanager
+    def generating(self, prompt_end: int, mask: Tensor | None) -> Iterator[None]:
+        """Within `generate`: forwards are prompt until the cache holds `prompt_end` tokens."""
+        self._prompt_end, self._prompt_mask = prompt_end, mask
+        try:
+            yield
+        finally:
+            self._prompt_end = self._prompt_mask = None
+
+    def note_generated(self, sequences: Tensor) -> None:
+        """After `generate`: remember the last generated tokens, which no forward has seen yet."""
+        for cache, request in self._requests.items():
+            if request is self._request and len(sequences) == request.rows:
+                length = cached_tokens(cache)
+                request.unfed = sequences[:, length] if sequences.shape[1] > length else None
+
+    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the model: find out the phase and the request of this forward."""
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if tokens is None:
+            tokens = kwargs["inputs_embeds"]
+        rows, count = tokens.shape[:2]
+        cache = given_cache(kwargs)
+        cached = cached_tokens(cache)
+        phase = self._phase(cached)
+        mask = self._mask(kwargs.get("attention_mask"), rows, count, cached, tokens.device)
+        request = self._find_request(cache, cached, phase, rows, tokens.device)
+        if phase == "prefill":
+            mask = self._read_prompt(request, tokens, mask, cached + count)
+        elif request.kept is None and isinstance(self.method, PromptMethod):
+            self._select(request)
+        self._call = Call(phase, rows, count, mask, request)
+        self._request = request
+        if phase == "decode":
+            self._begin_decode(request, rows * count)
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Post-hook of the model: the cache that it made belongs to this request."""
+        cache = returned_cache(output)
+        if cache is not None and self._call is not None:
+            self._requests[cache] = self._call.request
+        self._call = None
+
+    def _phase(self, cached: int) -> Phase:
+        if self._told is not None:
+            return self._told
+        if self._prompt_end is not None:
+            return "prefill" if cached < self._prompt_end else "decode"
+        return "prefill" if cached == 0 else "decode"
+
+    def _mask(self, given: Any, rows: int, count: int, cached: int, device: torch.device) -> Tensor:
+        """Which of a forward's tokens are no padding: bool [B, T]."""
+        if given is None:
+            return torch.ones(rows, count, dtype=torch.bool, device=device)
+        if not isinstance(given, Tensor) or given.dim() != 2:
+            if self._prompt_mask is None:
+                raise ValueError("attention_mask must have shape [batch, tokens] while a method is attached")
+            given = self._prompt_mask.repeat_interleave(rows // len(self._prompt_mask), 0)
+        if given.shape[1] < cached + count:
+            return given[:, -count:].bool()
+        return given[:, cached : cached + count].bool()
+
+    def _find_request(self, cache: Any, cached: int, phase: Phase, rows: int, device: torch.device) -> Request:
+        known = None if cache is None else self._requests.get(cache)
+        if known is not None and (cached > 0 or self._told == "decode"):
+            return known
+        if phase == "decode" and isinstance(self.method, PromptMethod) and self.method.scope == "prompt":
+            if self._told == "decode" and self._request is not None:
+                return self._request
+            raise ValueError(
+                "decode on a cache whose prompt was not prefilled inside this attach: run the prompt inside it, "
+                "or wrap prompt tokens in `with run.prefill():`"
+            )
+        statistics = [
+            self.method.new_statistic(ffn) if isinstance(self.method, PromptMethod) else None for ffn in self.ffns
+        ]
+        request = Request(statistics, rows, device)
+        if cache is not None:
+            self._requests[cache] = request
+        return request
+
+    def _read_prompt(self, request: Request, tokens: Tensor, mask: Tensor, end: int) -> Tensor:
+        """Take note of prompt tokens; return which of them count: bool [B, T]."""
+        if request.unfed is not None and tokens.dim() == 2:
+            # A generated token is no prompt, though a second turn is the first to feed it.
+            mask = mask.clone()
+            mask[:, 0] &= tokens[:, 0] != request.unfed
+            request.unfed = None
+        if self._prompt_end is not None and end >= self._prompt_end and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "generation needs left padding, got a prompt that is padded on the right; "
+                "set tokenizer.padding_side = 'left'"
+            )
+        request.read(tokens, mask)
+        return mask
+
+    # Selection and decode.
+
+    def _select(self, request: Request) -> None:
+        if not isinstance(self.method, PromptMethod):
+            return
+        kept = request.select(self.method, self.ffns, self.thresholds)
+        request.execution = self._choose_execution(request)
+        if request.execution == "compact":
+            self._load(request, kept)
+
+    def _choose_execution(self, request: Request) -> Execution:
+        if self.asked_execution != "auto":
+            return self.asked_execution
+        if not self._compact:
+            return "masked"
+        assert request.kept is not None
+        alike = all(bool((layer == layer[:1]).all()) for layer in request.kept) if request.rows > 1 else True
+        density = 1 - sum(request.shares) / len(request.shares)
+        return "compact" if alike or request.rows * density < WORTHWHILE_ROWS else "masked"
+
+    def _load(self, request: Request, kept: Sequence[Tensor]) -> None:
+        for executor, layer in zip(self._compact, kept, strict=True):
+            executor.load(layer)
+        self._loaded = request
+
+    def _begin_decode(self, request: Request, weight: int) -> None:
+        if isinstance(self.method, PromptMethod):
+            self._executed = request.execution
+            if request.execution == "compact" and self._loaded is not request:
+                assert request.kept is not None
+                self._load(request, request.kept)
+            self._left_out = [left + share * weight for left, share in zip(self._left_out, request.shares, strict=True)]
+            self._decoded = [count + weight for count in self._decoded]
+        elif isinstance(self.method, TokenMethod):
+            worthwhile = request.rows * (1 - (self.method.sparsity or 0)) < WORTHWHILE_ROWS
+            fast = self._indexed and (worthwhile or self.asked_execution == "indexed")
+            request.execution = self._executed = "indexed" if fast else "masked"
+        else:
+            self._executed = "dense"
+            self._decoded = [count + weight for count in self._decoded]
+
+    def _observe(self, layer: int, kept: Tensor) -> None:
+        """Count what a per-token method kept: bool [N, F], N tokens of the batch."""
+        rows = len(kept) if self._call is None else self._call.rows
+        self._token_kept[layer] = kept.view(rows, -1, kept.shape[-1])[:, -1]
+        self._left_out[layer] += len(kept) - float(kept.sum()) / kept.shape[-1]
+        self._decoded[layer] += len(kept)
+
+    # What the layers ask.
+
+    def collect(self, layer: int, a: Tensor) -> None:
+        """Add a prompt's activations, [B, T, F] or [B·T, F], to the layer's statistic."""
+        call = self._call
+        if call is None or call.phase != "prefill":
+            return
+        statistic = call.request.statistics[layer]
+        if statistic is not None:
+            statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
+
+    def executor(self, layer: int) -> CompactFFN | IndexedFFN | None:
+        """The fast path that runs this layer in the forward in progress; None where the model's own code does."""
+        call = self._call
+        if call is None or call.phase != "decode":
+            return None
+        if call.request.execution == "compact":
+            return self._compact[layer]
+        return self._indexed[layer] if call.request.execution == "indexed" else None
+
+    def mask(self, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
+        """Masked execution: z with left-out activations zeroed; None outside decode and in other executions.
+
+        Parameters
+        ----------
+        layer : int
+            Layer number.
+        z : Tensor
+            Neuron activation, [B, T, F] or [B·T, F].
+        a : Tensor
+            The activation that the method looks at, of the same shape.
+        """
+        call = self._call
+        if call is None or call.phase != "decode" or call.request.execution != "masked":
+            return None
+        if isinstance(self.method, TokenMethod):
+            kept = self.method.select(self.ffns[layer], a, self.thresholds)
+            self._observe(layer, kept.reshape(-1, kept.shape[-1]))
+            return z.masked_fill(~kept, 0)
+        assert call.request.kept is not None
+        left_out = ~call.request.kept[layer].unsqueeze(1)  # [B, 1, F]
+        return z.view(call.rows, call.tokens, -1).masked_fill(left_out, 0).view_as(z)

@@ -1,0 +1,82 @@
+"""Before a family's description is trusted: does it compute what the model computes?"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tda.contracts import FFN
+from tda.engine.overrides import Overrides
+from tda.kernels.compact import CompactFFN
+
+_CHECKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+PROBE_TOKENS = 8
+
+
+@torch.no_grad()
+def check_family(model: nn.Module, ffns: list[FFN]) -> None:
+    """Check once per model that each FFN with all neurons kept, as the family describes it, equals the dense FFN.
+
+    A probe of a few tokens runs through the model; each layer's inputs go through the fast path's own arithmetic
+    with every neuron kept, and the result is compared with what the layer gave. One layer at a time, so that a
+    large model needs little memory.
+
+    Raises
+    ------
+    ValueError
+        If a layer disagrees: the model does more in its FFN than its family declares.
+    """
+    if model in _CHECKED:
+        return
+    seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    overrides = Overrides()
+    for ffn in ffns:
+        for hook in _record(ffn, seen):
+            overrides.later(hook.remove)
+    try:
+        vocabulary = model.config.get_text_config().vocab_size
+        tokens = torch.arange(PROBE_TOKENS, device=ffns[0].up.weight.device) * 7 % vocabulary
+        model(input_ids=tokens.unsqueeze(0), use_cache=False)
+    finally:
+        overrides.undo()
+    for ffn in ffns:
+        _compare(ffn, *seen[ffn.index])
+    _CHECKED.add(model)
+
+
+def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> list[Any]:
+    """Note a layer's FFN input x, its z and its output y as they pass."""
+    parts: dict[str, Tensor] = {}
+
+    def entering(module: nn.Module, args: tuple[Any, ...]) -> None:
+        parts["x"] = args[0].detach()
+
+    def activated(module: nn.Module, args: tuple[Any, ...]) -> None:
+        parts["z"] = args[0].detach()
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[ffn.index] = (parts["x"], parts["z"], output.detach())
+
+    return [
+        (ffn.block or ffn.up).register_forward_pre_hook(entering),
+        ffn.down.register_forward_pre_hook(activated),
+        (ffn.block or ffn.down).register_forward_hook(leaving),
+    ]
+
+
+def _compare(ffn: FFN, x: Tensor, z: Tensor, y: Tensor) -> None:
+    executor = CompactFFN(ffn)
+    executor.load(torch.ones(1, ffn.F, dtype=torch.bool, device=x.device))
+    tolerance = 1e-4 if y.dtype == torch.float32 else 3e-2
+    for what, ours, theirs in (("z", ffn.activation(x), z), ("output", executor(x), y)):
+        if ours.shape != theirs.shape or not _close(ours, theirs, tolerance):
+            raise ValueError(
+                f"layer {ffn.index}: the {what} of the FFN with all neurons kept is not what the model computes, so "
+                "this model's FFN does more than its family declares; it is not supported"
+            )
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    scale = theirs.double().abs().max()
+    return bool((ours.double() - theirs.double()).abs().max() <= tolerance * scale + 1e-12)

@@ -1,0 +1,43 @@
+"""CATS: contextually aware thresholding of the gate."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tda.contracts import FFN, Reads, Source, TokenMethod
+from tda.methods import METHODS
+from tda.thresholds import Thresholds
+
+
+@METHODS.register("cats")
+@dataclass(frozen=True, kw_only=True)
+class CATS(TokenMethod):
+    """Leave out, for each decode token, the neurons whose gate is closed.
+
+    Kept where abs(act(W_gate x)_j) ≥ τ of the layer, each layer leaving out the asked share on calibration text.
+    Source: CATS, arXiv 2404.08763. It looks at the gate only, so rows of up and down are both skipped; gated FFNs only.
+
+    Attributes
+    ----------
+    sparsity : float
+        Share of neurons left out in each layer, on average.
+    """
+
+    name: ClassVar[str] = "cats"
+    reads: ClassVar[Reads] = Reads(gate=False, up=True, down=True)
+    needs_thresholds: ClassVar[bool] = True
+
+    @property
+    def activation(self) -> Source:
+        """The gate's activation."""
+        return "gate"
+
+    def importance(self, ffn: FFN, a: Tensor) -> Tensor:
+        """How far each gate is open."""
+        return a.abs().float()
+
+    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+        """Gate at or above the layer's threshold."""
+        assert thresholds is not None
+        return importance >= thresholds.cut(ffn.index)

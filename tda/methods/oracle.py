@@ -1,0 +1,39 @@
+"""The per-token oracle: what no selection that must be made beforehand can beat."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tda.contracts import FFN, Reads, TokenMethod, keep_top, kept_count
+from tda.methods import METHODS
+from tda.methods.tt import contribution
+from tda.thresholds import Thresholds
+
+
+@METHODS.register("oracle")
+@dataclass(frozen=True, kw_only=True)
+class Oracle(TokenMethod):
+    """Keep, for each decode token, the k neurons that contribute most to its output.
+
+    Score: ‖n_j‖ = abs(z_j)·‖W_down[:, j]‖. It knows z before it chooses, so it is a bound of quality and never
+    has a speed.
+
+    Attributes
+    ----------
+    sparsity : float
+        Share of neurons left out.
+    """
+
+    name: ClassVar[str] = "oracle"
+    reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
+    fast: ClassVar[bool] = False
+
+    def importance(self, ffn: FFN, a: Tensor) -> Tensor:
+        """Size of each neuron's contribution to the output."""
+        return contribution(ffn, a)
+
+    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+        """Top k of each token."""
+        assert self.sparsity is not None
+        return keep_top(importance, kept_count(self.sparsity, ffn.F))

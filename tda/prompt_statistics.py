@@ -1,0 +1,74 @@
+"""Sums over a prompt's tokens, accumulated in float32 in blocks, without a float copy of all of z."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+"""Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
+
+
+class PromptSum:
+    """Base of the statistics: counts tokens, walks over blocks.
+
+    Parameters
+    ----------
+    weights : Tensor, optional
+        Factor per neuron that the activations are multiplied by first: float32 [F].
+    """
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        self.weights = weights
+        self.tokens = torch.zeros(0, dtype=torch.int64)
+        self.sums = torch.zeros(0)
+
+    def add(self, a: Tensor, mask: Tensor) -> None:
+        """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""
+        if self.sums.numel() == 0:
+            self.sums = torch.zeros(a.shape[0], a.shape[2], device=a.device)  # [B, F]
+            self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
+        self.tokens += mask.sum(1)
+        for block, inside in self._blocks(a, mask):
+            self._add(block, inside)
+
+    def _blocks(self, a: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, a.shape[1], BLOCK):
+            block = a[:, start : start + BLOCK].float()
+            yield block if self.weights is None else block * self.weights, mask[:, start : start + BLOCK]
+
+    def _add(self, block: Tensor, inside: Tensor) -> None:
+        raise NotImplementedError
+
+    def value(self) -> Tensor:
+        """The sum so far: float32 [B, F]."""
+        return self.sums
+
+
+def _inverse(values: Tensor, inside: Tensor) -> Tensor:
+    """1/values where that is finite and inside the mask, else 0: an all-zero activation contributes zero."""
+    return torch.where(inside & (values > 0), 1 / values, torch.zeros_like(values))
+
+
+class RelativeSquares(PromptSum):
+    """Σ_t (a_tj / ‖a_t‖₂)²."""
+
+    def _add(self, block: Tensor, inside: Tensor) -> None:
+        squares = block.square()
+        self.sums += torch.bmm(_inverse(squares.sum(-1), inside).unsqueeze(1), squares).squeeze(1)
+
+
+class Squares(PromptSum):
+    """Σ_t a_tj²."""
+
+    def _add(self, block: Tensor, inside: Tensor) -> None:
+        self.sums += torch.bmm(inside.float().unsqueeze(1), block.square()).squeeze(1)
+
+
+class RelativeMaximum(PromptSum):
+    """max_t abs(a_tj) / ‖a_t‖₂."""
+
+    def _add(self, block: Tensor, inside: Tensor) -> None:
+        norms = torch.linalg.vector_norm(block, dim=-1)
+        relative = block.abs() * _inverse(norms, inside).unsqueeze(-1)
+        self.sums = torch.maximum(self.sums, relative.amax(1))

@@ -1,0 +1,277 @@
+"""What ran and what it gave: the record that every other part writes or reads.
+
+A line of ``results.jsonl`` is one `Record`: one case in one round. Round 0 holds what needs no repetition
+(quality over documents, peak memory of a first request); rounds 1, 2, … hold timings. `merge` joins the lines
+of a case. Raw samples are kept; medians, intervals and ratios are computed from them, never stored.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RECORD_VERSION = 1
+
+Status = Literal["ok", "error", "oom", "timeout", "crash"]
+Better = Literal["lower", "higher"]
+FlagName = Literal["foreign_load", "throttling", "clocks", "few_samples", "cache_resident"]
+
+
+class Frozen(BaseModel):
+    """A record part: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class MeasurementKind(Frozen):
+    """What a measurement name stands for."""
+
+    unit: str
+    better: Better | None
+    meaning: str
+
+
+MEASUREMENTS: Mapping[str, MeasurementKind] = {
+    name: MeasurementKind(unit=unit, better=better, meaning=meaning)
+    for name, unit, better, meaning in (
+        ("prefill_ms", "ms", "lower", "the prompt's forward pass with the method attached, statistic included"),
+        ("select_ms", "ms", "lower", "all that a method adds before the first decode step: ttft less dense prefill"),
+        ("ttft_ms", "ms", "lower", "prefill with the statistic, then choice and gather"),
+        ("decode_ms", "ms", "lower", "one decode step, one sample per token and round"),
+        ("generation_ms", "ms", "lower", "end to end through the model's own generate"),
+        ("break_even_tokens", "tokens", "lower", "decode tokens after which select_ms is repaid"),
+        ("peak_memory_bytes", "B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
+        ("weight_bytes_per_token", "B", "lower", "weight bytes that one decode step must read"),
+        ("limit_speedup", "ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included"),
+        ("gain_share", "ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)"),
+        ("bandwidth_share", "ratio", "higher", "bytes of a decode step over its time and the stream bandwidth"),
+        ("stream_gb_per_s", "GB/s", "higher", "stream bandwidth measured in the same round"),
+        ("selection_digest", "hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
+        ("gpu_utilization_percent", "%", "higher", "share of time in which some kernel ran"),
+        ("gpu_memory_bytes", "B", "lower", "device memory in use, as the driver reports it"),
+        ("power_w", "W", "lower", "board power, the driver's one-second mean"),
+        ("energy_j_per_token", "J", "lower", "energy counter difference over decode, per token"),
+        ("perplexity", "ratio", "lower", "exp of nll_nats of one document"),
+        ("nll_nats", "nats/token", "lower", "mean negative log likelihood of one document's sparse tokens"),
+        ("kl_to_dense_nats", "nats/token", "lower", "mean KL(dense || method) of one document's sparse tokens"),
+        ("top1_disagreement", "share", "lower", "share of sparse tokens whose most likely token differs from dense"),
+    )
+}
+
+
+def _digest(value: object, length: int = 16) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+class Case(Frozen):
+    """One cell of a matrix: a model, a method with its options, and the sizes of the request."""
+
+    model: str
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    sparsity: float | None = Field(default=0.0, description="asked share of neurons left out; null if CETT asked")
+    execution: str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch: int = Field(default=1, ge=1)
+    prompt_tokens: int = Field(ge=1)
+    new_tokens: int = Field(ge=2)
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Hash that is equal for equal cases."""
+        return _digest(self.model_dump(mode="json"))
+
+    @property
+    def setting(self) -> str:
+        """Hash of everything but method, options, sparsity and execution: cases that may be compared."""
+        return _digest(self.model_dump(mode="json", exclude={"method", "options", "sparsity", "execution"}))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Commit(Frozen):
+    """The state of the code that ran; nulls outside a git checkout."""
+
+    hash: str | None = None
+    dirty: bool | None = None
+
+
+class Machine(Frozen):
+    """What the numbers were taken on."""
+
+    cpu: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    cache_bytes: int | None = Field(default=None, description="last-level cache; null where it cannot be read")
+    gpu: str | None = None
+    driver: str | None = None
+    python: str
+    torch: str
+    transformers: str
+    tda: str
+    system: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all fields: numbers of unlike fingerprints are not compared silently."""
+        return _digest(self.model_dump(mode="json"))
+
+
+class Measurement(Frozen):
+    """Raw samples of one quantity, or the reason why there are none.
+
+    `groups` names for each sample what it belongs to (a document's number, a round): the unit of resampling.
+    """
+
+    unit: str
+    better: Better | None = None
+    samples: tuple[float, ...] = ()
+    groups: tuple[int, ...] = ()
+    missing: str | None = None
+
+    @model_validator(mode="after")
+    def _samples_or_reason(self) -> "Measurement":
+        if bool(self.samples) == (self.missing is not None):
+            raise ValueError("a measurement has samples or a reason why they are missing, and not both")
+        if self.groups and len(self.groups) != len(self.samples):
+            raise ValueError(f"{len(self.groups)} groups for {len(self.samples)} samples")
+        return self
+
+    @classmethod
+    def of(cls, name: str, samples: Iterable[float], groups: Iterable[int] = ()) -> "Measurement":
+        """Samples of the measurement called `name`, with its unit and direction."""
+        kind = measurement_kind(name)
+        return cls(unit=kind.unit, better=kind.better, samples=tuple(samples), groups=tuple(groups))
+
+    @classmethod
+    def absent(cls, name: str, reason: str) -> "Measurement":
+        """No samples of the measurement called `name`, and why."""
+        kind = measurement_kind(name)
+        return cls(unit=kind.unit, better=kind.better, missing=reason)
+
+
+def measurement_kind(name: str) -> MeasurementKind:
+    """Look up a measurement name.
+
+    Raises
+    ------
+    ValueError
+        If the name is neither in `MEASUREMENTS` nor of the form ``task_<name>_<score>``.
+    """
+    if name in MEASUREMENTS:
+        return MEASUREMENTS[name]
+    if name.startswith("task_"):
+        lower = name.endswith("_nll")
+        return MeasurementKind(
+            unit="nats/token" if lower else "share", better="lower" if lower else "higher", meaning="a task's score"
+        )
+    raise ValueError(f"unknown measurement {name!r}; known: {', '.join(MEASUREMENTS)}, task_<name>_<score>")
+
+
+class Flag(Frozen):
+    """One doubt about a record: raised, cleared, or (null) not observable here."""
+
+    raised: bool | None
+    detail: str
+
+
+class Record(Frozen):
+    """One case in one round: a line of ``results.jsonl``."""
+
+    version: Literal[1] = RECORD_VERSION
+    case: Case
+    round: Annotated[int, Field(ge=0)]
+    control: bool = Field(default=False, description="the second dense run of a round: the A/A control")
+    commit: Commit
+    machine: Machine
+    status: Status
+    reason: str | None = None
+    achieved_sparsity: tuple[float, ...] = Field(default=(), description="share left out in decode, per layer")
+    execution: str | None = Field(default=None, description="the execution that really ran")
+    backend: str | None = Field(default=None, description="the kernels that really ran")
+    measurements: dict[str, Measurement] = Field(default_factory=dict)
+    flags: dict[FlagName, Flag] = Field(default_factory=dict)
+    conditions: dict[str, float | str | None] = Field(default_factory=dict)
+    started: str
+    seconds: float
+
+    @property
+    def series(self) -> tuple[str, bool]:
+        """Lines of equal series are rounds of the same thing."""
+        return self.case.key, self.control
+
+    def samples(self, name: str) -> tuple[float, ...]:
+        """Samples of a measurement; empty where it is missing."""
+        found = self.measurements.get(name)
+        return found.samples if found else ()
+
+    def raised(self) -> list[str]:
+        """Names and details of the raised flags."""
+        return [f"{name}: {flag.detail}" for name, flag in self.flags.items() if flag.raised]
+
+
+def merge(records: Iterable[Record]) -> list[Record]:
+    """Join the rounds of each series into one record, in the order in which the series first appeared.
+
+    Samples are concatenated in order of rounds; where a measurement has no groups, its samples' group is their
+    round. A failed round is left out of the samples while another round is ok; a series that only failed keeps
+    its last failure. A flag that any round raised is raised.
+    """
+    rounds: dict[tuple[str, bool], dict[int, Record]] = {}
+    for record in records:
+        held = rounds.setdefault(record.series, {})
+        before = held.get(record.round)
+        if before is None or before.status != "ok" or record.status == "ok":
+            held[record.round] = record
+    return [_join([held[number] for number in sorted(held)]) for held in rounds.values()]
+
+
+def _join(lines: list[Record]) -> Record:
+    good = [line for line in lines if line.status == "ok"]
+    if not good:
+        return lines[-1]
+    names = dict.fromkeys(name for line in good for name in line.measurements)
+    flags: dict[FlagName, Flag] = {}
+    for line in good:
+        for name, flag in line.flags.items():
+            if name not in flags or (flag.raised and not flags[name].raised):
+                flags[name] = flag
+    last = good[-1]
+    failed = [line for line in lines if line.status != "ok"]
+    return last.model_copy(
+        update={
+            "reason": f"{len(failed)} of {len(lines)} rounds failed: {failed[-1].reason}" if failed else None,
+            "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
+            "measurements": {name: _join_measurement(name, good) for name in names},
+            "flags": flags,
+            "started": good[0].started,
+            "seconds": sum(line.seconds for line in lines),
+        }
+    )
+
+
+def _mean_layers(shares: list[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(sum(layer) / len(layer) for layer in zip(*shares, strict=True))
+
+
+def _join_measurement(name: str, lines: list[Record]) -> Measurement:
+    present = [(line.round, line.measurements[name]) for line in lines if name in line.measurements]
+    filled = [(number, part) for number, part in present if part.samples]
+    if not filled:
+        return present[-1][1]
+    samples = tuple(sample for _, part in filled for sample in part.samples)
+    groups = tuple(
+        group for number, part in filled for group in (part.groups or (number,) * len(part.samples))
+    )
+    return filled[0][1].model_copy(update={"samples": samples, "groups": groups})
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of one line of ``results.jsonl``."""
+    return Record.model_json_schema()

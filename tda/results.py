@@ -1,0 +1,85 @@
+"""The results file: lines appended and fsynced as they come, read back tolerantly, written whole atomically."""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tda.records import Record
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a results file held: its records, and one sentence for each line that could not be read."""
+
+    records: list[Record]
+    problems: list[str]
+
+
+def results_path(folder: Path) -> Path:
+    """Path of the results file for a folder (or of the file itself)."""
+    return folder if folder.suffix == ".jsonl" else folder / RESULTS
+
+
+def load(folder: Path) -> Loaded:
+    """Read a results file; a damaged line is skipped and named.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no results file.
+    """
+    path = results_path(folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}; `tda bench --out {folder}` writes them")
+    records: list[Record] = []
+    problems: list[str] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the line"
+            problems.append(f"{path}, line {number} skipped: {where}: {first['msg']}")
+    return Loaded(records, problems)
+
+
+def append(folder: Path, records: Iterable[Record]) -> None:
+    """Append records, one line each, and fsync.
+
+    A last line that a kill left unfinished is closed first, so that it stays a line of its own.
+    """
+    path = results_path(folder)
+    text = "".join(record.model_dump_json() + "\n" for record in records).encode()
+    with open(path, "a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = b"\n" + text
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either the old one or the new one at any moment."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,186 @@
+"""The artifact of calibration: cuts per layer (and prompt length), with what they were made from."""
+
+import bisect
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from tda.records import Frozen
+from tda.results import write_whole
+
+WINDOW = 64
+"""Tokens per hashed window: a passage shared over 2·64 - 1 tokens is always found."""
+
+
+class ModelIdentity(Frozen):
+    """Which model a set of thresholds belongs to."""
+
+    id: str
+    config_hash: str
+    layers: int
+    intermediate_size: int
+
+
+class TextHashes(Frozen):
+    """Hashes of the calibration text: one per document, and one per window of tokens."""
+
+    window: int = WINDOW
+    documents: tuple[str, ...]
+    windows: tuple[str, ...]
+
+
+class Thresholds(Frozen):
+    """Thresholds of one method for one model: JSON on disk.
+
+    Attributes
+    ----------
+    method : dict
+        Name and the options that the thresholds depend on, sparsity or CETT among them.
+    lengths : tuple of int
+        Prompt lengths (tokens) that have cuts of their own; empty for per-token methods.
+    cuts : tuple of tuple of float
+        [L][lengths], or [L][1] for per-token methods; empty where `scores` stands instead.
+    scores : tuple of tuple of float
+        [L][F], for a static method.
+    targets : tuple of float
+        Share that each layer was to leave out.
+    achieved_sparsity, cett : tuple of float
+        What calibration text gave with these cuts, per layer, at the longest length.
+    """
+
+    format: Literal[1] = 1
+    method: dict[str, Any]
+    model: ModelIdentity
+    dtype: str
+    lengths: tuple[int, ...] = ()
+    cuts: tuple[tuple[float, ...], ...] = ()
+    scores: tuple[tuple[float, ...], ...] = ()
+    targets: tuple[float, ...] = ()
+    achieved_sparsity: tuple[float, ...] = ()
+    cett: tuple[float, ...] = ()
+    text: TextHashes
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact as JSON, atomically."""
+        write_whole(Path(path), self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Thresholds":
+        """Read an artifact.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is no artifact of this format.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise ValueError(f"{path} is no thresholds artifact: {where}: {first['msg']}") from None
+
+    def cut(self, layer: int, tokens: float | None = None) -> float:
+        """Threshold of a layer, interpolated over log2 of the prompt length where it depends on that.
+
+        Parameters
+        ----------
+        layer : int
+            Layer number.
+        tokens : float, optional
+            Prompt length; a length outside the calibrated ones takes the nearest, with a warning.
+        """
+        cuts = self.cuts[layer]
+        if not self.lengths or tokens is None:
+            return cuts[-1]
+        if not self.lengths[0] <= tokens <= self.lengths[-1]:
+            warnings.warn(
+                f"prompt of {tokens:g} tokens: thresholds were calibrated for {self.lengths[0]} to "
+                f"{self.lengths[-1]}; the achieved sparsity will differ from the asked one",
+                stacklevel=2,
+            )
+        if len(self.lengths) == 1:
+            return cuts[0]
+        right = min(max(bisect.bisect_left(self.lengths, tokens), 1), len(self.lengths) - 1)
+        low, high = math.log2(self.lengths[right - 1]), math.log2(self.lengths[right])
+        share = min(max((math.log2(max(tokens, 1)) - low) / (high - low), 0.0), 1.0)
+        return cuts[right - 1] + share * (cuts[right] - cuts[right - 1])
+
+    def layer_scores(self, layer: int) -> tuple[float, ...]:
+        """Calibrated scores of a layer's neurons: F floats."""
+        return self.scores[layer]
+
+    def check_method(self, calibrated: dict[str, Any]) -> None:
+        """Raise ValueError if these thresholds were made for another method or other options."""
+        if self.method != calibrated:
+            raise ValueError(
+                f"these thresholds were calibrated for {_words(self.method)}, not for {_words(calibrated)}; "
+                "run tda.calibrate (or `tda calibrate`) for it"
+            )
+
+    def check_model(self, model: ModelIdentity) -> None:
+        """Raise ValueError if these thresholds were made for a model with another config."""
+        if self.model.config_hash != model.config_hash:
+            raise ValueError(
+                f"these thresholds belong to {self.model.id!r} ({self.model.layers} layers of "
+                f"{self.model.intermediate_size} neurons, config {self.model.config_hash}), not to {model.id!r} "
+                f"({model.layers} layers of {model.intermediate_size}, config {model.config_hash})"
+            )
+
+    def check_text(self, rows: Iterable[NDArray[np.int64]]) -> None:
+        """Raise ValueError if evaluation text shares a document or a window of tokens with calibration.
+
+        Parameters
+        ----------
+        rows : iterable of int64 arrays
+            Token ids of each evaluation document, padding left out.
+        """
+        documents, windows = set(self.text.documents), set(self.text.windows)
+        for number, row in enumerate(rows):
+            if hash_tokens(row) in documents:
+                raise ValueError(f"evaluation document {number} is a calibration document; use other text")
+            for start in range(len(row) - self.text.window + 1):
+                if hash_tokens(row[start : start + self.text.window]) in windows:
+                    raise ValueError(
+                        f"evaluation document {number} shares the {self.text.window} tokens from token {start} with "
+                        "the calibration text; use other text"
+                    )
+
+
+def hash_tokens(tokens: NDArray[np.int64]) -> str:
+    """Hash of a sequence of token ids."""
+    return hashlib.blake2b(np.ascontiguousarray(tokens, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
+
+
+def hash_text(rows: Iterable[NDArray[np.int64]]) -> TextHashes:
+    """Hashes of calibration documents, given as token ids without padding."""
+    documents: dict[str, None] = {}
+    windows: dict[str, None] = {}
+    for row in rows:
+        documents[hash_tokens(row)] = None
+        for start in range(0, len(row) - WINDOW + 1, WINDOW):
+            windows[hash_tokens(row[start : start + WINDOW])] = None
+    return TextHashes(documents=tuple(documents), windows=tuple(windows))
+
+
+def hash_config(config: dict[str, Any]) -> str:
+    """Hash of a model config, without what differs between equal models."""
+    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
+    kept = {name: value for name, value in config.items() if name not in volatile}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _words(method: dict[str, Any]) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in method.items() if name != "name" and value is not None)
+    return f"{method['name']}({options})"
