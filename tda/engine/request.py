@@ -20,8 +20,8 @@ class Request:
         One per layer; None where the method needs none.
     kept : list of Tensor or None
         The selection, bool [B, F] per layer; None until it is made, and again when the prompt goes on.
-    shares : list of float
-        Share left out per layer, mean over rows, of that selection.
+    left_out : Tensor or None
+        Share left out by that selection: float64 [L, B].
     execution : str or None
         Execution chosen for this selection.
     unfed : Tensor or None
@@ -32,7 +32,7 @@ class Request:
     rows: int
     device: torch.device
     kept: list[Tensor] | None = None
-    shares: list[float] = field(default_factory=list)
+    left_out: Tensor | None = None
     execution: Execution | None = None
     unfed: Tensor | None = None
     _prompt: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -62,6 +62,5 @@ class Request:
             method.select(ffn, statistic, prompt, thresholds)
             for ffn, statistic in zip(ffns, self.statistics, strict=True)
         ]
-        left = torch.stack([1 - kept.float().mean() for kept in self.kept])
-        self.shares = left.tolist()
+        self.left_out = torch.stack([1 - kept.double().mean(1) for kept in self.kept])
         return self.kept

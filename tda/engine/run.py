@@ -67,8 +67,9 @@ class Run:
         self._requests: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
         self._request: Request | None = None
         self._loaded: Request | None = None
-        self._left_out = [0.0] * len(ffns)
-        self._decoded = [0.0] * len(ffns)
+        device = ffns[0].up.weight.device
+        self._left_out = torch.zeros(len(ffns), dtype=torch.float64, device=device)  # token-weighted, per layer
+        self._decoded = torch.zeros(len(ffns), dtype=torch.float64, device=device)
         self._token_kept: list[Tensor | None] = [None] * len(ffns)
         self._compact: list[CompactFFN] = []
         self._indexed: list[IndexedFFN] = []
@@ -87,7 +88,7 @@ class Run:
         On an empty cache a new request starts; on a filled one the prompt goes on: its new tokens join the
         statistic, and the selection is renewed.
         """
-        with self._tell("prefill"):
+        with self.tell("prefill"):
             yield
 
     def select(self) -> None:
@@ -125,9 +126,9 @@ class Run:
         ValueError
             If no decode step ran yet.
         """
-        if not all(self._decoded):
+        if not bool(self._decoded.all()):
             raise ValueError("no decode step ran yet, so no sparsity was achieved")
-        return [left / count for left, count in zip(self._left_out, self._decoded, strict=True)]
+        return (self._left_out / self._decoded).tolist()
 
     @property
     def execution(self) -> str | None:
@@ -137,7 +138,8 @@ class Run:
     # Phases.
 
     @contextmanager
-    def _tell(self, phase: Phase) -> Iterator[None]:
+    def tell(self, phase: Phase) -> Iterator[None]:
+        """Tell the phase of the forwards inside."""
         before, self._told = self._told, phase
         try:
             yield
@@ -178,7 +180,7 @@ class Run:
         self._call = Call(phase, rows, count, mask, request)
         self._request = request
         if phase == "decode":
-            self._begin_decode(request, rows * count)
+            self._begin_decode(request, mask)
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Post-hook of the model: the cache that it made belongs to this request."""
@@ -257,7 +259,8 @@ class Run:
             return "masked"
         assert request.kept is not None
         alike = all(bool((layer == layer[:1]).all()) for layer in request.kept) if request.rows > 1 else True
-        density = 1 - sum(request.shares) / len(request.shares)
+        assert request.left_out is not None
+        density = 1 - float(request.left_out.mean())
         return "compact" if alike or request.rows * density < WORTHWHILE_ROWS else "masked"
 
     def _load(self, request: Request, kept: Sequence[Tensor]) -> None:
@@ -265,28 +268,31 @@ class Run:
             executor.load(layer)
         self._loaded = request
 
-    def _begin_decode(self, request: Request, weight: int) -> None:
+    def _begin_decode(self, request: Request, mask: Tensor) -> None:
         if isinstance(self.method, PromptMethod):
             self._executed = request.execution
             if request.execution == "compact" and self._loaded is not request:
                 assert request.kept is not None
                 self._load(request, request.kept)
-            self._left_out = [left + share * weight for left, share in zip(self._left_out, request.shares, strict=True)]
-            self._decoded = [count + weight for count in self._decoded]
+            assert request.left_out is not None
+            self._left_out += request.left_out @ mask.sum(1).double()
+            self._decoded += mask.sum()
         elif isinstance(self.method, TokenMethod):
             worthwhile = request.rows * (1 - (self.method.sparsity or 0)) < WORTHWHILE_ROWS
             fast = self._indexed and (worthwhile or self.asked_execution == "indexed")
             request.execution = self._executed = "indexed" if fast else "masked"
         else:
             self._executed = "dense"
-            self._decoded = [count + weight for count in self._decoded]
+            self._decoded += mask.sum()
 
     def _observe(self, layer: int, kept: Tensor) -> None:
-        """Count what a per-token method kept: bool [N, F], N tokens of the batch."""
-        rows = len(kept) if self._call is None else self._call.rows
-        self._token_kept[layer] = kept.view(rows, -1, kept.shape[-1])[:, -1]
-        self._left_out[layer] += len(kept) - float(kept.sum()) / kept.shape[-1]
-        self._decoded[layer] += len(kept)
+        """Count what a per-token method kept: bool [N, F], N = B·T tokens."""
+        call = self._call
+        assert call is not None
+        self._token_kept[layer] = kept.view(call.rows, call.tokens, -1)[:, -1]
+        share = 1 - kept.double().mean(1)
+        self._left_out[layer] += share @ call.mask.reshape(-1).double()
+        self._decoded[layer] += call.mask.sum()
 
     # What the layers ask.
 
