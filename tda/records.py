@@ -46,7 +46,7 @@ MEASUREMENTS: Mapping[str, MeasurementKind] = {
         ("weight_bytes_per_token", "B", "lower", "weight bytes that one decode step must read"),
         ("limit_speedup", "ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included"),
         ("gain_share", "ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)"),
-        ("bandwidth_share", "ratio", "higher", "bytes of a decode step over its time and the stream bandwidth"),
+        ("bandwidth_share", "ratio", "higher", "weight bytes per token over the decode time and the stream bandwidth of the round"),
         ("stream_gb_per_s", "GB/s", "higher", "stream bandwidth measured in the same round"),
         ("selection_digest", "hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
         ("gpu_utilization_percent", "%", "higher", "share of time in which some kernel ran"),

@@ -1,6 +1,7 @@
 """The state of one request: its prompt's statistic, and the neurons that it keeps."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,12 +56,16 @@ class Request:
             digest.update(tokens[row][mask[row]].double().cpu().numpy().tobytes())
         return int.from_bytes(digest.digest(), "little")
 
-    def select(self, method: PromptMethod, ffns: list[FFN], thresholds: Thresholds | None) -> list[Tensor]:
-        """Choose the kept neurons of every layer from the prompt so far."""
+    def choose(self, method: PromptMethod, ffns: list[FFN], thresholds: Thresholds | None) -> list[Tensor]:
+        """Kept neurons of every layer, from the prompt so far: bool [B, F] each."""
         prompt = self.prompt()
-        self.kept = [
+        return [
             method.select(ffn, statistic, prompt, thresholds)
             for ffn, statistic in zip(ffns, self.statistics, strict=True)
         ]
-        self.left_out = torch.stack([1 - kept.double().mean(1) for kept in self.kept])
+
+    def keep(self, kept: Sequence[Tensor]) -> list[Tensor]:
+        """Hold a selection."""
+        self.kept = list(kept)
+        self.left_out = torch.stack([1 - layer.double().mean(1) for layer in self.kept])
         return self.kept

@@ -67,6 +67,7 @@ class Run:
         self._requests: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
         self._request: Request | None = None
         self._loaded: Request | None = None
+        self._imposed: Sequence[Tensor] | None = None
         device = ffns[0].up.weight.device
         self._left_out = torch.zeros(len(ffns), dtype=torch.float64, device=device)  # token-weighted, per layer
         self._decoded = torch.zeros(len(ffns), dtype=torch.float64, device=device)
@@ -98,6 +99,18 @@ class Run:
         """
         if self._request is not None and self._request.kept is None:
             self._select(self._request)
+
+    def impose(self, kept: Sequence[Tensor] | None) -> None:
+        """Use a given selection (bool [B, F] per layer) for all prompts from now on; None ends that.
+
+        Raises
+        ------
+        ValueError
+            If the method chooses per token.
+        """
+        if not isinstance(self.method, PromptMethod):
+            raise ValueError(f"{self.method.name!r} has no selection per prompt that could be replaced")
+        self._imposed = kept
 
     def selection(self) -> list[Tensor]:
         """Kept neurons per layer: bool [B, F], of the last prompt; of per-token methods, the last decode step.
@@ -247,7 +260,7 @@ class Run:
     def _select(self, request: Request) -> None:
         if not isinstance(self.method, PromptMethod):
             return
-        kept = request.select(self.method, self.ffns, self.thresholds)
+        kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
         request.execution = self._choose_execution(request)
         if request.execution == "compact":
             self._load(request, kept)

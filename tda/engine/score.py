@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import Execution, Method
+from tda.contracts import Execution, Method, PromptMethod
 from tda.engine.attach import attach
 from tda.engine.phases import decode, prefill
 from tda.engine.run import Run
@@ -32,6 +32,8 @@ class Scores:
         What predicted each token: [B, G, V], in the model's dtype.
     achieved_sparsity : tuple of float
         Share left out per layer; empty if no token was sparse.
+    selection : tuple of Tensor
+        Kept neurons, bool [B, F] per layer; empty for methods that choose per token.
     """
 
     nll: Tensor
@@ -39,6 +41,7 @@ class Scores:
     valid: Tensor
     logits: Tensor
     achieved_sparsity: tuple[float, ...] = ()
+    selection: tuple[Tensor, ...] = ()
 
     @property
     def sparse_share(self) -> float:
@@ -58,6 +61,7 @@ def score(
     continuation_mask: Tensor | None = None,
     protocol: Protocol = "decode",
     execution: Execution = "masked",
+    selection_ids: Tensor | None = None,
 ) -> Scores:
     """Negative log likelihood of continuations after prompts, in one teacher-forced pass.
 
@@ -80,6 +84,8 @@ def score(
         continuation token is sparse.
     execution : str
         As for `tda.attach`; "masked" is the reference.
+    selection_ids : Tensor, optional
+        Other prompts, int64 [B, S], whose selections are used instead of the prompts' own: a control.
 
     Raises
     ------
@@ -99,16 +105,20 @@ def score(
         thresholds.check_text([torch.cat([p[m], c[n]]).cpu().numpy() for p, m, c, n in both])
     tokens, mask = _left_align(prompt_ids, prompt_mask)
     with attach(model, method, thresholds, execution=execution) as run:
+        if selection_ids is not None:
+            prefill(model, selection_ids)
+            run.impose(run.selection())
         if protocol == "griffin":
             logits, sparse = _griffin(run, tokens, mask, continuation_ids, continuation_mask)
         else:
             logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
         achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
+        selection = tuple(run.selection()) if isinstance(method, PromptMethod) else ()
     flat = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), continuation_ids.flatten(), reduction="none"
     )
     nll = flat.view_as(continuation_ids).masked_fill(~continuation_mask, 0)
-    return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved)
+    return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
 
 
 def _check_mask(what: str, tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,14 @@
+"""Quality: documents, and methods scored on them against the dense model."""
+
+from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents
+from tda.quality.evaluate import Evaluation, Evaluator, selection_digest
+
+__all__ = [
+    "Document",
+    "Evaluation",
+    "calibration_batches",
+    "Evaluator",
+    "evaluation_documents",
+    "random_documents",
+    "selection_digest",
+]

@@ -1,0 +1,155 @@
+"""What a bench run measures: models, methods, sizes; the presets; and the cases that follow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tda.contracts import Method
+from tda.methods import METHODS, method
+from tda.models import is_shape
+from tda.records import Case
+
+MISSION = ("dense", "tt", "griffin", "tda", "cats")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of a plan.
+
+    Attributes
+    ----------
+    model : str
+        Name, folder or hub id.
+    prompt_tokens, new_tokens : int
+        Sizes of a request.
+    dtype : str
+        Type of weights and activations.
+    quality, speed : bool
+        What is measured: scores over documents, timed rounds.
+    layer_profile : str or None
+        A model of the same plan whose achieved sparsity per layer this one is run with.
+    """
+
+    model: str
+    prompt_tokens: int = 256
+    new_tokens: int = 64
+    dtype: str = "float32"
+    quality: bool = True
+    speed: bool = True
+    layer_profile: str | None = None
+
+    def __post_init__(self) -> None:
+        if is_shape(self.model) and self.quality:
+            raise ValueError(f"{self.model} has random weights: it has a speed, and any quality number of it would be noise")
+        if self.prompt_tokens < 1 or self.new_tokens < 2:
+            raise ValueError(
+                f"need at least 1 prompt token and 2 new tokens; got {self.prompt_tokens} and {self.new_tokens}"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A matrix of model × method × sparsity, and how often it is measured.
+
+    Attributes
+    ----------
+    subjects : tuple of Subject
+        The models.
+    methods, sparsities : tuple
+        Crossed for quality; methods that are not defined for a model's FFN are left out and named.
+    speed_methods : tuple of str
+        Methods that are timed: controls cost what Griffin costs.
+    rounds : int
+        Timed rounds; each runs every case once.
+    documents : int
+        Documents scored.
+    calibration_documents : int
+        Documents that thresholds are made from.
+    batch, device, execution, seed
+        As in a record's case.
+    """
+
+    subjects: tuple[Subject, ...]
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
+    sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
+    speed_methods: tuple[str, ...] = MISSION
+    rounds: int = 7
+    documents: int = 48
+    calibration_documents: int = 64
+    batch: int = 1
+    device: str = "cpu"
+    execution: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for count, what in ((self.rounds, "rounds"), (self.documents, "documents"), (self.batch, "batch")):
+            if count < 1:
+                raise ValueError(f"{what} must be at least 1, got {count}")
+        for name in self.methods:
+            METHODS[name]
+
+    def with_dense(self) -> "Plan":
+        """The plan with dense in it: every ratio needs it."""
+        return self if "dense" in self.methods else replace(self, methods=("dense", *self.methods))
+
+    def build(self) -> Iterator[tuple[str, Method]]:
+        """Every method at every sparsity, dense first and once."""
+        for name in sorted(self.methods, key=lambda name: name != "dense"):
+            for sparsity in (0.0,) if name == "dense" else self.sparsities:
+                yield name, method(name, sparsity, **({"seed": self.seed} if name == "random" else {}))
+
+    def case(self, subject: Subject, built: Method, extra: dict[str, Any] | None = None) -> Case:
+        """The case of one method on one model."""
+        profile = {} if subject.layer_profile is None or not built.needs_thresholds else {"layer_profile": subject.layer_profile}
+        return Case(
+            model=subject.model,
+            method=built.name,
+            options={**built.options, **profile, **(extra or {})},
+            sparsity=built.sparsity,
+            execution=self.execution,
+            device=self.device,
+            dtype=subject.dtype,
+            batch=self.batch,
+            prompt_tokens=subject.prompt_tokens,
+            new_tokens=subject.new_tokens,
+            seed=self.seed,
+        )
+
+
+def _reference(name: str, **sizes: Any) -> Subject:
+    return Subject(f"ref:{name}", **{"prompt_tokens": 256, "new_tokens": 128, "speed": False, **sizes})
+
+
+def _shape(name: str, **options: Any) -> Subject:
+    return Subject(f"shape:{name}", **{"dtype": "bfloat16", "quality": False, "layer_profile": "ref:swiglu", **options})
+
+
+PRESETS: dict[str, Plan] = {
+    "smoke": Plan(
+        (_reference("swiglu", prompt_tokens=128, new_tokens=32), _shape("0.1b", prompt_tokens=64, new_tokens=8)),
+        sparsities=(0.5,), rounds=5, documents=8, calibration_documents=16,
+    ),
+    "default": Plan((_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=16))),
+    "nightly": Plan(
+        (
+            *(_reference(name) for name in ("swiglu", "relu", "geglu")),
+            _shape("0.3b", prompt_tokens=128, new_tokens=32),
+            _shape("1b", prompt_tokens=128, new_tokens=32),
+        ),
+        sparsities=(0.25, 0.5, 0.75, 0.9), rounds=11, documents=96,
+    ),
+    "paper": Plan(
+        (
+            _reference("swiglu"),
+            *(
+                _shape(name, prompt_tokens=512, new_tokens=128)
+                for name in ("opt-350m", "opt-2.7b", "gemma-2b", "llama-2-7b", "llama-3-8b", "mistral-7b")
+            ),
+        ),
+        sparsities=(0.25, 0.5, 0.75, 0.9), rounds=11, documents=96,
+    ),
+    "gpu": Plan(
+        (_reference("swiglu"), _shape("llama-3-8b", prompt_tokens=512, new_tokens=64)),
+        sparsities=(0.5, 0.75), device="cuda",
+    ),
+}

@@ -1,0 +1,84 @@
+"""Bytes that a decode step must read, and what follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from tda.contracts import FFN, Method, Reads
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one decode step.
+
+    Attributes
+    ----------
+    weights : float
+        Weight bytes: attention, FFN as far as it is read, norms, head; of an embedding table one row.
+    cache : float
+        Key-value cache bytes, all rows of the batch.
+    """
+
+    weights: float
+    cache: float
+
+    @property
+    def total(self) -> float:
+        """All bytes of the step."""
+        return self.weights + self.cache
+
+
+def decode_traffic(
+    model: nn.Module, ffns: Sequence[FFN], method: Method, kept: Sequence[float], cached_tokens: float, batch: int
+) -> Traffic:
+    """Bytes that one decode step of a batch must read.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    ffns : sequence of FFN
+        Its FFNs.
+    method : Method
+        Tells which projections need only their kept rows.
+    kept : sequence of float
+        Share of neurons read per layer: for a batch the union over its rows.
+    cached_tokens : float
+        Tokens in the cache, mean over the steps meant.
+    batch : int
+        Rows.
+    """
+    weights = float(_always_read(model))
+    for ffn, share in zip(ffns, kept, strict=True):
+        weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
+        weights += _ffn_bytes(ffn, method.reads, share)
+    return Traffic(weights, _cache_bytes(model, cached_tokens, batch))
+
+
+def _always_read(model: nn.Module) -> int:
+    """Bytes of all parameters but embedding tables, of which a row is read; a tied table is the head."""
+    head = model.get_output_embeddings()
+    tables = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and (head is None or module.weight is not head.weight)
+    }
+    return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in tables)
+
+
+def _ffn_bytes(ffn: FFN, reads: Reads, share: float) -> float:
+    total = 0.0
+    for linear, sparse in ((ffn.gate, reads.gate), (ffn.up, reads.up), (ffn.down, reads.down)):
+        if linear is not None:
+            total += linear.weight.nbytes * (share if sparse else 1.0)
+            if linear.bias is not None:
+                total += linear.bias.nbytes * (share if sparse and linear is not ffn.down else 1.0)
+    return total
+
+
+def _cache_bytes(model: nn.Module, tokens: float, batch: int) -> float:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2.0 * config.num_hidden_layers * heads * width * tokens * batch * next(model.parameters()).element_size()

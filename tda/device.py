@@ -1,0 +1,182 @@
+"""Facts about the machine, and the clocks that read it: one code path for CPU and CUDA."""
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from tda.records import Commit, Machine
+
+
+@cache
+def machine(device: str) -> Machine:
+    """Describe the machine that runs, with the GPU that `device` names, if any."""
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return Machine(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        cache_bytes=_last_level_cache(),
+        gpu=gpu,
+        driver=_driver() if gpu else None,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=metadata.version("transformers"),
+        tda=metadata.version("tda"),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+    )
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _last_level_cache() -> int | None:
+    """Bytes of the largest cache of CPU 0; None where the system does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text.rstrip("KM")) << (20 if text.endswith("M") else 10))
+    return max(sizes, default=None)
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return None
+    return version if isinstance(version, str) else version.decode()
+
+
+@cache
+def commit() -> Commit:
+    """State of the checkout that this package runs from; nulls where it is not one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", "device.py") != "device.py":
+            return Commit()
+        return Commit(hash=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.CalledProcessError):
+        return Commit()
+
+
+class Stopwatch:
+    """Milliseconds of what runs inside `timing`: CUDA events on a GPU, the monotonic clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ms = float("nan")
+
+    @contextlib.contextmanager
+    def timing(self) -> Iterator[None]:
+        """Time the block; `ms` holds the result afterwards."""
+        if self.device.type != "cuda":
+            start = time.perf_counter_ns()
+            yield
+            self.ms = (time.perf_counter_ns() - start) / 1e6
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        begin.record()
+        yield
+        end.record()
+        end.synchronize()
+        self.ms = begin.elapsed_time(end)
+
+
+class PeakMemory:
+    """Peak memory since construction: the allocator's on CUDA, this process's resident set on CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.problem: str | None = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError as error:
+            self.problem = f"peak resident set cannot be reset here: {error.strerror}"
+
+    def read(self) -> int:
+        """Peak bytes since construction (since the process started, where `problem` is set)."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class ForeignLoad:
+    """Share of the machine's cores that other processes used since the last reading."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        own = self._process.cpu_times()
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        return total - idle, own.user + own.system, total
+
+    def read(self) -> float:
+        """Foreign busy share, 0 to 1, since construction or the last `read`."""
+        now = self._read()
+        busy, own, total = (after - before for after, before in zip(now, self._before, strict=True))
+        self._before = now
+        return max(busy - own, 0.0) / total if total > 0 else 0.0
+
+
+STREAM_BYTES = 1 << 28
+
+
+def stream_gb_per_s(device: torch.device) -> float:
+    """Bandwidth of reading a large buffer once (CPU) or of copying it (CUDA, read plus write), in GB/s.
+
+    The best of three passes over 256 MiB (1 GiB on CUDA), far more than caches hold.
+    """
+    source = _stream_buffer(device)
+    target = torch.empty_like(source) if device.type == "cuda" else None
+    watch = Stopwatch(device)
+    best = 0.0
+    for _ in range(3):
+        with watch.timing():
+            if target is None:
+                source.sum()
+            else:
+                target.copy_(source)
+        moved = source.nbytes * (1 if target is None else 2)
+        best = max(best, moved / watch.ms / 1e6)
+    return best
+
+
+@cache
+def _stream_buffer(device: torch.device) -> torch.Tensor:
+    size = STREAM_BYTES * (4 if device.type == "cuda" else 1)
+    return torch.ones(size // 8, dtype=torch.int64, device=device)

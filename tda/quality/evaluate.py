@@ -1,0 +1,149 @@
+"""Score methods on documents against the dense model: one value per document and metric."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tda.contracts import Method
+from tda.engine.score import Protocol, Scores, score
+from tda.methods import METHODS
+from tda.metrics import METRICS
+from tda.quality.documents import Document
+from tda.records import Measurement
+from tda.thresholds import Thresholds
+
+CACHED_BYTES = 1 << 30
+"""Dense logits beyond this are computed anew for each method."""
+
+
+@dataclass
+class Evaluation:
+    """A method's quality over documents.
+
+    Attributes
+    ----------
+    values : dict
+        Measurement name to one value per document.
+    documents : list of int
+        The documents' numbers.
+    achieved : list of tuple
+        Share left out per layer, for each batch.
+    sparse_share : float
+        Share of the continuation tokens that were computed sparsely.
+    """
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    documents: list[int] = field(default_factory=list)
+    achieved: list[tuple[float, ...]] = field(default_factory=list)
+    sparse_share: float = 0.0
+
+    @property
+    def achieved_sparsity(self) -> tuple[float, ...]:
+        """Share left out per layer, mean over batches."""
+        return tuple(sum(layer) / len(layer) for layer in zip(*self.achieved, strict=True))
+
+    def measurements(self) -> dict[str, Measurement]:
+        """The values as measurements, a group per document."""
+        return {name: Measurement.of(name, values, self.documents) for name, values in self.values.items()}
+
+
+class Evaluator:
+    """Documents and the dense model's scores of them, which every method is compared with.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A trained decoder.
+    documents : sequence of Document
+        Of equal lengths.
+    batch : int
+        Documents per pass.
+    protocol : str
+        As for `tda.score`.
+    advance : callable
+        Called after each batch of a method.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        documents: Sequence[Document],
+        *,
+        batch: int = 8,
+        protocol: Protocol = "decode",
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model = model
+        self.protocol = protocol
+        self.advance = advance
+        self.batches = [documents[start : start + batch] for start in range(0, len(documents), batch)]
+        self._dense: dict[int, Scores] = {}
+
+    def evaluate(
+        self, method: Method, thresholds: Thresholds | None, select_on: Sequence[Document] | None = None
+    ) -> Evaluation:
+        """Score a method on all documents.
+
+        Parameters
+        ----------
+        method : Method
+            The method.
+        thresholds : Thresholds or None
+            Its artifact.
+        select_on : sequence of Document, optional
+            Documents whose prompts the selections are taken from instead, one for one: the control that shows what
+            a prompt's own selection is worth.
+        """
+        result = Evaluation()
+        start = 0
+        for number, batch in enumerate(self.batches):
+            chosen = None if select_on is None else select_on[start : start + len(batch)]
+            start += len(batch)
+            scores = self._score(method, thresholds, batch, chosen)
+            dense = scores if method.name == "dense" else self._dense_scores(number)
+            for name, metric in METRICS.items():
+                result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
+            if scores.selection:
+                digests = [selection_digest(scores.selection, row) for row in range(len(batch))]
+                result.values.setdefault("selection_digest", []).extend(digests)
+            result.documents += [document.number for document in batch]
+            result.achieved.append(scores.achieved_sparsity)
+            result.sparse_share = scores.sparse_share
+            self.advance()
+        return result
+
+    def _dense_scores(self, number: int) -> Scores:
+        if number in self._dense:
+            return self._dense[number]
+        scores = self._score(METHODS["dense"](), None, self.batches[number], None)
+        if sum(held.logits.nbytes for held in self._dense.values()) + scores.logits.nbytes <= CACHED_BYTES:
+            self._dense[number] = scores
+        return scores
+
+    def _score(
+        self,
+        method: Method,
+        thresholds: Thresholds | None,
+        documents: Sequence[Document],
+        select_on: Sequence[Document] | None,
+    ) -> Scores:
+        prompts = self._stack([document.prompt for document in documents])
+        continuations = self._stack([document.continuation for document in documents])
+        selecting = None if select_on is None else self._stack([document.prompt for document in select_on])
+        return score(
+            self.model, method, prompts, continuations, thresholds, protocol=self.protocol, selection_ids=selecting
+        )
+
+    def _stack(self, rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows).to(next(self.model.parameters()).device)
+
+
+def selection_digest(selection: Sequence[Tensor], row: int) -> float:
+    """Hash of one row's kept sets over all layers: an integer of 48 bits, exact in a float."""
+    digest = hashlib.blake2b(digest_size=6)
+    for kept in selection:
+        digest.update(kept[row].cpu().numpy().tobytes())
+    return float(int.from_bytes(digest.digest(), "little"))
