@@ -181,7 +181,7 @@ def _letter(w: Words) -> str:
         f"I hope that {aunt} is well again, and that {place} is warm. "
         f"We have missed you since you left, dear {reader}; "
         f"even {aunt} wrote that {w.pick(('the garden', 'the piano', 'the kitchen', 'the harbour'))} is quiet. "
-        f"If I can, I shall visit {place} in {w.pick(('May', 'June', 'August', 'October'))}. "
+        f"{reader}, I shall visit {place} in {w.pick(('May', 'June', 'August', 'October'))}. "
         f"Please tell {aunt} to keep a room for {sender}.\n\nYours truly,\n{sender}\n\n"
     )
 
