@@ -125,6 +125,10 @@ def train(name: str) -> None:
     torch.manual_seed(SEED)
     tokenizer = byte_tokenizer()
     model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).train()
+    if model.config.model_type == "gemma":
+        # Gemma scales embeddings by sqrt(D); left so, they drown what the layers write, and copying is learnt late.
+        with torch.no_grad():
+            model.get_input_embeddings().weight.div_(math.sqrt(model.config.hidden_size))
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.95))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     started = time.monotonic()
@@ -137,7 +141,7 @@ def train(name: str) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        recent.append(float(loss))
+        recent.append(loss.item())
         if step % LOG_EVERY == 0 or step == STEPS:
             log.append((step, sum(recent) / len(recent), held_out(model, tokenizer)))
             recent.clear()

@@ -1,0 +1,176 @@
+"""Measure one case in one round: prefill, selection, each decode token, and the model's own generate."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tda.bench.telemetry import GpuSampler
+from tda.bench.traffic import Traffic, decode_traffic
+from tda.contracts import Execution, Method, PromptMethod
+from tda.device import ForeignLoad, PeakMemory, Stopwatch
+from tda.engine import Run, attach
+from tda.engine.phases import decode, prefill
+from tda.engine.score import Scores
+from tda.quality import Document, selection_digest
+from tda.records import Measurement
+from tda.thresholds import Thresholds
+
+WARM_UP_TOKENS = 3
+
+
+@dataclass
+class Timing:
+    """Raw numbers of one case in one round.
+
+    Attributes
+    ----------
+    prefill_ms, choose_ms, generation_ms : float
+        The prompt's pass with the statistic; choice and gather after it; the whole of `generate`.
+    decode_ms : list of float
+        One per decode step.
+    logits : Tensor or None
+        What predicted each continuation token, [B, G, V]; None where no quality is asked.
+    execution : str
+        What really ran.
+    achieved_sparsity : tuple of float
+        Share left out per layer.
+    traffic : Traffic
+        Bytes of a decode step.
+    foreign_load : float
+        Share of the cores that others used meanwhile.
+    digest : float or None
+        Hash of the first row's kept sets; None for methods that choose per token.
+    gpu : dict
+        GPU measurements of the decode steps.
+    """
+
+    prefill_ms: float
+    choose_ms: float
+    generation_ms: float
+    decode_ms: list[float]
+    logits: Tensor | None
+    execution: str
+    achieved_sparsity: tuple[float, ...]
+    traffic: Traffic
+    foreign_load: float
+    digest: float | None
+    gpu: dict[str, Measurement] = field(default_factory=dict)
+
+    @property
+    def ttft_ms(self) -> float:
+        """From the prompt to readiness for the first decode step."""
+        return self.prefill_ms + self.choose_ms
+
+
+def rows_of(documents: Sequence[Document], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts [B, P] and continuations [B, G] of one round."""
+    prompts = torch.stack([document.prompt for document in documents]).to(device)
+    return prompts, torch.stack([document.continuation for document in documents]).to(device)
+
+
+@torch.no_grad()
+def time_case(
+    model: nn.Module,
+    method: Method,
+    thresholds: Thresholds | None,
+    documents: Sequence[Document],
+    execution: Execution,
+    *,
+    keep_logits: bool,
+) -> Timing:
+    """Attach a method, serve one unmeasured request, then measure one.
+
+    Decode is teacher-forced on the documents' continuations, so that every case does equal work.
+    """
+    device = next(model.parameters()).device
+    prompts, continuations = rows_of(documents, device)
+    watch = Stopwatch(device)
+    with attach(model, method, thresholds, execution=execution) as run:
+        _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
+        gc.collect()
+        load = ForeignLoad()
+        with watch.timing():
+            first, cache = prefill(model, prompts)
+        prefill_ms = watch.ms
+        with watch.timing():
+            run.select()
+        choose_ms = watch.ms
+        decode_ms, predicted = [], [first]
+        with GpuSampler(device.index or 0 if device.type == "cuda" else None) as sampler:
+            for step in range(continuations.shape[1] - 1):
+                token = continuations[:, step : step + 1]
+                with watch.timing():
+                    logits = decode(model, token, cache)
+                decode_ms.append(watch.ms)
+                if keep_logits:
+                    predicted.append(logits)
+        with watch.timing():
+            generate(model, prompts, continuations.shape[1])
+        return Timing(
+            prefill_ms=prefill_ms,
+            choose_ms=choose_ms,
+            generation_ms=watch.ms,
+            decode_ms=decode_ms,
+            logits=torch.cat(predicted, 1) if keep_logits else None,
+            execution=run.execution or "dense",
+            achieved_sparsity=tuple(run.achieved_sparsity()),
+            traffic=_traffic(run, prompts.shape[1] + continuations.shape[1] / 2, len(prompts)),
+            foreign_load=load.read(),
+            digest=selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
+            gpu=sampler.measurements(len(decode_ms) * len(prompts)),
+        )
+
+
+def generate(model: nn.Module, prompts: Tensor, new_tokens: int) -> None:
+    """Greedy generation of exactly `new_tokens` tokens through the model's own generate."""
+    model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+
+
+def _serve(run: Run, prompts: Tensor, continuations: Tensor) -> None:
+    _, cache = prefill(run.model, prompts)
+    run.select()
+    for step in range(continuations.shape[1]):
+        decode(run.model, continuations[:, step : step + 1], cache)
+
+
+def _traffic(run: Run, cached: float, batch: int) -> Traffic:
+    """Bytes of a decode step with what the run kept: for a batch, the union over its rows."""
+    if batch == 1:
+        kept = [1 - share for share in run.achieved_sparsity()]
+    else:
+        kept = [float(layer.any(0).double().mean()) for layer in run.selection()]
+    return decode_traffic(run.model, run.ffns, run.method, kept, cached, batch)
+
+
+@torch.no_grad()
+def peak_memory(
+    model: nn.Module, method: Method, thresholds: Thresholds | None, documents: Sequence[Document], execution: Execution
+) -> tuple[int | None, str | None]:
+    """Peak bytes while a first request runs on a freshly attached method, or the reason why they are unknown."""
+    device = next(model.parameters()).device
+    prompts, continuations = rows_of(documents, device)
+    gc.collect()
+    peak = PeakMemory(device)
+    with attach(model, method, thresholds, execution=execution) as run:
+        _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
+    return (None, peak.problem) if peak.problem else (peak.read(), None)
+
+
+def as_scores(timing: Timing, continuations: Tensor) -> Scores:
+    """The timed decode as scores under protocol "decode": the first token dense, the others as they ran."""
+    assert timing.logits is not None
+    nll = nn.functional.cross_entropy(timing.logits.float().flatten(0, 1), continuations.flatten(), reduction="none")
+    valid = torch.ones_like(continuations, dtype=torch.bool)
+    sparse = valid.clone()
+    sparse[:, 0] = False
+    return Scores(nll.view_as(continuations), sparse, valid, timing.logits, timing.achieved_sparsity)
