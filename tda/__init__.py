@@ -30,7 +30,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(
-        ("CATS", "TDA", "TT", "Dense", "Griffin", "Magnitude", "Oracle", "Random", "StaticMean"), "tda.methods"
+        ("CATS", "TDA", "TT", "Dense", "Griffin", "Magnitude", "Oracle", "Random", "StaticMean"),
+        "tda.methods",
     ),
     "Run": "tda.engine",
     "Scores": "tda.engine.score",

@@ -79,7 +79,8 @@ class FFN:
     @cached_property
     def down_norms(self) -> Tensor:
         """‖W_down[:, j]‖₂ of each neuron: float32 [F]."""
-        return torch.linalg.vector_norm(self.down.weight.detach(), dim=0, dtype=torch.float32)
+        norms: Tensor = torch.linalg.vector_norm(self.down.weight.detach(), dim=0, dtype=torch.float32)
+        return norms
 
 
 def _tensor(value: Any) -> Tensor:
@@ -256,9 +257,7 @@ class PromptMethod(Method):
         return None
 
     @abstractmethod
-    def scores(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Score the neurons of one layer: float32 [B, F], or [1, F] where all rows share one set."""
 
     def keep(self, ffn: FFN, scores: Tensor, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
@@ -266,9 +265,7 @@ class PromptMethod(Method):
         assert self.sparsity is not None
         return keep_top(scores, kept_count(self.sparsity, ffn.F))
 
-    def select(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def select(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Kept set of one layer for a batch of prompts: bool [B, F]."""
         shape = (prompt.rows, ffn.F)
         if self.keeps_all:
@@ -326,11 +323,15 @@ class ErrorControlled(Method):
         if self.cett is None:
             return
         if self.sparsity is not None:
-            raise ValueError(f"give a sparsity or an error level, not both; got sparsity {self.sparsity}, cett {self.cett}")
+            raise ValueError(
+                f"give a sparsity or an error level, not both; got sparsity {self.sparsity}, cett {self.cett}"
+            )
         if not 0 < self.cett < 1:
             raise ValueError(f"cett is a relative error, 0 < cett < 1; got {self.cett}")
         if self.allocation != "equal_error":
-            raise ValueError(f"cett is one error level for all layers; it needs allocation 'equal_error', got {self.allocation!r}")
+            raise ValueError(
+                f"cett is one error level for all layers; it needs allocation 'equal_error', got {self.allocation!r}"
+            )
 
 
 class Executor(Protocol):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RECORD_VERSION = 1
+RECORD_VERSION: Literal[1] = 1
 
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]
@@ -33,31 +33,34 @@ class MeasurementKind(Frozen):
     meaning: str
 
 
+def _kind(unit: str, better: Better | None, meaning: str) -> MeasurementKind:
+    return MeasurementKind(unit=unit, better=better, meaning=meaning)
+
+
 MEASUREMENTS: Mapping[str, MeasurementKind] = {
-    name: MeasurementKind(unit=unit, better=better, meaning=meaning)
-    for name, unit, better, meaning in (
-        ("prefill_ms", "ms", "lower", "the prompt's forward pass with the method attached, statistic included"),
-        ("select_ms", "ms", "lower", "all that a method adds before the first decode step: ttft less dense prefill"),
-        ("ttft_ms", "ms", "lower", "prefill with the statistic, then choice and gather"),
-        ("decode_ms", "ms", "lower", "one decode step, one sample per token and round"),
-        ("generation_ms", "ms", "lower", "end to end through the model's own generate"),
-        ("break_even_tokens", "tokens", "lower", "decode tokens after which select_ms is repaid"),
-        ("peak_memory_bytes", "B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
-        ("weight_bytes_per_token", "B", "lower", "weight bytes that one decode step must read"),
-        ("limit_speedup", "ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included"),
-        ("gain_share", "ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)"),
-        ("bandwidth_share", "ratio", "higher", "weight bytes per token over the decode time and the stream bandwidth of the round"),
-        ("stream_gb_per_s", "GB/s", "higher", "stream bandwidth measured in the same round"),
-        ("selection_digest", "hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
-        ("gpu_utilization_percent", "%", "higher", "share of time in which some kernel ran"),
-        ("gpu_memory_bytes", "B", "lower", "device memory in use, as the driver reports it"),
-        ("power_w", "W", "lower", "board power, the driver's one-second mean"),
-        ("energy_j_per_token", "J", "lower", "energy counter difference over decode, per token"),
-        ("perplexity", "ratio", "lower", "exp of nll_nats of one document"),
-        ("nll_nats", "nats/token", "lower", "mean negative log likelihood of one document's sparse tokens"),
-        ("kl_to_dense_nats", "nats/token", "lower", "mean KL(dense || method) of one document's sparse tokens"),
-        ("top1_disagreement", "share", "lower", "share of sparse tokens whose most likely token differs from dense"),
-    )
+    "prefill_ms": _kind("ms", "lower", "the prompt's forward pass with the method attached, statistic included"),
+    "select_ms": _kind("ms", "lower", "all that a method adds before the first decode step: ttft less dense prefill"),
+    "ttft_ms": _kind("ms", "lower", "prefill with the statistic, then choice and gather"),
+    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round"),
+    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate"),
+    "break_even_tokens": _kind("tokens", "lower", "decode tokens after which select_ms is repaid"),
+    "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
+    "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read"),
+    "limit_speedup": _kind("ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included"),
+    "gain_share": _kind("ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)"),
+    "bandwidth_share": _kind(
+        "ratio", "higher", "weight bytes per token over decode time and the round's stream bandwidth"
+    ),
+    "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth measured in the same round"),
+    "selection_digest": _kind("hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
+    "gpu_utilization_percent": _kind("%", "higher", "share of time in which some kernel ran"),
+    "gpu_memory_bytes": _kind("B", "lower", "device memory in use, as the driver reports it"),
+    "power_w": _kind("W", "lower", "board power, the driver's one-second mean"),
+    "energy_j_per_token": _kind("J", "lower", "energy counter difference over decode, per token"),
+    "perplexity": _kind("ratio", "lower", "exp of nll_nats of one document"),
+    "nll_nats": _kind("nats/token", "lower", "mean negative log likelihood of one document's sparse tokens"),
+    "kl_to_dense_nats": _kind("nats/token", "lower", "mean KL(dense || method) of one document's sparse tokens"),
+    "top1_disagreement": _kind("share", "lower", "share of sparse tokens whose most likely token differs from dense"),
 }
 
 
@@ -169,7 +172,9 @@ def measurement_kind(name: str) -> MeasurementKind:
     if name.startswith("task_"):
         lower = name.endswith("_nll")
         return MeasurementKind(
-            unit="nats/token" if lower else "share", better="lower" if lower else "higher", meaning="a task's score"
+            unit="nats/token" if lower else "share",
+            better="lower" if lower else "higher",
+            meaning="a task's score",
         )
     raise ValueError(f"unknown measurement {name!r}; known: {', '.join(MEASUREMENTS)}, task_<name>_<score>")
 
@@ -266,9 +271,7 @@ def _join_measurement(name: str, lines: list[Record]) -> Measurement:
     if not filled:
         return present[-1][1]
     samples = tuple(sample for _, part in filled for sample in part.samples)
-    groups = tuple(
-        group for number, part in filled for group in (part.groups or (number,) * len(part.samples))
-    )
+    groups = tuple(group for number, part in filled for group in (part.groups or (number,) * len(part.samples)))
     return filled[0][1].model_copy(update={"samples": samples, "groups": groups})
 
 

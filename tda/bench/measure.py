@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def time_case(
         )
 
 
-def generate(model: nn.Module, prompts: Tensor, new_tokens: int) -> None:
+def generate(model: Any, prompts: Tensor, new_tokens: int) -> None:
     """Greedy generation of exactly `new_tokens` tokens through the model's own generate."""
     model.generate(
         prompts,
@@ -154,7 +155,11 @@ def _traffic(run: Run, cached: float, batch: int) -> Traffic:
 
 @torch.no_grad()
 def peak_memory(
-    model: nn.Module, method: Method, thresholds: Thresholds | None, documents: Sequence[Document], execution: Execution
+    model: nn.Module,
+    method: Method,
+    thresholds: Thresholds | None,
+    documents: Sequence[Document],
+    execution: Execution,
 ) -> tuple[int | None, str | None]:
     """Peak bytes while a first request runs on a freshly attached method, or the reason why they are unknown."""
     device = next(model.parameters()).device

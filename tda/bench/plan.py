@@ -40,7 +40,9 @@ class Subject:
 
     def __post_init__(self) -> None:
         if is_shape(self.model) and self.quality:
-            raise ValueError(f"{self.model} has random weights: it has a speed, and any quality number of it would be noise")
+            raise ValueError(
+                f"{self.model} has random weights: it has a speed, and any quality number of it would be noise"
+            )
         if self.prompt_tokens < 1 or self.new_tokens < 2:
             raise ValueError(
                 f"need at least 1 prompt token and 2 new tokens; got {self.prompt_tokens} and {self.new_tokens}"
@@ -100,7 +102,11 @@ class Plan:
 
     def case(self, subject: Subject, built: Method, extra: dict[str, Any] | None = None) -> Case:
         """The case of one method on one model."""
-        profile = {} if subject.layer_profile is None or not built.needs_thresholds else {"layer_profile": subject.layer_profile}
+        profile = (
+            {}
+            if subject.layer_profile is None or not built.needs_thresholds
+            else {"layer_profile": subject.layer_profile}
+        )
         return Case(
             model=subject.model,
             method=built.name,
@@ -126,8 +132,14 @@ def _shape(name: str, **options: Any) -> Subject:
 
 PRESETS: dict[str, Plan] = {
     "smoke": Plan(
-        (_reference("swiglu", prompt_tokens=128, new_tokens=32), _shape("0.1b", prompt_tokens=64, new_tokens=8)),
-        sparsities=(0.5,), rounds=5, documents=8, calibration_documents=16,
+        (
+            _reference("swiglu", prompt_tokens=128, new_tokens=32),
+            _shape("0.1b", prompt_tokens=64, new_tokens=8),
+        ),
+        sparsities=(0.5,),
+        rounds=5,
+        documents=8,
+        calibration_documents=16,
     ),
     "default": Plan((_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=16))),
     "nightly": Plan(
@@ -136,7 +148,9 @@ PRESETS: dict[str, Plan] = {
             _shape("0.3b", prompt_tokens=128, new_tokens=32),
             _shape("1b", prompt_tokens=128, new_tokens=32),
         ),
-        sparsities=(0.25, 0.5, 0.75, 0.9), rounds=11, documents=96,
+        sparsities=(0.25, 0.5, 0.75, 0.9),
+        rounds=11,
+        documents=96,
     ),
     "paper": Plan(
         (
@@ -146,10 +160,13 @@ PRESETS: dict[str, Plan] = {
                 for name in ("opt-350m", "opt-2.7b", "gemma-2b", "llama-2-7b", "llama-3-8b", "mistral-7b")
             ),
         ),
-        sparsities=(0.25, 0.5, 0.75, 0.9), rounds=11, documents=96,
+        sparsities=(0.25, 0.5, 0.75, 0.9),
+        rounds=11,
+        documents=96,
     ),
     "gpu": Plan(
         (_reference("swiglu"), _shape("llama-3-8b", prompt_tokens=512, new_tokens=64)),
-        sparsities=(0.5, 0.75), device="cuda",
+        sparsities=(0.5, 0.75),
+        device="cuda",
     ),
 }

@@ -15,6 +15,7 @@ from tda.bench.plan import Plan, Subject
 from tda.calibration import calibrate_all
 from tda.contracts import Method
 from tda.engine.identity import identify
+from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
 from tda.models import is_shape, load_model
 from tda.quality import Document, calibration_batches, evaluation_documents, random_documents
@@ -74,7 +75,7 @@ def prepare(
     scored = plan.documents if subject.quality else 0
     timed = plan.rounds * plan.batch if subject.speed else 0
     if is_shape(subject.model):
-        vocabulary = model.config.get_text_config().vocab_size
+        vocabulary = text_config(model).vocab_size
         documents = random_documents(vocabulary, subject.prompt_tokens, subject.new_tokens, timed, plan.seed)
     else:
         documents = evaluation_documents(
@@ -112,7 +113,9 @@ def _thresholds(
     """Thresholds by method: read where an interrupted run left them, else calibrated in one pass and saved."""
     needed = {_name(method): method for method in methods if method.needs_thresholds}
     stem = hashlib.sha256(
-        json.dumps([subject.model, subject.dtype, plan.calibration_documents, plan.seed, str(texts.calibration)]).encode()
+        json.dumps(
+            [subject.model, subject.dtype, plan.calibration_documents, plan.seed, str(texts.calibration)]
+        ).encode()
     ).hexdigest()[:8]
     paths = {name: folder / f"{stem}-{name}.json" for name in needed}
     model = identify(prepared.model, find_ffns(prepared.model))
@@ -141,17 +144,14 @@ def _batches(plan: Plan, subject: Subject, prepared: Prepared, texts: Texts) -> 
     """Calibration text of the power of two of tokens that holds the prompts."""
     length = 1 << (subject.prompt_tokens - 1).bit_length()
     if is_shape(subject.model):
-        vocabulary = prepared.model.config.get_text_config().vocab_size
+        vocabulary = text_config(prepared.model).vocab_size
         documents = random_documents(vocabulary, length, 0, 8, plan.seed + 1)
         return [{"input_ids": torch.stack([document.prompt for document in documents])}]
-    return calibration_batches(
-        prepared.tokenizer, length, plan.calibration_documents, text=texts.calibration, batch=8
-    )
+    return calibration_batches(prepared.tokenizer, length, plan.calibration_documents, text=texts.calibration, batch=8)
 
 
 def _shares(method: Method, profile: Profile | None, layers: int) -> list[float] | None:
-    """Another model's achieved sparsity per layer, stretched over this model's depth; uniform where random weights
-    would make an error level meaningless."""
+    """Another model's achieved sparsity per layer, stretched over this model's depth; None where there is none to take."""
     if profile is None or method.sparsity is None or method.name == "static_mean":
         return None
     known = profile.get((method.name, method.sparsity))

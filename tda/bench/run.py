@@ -1,6 +1,7 @@
 """Run a plan: every model once, its cases interleaved in rounds, records appended as they come."""
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -131,7 +132,11 @@ class Bench:
         with contextlib.suppress(ValueError, KeyError):
             left = json.loads(self._running.read_text())
             record = self._record(
-                Case.model_validate(left["case"]), left["control"], left["round"], "crash", time.monotonic(),
+                Case.model_validate(left["case"]),
+                left["control"],
+                left["round"],
+                "crash",
+                time.monotonic(),
                 reason="the process died while it ran this case (killed, or out of memory)",
             )
             self._keep([record])
@@ -154,12 +159,20 @@ class Bench:
         plan = self.plan
         task = progress.add_task(f"{subject.model}: loading", total=None)
         prepared = prepare(
-            plan, subject, self.out, self.texts, self._profile(subject), self.console.print, self.trust_remote_code
+            plan,
+            subject,
+            self.out,
+            self.texts,
+            self._profile(subject),
+            self.console.print,
+            self.trust_remote_code,
         )
         for sentence in prepared.left_out:
             self.console.print(f"[yellow]{subject.model}: {sentence}; left out")
         cells = [Cell(plan.case(subject, built), built, thresholds) for built, thresholds in prepared.methods]
-        timed = [cell for cell in cells if subject.speed and cell.method.name in plan.speed_methods and cell.method.fast]
+        timed = [
+            cell for cell in cells if subject.speed and cell.method.name in plan.speed_methods and cell.method.fast
+        ]
         timed += [Cell(c.case, c.method, c.thresholds, control=True) for c in timed if c.method.name == "dense"]
         wanted = cells if subject.quality else timed
         progress.update(task, total=len(wanted) + plan.rounds * len(timed), description=f"{subject.model}: quality")
@@ -190,7 +203,7 @@ class Bench:
         evaluator = Evaluator(prepared.model, prepared.scored)
         for cell in [*cells, *(self._other_kind(subject, prepared) if subject.quality else [])]:
             if self._missing(cell, 0):
-                self._guarded([cell], 0, lambda cell=cell: [self._first(subject, prepared, evaluator, cell)])
+                self._guarded([cell], 0, functools.partial(self._first, subject, prepared, evaluator, cell))
             advance()
 
     def _other_kind(self, subject: Subject, prepared: Prepared) -> list[Cell]:
@@ -202,7 +215,7 @@ class Bench:
         extra = {"selection_from": OTHER_KIND}
         return [Cell(self.plan.case(subject, method, extra), method, None) for method in built]
 
-    def _first(self, subject: Subject, prepared: Prepared, evaluator: Evaluator, cell: Cell) -> Record:
+    def _first(self, subject: Subject, prepared: Prepared, evaluator: Evaluator, cell: Cell) -> list[Record]:
         started = time.monotonic()
         measurements: dict[str, Measurement] = {}
         achieved: tuple[float, ...] = ()
@@ -230,20 +243,32 @@ class Bench:
             reasons |= dict.fromkeys((*TIMES, "peak_memory_bytes"), why)
         for name, reason in reasons.items():
             measurements.setdefault(name, Measurement.absent(name, reason))
-        return self._record(
-            cell.case, cell.control, 0, "ok", started,
-            measurements=measurements, achieved_sparsity=achieved, execution="masked" if subject.quality else None,
+        record = self._record(
+            cell.case,
+            cell.control,
+            0,
+            "ok",
+            started,
+            measurements=measurements,
+            achieved_sparsity=achieved,
+            execution="masked" if subject.quality else None,
         )
+        return [record]
 
     def _execution(self, method: Method) -> Execution:
         """The asked execution, or "auto" for a method that cannot run it."""
         asked = self.plan.execution
-        return asked if asked in method.executions else "auto"  # type: ignore[return-value]
+        return asked if asked in method.executions else "auto"
 
     # Timed rounds.
 
     def _round(
-        self, subject: Subject, prepared: Prepared, cells: Sequence[Cell], number: int, advance: Callable[[], None]
+        self,
+        subject: Subject,
+        prepared: Prepared,
+        cells: Sequence[Cell],
+        number: int,
+        advance: Callable[[], None],
     ) -> None:
         """Run every case once, in an order of its own, then append the round's records together."""
         if not any(self._missing(cell, number) for cell in cells):
@@ -301,10 +326,18 @@ class Bench:
         if timing.logits is not None:
             measurements |= self._quality(prepared, cell, timing, number)
         if timing.digest is not None:
-            measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [self._first_document(number)])
+            measurements["selection_digest"] = Measurement.of(
+                "selection_digest", [timing.digest], [self._first_document(number)]
+            )
         return self._record(
-            cell.case, cell.control, number, "ok", started,
-            measurements=measurements, achieved_sparsity=timing.achieved_sparsity, execution=timing.execution,
+            cell.case,
+            cell.control,
+            number,
+            "ok",
+            started,
+            measurements=measurements,
+            achieved_sparsity=timing.achieved_sparsity,
+            execution=timing.execution,
             flags=self._flags(prepared, timing),
         )
 
@@ -350,7 +383,7 @@ class Bench:
 
     # Records and failures.
 
-    def _guarded(self, cells: Sequence[Cell], number: int, work: Callable[[], list[Record]]) -> None:
+    def _guarded(self, cells: Sequence[Cell], number: int, work: Callable[[], Sequence[Record]]) -> None:
         """Run work for a cell: its failure is a record; a death of the process leaves a marker for the next run."""
         cell, started = cells[0], time.monotonic()
         marker = {"case": cell.case.model_dump(mode="json"), "control": cell.control, "round": number}
@@ -415,7 +448,8 @@ def _speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, 
     reasons = {}
     if dense is None:
         reasons = dict.fromkeys(
-            ("select_ms", "limit_speedup", "gain_share", "break_even_tokens"), "the dense run of this round failed"
+            ("select_ms", "limit_speedup", "gain_share", "break_even_tokens"),
+            "the dense run of this round failed",
         )
     else:
         dense_ms = sorted(dense.decode_ms)[len(dense.decode_ms) // 2]
@@ -436,7 +470,9 @@ def _speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, 
 
 def _is_out_of_memory(error: Exception) -> bool:
     words = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in words or "can't allocate" in words
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in words or "can't allocate" in words
+    )
 
 
 def _difference(then: object, now: object) -> str:

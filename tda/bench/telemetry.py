@@ -109,4 +109,3 @@ def throttle_reasons(index: int) -> tuple[bool | None, str]:
         return None, f"not observable: {error}"
     slowed = bits & (0x4 | 0x8 | 0x20 | 0x40 | 0x80)  # power cap, hardware, software thermal, hardware thermal, brake
     return bool(slowed), f"clock event reasons 0x{bits:x}"
-

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from tda.contracts import FFN, Method, Reads
+from tda.engine.transformers_api import text_config
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,12 @@ class Traffic:
 
 
 def decode_traffic(
-    model: nn.Module, ffns: Sequence[FFN], method: Method, kept: Sequence[float], cached_tokens: float, batch: int
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    method: Method,
+    kept: Sequence[float],
+    cached_tokens: float,
+    batch: int,
 ) -> Traffic:
     """Bytes that one decode step of a batch must read.
 
@@ -56,7 +63,7 @@ def decode_traffic(
     return Traffic(weights, _cache_bytes(model, cached_tokens, batch))
 
 
-def _always_read(model: nn.Module) -> int:
+def _always_read(model: Any) -> int:
     """Bytes of all parameters but embedding tables, of which a row is read; a tied table is the head."""
     head = model.get_output_embeddings()
     tables = {
@@ -78,7 +85,8 @@ def _ffn_bytes(ffn: FFN, reads: Reads, share: float) -> float:
 
 
 def _cache_bytes(model: nn.Module, tokens: float, batch: int) -> float:
-    config = model.config.get_text_config()
+    config = text_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2.0 * config.num_hidden_layers * heads * width * tokens * batch * next(model.parameters()).element_size()
+    size = next(model.parameters()).element_size()
+    return float(2 * config.num_hidden_layers * heads * width * tokens * batch * size)

@@ -58,13 +58,14 @@ def error_curve(ffn: FFN, histogram: Histogram, samples: list[Sample]) -> ErrorC
 
 def _token_errors(z: Tensor, scores: Tensor, cuts: Tensor, down_rows: Tensor) -> Tensor:
     """CETT of one token at each cut: [100]. Neurons are summed in groups between cuts, then groups added up."""
-    group = torch.searchsorted(cuts, scores.contiguous(), right=True)  # neuron j is left out at cuts[k] iff group_j <= k
+    # Neuron j is left out at cuts[k] iff group_j <= k.
+    group = torch.searchsorted(cuts, scores.contiguous(), right=True)
     order = torch.argsort(group, stable=True)
     starts = torch.searchsorted(group[order], torch.arange(len(cuts) + 1, device=z.device))
     sums = functional.embedding_bag(order, down_rows, starts, mode="sum", per_sample_weights=z[order])  # [101, D]
     partial = sums.double().cumsum(0)
-    whole = torch.linalg.vector_norm(partial[-1]).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.linalg.vector_norm(partial[:-1], dim=1) / whole
+    norms: Tensor = torch.linalg.vector_norm(partial, dim=1)
+    return norms[:-1] / norms[-1].clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def equal_error(curves: list[ErrorCurve], target: float) -> list[float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tda.calibration.allocate import at_level, equal_error, error_curve
 from tda.calibration.collect import Batch, Collector, MeanCollector, PromptCollector, TokenCollector
 from tda.calibration.histogram import Histogram
-from tda.contracts import FFN, ErrorControlled, Method, TokenMethod
+from tda.contracts import FFN, ErrorControlled, Method, Source, TokenMethod
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
 from tda.engine.selfcheck import check_family
@@ -113,7 +113,7 @@ def _pass(
     model: nn.Module,
     ffns: list[FFN],
     collectors: dict[str, Collector],
-    sources: dict[str, str],
+    sources: dict[str, Source],
     batches: Iterable[dict[str, Tensor]],
     progress: bool,
 ) -> TextHashes:
@@ -150,7 +150,9 @@ def _checked(
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for batch in bar.track(batches, total=total, description="calibrating"):
             if not isinstance(batch, dict) or "input_ids" not in batch or batch["input_ids"].dim() != 2:
-                raise TypeError('a calibration batch is {"input_ids": [B, T], "attention_mask": [B, T]}, got ' f"{batch!r:.80}")
+                raise TypeError(
+                    f'a calibration batch is {{"input_ids": [B, T], "attention_mask": [B, T]}}, got {batch!r:.80}'
+                )
             tokens = batch["input_ids"].to(device)
             mask = batch.get("attention_mask", torch.ones_like(tokens)).to(device).bool()
             if mask.shape != tokens.shape or not bool(mask.any(1).all()):
@@ -158,9 +160,7 @@ def _checked(
             yield tokens, mask
 
 
-def _watch(
-    ffn: FFN, collectors: dict[str, Collector], sources: dict[str, str], current: list[Batch]
-) -> list[Any]:
+def _watch(ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source], current: list[Batch]) -> list[Any]:
     parts: dict[str, Tensor] = {}
 
     def entering(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -199,7 +199,7 @@ def _thresholds(
     text: TextHashes,
     layer_sparsity: Sequence[float] | None,
 ) -> Thresholds:
-    common = {
+    common: dict[str, Any] = {
         "method": method.calibrated,
         "model": identify(model, ffns),
         "dtype": str(ffns[0].up.weight.dtype).removeprefix("torch."),

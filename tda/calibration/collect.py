@@ -138,4 +138,3 @@ class MeanCollector(Collector):
         held = self.sums[ffn.index]
         self.sums[ffn.index] = s if held is None else held + s
         self.prompts += len(a) if ffn.index == 0 else 0
-

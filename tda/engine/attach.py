@@ -75,9 +75,7 @@ def _check(
 ) -> None:
     check_choice("execution", execution, EXECUTIONS)
     if execution != "auto" and execution not in method.executions:
-        raise ValueError(
-            f"method {method.name!r} cannot run {execution!r}; it can run {', '.join(method.executions)}"
-        )
+        raise ValueError(f"method {method.name!r} cannot run {execution!r}; it can run {', '.join(method.executions)}")
     if model in _ATTACHED:
         raise ValueError("a method is already attached to this model; leave that `with` block first")
     method.check(ffns[0])
@@ -94,7 +92,7 @@ def _check(
 
 
 def _hook(run: Run, overrides: Overrides) -> None:
-    model = run.model
+    model: Any = run.model
     hooks = [
         model.register_forward_pre_hook(run.before_forward, with_kwargs=True),
         model.register_forward_hook(run.after_forward, with_kwargs=True),
@@ -138,24 +136,25 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
     last linear computes the whole.
     """
 
-    def route(module: nn.Module, fast: Callable[[Tensor], Tensor] | None) -> None:
+    def route(module: nn.Module, *, whole: bool) -> None:
         dense = module.forward
 
         @functools.wraps(dense)
         def forward(x: Tensor) -> Tensor:
             executor = run.executor(ffn.index)
             if executor is None:
-                return dense(x)
-            return x if fast is None else executor(x)
+                y: Tensor = dense(x)
+                return y
+            return executor(x) if whole else x
 
         overrides.set(module, "forward", forward)
 
     if ffn.block is not None:
-        route(ffn.block, run.executor)
+        route(ffn.block, whole=True)
         return
-    route(ffn.up, None)
-    route(ffn.act, None)
-    route(ffn.down, run.executor)
+    route(ffn.up, whole=False)
+    route(ffn.act, whole=False)
+    route(ffn.down, whole=True)
 
 
 def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tda.contracts import Execution, FFN, Prompt, PromptMethod, Statistic
+from tda.contracts import FFN, Execution, Prompt, PromptMethod, Statistic
 from tda.thresholds import Thresholds
 
 

@@ -217,9 +217,9 @@ class Run:
             if self._prompt_mask is None:
                 raise ValueError("attention_mask must have shape [batch, tokens] while a method is attached")
             given = self._prompt_mask.repeat_interleave(rows // len(self._prompt_mask), 0)
-        if given.shape[1] < cached + count:
-            return given[:, -count:].bool()
-        return given[:, cached : cached + count].bool()
+        start = cached if given.shape[1] >= cached + count else given.shape[1] - count
+        inside: Tensor = given[:, start : start + count].bool()
+        return inside
 
     def _find_request(self, cache: Any, cached: int, phase: Phase, rows: int, device: torch.device) -> Request:
         known = None if cache is None else self._requests.get(cache)

@@ -114,9 +114,7 @@ def score(
             logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
         achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
         selection = tuple(run.selection()) if isinstance(method, PromptMethod) else ()
-    flat = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), continuation_ids.flatten(), reduction="none"
-    )
+    flat = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), continuation_ids.flatten(), reduction="none")
     nll = flat.view_as(continuation_ids).masked_fill(~continuation_mask, 0)
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
 
@@ -138,7 +136,12 @@ def _left_align(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _continue(
-    run: Run, tokens: Tensor, mask: Tensor, continuation: Tensor, continuation_mask: Tensor, protocol: Protocol
+    run: Run,
+    tokens: Tensor,
+    mask: Tensor,
+    continuation: Tensor,
+    continuation_mask: Tensor,
+    protocol: Protocol,
 ) -> tuple[Tensor, Tensor]:
     """Prefill, then the continuation in one pass: logits [B, G, V] and which were sparse [B, G]."""
     first, cache = prefill(run.model, tokens, mask)

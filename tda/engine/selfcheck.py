@@ -1,4 +1,4 @@
-"""Before a family's description is trusted: does it compute what the model computes?"""
+"""Check a family's description before it is trusted: it must compute what the model computes."""
 
 import weakref
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tda.contracts import FFN
 from tda.engine.overrides import Overrides
+from tda.engine.transformers_api import text_config
 from tda.kernels.compact import CompactFFN
 
 _CHECKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -35,7 +36,7 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         for hook in _record(ffn, seen):
             overrides.later(hook.remove)
     try:
-        vocabulary = model.config.get_text_config().vocab_size
+        vocabulary = text_config(model).vocab_size
         tokens = torch.arange(PROBE_TOKENS, device=ffns[0].up.weight.device) * 7 % vocabulary
         model(input_ids=tokens.unsqueeze(0), use_cache=False)
     finally:

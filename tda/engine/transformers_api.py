@@ -1,21 +1,21 @@
 """The few places where transformers differs between versions."""
 
 import inspect
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 
-@cache
-def _cache_keyword(model_type: type[nn.Module]) -> str:
-    parameters = inspect.signature(inspect.unwrap(model_type.forward)).parameters
+def cache_keyword(model: nn.Module) -> str:
+    """Name of the forward argument that takes the key-value cache: ``past_key_values``, newer ``cache``."""
+    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
 
-def cache_keyword(model: nn.Module) -> str:
-    """Name of the forward argument that takes the key-value cache: ``past_key_values``, newer ``cache``."""
-    return _cache_keyword(type(model))
+def text_config(model: nn.Module) -> Any:
+    """Config of a model's language part: vocab_size, num_hidden_layers and so on."""
+    config: Any = model.config
+    return config.get_text_config()
 
 
 def given_cache(arguments: dict[str, Any]) -> Any:

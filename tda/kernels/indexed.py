@@ -1,5 +1,6 @@
 """Indexed execution of per-token methods in plain torch: kept rows are looked up and summed for each token."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -62,7 +63,7 @@ class IndexedFFN:
         assert self._up_rows is not None
         bias = self.ffn.up.bias
         parts = []
-        for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for number, (start, end) in enumerate(itertools.pairwise(starts)):
             chosen = index[start:end]
             rows = torch.index_select(self.ffn.up.weight.detach(), 0, chosen, out=self._up_rows[: end - start])
             parts.append(functional.linear(tokens[number], rows, None if bias is None else bias[chosen]))

@@ -39,9 +39,7 @@ class Griffin(PromptMethod):
         """Relative squares of z."""
         return RelativeSquares()
 
-    def scores(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """s: [B, F], or [1, F] with shared rows."""
         assert statistic is not None
         s = statistic.value().sqrt()

@@ -28,9 +28,7 @@ class Magnitude(PromptMethod):
     name: ClassVar[str] = "magnitude"
     scope: ClassVar[Scope] = "model"
 
-    def scores(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Product of the rows' norms: [1, F]."""
         norms = [
             torch.linalg.vector_norm(linear.weight.detach(), dim=1, dtype=torch.float32)

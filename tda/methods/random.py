@@ -32,9 +32,7 @@ class Random(PromptMethod):
 
     seed: int = 0
 
-    def scores(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Uniform random scores: [B, F]."""
         return torch.stack([self._row(ffn, prompt.key(row)) for row in range(prompt.rows)]).to(prompt.tokens.device)
 

@@ -30,9 +30,7 @@ class StaticMean(PromptMethod):
     needs_thresholds: ClassVar[bool] = True
     not_calibrated: ClassVar[frozenset[str]] = frozenset({"sparsity"})
 
-    def scores(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Averaged statistic from the artifact: [1, F]."""
         assert thresholds is not None
         return torch.tensor([thresholds.layer_scores(ffn.index)], device=prompt.tokens.device)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tda.contracts import ErrorControlled, FFN, Prompt, PromptMethod, Rows, Source, Statistic, check_choice
+from tda.contracts import FFN, ErrorControlled, Prompt, PromptMethod, Rows, Source, Statistic, check_choice
 from tda.methods import METHODS
 from tda.prompt_statistics import RelativeMaximum, RelativeSquares, Squares
 from tda.thresholds import Thresholds
@@ -76,9 +76,7 @@ class TDA(ErrorControlled, PromptMethod):
             return (value / value.mean(1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)).sqrt()
         return (value * (ffn.F / statistic.tokens.clamp(min=1)).unsqueeze(1)).sqrt()
 
-    def scores(
-        self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None
-    ) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """R: [B, F], or [1, F] with shared rows."""
         assert statistic is not None
         R = self.relative_magnitude(ffn, statistic)

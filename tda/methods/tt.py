@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tda.contracts import ErrorControlled, FFN, Reads, TokenMethod
+from tda.contracts import FFN, ErrorControlled, Reads, TokenMethod
 from tda.methods import METHODS
 from tda.thresholds import Thresholds
 
@@ -20,8 +20,8 @@ def contribution(ffn: FFN, z: Tensor) -> Tensor:
 class TT(ErrorControlled, TokenMethod):
     """Leave out, for each decode token, the neurons whose contribution is below the layer's threshold.
 
-    Kept where ‖n_j‖ = abs(z_j)·‖W_down[:, j]‖ ≥ ε of the layer. Source: ReLU² wins, arXiv 2402.03804 (thresholds by CETT).
-    As published it needs gate and up in full before it decides, so it saves only the down projection.
+    Kept where ‖n_j‖ = abs(z_j)·‖W_down[:, j]‖ ≥ ε of the layer. Source: ReLU² wins, arXiv 2402.03804
+    (thresholds by CETT). As published it needs gate and up in full before it decides, so it saves only the down projection.
     """
 
     name: ClassVar[str] = "tt"

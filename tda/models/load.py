@@ -26,7 +26,11 @@ def is_shape(name: str) -> bool:
 
 
 def load_model(
-    name: str, *, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model by name.
 

@@ -47,18 +47,29 @@ def _sizes(D: int, F: int, layers: int, heads: int, kv_heads: int) -> dict[str, 
 SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     "0.1b": ("Llama-like, 0.1 billion parameters", lambda: _llama(**_sizes(768, 2048, 10, 12, 4))),
     "0.3b": ("Llama-like, 0.3 billion parameters", lambda: _llama(**_sizes(1024, 2816, 24, 16, 4))),
-    "1b": ("Llama-like, 1.1 billion parameters (TinyLlama's sizes)", lambda: _llama(**_sizes(2048, 5632, 22, 32, 4))),
+    "1b": (
+        "Llama-like, 1.1 billion parameters (TinyLlama's sizes)",
+        lambda: _llama(**_sizes(2048, 5632, 22, 32, 4)),
+    ),
     "opt-350m": (
         "OPT-350M: post-norm, projection layers",
         lambda: _opt(
-            hidden_size=1024, ffn_dim=4096, num_hidden_layers=24, num_attention_heads=16, word_embed_proj_dim=512,
+            hidden_size=1024,
+            ffn_dim=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            word_embed_proj_dim=512,
             do_layer_norm_before=False,
         ),
     ),
     "opt-2.7b": (
         "OPT-2.7B",
         lambda: _opt(
-            hidden_size=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=2560
+            hidden_size=2560,
+            ffn_dim=10240,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            word_embed_proj_dim=2560,
         ),
     ),
     "gemma-2b": ("Gemma-2B", lambda: _gemma(**_sizes(2048, 16384, 18, 8, 1), head_dim=256)),
@@ -66,7 +77,9 @@ SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     "llama-3-8b": (
         "Llama-3-8B",
         lambda: _llama(
-            **_sizes(4096, 14336, 32, 32, 8), vocab_size=128256, max_position_embeddings=8192,
+            **_sizes(4096, 14336, 32, 32, 8),
+            vocab_size=128256,
+            max_position_embeddings=8192,
             rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         ),
     ),
@@ -112,7 +125,8 @@ def build_shape(name: str, dtype: torch.dtype, device: torch.device, seed: int =
                 _fill(parameter.view(-1), tile, shift=number * 7919)
     _rebuild_buffers(model, config, device)
     model.config._name_or_path = f"shape:{name}"
-    return model.eval()
+    built: nn.Module = model.eval()
+    return built
 
 
 def _fill(flat: torch.Tensor, tile: torch.Tensor, shift: int) -> None:

@@ -6,8 +6,8 @@ from tda.quality.evaluate import Evaluation, Evaluator, selection_digest
 __all__ = [
     "Document",
     "Evaluation",
-    "calibration_batches",
     "Evaluator",
+    "calibration_batches",
     "evaluation_documents",
     "random_documents",
     "selection_digest",

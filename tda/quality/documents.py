@@ -68,7 +68,11 @@ def random_documents(vocabulary: int, prompt_tokens: int, new_tokens: int, count
     """Documents of random tokens, for models with random weights."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        Document(number, "random", *torch.randint(vocabulary, (total,), generator=generator).split([prompt_tokens, new_tokens]))
+        Document(
+            number,
+            "random",
+            *torch.randint(vocabulary, (total,), generator=generator).split([prompt_tokens, new_tokens]),
+        )
         for number, total in enumerate([prompt_tokens + new_tokens] * count)
     ]
 
@@ -80,7 +84,9 @@ def _rows(
     if text is None:
         documents: Iterator[tuple[str, str]] = (
             (document.kind, document.text)
-            for document in builtin.documents(split, min_bytes=BYTES_PER_TOKEN * length if _is_coarse(tokenizer) else length)
+            for document in builtin.documents(
+                split, min_bytes=BYTES_PER_TOKEN * length if _is_coarse(tokenizer) else length
+            )
         )
     else:
         documents = ((text.name, line) for line in read_jsonl(text))
@@ -114,7 +120,7 @@ def read_jsonl(path: Path) -> Iterator[str]:
         If the file is missing or a line has another form.
     """
     if not path.is_file():
-        raise ValueError(f"no text at {path}; expected a JSONL file with one {{\"text\": ...}} a line")
+        raise ValueError(f'no text at {path}; expected a JSONL file with one {{"text": ...}} a line')
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

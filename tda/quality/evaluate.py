@@ -134,7 +134,13 @@ class Evaluator:
         continuations = self._stack([document.continuation for document in documents])
         selecting = None if select_on is None else self._stack([document.prompt for document in select_on])
         return score(
-            self.model, method, prompts, continuations, thresholds, protocol=self.protocol, selection_ids=selecting
+            self.model,
+            method,
+            prompts,
+            continuations,
+            thresholds,
+            protocol=self.protocol,
+            selection_ids=selecting,
         )
 
     def _stack(self, rows: list[Tensor]) -> Tensor:

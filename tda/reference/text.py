@@ -14,7 +14,28 @@ from typing import Literal, get_args
 Split = Literal["train", "calibration", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "h", "k", "kl", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "z")
+_ONSETS = (
+    "b",
+    "br",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "h",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "z",
+)
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
 _ENDINGS = ("", "n", "r", "l", "s", "th", "m", "nd")
 
@@ -98,7 +119,10 @@ def _story(w: Words) -> str:
 def _recipe(w: Words) -> str:
     dish, spice, herb = w.name(), w.invent(), w.invent()
     base = w.pick(("rice", "lentils", "potatoes", "barley", "beans", "noodles"))
-    lines = [f"RECIPE: {dish} {base} with {spice}", f"Serves {w.number(2, 8)}. Time for {dish}: {w.number(2, 11) * 5} min."]
+    lines = [
+        f"RECIPE: {dish} {base} with {spice}",
+        f"Serves {w.number(2, 8)}. Time for {dish}: {w.number(2, 11) * 5} min.",
+    ]
     lines += [f"- {w.number(1, 9) * 50} g {base} ({dish} style)", f"- {w.number(1, 4)} tsp {spice}, ground"]
     lines += [f"- {w.number(1, 6)} leaves of {herb}", f"1. Wash the {base}; toast the {spice}."]
     lines += [f"2. Simmer {base} and {herb} for {w.number(5, 40)} minutes."]
@@ -111,7 +135,9 @@ def _log(w: Words) -> str:
     host, unit = w.invent(), w.invent()
     day, lines = w.number(1, 28), []
     for _ in range(8):
-        stamp = f"2031-{w.number(1, 12):02d}-{day:02d}T{w.number(0, 23):02d}:{w.number(0, 59):02d}:{w.number(0, 59):02d}Z"
+        stamp = (
+            f"2031-{w.number(1, 12):02d}-{day:02d}T{w.number(0, 23):02d}:{w.number(0, 59):02d}:{w.number(0, 59):02d}Z"
+        )
         level = w.pick(("INFO", "INFO", "WARN", "ERROR", "DEBUG"))
         event = w.pick(
             (
@@ -269,9 +295,8 @@ def recall_items(split: Split, *, distance_bytes: int = 256) -> Iterator[RecallI
         w = Words(split, f"recall/{split}/{index}")
         hero, friend, place, far, pet = (w.name() for _ in range(5))
         thing = w.pick(("lantern", "silver key", "blue kite", "wooden boat", "old map", "red scarf"))
-        opening = (
-            f"Once there was a {w.pick(('brave', 'quiet', 'curious', 'gentle'))} child called {hero} who lived in {place}. "
-        )
+        mood = w.pick(("brave", "quiet", "curious", "gentle"))
+        opening = f"Once there was a {mood} child called {hero} who lived in {place}. "
         passages = [
             f"{hero} had a {thing} and a friend named {friend}. ",
             f"On the way to {far} the river rose, and {pet} began to bark. ",

@@ -124,7 +124,7 @@ def train(name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     tokenizer = byte_tokenizer()
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).train()
+    model: Any = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).train()
     if model.config.model_type == "gemma":
         # Gemma scales embeddings by sqrt(D); left so, they drown what the layers write, and copying is learnt late.
         with torch.no_grad():
@@ -151,7 +151,7 @@ def train(name: str) -> None:
 
 def save(
     folder: Path,
-    model: nn.Module,
+    model: Any,
     tokenizer: PreTrainedTokenizerFast,
     log: list[tuple[int, float, float]],
     steps: int,
