@@ -151,7 +151,7 @@ def _batches(plan: Plan, subject: Subject, prepared: Prepared, texts: Texts) -> 
 
 
 def _shares(method: Method, profile: Profile | None, layers: int) -> list[float] | None:
-    """Another model's achieved sparsity per layer, stretched over this model's depth; None where there is none to take."""
+    """Another model's achieved sparsity per layer, stretched over this model's depth."""
     if profile is None or method.sparsity is None or method.name == "static_mean":
         return None
     known = profile.get((method.name, method.sparsity))

@@ -21,7 +21,8 @@ class TT(ErrorControlled, TokenMethod):
     """Leave out, for each decode token, the neurons whose contribution is below the layer's threshold.
 
     Kept where ‖n_j‖ = abs(z_j)·‖W_down[:, j]‖ ≥ ε of the layer. Source: ReLU² wins, arXiv 2402.03804
-    (thresholds by CETT). As published it needs gate and up in full before it decides, so it saves only the down projection.
+    (thresholds by CETT). As published it needs gate and up in full before it decides, so it saves only the down
+    projection.
     """
 
     name: ClassVar[str] = "tt"
