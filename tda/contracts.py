@@ -12,20 +12,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tda.names import Allocation, Execution
+
 if TYPE_CHECKING:
     from tda.thresholds import Thresholds
 
-Execution = Literal["auto", "masked", "compact", "indexed"]
-EXECUTIONS: tuple[Execution, ...] = ("auto", "masked", "compact", "indexed")
+EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 Scope = Literal["model", "prompt", "token"]
 Source = Literal["z", "gate", "up"]
 Rows = Literal["per_row", "shared"]
-Allocation = Literal["equal_error", "uniform"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,7 +319,7 @@ class ErrorControlled(Method):
         if self.cett is None and self.sparsity is None:
             object.__setattr__(self, "sparsity", 0.5)
         super().__post_init__()
-        check_choice("allocation", self.allocation, ("equal_error", "uniform"))
+        check_choice("allocation", self.allocation, get_args(Allocation))
         if self.cett is None:
             return
         if self.sparsity is not None:

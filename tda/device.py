@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from tda import __version__
 from tda.records import Commit, Machine
 
 
@@ -32,7 +33,7 @@ def machine(device: str) -> Machine:
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=metadata.version("transformers"),
-        tda=metadata.version("tda"),
+        tda=__version__,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
     )
 
@@ -161,7 +162,8 @@ def stream_gb_per_s(device: torch.device) -> float:
 
     The best of three passes over 256 MiB (1 GiB on CUDA), far more than caches hold.
     """
-    source = _stream_buffer(device)
+    size = STREAM_BYTES * (4 if device.type == "cuda" else 1)
+    source = torch.ones(size // 8, dtype=torch.int64, device=device)
     target = torch.empty_like(source) if device.type == "cuda" else None
     watch = Stopwatch(device)
     best = 0.0
@@ -174,9 +176,3 @@ def stream_gb_per_s(device: torch.device) -> float:
         moved = source.nbytes * (1 if target is None else 2)
         best = max(best, moved / watch.ms / 1e6)
     return best
-
-
-@cache
-def _stream_buffer(device: torch.device) -> torch.Tensor:
-    size = STREAM_BYTES * (4 if device.type == "cuda" else 1)
-    return torch.ones(size // 8, dtype=torch.int64, device=device)

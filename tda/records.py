@@ -242,11 +242,6 @@ def _join(lines: list[Record]) -> Record:
     if not good:
         return lines[-1]
     names = dict.fromkeys(name for line in good for name in line.measurements)
-    flags: dict[FlagName, Flag] = {}
-    for line in good:
-        for name, flag in line.flags.items():
-            if name not in flags or (flag.raised and not flags[name].raised):
-                flags[name] = flag
     last = good[-1]
     failed = [line for line in lines if line.status != "ok"]
     return last.model_copy(
@@ -254,7 +249,7 @@ def _join(lines: list[Record]) -> Record:
             "reason": f"{len(failed)} of {len(lines)} rounds failed: {failed[-1].reason}" if failed else None,
             "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
             "measurements": {name: _join_measurement(name, good) for name in names},
-            "flags": flags,
+            "flags": _join_flags(good),
             "started": good[0].started,
             "seconds": sum(line.seconds for line in lines),
         }
@@ -263,6 +258,19 @@ def _join(lines: list[Record]) -> Record:
 
 def _mean_layers(shares: list[tuple[float, ...]]) -> tuple[float, ...]:
     return tuple(sum(layer) / len(layer) for layer in zip(*shares, strict=True))
+
+
+def _join_flags(lines: list[Record]) -> dict[FlagName, Flag]:
+    """A flag that some rounds raised says how many, and what the last of them saw."""
+    flags: dict[FlagName, Flag] = {}
+    for name in dict.fromkeys(name for line in lines for name in line.flags):
+        seen = [line.flags[name] for line in lines if name in line.flags]
+        raised = [flag for flag in seen if flag.raised]
+        if raised and len(raised) < len(seen):
+            flags[name] = Flag(raised=True, detail=f"{len(raised)} of {len(seen)} rounds; {raised[-1].detail}")
+        else:
+            flags[name] = (raised or seen)[-1]
+    return flags
 
 
 def _join_measurement(name: str, lines: list[Record]) -> Measurement:

@@ -68,6 +68,15 @@ def append(folder: Path, records: Iterable[Record]) -> None:
         os.fsync(file.fileno())
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError now rather than later if a file cannot be written at a path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file's name")
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either the old one or the new one at any moment."""
     data = content.encode() if isinstance(content, str) else content

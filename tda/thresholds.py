@@ -18,6 +18,8 @@ from tda.results import write_whole
 
 WINDOW = 64
 """Tokens per hashed window: a passage shared over 2·64 - 1 tokens is always found."""
+SHORTEST_WINDOW = 8
+"""A document shorter than `WINDOW` is a window of its own, down to this; shorter ones would match by chance."""
 
 
 class ModelIdentity(Frozen):
@@ -30,9 +32,9 @@ class ModelIdentity(Frozen):
 
 
 class TextHashes(Frozen):
-    """Hashes of the calibration text: one per document, and one per window of tokens."""
+    """Hashes of the calibration text: one per document, and one per window of tokens, with the windows' sizes."""
 
-    window: int = WINDOW
+    sizes: tuple[int, ...]
     documents: tuple[str, ...]
     windows: tuple[str, ...]
 
@@ -150,11 +152,12 @@ class Thresholds(Frozen):
         for number, row in enumerate(rows):
             if hash_tokens(row) in documents:
                 raise ValueError(f"evaluation document {number} is a calibration document; use other text")
-            for start in range(len(row) - self.text.window + 1):
-                if hash_tokens(row[start : start + self.text.window]) in windows:
+            places = ((start, size) for size in self.text.sizes for start in range(len(row) - size + 1))
+            for start, size in places:
+                if hash_tokens(row[start : start + size]) in windows:
                     raise ValueError(
-                        f"evaluation document {number} shares the {self.text.window} tokens from token {start} with "
-                        "the calibration text; use other text"
+                        f"evaluation document {number} shares the {size} tokens from token {start} with the "
+                        "calibration text; use other text"
                     )
 
 
@@ -167,11 +170,16 @@ def hash_text(rows: Iterable[NDArray[np.int64]]) -> TextHashes:
     """Hashes of calibration documents, given as token ids without padding."""
     documents: dict[str, None] = {}
     windows: dict[str, None] = {}
+    sizes: set[int] = set()
     for row in rows:
         documents[hash_tokens(row)] = None
-        for start in range(0, len(row) - WINDOW + 1, WINDOW):
-            windows[hash_tokens(row[start : start + WINDOW])] = None
-    return TextHashes(documents=tuple(documents), windows=tuple(windows))
+        size = min(len(row), WINDOW)
+        if size < SHORTEST_WINDOW:
+            continue
+        sizes.add(size)
+        for start in range(0, len(row) - size + 1, size):
+            windows[hash_tokens(row[start : start + size])] = None
+    return TextHashes(sizes=tuple(sorted(sizes)), documents=tuple(documents), windows=tuple(windows))
 
 
 def hash_config(config: dict[str, Any]) -> str:

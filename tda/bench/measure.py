@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tda.bench.telemetry import GpuSampler
 from tda.bench.traffic import Traffic, decode_traffic
-from tda.contracts import Execution, Method, PromptMethod
+from tda.contracts import Method, PromptMethod
 from tda.device import ForeignLoad, PeakMemory, Stopwatch
 from tda.engine import Run, attach
 from tda.engine.phases import decode, prefill
 from tda.engine.score import Scores
+from tda.names import Execution
 from tda.quality import Document, selection_digest
 from tda.records import Measurement
 from tda.thresholds import Thresholds

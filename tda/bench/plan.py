@@ -1,12 +1,13 @@
 """What a bench run measures: models, methods, sizes; the presets; and the cases that follow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tda.contracts import Method
+from tda.contracts import EXECUTIONS, Method, check_choice
 from tda.methods import METHODS, method
-from tda.models import is_shape
+from tda.models import is_shape, needs_training
+from tda.names import Execution, Preset
 from tda.records import Case
 
 MISSION = ("dense", "tt", "griffin", "tda", "cats")
@@ -39,10 +40,8 @@ class Subject:
     layer_profile: str | None = None
 
     def __post_init__(self) -> None:
-        if is_shape(self.model) and self.quality:
-            raise ValueError(
-                f"{self.model} has random weights: it has a speed, and any quality number of it would be noise"
-            )
+        if self.quality:
+            needs_training(self.model, "quality number")
         if self.prompt_tokens < 1 or self.new_tokens < 2:
             raise ValueError(
                 f"need at least 1 prompt token and 2 new tokens; got {self.prompt_tokens} and {self.new_tokens}"
@@ -80,37 +79,31 @@ class Plan:
     calibration_documents: int = 64
     batch: int = 1
     device: str = "cpu"
-    execution: str = "auto"
+    execution: Execution = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for count, what in ((self.rounds, "rounds"), (self.documents, "documents"), (self.batch, "batch")):
             if count < 1:
                 raise ValueError(f"{what} must be at least 1, got {count}")
-        for name in self.methods:
-            METHODS[name]
+        check_choice("execution", self.execution, EXECUTIONS)
+        list(self.build())
 
-    def with_dense(self) -> "Plan":
-        """The plan with dense in it: every ratio needs it."""
-        return self if "dense" in self.methods else replace(self, methods=("dense", *self.methods))
-
-    def build(self) -> Iterator[tuple[str, Method]]:
-        """Every method at every sparsity, dense first and once."""
-        for name in sorted(self.methods, key=lambda name: name != "dense"):
-            for sparsity in (0.0,) if name == "dense" else self.sparsities:
-                yield name, method(name, sparsity, **({"seed": self.seed} if name == "random" else {}))
+    def build(self) -> Iterator[Method]:
+        """Every method at every sparsity; dense once and first, asked or not, since every ratio needs it."""
+        for name in dict.fromkeys(("dense", *self.methods)):
+            for sparsity in (0.0,) if name == "dense" else dict.fromkeys(self.sparsities):
+                yield method(name, sparsity, **({"seed": self.seed} if name == "random" else {}))
 
     def case(self, subject: Subject, built: Method, extra: dict[str, Any] | None = None) -> Case:
         """The case of one method on one model."""
-        profile = (
-            {}
-            if subject.layer_profile is None or not built.needs_thresholds
-            else {"layer_profile": subject.layer_profile}
-        )
+        options = {**built.options, **(extra or {})}
+        if subject.layer_profile is not None and built.needs_thresholds:
+            options["layer_profile"] = subject.layer_profile
         return Case(
             model=subject.model,
             method=built.name,
-            options={**built.options, **profile, **(extra or {})},
+            options=options,
             sparsity=built.sparsity,
             execution=self.execution,
             device=self.device,
@@ -130,7 +123,7 @@ def _shape(name: str, **options: Any) -> Subject:
     return Subject(f"shape:{name}", **{"dtype": "bfloat16", "quality": False, "layer_profile": "ref:swiglu", **options})
 
 
-PRESETS: dict[str, Plan] = {
+PRESETS: dict[Preset, Plan] = {
     "smoke": Plan(
         (
             _reference("swiglu", prompt_tokens=128, new_tokens=32),
@@ -170,3 +163,47 @@ PRESETS: dict[str, Plan] = {
         device="cuda",
     ),
 }
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None; lists as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value is not None
+    }
+
+
+def plan_of(preset: Preset, models: Sequence[str], sizes: dict[str, Any], options: dict[str, Any]) -> Plan:
+    """A preset, changed by what is given.
+
+    Parameters
+    ----------
+    preset : str
+        One of `PRESETS`.
+    models : sequence of str
+        Models instead of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
+        achieved sparsity per layer of the first trained one.
+    sizes : dict
+        Fields of every `Subject`.
+    options : dict
+        Fields of the `Plan`. Methods that are named are timed too.
+
+    Raises
+    ------
+    ValueError
+        If a value is not accepted.
+    """
+    plan = PRESETS[preset]
+    if "methods" in options:
+        options = {**options, "speed_methods": options["methods"]}
+    subjects = plan.subjects
+    if models:
+        trained = [name for name in models if not is_shape(name)]
+        profile = trained[0] if trained else None
+        subjects = tuple(_subject(name, profile) for name in sorted(dict.fromkeys(models), key=is_shape))
+    return replace(plan, subjects=tuple(replace(subject, **sizes) for subject in subjects), **options)
+
+
+def _subject(model: str, profile: str | None) -> Subject:
+    if is_shape(model):
+        return Subject(model, prompt_tokens=128, dtype="bfloat16", quality=False, layer_profile=profile)
+    return Subject(model)

@@ -13,16 +13,20 @@ from torch import nn
 
 from tda.bench.plan import Plan, Subject
 from tda.calibration import calibrate_all
-from tda.contracts import Method
+from tda.contracts import FFN, Method
 from tda.engine.identity import identify
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
 from tda.models import is_shape, load_model
-from tda.quality import Document, calibration_batches, evaluation_documents, random_documents
+from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
+from tda.quality.documents import read_jsonl
+from tda.quality.recall import Question
 from tda.thresholds import Thresholds
 
 Profile = Mapping[tuple[str, float | None], Sequence[float]]
 """Achieved sparsity per layer, by method and asked sparsity."""
+RANDOM_CALIBRATION = 8
+"""Documents of random tokens that a shape's thresholds are made from."""
 
 
 @dataclass
@@ -37,8 +41,10 @@ class Prepared:
         Documents for quality.
     timed : list of Document
         Documents for the timed rounds, `batch` for each.
-    methods : list of (Method, Thresholds or None or Exception)
-        What is measured on it; the exception where calibration failed.
+    questions : list of Question
+        Recall items; empty where quality is measured on the user's own text, or not at all.
+    methods : list of (Method, Thresholds or None)
+        What is measured on it.
     left_out : list of str
         Why a method is not defined for this model.
     """
@@ -47,6 +53,7 @@ class Prepared:
     tokenizer: Any
     scored: list[Document]
     timed: list[Document]
+    questions: list[Question]
     methods: list[tuple[Method, Thresholds | None]]
     left_out: list[str]
 
@@ -58,17 +65,52 @@ class Texts:
     evaluation: Path | None = None
     calibration: Path | None = None
 
+    def check(self) -> None:
+        """Raise ValueError if both files hold one and the same text."""
+        if self.evaluation is None or self.calibration is None:
+            return
+        shared = set(read_jsonl(self.evaluation)) & set(read_jsonl(self.calibration))
+        if shared:
+            raise ValueError(
+                f"{self.evaluation} and {self.calibration} share {len(shared)} texts, e.g. {min(shared)[:40]!r}; "
+                "evaluation and calibration text must be disjoint"
+            )
+
 
 def prepare(
     plan: Plan,
     subject: Subject,
-    out: Path,
     texts: Texts,
-    profile: Profile | None,
-    say: Callable[[str], None],
+    *,
+    folder: Path | None = None,
+    profile: Profile | None = None,
+    artifact: Thresholds | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
     trust_remote_code: bool = False,
 ) -> Prepared:
-    """Load a subject's model, cut its documents, and calibrate what needs it."""
+    """Load a subject's model, cut its documents, and calibrate what needs it.
+
+    Parameters
+    ----------
+    plan, subject, texts
+        What is to be measured, on which model and text.
+    folder : Path, optional
+        Where thresholds are kept, and found by the next run.
+    profile : mapping, optional
+        Achieved sparsity per layer of another model, which this one's layers are to leave out.
+    artifact : Thresholds, optional
+        Thresholds to use for the method that they were made for.
+    say : callable
+        Told in a sentence what takes long.
+    trust_remote_code : bool
+        As for `tda.load_model`.
+
+    Raises
+    ------
+    ValueError
+        If the model or text is wrong, or evaluation text overlaps with calibration text.
+    """
+    texts.check()
     model, tokenizer = load_model(
         subject.model, dtype=subject.dtype, device=plan.device, trust_remote_code=trust_remote_code
     )
@@ -81,18 +123,27 @@ def prepare(
         documents = evaluation_documents(
             tokenizer, subject.prompt_tokens, subject.new_tokens, scored + timed, text=texts.evaluation
         )
-    ffn = find_ffns(model)[0]
+    asks = subject.quality and texts.evaluation is None
+    questions = recall_questions(tokenizer, plan.documents) if asks else []
+    methods, left_out = _defined(plan, find_ffns(model)[0])
+    prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out)
+    thresholds = _Calibration(plan, subject, prepared, texts, folder, profile, artifact).thresholds(methods, say)
+    for made in thresholds.values():
+        made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
+    prepared.methods = [(method, thresholds.get(_name(method))) for method in methods]
+    return prepared
+
+
+def _defined(plan: Plan, ffn: FFN) -> tuple[list[Method], list[str]]:
+    """The plan's methods that are defined for a model's FFN, and why others are not."""
     methods, left_out = [], []
-    for _, method in plan.build():
+    for method in plan.build():
         try:
             method.check(ffn)
             methods.append(method)
         except ValueError as error:
             left_out.append(str(error))
-    prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], [], list(dict.fromkeys(left_out)))
-    thresholds = _thresholds(plan, subject, prepared, methods, out / "thresholds", texts, profile, say)
-    prepared.methods = [(method, thresholds.get(_name(method))) for method in methods]
-    return prepared
+    return methods, list(dict.fromkeys(left_out))
 
 
 def _name(method: Method) -> str:
@@ -100,63 +151,84 @@ def _name(method: Method) -> str:
     return f"{method.name}-{digest}"
 
 
-def _thresholds(
-    plan: Plan,
-    subject: Subject,
-    prepared: Prepared,
-    methods: Sequence[Method],
-    folder: Path,
-    texts: Texts,
-    profile: Profile | None,
-    say: Callable[[str], None],
-) -> dict[str, Thresholds]:
-    """Thresholds by method: read where an interrupted run left them, else calibrated in one pass and saved."""
-    needed = {_name(method): method for method in methods if method.needs_thresholds}
-    stem = hashlib.sha256(
-        json.dumps(
-            [subject.model, subject.dtype, plan.calibration_documents, plan.seed, str(texts.calibration)]
-        ).encode()
-    ).hexdigest()[:8]
-    paths = {name: folder / f"{stem}-{name}.json" for name in needed}
-    model = identify(prepared.model, find_ffns(prepared.model))
-    found: dict[str, Thresholds] = {}
-    for name, method in needed.items():
-        if paths[name].is_file():
-            found[name] = Thresholds.load(paths[name])
-            found[name].check_model(model)
-            found[name].check_method(method.calibrated)
-    missing = [name for name in needed if name not in found]
-    if missing:
-        say(f"calibrating {', '.join(sorted({needed[name].name for name in missing}))} for {subject.model}")
+@dataclass(frozen=True)
+class _Calibration:
+    """Thresholds for one subject: read where an earlier run left them, else made in one pass and kept."""
+
+    plan: Plan
+    subject: Subject
+    prepared: Prepared
+    texts: Texts
+    folder: Path | None
+    profile: Profile | None
+    artifact: Thresholds | None
+
+    def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
+        needed = {_name(method): method for method in methods if method.needs_thresholds}
+        found = {name: kept for name, method in needed.items() if (kept := self._kept(name, method)) is not None}
+        if self.artifact is not None and self.artifact not in found.values():
+            wanted = ", ".join(method.name for method in needed.values()) or "no method that needs thresholds"
+            raise ValueError(f"the given thresholds are for {self.artifact.method}; asked for: {wanted}")
+        missing = [name for name in needed if name not in found]
+        if not missing:
+            return found
+        say(f"calibrating {', '.join(sorted({needed[name].name for name in missing}))} for {self.subject.model}")
+        model = self.prepared.model
         made = calibrate_all(
-            prepared.model,
+            model,
             [needed[name] for name in missing],
-            _batches(plan, subject, prepared, texts),
-            layer_sparsity=[_shares(needed[name], profile, model.layers) for name in missing],
+            self._batches(),
+            layer_sparsity=[self._shares(needed[name]) for name in missing],
+            progress=False,
         )
         for name, thresholds in zip(missing, made, strict=True):
-            thresholds.save(paths[name])
+            if self.folder is not None:
+                thresholds.save(self._path(name))
             found[name] = thresholds
-    return found
+        return found
 
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        plan, subject = self.plan, self.subject
+        what = [subject.model, subject.dtype, self._length(), plan.calibration_documents, plan.seed]
+        stem = hashlib.sha256(json.dumps([*what, str(self.texts.calibration)]).encode()).hexdigest()[:8]
+        return self.folder / f"{stem}-{name}.json"
 
-def _batches(plan: Plan, subject: Subject, prepared: Prepared, texts: Texts) -> list[dict[str, torch.Tensor]]:
-    """Calibration text of the power of two of tokens that holds the prompts."""
-    length = 1 << (subject.prompt_tokens - 1).bit_length()
-    if is_shape(subject.model):
-        vocabulary = text_config(prepared.model).vocab_size
-        documents = random_documents(vocabulary, length, 0, 8, plan.seed + 1)
-        return [{"input_ids": torch.stack([document.prompt for document in documents])}]
-    return calibration_batches(prepared.tokenizer, length, plan.calibration_documents, text=texts.calibration, batch=8)
+    def _kept(self, name: str, method: Method) -> Thresholds | None:
+        thresholds = self.artifact
+        if thresholds is None or thresholds.method != method.calibrated:
+            if self.folder is None or not self._path(name).is_file():
+                return None
+            thresholds = Thresholds.load(self._path(name))
+        thresholds.check_model(identify(self.prepared.model, find_ffns(self.prepared.model)))
+        thresholds.check_method(method.calibrated)
+        return thresholds
 
+    def _length(self) -> int:
+        """Tokens of a calibration document: the power of two that holds every prompt that will be selected on."""
+        longest = max([self.subject.prompt_tokens, *(len(question.context) for question in self.prepared.questions)])
+        return 1 << (longest - 1).bit_length()
 
-def _shares(method: Method, profile: Profile | None, layers: int) -> list[float] | None:
-    """Another model's achieved sparsity per layer, stretched over this model's depth."""
-    if profile is None or method.sparsity is None or method.name == "static_mean":
-        return None
-    known = profile.get((method.name, method.sparsity))
-    if known is None:
-        return [method.sparsity] * layers
-    depth = (np.arange(layers) + 0.5) / layers
-    given = (np.arange(len(known)) + 0.5) / len(known)
-    return np.interp(depth, given, known).tolist()  # type: ignore[no-any-return]
+    def _batches(self) -> list[dict[str, torch.Tensor]]:
+        if is_shape(self.subject.model):
+            vocabulary = text_config(self.prepared.model).vocab_size
+            documents = random_documents(vocabulary, self._length(), 0, RANDOM_CALIBRATION, self.plan.seed + 1)
+            return [{"input_ids": torch.stack([document.prompt for document in documents])}]
+        count = self.plan.calibration_documents
+        return calibration_batches(self.prepared.tokenizer, self._length(), count, text=self.texts.calibration)
+
+    def _shares(self, method: Method) -> list[float] | None:
+        """Share that each layer is to leave out: another model's, stretched over this model's depth.
+
+        None leaves it to the method. Random weights make an error level meaningless, so a shape without another model
+        to imitate shares the sparsity evenly.
+        """
+        if self.profile is None or method.sparsity is None or method.name == "static_mean":
+            return None
+        layers = len(find_ffns(self.prepared.model))
+        known = self.profile.get((method.name, method.sparsity))
+        if known is None:
+            return [method.sparsity] * layers
+        depth = (np.arange(layers) + 0.5) / layers
+        given = (np.arange(len(known)) + 0.5) / len(known)
+        return [float(share) for share in np.interp(depth, given, known)]

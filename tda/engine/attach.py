@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tda.contracts import EXECUTIONS, FFN, Execution, Method, PromptMethod, TokenMethod, check_choice
+from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
 from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import cached_tokens, given_cache
 from tda.families import find_ffns
+from tda.names import Execution
 from tda.thresholds import Thresholds
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -133,19 +134,27 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
     """Let the fast path, where one runs, compute the FFN.
 
     Where the FFN is no module of its own, its inputs pass the first linear and the activation untouched, and the
-    last linear computes the whole.
+    last linear computes the whole; the activation that the fast path itself calls is the model's own.
     """
+    computing = False
 
     def route(module: nn.Module, *, whole: bool) -> None:
         dense = module.forward
 
         @functools.wraps(dense)
         def forward(x: Tensor) -> Tensor:
-            executor = run.executor(ffn.index)
+            nonlocal computing
+            executor = None if computing else run.executor(ffn.index)
             if executor is None:
                 y: Tensor = dense(x)
                 return y
-            return executor(x) if whole else x
+            if not whole:
+                return x
+            computing = True
+            try:
+                return executor(x)
+            finally:
+                computing = False
 
         overrides.set(module, "forward", forward)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Execution, Prompt, PromptMethod, Statistic
+from tda.contracts import FFN, Prompt, PromptMethod, Statistic
+from tda.names import Execution
 from tda.thresholds import Thresholds
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN, Execution, Method, PromptMethod, TokenMethod
+from tda.contracts import FFN, Method, PromptMethod, TokenMethod
 from tda.engine.request import Request
 from tda.engine.transformers_api import cached_tokens, given_cache, returned_cache
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
+from tda.names import Execution
 from tda.thresholds import Thresholds
 
 Phase = Literal["prefill", "decode"]
@@ -127,6 +128,9 @@ class Run:
             if len(kept) < len(self.ffns):
                 raise ValueError(f"{self.method.name!r} selects per token, and no decode step ran yet")
             return kept
+        if not isinstance(self.method, PromptMethod):
+            rows, device = self._request.rows, self._request.device
+            return [torch.ones(rows, ffn.F, dtype=torch.bool, device=device) for ffn in self.ffns]
         self.select()
         assert self._request.kept is not None
         return self._request.kept
@@ -139,9 +143,14 @@ class Run:
         ValueError
             If no decode step ran yet.
         """
-        if not bool(self._decoded.all()):
+        if not self.decoded:
             raise ValueError("no decode step ran yet, so no sparsity was achieved")
         return (self._left_out / self._decoded).tolist()
+
+    @property
+    def decoded(self) -> bool:
+        """Whether a decode step ran yet."""
+        return bool(self._decoded.all())
 
     @property
     def execution(self) -> str | None:
@@ -215,7 +224,10 @@ class Run:
             return torch.ones(rows, count, dtype=torch.bool, device=device)
         if not isinstance(given, Tensor) or given.dim() != 2:
             if self._prompt_mask is None:
-                raise ValueError("attention_mask must have shape [batch, tokens] while a method is attached")
+                raise ValueError(
+                    "attention_mask must have shape [batch, tokens] while a method is attached; "
+                    "with a static cache, pass one to generate"
+                )
             given = self._prompt_mask.repeat_interleave(rows // len(self._prompt_mask), 0)
         start = cached if given.shape[1] >= cached + count else given.shape[1] - count
         inside: Tensor = given[:, start : start + count].bool()

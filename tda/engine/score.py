@@ -1,19 +1,18 @@
 """Score continuations teacher-forced, under a protocol that says which tokens are computed sparsely."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import Execution, Method, PromptMethod
+from tda.contracts import Method, PromptMethod, check_choice
 from tda.engine.attach import attach
 from tda.engine.phases import decode, prefill
 from tda.engine.run import Run
 from tda.engine.transformers_api import cached_tokens
+from tda.names import Execution, Protocol
 from tda.thresholds import Thresholds
-
-Protocol = Literal["decode", "all_sparse", "griffin"]
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def score(
     ValueError
         If shapes or masks do not fit, or the text shares a document or window with the calibration text.
     """
-    if protocol not in get_args(Protocol):
-        raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}; got {protocol!r}")
+    check_choice("protocol", protocol, get_args(Protocol))
     prompt_mask = _check_mask("prompt", prompt_ids, prompt_mask)
     continuation_mask = _check_mask("continuation", continuation_ids, continuation_mask)
     if len(prompt_ids) != len(continuation_ids):

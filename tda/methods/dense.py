@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tda.contracts import Execution, Method, Reads, Scope
+from tda.contracts import Method, Reads, Scope
 from tda.methods import METHODS
+from tda.names import Execution
 
 
 @METHODS.register("dense")

@@ -25,6 +25,12 @@ def is_shape(name: str) -> bool:
     return name.startswith("shape:")
 
 
+def needs_training(name: str, what: str) -> None:
+    """Raise ValueError if a model has random weights, so that `what` of it would be noise."""
+    if is_shape(name):
+        raise ValueError(f"{name} has random weights: it has a speed, and any {what} of it would be noise")
+
+
 def load_model(
     name: str,
     *,
@@ -61,7 +67,9 @@ def load_model(
         return LoadedModel(build_shape(name.removeprefix("shape:"), kind, where), None)
     path = _reference(name) if name.startswith("ref:") else name
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code
@@ -73,6 +81,8 @@ def load_model(
             f"cannot load model {name!r}: {first}\nAccepted: {', '.join(names())}, a folder with config.json and "
             "safetensors weights, or a hub id"
         ) from error
+    finally:
+        logging.enable_progress_bar()
     model.config._name_or_path = name
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -94,12 +104,12 @@ def describe_models() -> list[dict[str, Any]]:
     for name in names():
         if is_shape(name):
             short = name.removeprefix("shape:")
-            config, source = shape_config(short), f"random weights, for latency only: {SHAPES[short][0]}"
+            config, source = shape_config(short), f"random weights: {SHAPES[short][0]}"
         else:
             folder = _reference(name)
             config = AutoConfig.from_pretrained(folder)
             steps = json.loads((folder / "training.json").read_text())["steps"]
-            source = f"trained by this project, {steps} steps on generated text"
+            source = f"trained on generated text, {steps} steps"
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         rows.append(

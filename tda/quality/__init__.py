@@ -2,6 +2,7 @@
 
 from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents
 from tda.quality.evaluate import Evaluation, Evaluator, selection_digest
+from tda.quality.recall import recall, recall_questions
 
 __all__ = [
     "Document",
@@ -10,5 +11,7 @@ __all__ = [
     "calibration_batches",
     "evaluation_documents",
     "random_documents",
+    "recall",
+    "recall_questions",
     "selection_digest",
 ]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tda.reference import text as builtin
 
-BYTES_PER_TOKEN = 8
-"""More than a tokenizer's mean, so that a built-in document is long enough for the tokens asked of it."""
+COARSE_BYTES = 8
+"""More bytes than tokens have on average, so that a built-in document is long enough for a token count."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ def _rows(
     if text is None:
         documents: Iterator[tuple[str, str]] = (
             (document.kind, document.text)
-            for document in builtin.documents(
-                split, min_bytes=BYTES_PER_TOKEN * length if _is_coarse(tokenizer) else length
-            )
+            for document in builtin.documents(split, min_bytes=length * bytes_per_token(tokenizer))
         )
     else:
         documents = ((text.name, line) for line in read_jsonl(text))
@@ -96,9 +94,9 @@ def _rows(
             yield kind, tokens[:length]
 
 
-def _is_coarse(tokenizer: Any) -> bool:
-    """Whether tokens are longer than bytes."""
-    return bool(len(tokenizer) > 300)
+def bytes_per_token(tokenizer: Any) -> int:
+    """Bytes that surely hold one token more: 1 where tokens are bytes."""
+    return COARSE_BYTES if len(tokenizer) > 300 else 1
 
 
 def encode(tokenizer: Any, content: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Score methods on documents against the dense model: one value per document and metric."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tda.contracts import Method
-from tda.engine.score import Protocol, Scores, score
+from tda.engine.score import Scores, score
 from tda.methods import METHODS
 from tda.metrics import METRICS
+from tda.names import Protocol
 from tda.quality.documents import Document
 from tda.records import Measurement
+from tda.statistics import paired_difference
 from tda.thresholds import Thresholds
 
 CACHED_BYTES = 1 << 30
@@ -48,6 +51,25 @@ class Evaluation:
     def measurements(self) -> dict[str, Measurement]:
         """The values as measurements, a group per document."""
         return {name: Measurement.of(name, values, self.documents) for name, values in self.values.items()}
+
+    def summary(self, dense: "Evaluation") -> dict[str, float | str | None]:
+        """Means over documents, with the interval of the difference to dense."""
+        found = self.measurements()
+        means = {name: sum(part.samples) / len(part.samples) for name, part in found.items()}
+        delta = paired_difference(found["nll_nats"], dense.measurements()["nll_nats"])
+        assert delta is not None
+        layers = self.achieved_sparsity
+        return {
+            "achieved_sparsity": sum(layers) / len(layers),
+            "perplexity": math.exp(means["nll_nats"]),
+            "nll_nats": means["nll_nats"],
+            "delta_nll_nats": delta.value,
+            "delta_low": delta.low,
+            "delta_high": delta.high,
+            "kl_to_dense_nats": means["kl_to_dense_nats"],
+            "top1_disagreement": means["top1_disagreement"],
+            "sparse_share": self.sparse_share,
+        }
 
 
 class Evaluator:

@@ -42,12 +42,13 @@ SIZES: dict[str, Any] = {
     "pad_token_id": PAD,
     "bos_token_id": BOS,
     "eos_token_id": EOS,
-    "tie_word_embeddings": True,
 }
 CONFIGS: dict[str, Any] = {
-    "swiglu": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=1024),
-    "relu": lambda: OPTConfig(**SIZES, ffn_dim=1440, word_embed_proj_dim=128, dropout=0.0, activation_function="relu"),
-    "geglu": lambda: GemmaConfig(**SIZES, num_key_value_heads=2, head_dim=32, intermediate_size=1024),
+    "swiglu": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=1024, tie_word_embeddings=True),
+    "relu": lambda: OPTConfig(**SIZES, ffn_dim=1440, word_embed_proj_dim=128, dropout=0.0, tie_word_embeddings=True),
+    "geglu": lambda: GemmaConfig(
+        **SIZES, num_key_value_heads=2, head_dim=32, intermediate_size=1024, tie_word_embeddings=False
+    ),
 }
 SEED = 20261124
 STEPS = 1500
@@ -111,11 +112,25 @@ def schedule(step: int) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP))) / 2
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices, none for norms and biases."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
+def embedding_scale(model: Any) -> float:
+    """Factor that a model puts on its embeddings: √D in Gemma, else 1.
+
+    Initial values and learning rate of the table are divided by it. Left as they are, scaled embeddings drown what the
+    layers write, and copying was not learnt within the steps.
+    """
+    return math.sqrt(model.config.hidden_size) if model.config.model_type == "gemma" else 1.0
+
+
+def parameter_groups(model: Any) -> list[dict[str, Any]]:
+    """Weight decay for matrices, none for norms and biases; the embedding table on its own scale."""
+    table = model.get_input_embeddings().weight
+    matrices = [p for p in model.parameters() if p.dim() >= 2 and p is not table]
     others = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": others, "weight_decay": 0.0},
+        {"params": [table], "weight_decay": WEIGHT_DECAY, "lr": LEARNING_RATE / embedding_scale(model)},
+    ]
 
 
 def train(name: str) -> None:
@@ -125,10 +140,8 @@ def train(name: str) -> None:
     torch.manual_seed(SEED)
     tokenizer = byte_tokenizer()
     model: Any = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).train()
-    if model.config.model_type == "gemma":
-        # Gemma scales embeddings by sqrt(D); left so, they drown what the layers write, and copying is learnt late.
-        with torch.no_grad():
-            model.get_input_embeddings().weight.div_(math.sqrt(model.config.hidden_size))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.div_(embedding_scale(model))
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.95))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     started = time.monotonic()
@@ -160,9 +173,7 @@ def save(
     """Write weights in bfloat16, config, tokenizer, settings and log."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    head = model.get_output_embeddings().weight
-    names = {key: p for key, p in model.named_parameters() if p is not head or "embed_tokens" in key}
-    tensors = {key: p.detach().to(torch.bfloat16).contiguous() for key, p in names.items()}
+    tensors = {key: p.detach().to(torch.bfloat16).contiguous() for key, p in model.named_parameters()}
     partial = folder / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / "model.safetensors")

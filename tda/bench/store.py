@@ -1,0 +1,111 @@
+"""A results folder being filled: what an earlier run left, and records appended as they come."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tda.records import Case, Commit, Machine, Record, merge
+from tda.results import append, load, results_path, write_whole
+
+ATTEMPTS = 2
+"""A case that failed or ended the process this often in a round is left out of later runs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record belongs: a case, or its A/A control, in one round."""
+
+    case: Case
+    control: bool
+    round: int
+
+
+class Store:
+    """Records of one folder, of one commit on one machine.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is missing.
+    machine, commit
+        What runs now; records of another one are not mixed with it.
+    say : callable
+        Told, in a sentence, what an earlier run left.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds results of another commit or machine.
+    OSError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, machine: Machine, commit: Commit, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._records: list[Record] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        append(folder, [])
+        found = load(folder)
+        for problem in found.problems:
+            say(f"{problem}; what it held is measured again")
+        for record in found.records:
+            for what, then, now in (("commit", record.commit, commit), ("machine", record.machine, machine)):
+                if then != now:
+                    raise ValueError(
+                        f"{results_path(folder)} holds results of another {what} ({_difference(then, now)}); "
+                        "give another --out, or delete it"
+                    )
+        self._records += found.records
+
+    @property
+    def _marker(self) -> Path:
+        return self.folder / "running.json"
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Append records to the file."""
+        append(self.folder, records)
+        self._records += records
+
+    def merged(self) -> list[Record]:
+        """Everything that the folder holds, the rounds of each case joined."""
+        return merge(self._records)
+
+    def missing(self, place: Place) -> bool:
+        """Whether a place still has to be filled: it has no good record, and has not failed too often."""
+        there = [record for record in self._records if _place(record) == place]
+        return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS
+
+    @contextlib.contextmanager
+    def running(self, place: Place) -> Iterator[None]:
+        """Leave a marker while a case runs, so that the next run knows if the process died in it."""
+        marker = {"case": place.case.model_dump(mode="json"), "control": place.control, "round": place.round}
+        write_whole(self._marker, json.dumps(marker))
+        try:
+            yield
+        finally:
+            self._marker.unlink(missing_ok=True)
+
+    def left_running(self) -> Place | None:
+        """The case in which an earlier process died, told once."""
+        if not self._marker.is_file():
+            return None
+        text = self._marker.read_text()
+        self._marker.unlink()
+        try:
+            left = json.loads(text)
+            return Place(Case.model_validate(left["case"]), left["control"], left["round"])
+        except (ValueError, KeyError, TypeError, ValidationError):
+            return None
+
+
+def _place(record: Record) -> Place:
+    return Place(record.case, record.control, record.round)
+
+
+def _difference(then: object, now: object) -> str:
+    one, other = (vars(part) for part in (then, now))
+    return ", ".join(f"{name} {one[name]!r} there, {other[name]!r} here" for name in one if one[name] != other[name])

@@ -1,0 +1,56 @@
+"""``tda calibrate``: thresholds from text."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tda.cli import options as o
+from tda.names import Allocation
+
+
+def calibrate(
+    model: o.OneModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the artifact goes.")],
+    method: o.OneMethod = "tda",
+    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share left out; .5 if no --cett.")] = None,
+    cett: Annotated[float | None, typer.Option(help="Error level (CETT) of all layers instead of a sparsity.")] = None,
+    allocation: Annotated[Allocation | None, typer.Option(help="How layers share it (tt and tda).")] = None,
+    text: o.CalibrationText = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of a document: the longest prompt that is meant.")] = 512,
+    documents: Annotated[int, typer.Option(help="Documents.")] = 64,
+    dtype: o.DtypeName = "float32",
+    device: o.Device = "cpu",
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Find a method's thresholds on text that is not evaluated on."""
+    from tda.calibration import calibrate as find
+    from tda.methods import method as build
+    from tda.models import load_model, needs_training
+    from tda.quality import calibration_batches
+    from tda.results import check_writable
+
+    check_writable(out)
+    needs_training(model, "thresholds")
+    given: dict[str, Any] = {"cett": cett, "allocation": allocation}
+    built = build(method, sparsity, **{name: value for name, value in given.items() if value is not None})
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    thresholds = find(loaded, built, calibration_batches(tokenizer, tokens, documents, text=text))
+    thresholds.save(out)
+    layers = range(thresholds.model.layers)
+    columns = {
+        "target": thresholds.targets,
+        "achieved_sparsity": thresholds.achieved_sparsity,
+        "cett": thresholds.cett,
+        "threshold": [cuts[-1] for cuts in thresholds.cuts],
+    }
+    shown = {name: values for name, values in columns.items() if values}
+    rows = [{"layer": layer, **{name: values[layer] for name, values in shown.items()}} for layer in layers]
+    o.print_rows(rows, as_json=as_json, title=f"{method} on {model}, {documents} documents of {tokens} tokens")
+    typer.echo(f"thresholds: {out}", err=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(calibrate)

@@ -1,0 +1,58 @@
+"""``tda generate``: text with a method attached, as it comes."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tda.cli import options as o
+
+
+def generate(
+    model: o.OneModel,
+    prompt: Annotated[str, typer.Option(help="The prompt.")],
+    method: o.OneMethod = "dense",
+    sparsity: o.OneSparsity = 0.5,
+    thresholds: o.ThresholdsFile = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: o.Seed = None,
+    dtype: o.DtypeName = "float32",
+    device: o.Device = "cpu",
+    execution: o.ExecutionName = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Write text with a method attached; what it left out is told at the end."""
+    import torch
+    from transformers import TextStreamer
+
+    from tda.engine import attach
+    from tda.methods import method as build
+    from tda.models import load_model, needs_training
+    from tda.quality.documents import encode
+    from tda.thresholds import Thresholds
+
+    needs_training(model, "text")
+    built = build(method, sparsity)
+    artifact = None if thresholds is None else Thresholds.load(thresholds)
+    loaded: Any
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    tokens = encode(tokenizer, prompt).unsqueeze(0).to(loaded.device)
+    torch.manual_seed(seed or 0)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    with attach(loaded, built, artifact, execution=execution) as run:
+        loaded.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+            **sampling,
+        )
+        if run.decoded:
+            layers = ", ".join(f"{share:.2f}" for share in run.achieved_sparsity())
+            typer.echo(f"{method}, {run.execution}: left out per layer {layers}", err=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(generate)

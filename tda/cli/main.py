@@ -1,0 +1,48 @@
+"""The command line's entry: commands, and how errors and interruptions end."""
+
+import sys
+from importlib import import_module
+
+import typer
+
+from tda import __version__
+
+COMMANDS = ("bench", "calibrate", "evaluate", "generate", "report", "catalogue")
+
+app = typer.Typer(
+    name="tda",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure what dynamic activation saves in a decoder, and what it costs.\n\n"
+    "Exit codes: 0 done, 1 a failed case, 2 wrong use, 130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tda {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+for _name in COMMANDS:
+    import_module(f"tda.cli.{_name}").add_to(app)
+
+
+def main() -> None:
+    """Run a command; a wrong use is one sentence and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.echo(f"tda: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

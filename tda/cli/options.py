@@ -1,0 +1,91 @@
+"""Options that several commands share, and how tables are printed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tda.names import Dtype, Execution
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, shape:NAME, a folder or a hub id; repeatable."
+    ),
+]
+OneModel = Annotated[str, typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, a folder or a hub id.")]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", metavar="NAME", help="A method (see `tda methods`); repeatable.")
+]
+OneMethod = Annotated[str, typer.Option("--method", metavar="NAME", help="A method (see `tda methods`).")]
+Sparsities = Annotated[
+    list[float] | None,
+    typer.Option("--sparsity", "-s", help="Share of neurons left out, 0 <= s < 1; repeatable."),
+]
+OneSparsity = Annotated[float, typer.Option("--sparsity", "-s", help="Share of neurons left out, 0 <= s < 1.")]
+PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a prompt.")]
+NewTokens = Annotated[int | None, typer.Option(help="Tokens decoded after it.")]
+Documents = Annotated[int | None, typer.Option(help="Documents scored.")]
+CalibrationDocuments = Annotated[int | None, typer.Option(help="Documents that thresholds are made from.")]
+DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Type of weights and activations.")]
+DtypeOrNone = Annotated[Dtype | None, typer.Option("--dtype", help="Type of weights and activations.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+DeviceOrNone = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
+ExecutionName = Annotated[Execution, typer.Option("--execution", help="How it runs; auto takes the fastest right way.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of random methods, documents and the order of cases.")]
+Text = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='JSONL file with {"text": ...} lines to evaluate on; else the built-in stream.'),
+]
+CalibrationText = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="JSONL file to calibrate on; else the built-in stream.")
+]
+ThresholdsFile = Annotated[
+    Path | None, typer.Option("--thresholds", metavar="FILE", help="Artifact of `tda calibrate`.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let a hub repository bring code that runs on this machine.")
+]
+PIPE_WIDTH = 200
+"""Columns of a table that no terminal shows."""
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None) -> None:
+    """Print rows as a table, or as JSON.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Equal keys in each; None shows as "–".
+    as_json : bool
+        Whether to print a JSON list instead.
+    title : str, optional
+        Above the table.
+    """
+    if as_json:
+        typer.echo(json.dumps(list(rows), indent=1))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in rows[0] if rows else ():
+        number = all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(escape(name.replace("_", " ")), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,29 @@
+"""``tda report``: results to a page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders that `tda bench` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; else the first folder.")] = None,
+) -> None:
+    """Build index.html, figures (SVG and PNG) and table.csv from results; all of it works offline."""
+    write_report(folders, out or folders[0])
+
+
+def write_report(folders: list[Path], out: Path) -> None:
+    """Build a report, name what could not be read, and print its place."""
+    from tda.reporting import build_report
+
+    built = build_report(folders, out)
+    for problem in built.problems:
+        typer.echo(f"tda: {problem}", err=True)
+    typer.echo(f"report: {built.index}", err=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(report)

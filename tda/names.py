@@ -1,0 +1,9 @@
+"""Choices that the command line, the engine and records share, as types."""
+
+from typing import Literal
+
+Execution = Literal["auto", "masked", "compact", "indexed"]
+Protocol = Literal["decode", "all_sparse", "griffin"]
+Dtype = Literal["float32", "bfloat16"]
+Preset = Literal["smoke", "default", "nightly", "paper", "gpu"]
+Allocation = Literal["equal_error", "uniform"]

@@ -1,0 +1,328 @@
+"""The bench: what it runs, in which order, and what survives a failure."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import tda.bench.run as bench_run
+from tda.bench.measure import Timing, time_case
+from tda.bench.outcome import TIMES, doubts, speed
+from tda.bench.plan import PRESETS, Plan, Subject, given, plan_of
+from tda.bench.prepare import Texts, prepare
+from tda.bench.run import Bench
+from tda.bench.traffic import Traffic, decode_traffic
+from tda.contracts import Method
+from tda.families import find_ffns
+from tda.methods import METHODS, method
+from tda.models import load_model
+from tda.results import load
+
+QUIET = Console(quiet=True)
+TINY = Plan(
+    (Subject("ref:swiglu", prompt_tokens=16, new_tokens=4),),
+    methods=("griffin", "tda", "tt", "oracle"),
+    sparsities=(0.5,),
+    speed_methods=("dense", "griffin", "tda", "tt"),
+    rounds=2,
+    documents=3,
+    calibration_documents=2,
+)
+
+
+def run(plan: Plan, out: Path, **options: object) -> list:
+    return Bench(plan, out, console=QUIET, **options).run()
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("bench")
+    run(TINY, out)
+    return out
+
+
+def test_every_case_is_measured_and_says_why_not_what(finished):
+    merged = {(r.case.method, r.control, r.case.options.get("selection_from")): r for r in run(TINY, finished)}
+    assert {key[0] for key in merged} == {"dense", "griffin", "tda", "tt", "oracle"}
+    assert ("dense", True, None) in merged
+    assert ("griffin", False, "another kind") in merged
+    for (name, _, other), record in merged.items():
+        assert record.status == "ok"
+        timed = name != "oracle" and other is None
+        for measure in TIMES[:5]:
+            assert bool(record.samples(measure)) == timed, (name, measure)
+            assert timed or record.measurements[measure].missing
+    griffin = merged["griffin", False, None]
+    assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
+    assert griffin.execution == "compact"
+    assert merged["tt", False, None].execution == "indexed"
+    assert merged["oracle", False, None].execution == "masked"
+    assert len(griffin.samples("nll_nats")) == 3 + 2  # scored documents, and one per timed round
+    assert len(griffin.samples("task_recall_accuracy")) == 3
+    assert griffin.achieved_sparsity == pytest.approx((0.5,) * 4)
+
+
+def test_rerun_measures_nothing_again(finished, monkeypatch):
+    before = lines(finished)
+    monkeypatch.setattr(bench_run, "time_case", lambda *args, **kwargs: pytest.fail("timed again"))
+    run(TINY, finished)
+    assert lines(finished) == before
+
+
+def test_truncated_last_line_is_measured_again(finished, tmp_path):
+    text = (finished / "results.jsonl").read_text()
+    (tmp_path / "results.jsonl").write_text(text[: len(text) - 400])
+    run(TINY, tmp_path)
+    found = load(tmp_path)
+    assert len(found.problems) == 1
+    assert {(r.case.key, r.control, r.round) for r in found.records} == {
+        (r.case.key, r.control, r.round) for r in load(finished).records
+    }
+
+
+def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
+    weights = 2e6 if name == "dense" else 1e6
+    return Timing(8.0, 1.0, 20.0, [ms] * 3, None, execution, (0.5,), Traffic(weights, 0.0), 0.0, None, {})
+
+
+def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt_at: int | None = None) -> Plan:
+    """A plan whose timings are made up, so that only the loop itself is under test."""
+
+    def time_case(model, built: Method, *args: object, **kwargs: object) -> Timing:
+        if interrupt_at is not None and len(order) == interrupt_at:
+            raise KeyboardInterrupt
+        order.append(built.name)
+        if built.name == fail:
+            raise RuntimeError("planted")
+        return fake_timing(built.name)
+
+    monkeypatch.setattr(bench_run, "time_case", time_case)
+    monkeypatch.setattr(bench_run, "peak_memory", lambda *args: (1, None))
+    monkeypatch.setattr(bench_run.facts, "stream_gb_per_s", lambda device: 10.0)
+    subject = Subject("ref:swiglu", prompt_tokens=8, new_tokens=4, quality=False)
+    return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("dense", "griffin", "magnitude"), rounds=4)
+
+
+def test_rounds_are_interleaved_in_balanced_order(monkeypatch, tmp_path):
+    order: list[str] = []
+    plan = speed_only(monkeypatch, order)
+    run(plan, tmp_path)
+    size = 2 + 2 * len(plan.sparsities)  # dense twice
+    rounds = [order[start : start + size] for start in range(0, len(order), size)]
+    assert len(rounds) == 4
+    assert all(sorted(part) == sorted(rounds[0]) and part.count("dense") == 2 for part in rounds)
+    assert rounds[1] == rounds[0][::-1]
+    assert rounds[3] == rounds[2][::-1]
+    assert rounds[0] != rounds[2]
+
+
+def test_a_failing_case_is_a_record_and_the_others_go_on(monkeypatch, tmp_path):
+    order: list[str] = []
+    merged = run(speed_only(monkeypatch, order, fail="magnitude"), tmp_path)
+    status = {(r.case.method, r.case.sparsity): r.status for r in merged}
+    assert status["griffin", 0.5] == "ok"
+    assert status["magnitude", 0.5] == "ok"  # its memory was measured, though no round was
+    broken = [r for r in load(tmp_path).records if r.status == "error"]
+    assert {r.case.method for r in broken} == {"magnitude"}
+    assert all("planted" in (r.reason or "") for r in broken)
+    failed = next(r for r in merged if r.case.method == "magnitude")
+    assert "rounds failed: RuntimeError: planted" in (failed.reason or "")
+    assert not failed.samples("decode_ms")
+
+
+def test_a_failure_is_tried_twice_and_not_for_ever(monkeypatch, tmp_path):
+    order: list[str] = []
+    plan = speed_only(monkeypatch, order, fail="magnitude")
+    run(plan, tmp_path)
+    first = order.count("magnitude")
+    run(plan, tmp_path)
+    assert order.count("magnitude") == 2 * first
+    run(plan, tmp_path)
+    assert order.count("magnitude") == 2 * first
+
+
+def test_interrupt_keeps_finished_rounds_and_goes_on(monkeypatch, tmp_path):
+    order: list[str] = []
+    plan = speed_only(monkeypatch, order, interrupt_at=10)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path)
+    rounds = {r.round for r in load(tmp_path).records}
+    assert rounds == {0, 1}
+    assert not (tmp_path / "running.json").exists()
+    order.clear()
+    run(speed_only(monkeypatch, order), tmp_path)
+    assert len(order) == 3 * 8  # rounds 2 to 4, eight cases each
+
+
+def test_a_death_of_the_process_is_noted_by_the_next_run(monkeypatch, tmp_path):
+    plan = speed_only(monkeypatch, [])
+    case = plan.case(plan.subjects[0], method("griffin", 0.5))
+    marker = {"case": case.model_dump(mode="json"), "control": False, "round": 2}
+    (tmp_path / "running.json").write_text(json.dumps(marker))
+    run(plan, tmp_path)
+    crash = [r for r in load(tmp_path).records if r.status == "crash"]
+    assert [(r.case, r.round) for r in crash] == [(case, 2)]
+
+
+def test_results_of_another_machine_or_commit_are_not_mixed(finished, tmp_path):
+    for what, change in (("machine", {"cpu": "another"}), ("commit", {"hash": "0" * 40})):
+        record = json.loads((finished / "results.jsonl").read_text().splitlines()[0])
+        record[what] |= change
+        (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+        with pytest.raises(ValueError, match=f"another {what}"):
+            run(TINY, tmp_path)
+
+
+@pytest.mark.parametrize(("first", "then"), [("", ""), ("calibration ", "evaluation ")])
+def test_overlapping_text_is_refused_before_anything_runs(tmp_path, first, then):
+    """Whole texts in common, or only a passage."""
+    sentence = " ".join(f"word{number}" for number in range(60))
+    paths = [tmp_path / "calibration.jsonl", tmp_path / "evaluation.jsonl"]
+    for path, opening in zip(paths, (first, then), strict=True):
+        path.write_text("".join(json.dumps({"text": f"{opening}{n} {sentence}"}) + "\n" for n in range(9)))
+    plan = replace(TINY, subjects=(Subject("ref:swiglu", prompt_tokens=150, new_tokens=50),))
+    with pytest.raises(ValueError, match="calibration"):
+        prepare(plan, plan.subjects[0], Texts(evaluation=paths[1], calibration=paths[0]))
+
+
+def test_speed_is_paired_with_dense_of_the_round():
+    dense = replace(fake_timing("dense", ms=10.0, execution="dense"), choose_ms=0.0)
+    found = speed(fake_timing(ms=6.0), dense, bandwidth=2.0)
+    value = {name: part.samples[0] for name, part in found.items() if part.samples}
+    assert value["select_ms"] == pytest.approx((8 + 1) - 8)
+    assert value["limit_speedup"] == 2
+    assert value["gain_share"] == pytest.approx((10 / 6 - 1) / (2 - 1))
+    assert value["break_even_tokens"] == pytest.approx(1 / 4)
+    assert value["bandwidth_share"] == pytest.approx(1e6 / 6e-3 / 2e9)
+
+
+@pytest.mark.parametrize("name", ["gain_share", "break_even_tokens"])
+def test_what_dense_cannot_have_is_missing_with_a_reason(name):
+    dense = fake_timing("dense", execution="dense")
+    assert speed(dense, dense, 2.0)[name].missing
+
+
+def test_masked_execution_has_no_speed():
+    found = speed(fake_timing(execution="masked"), fake_timing("dense"), 2.0)
+    assert all(found[name].missing and not found[name].samples for name in TIMES)
+
+
+def test_foreign_load_and_few_rounds_are_flagged():
+    busy = replace(fake_timing(), foreign_load=0.2)
+    flags = doubts(busy, "cpu", rounds=4)
+    assert flags["foreign_load"].raised
+    assert flags["few_samples"].raised
+    assert not doubts(fake_timing(), "cpu", rounds=5)["foreign_load"].raised
+
+
+@pytest.mark.parametrize("name", ["ref:swiglu", "ref:relu"])
+def test_traffic_counts_the_bytes_of_named_parameters(name):
+    """Against a count by hand over parameter names: tied head read, embedding tables not, FFN by density."""
+    model = load_model(name).model
+    ffns = find_ffns(model)
+    size = {path: p.numel() * p.element_size() for path, p in model.named_parameters()}
+    tables = [path for path in size if "embed_positions" in path]
+    always = sum(n for path, n in size.items() if path not in tables)
+
+    def part(word: str) -> int:
+        return sum(n for path, n in size.items() if f".{word}." in path)
+
+    down, down_bias = ("fc2", part("fc2") - part_weight(size, "fc2")) if "relu" in name else ("down_proj", 0)
+    inputs = ("fc1",) if "relu" in name else ("gate_proj", "up_proj")
+    half = always - 0.5 * (sum(map(part, inputs)) + part(down) - down_bias)
+    dense = decode_traffic(model, ffns, METHODS["dense"](), [1.0] * len(ffns), 0, 1)
+    griffin = decode_traffic(model, ffns, method("griffin", 0.5), [0.5] * len(ffns), 0, 1)
+    tt = decode_traffic(model, ffns, method("tt", 0.5), [0.5] * len(ffns), 0, 1)
+    assert dense.weights == always
+    assert griffin.weights == half
+    assert tt.weights == always - 0.5 * (part(down) - down_bias)
+
+
+def part_weight(size: dict[str, int], word: str) -> int:
+    return sum(n for path, n in size.items() if f".{word}.weight" in path)
+
+
+def test_key_value_cache_is_counted():
+    model = load_model("ref:swiglu").model
+    config = model.config
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * (128 // 4) * 4
+    ffns = find_ffns(model)
+    for batch in (1, 3):
+        traffic = decode_traffic(model, ffns, METHODS["dense"](), [1.0] * len(ffns), 100, batch)
+        assert traffic.cache == per_token * 100 * batch
+
+
+def test_batch_counts_the_union_of_the_rows(tmp_path):
+    """Two rows with sets of their own read more than one row does, and no more than both."""
+    plan = replace(TINY, batch=2)
+    prepared = prepare(plan, plan.subjects[0], Texts())
+    griffin = method("griffin", 0.5)
+    one, two = (
+        time_case(prepared.model, griffin, None, prepared.timed[:rows], "compact", keep_logits=False).traffic.weights
+        for rows in (1, 2)
+    )
+    dense = decode_traffic(prepared.model, find_ffns(prepared.model), METHODS["dense"](), [1.0] * 4, 0, 1).weights
+    assert one < two < dense
+
+
+def test_timed_quality_equals_the_score_of_the_same_documents(finished):
+    """The pass that is timed token by token gives the same NLL as the one-pass score of those documents."""
+    from tda.engine.score import score
+
+    prepared = prepare(TINY, TINY.subjects[0], Texts())
+    griffin = method("griffin", 0.5)
+    document = prepared.timed[0]
+    expected = score(prepared.model, griffin, document.prompt.unsqueeze(0), document.continuation.unsqueeze(0))
+    record = next(r for r in load(finished).records if r.case.method == "griffin" and r.round == 1)
+    assert record.samples("nll_nats")[0] == pytest.approx(float(expected.nll[0, 1:].mean()), abs=2e-5)
+
+
+def test_presets_are_valid_and_cover_every_method():
+    for preset, plan in PRESETS.items():
+        assert set(plan.methods) == set(METHODS), preset
+        assert plan_of(preset, [], {}, {}) == plan
+
+
+def test_plan_of_models_named_by_hand():
+    plan = plan_of("smoke", ["shape:0.1b", "ref:relu"], given(new_tokens=5), given(methods=["griffin"], batch=2))
+    trained, shape = plan.subjects
+    assert (trained.model, trained.quality, trained.speed) == ("ref:relu", True, True)
+    assert (shape.model, shape.quality, shape.layer_profile) == ("shape:0.1b", False, "ref:relu")
+    assert (shape.new_tokens, plan.batch, plan.speed_methods) == (5, 2, ("griffin",))
+    assert [built.name for built in plan.build()][:2] == ["dense", "griffin"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"sparsities": (1.0,)}, "sparsity"),
+        ({"methods": ("griffon",)}, "griffon"),
+        ({"rounds": 0}, "rounds"),
+        ({"execution": "fast"}, "execution"),
+    ],
+)
+def test_wrong_plans_are_refused(options, word):
+    with pytest.raises(ValueError, match=word):
+        plan_of("smoke", [], {}, options)
+
+
+def test_quality_of_random_weights_is_refused():
+    with pytest.raises(ValueError, match="random weights"):
+        Subject("shape:0.1b", quality=True)
+
+
+@pytest.mark.gpu
+def test_cuda_timing_has_events_memory_and_driver_facts():
+    model = load_model("ref:swiglu", device="cuda").model
+    document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
+    timing = time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
+    assert all(ms > 0 for ms in timing.decode_ms)
+    assert bench_run.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
+    assert torch.cuda.is_available()
