@@ -1,0 +1,220 @@
+"""The command line: what a user types, and what one sentence a mistake gives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tda.cli import main as cli
+from tda.methods import METHODS
+from tda.results import load
+
+SENTENCE = "The lantern keeper of Brailon wrote that the river rose again. "
+TINY = ["--prompt-tokens", "16", "--new-tokens", "4", "--documents", "2", "--calibration-documents", "2"]
+
+
+@pytest.fixture
+def tda(monkeypatch, capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tda", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_methods_are_those_of_the_registry(tda):
+    code, out, _ = tda("methods", "--json")
+    assert code == 0
+    assert {row["name"] for row in json.loads(out)} == set(METHODS)
+
+
+def test_models_have_sizes_and_sources(tda):
+    code, out, _ = tda("models", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert {"ref:swiglu", "ref:relu", "ref:geglu", "shape:1b", "shape:llama-3-8b"} <= set(rows)
+    assert 1.0e9 < rows["shape:1b"]["parameters"] < 1.2e9
+    assert all(row["source"] for row in rows.values())
+
+
+def test_tables_are_printed_for_people(tda):
+    code, out, _ = tda("methods")
+    assert code == 0
+    assert all(name in out for name in METHODS)
+
+
+def test_calibrate_then_generate_and_eval_with_the_artifact(tda, tmp_path):
+    artifact = tmp_path / "deep" / "tda.json"
+    code, out, err = tda(
+        "calibrate", "-m", "ref:swiglu", "-s", "0.5", "--tokens", "64", "--documents", "4", "--out", artifact, "--json"
+    )
+    assert code == 0, err
+    layers = json.loads(out)
+    assert len(layers) == 4
+    assert sum(row["achieved_sparsity"] for row in layers) / 4 == pytest.approx(0.5, abs=0.03)
+
+    prompt = "Once there was a brave child called Brailon who lived in "
+    common = ("-m", "ref:swiglu", "--method", "tda", "-s", "0.5", "--thresholds", artifact)
+    code, out, err = tda("generate", *common, "--prompt", prompt, "--new-tokens", "12")
+    assert code == 0, err
+    assert out.startswith(prompt)
+    assert len(out.strip()) > len(prompt)
+    assert "compact: left out per layer" in err
+
+    code, out, err = tda("eval", *common, *TINY, "--json")
+    assert code == 0, err
+    rows = {row["method"]: row for row in json.loads(out)}
+    assert set(rows) == {"dense", "tda"}
+    assert rows["dense"]["delta_nll_nats"] == 0
+    assert rows["tda"]["sparse_share"] == 0.75  # three of four tokens: the first comes from the dense prefill
+
+
+def test_eval_on_a_file_of_texts(tda, tmp_path):
+    text = jsonl(tmp_path / "text.jsonl", [f"{number}. {SENTENCE}" for number in range(4)])
+    code, out, err = tda("eval", "-m", "ref:relu", "--method", "griffin", "-s", "0.5", "--text", text, *TINY, "--json")
+    assert code == 0, err
+    assert [row["method"] for row in json.loads(out)] == ["dense", "griffin"]
+
+
+def test_bench_writes_results_and_report_then_report_again(tda, tmp_path):
+    out = tmp_path / "results"
+    words = ("bench", "-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", "--out", out, *TINY)
+    code, stdout, err = tda(*words, "--json")
+    assert code == 0, err
+    assert {row["method"] for row in json.loads(stdout)} >= {"dense", "griffin"}
+    assert "report:" in err
+    page = (out / "index.html").read_text()
+    assert "ref:swiglu" in page
+    assert (out / "table.csv").is_file()
+    code, _, err = tda("report", out, "--out", tmp_path / "again")
+    assert code == 0, err
+    assert (tmp_path / "again" / "index.html").is_file()
+
+
+def test_version(tda):
+    assert tda("--version")[1].startswith("tda ")
+
+
+MISTAKES = {
+    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "0 <= sparsity < 1"),
+    "method": (["bench", "--preset", "smoke", "--method", "griffon"], "unknown method 'griffon'; known: cats"),
+    "model": (["bench", "-m", "ref:nothing"], "unknown reference model 'ref:nothing'; known: ref:"),
+    "shape": (["bench", "-m", "shape:2b"], "unknown shape '2b'; known: shape:0.1b"),
+    "folder": (["eval", "-m", "no/such-folder/here"], "cannot load model"),
+    "preset": (["bench", "--preset", "huge"], "'huge' is not one of"),
+    "dtype": (["eval", "-m", "ref:swiglu", "--dtype", "int4"], "'int4' is not one of"),
+    "device": (["eval", "-m", "ref:swiglu", "--device", "warp"], "unknown device 'warp'"),
+    "quality of noise": (["eval", "-m", "shape:0.1b"], "random weights"),
+    "text of noise": (["generate", "-m", "shape:0.1b", "--prompt", "x"], "random weights"),
+    "missing thresholds": (
+        ["generate", "-m", "ref:swiglu", "--method", "tda", "--prompt", "x"],
+        "method 'tda' needs thresholds",
+    ),
+    "no thresholds file": (
+        ["generate", "-m", "ref:swiglu", "--method", "tda", "--prompt", "x", "--thresholds", "absent.json"],
+        "absent.json",
+    ),
+    "missing text": (["eval", "-m", "ref:swiglu", "--text", "absent.jsonl"], "no text at absent.jsonl"),
+    "no results": (["report", "absent"], "no results at absent"),
+    "no thresholds needed": (
+        ["calibrate", "-m", "ref:swiglu", "--method", "griffin", "--out", "x.json"],
+        "needs no thresholds",
+    ),
+    "gated only": (
+        ["calibrate", "-m", "ref:relu", "--method", "cats", "--out", "x.json"],
+        "needs a gated FFN",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_clear_message_and_exit_code_2(tda, mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words, message = MISTAKES[mistake]
+    code, _, err = tda(*words)
+    assert code == 2
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+def test_thresholds_of_another_model_are_refused(tda, tmp_path):
+    artifact = tmp_path / "tt.json"
+    code, _, err = tda(
+        "calibrate", "-m", "ref:relu", "--method", "tt", "--tokens", "32", "--documents", "2", "--out", artifact
+    )
+    assert code == 0, err
+    code, _, err = tda("generate", "-m", "ref:swiglu", "--method", "tt", "--prompt", "x", "--thresholds", artifact)
+    assert code == 2
+    assert "belong to 'ref:relu'" in err
+
+
+def test_overlapping_text_is_refused(tda, tmp_path):
+    text = jsonl(tmp_path / "text.jsonl", [f"{number}. {SENTENCE * 2}" for number in range(4)])
+    words = ("-m", "ref:swiglu", "--method", "tt", "--text", text, "--calibration-text", text)
+    code, _, err = tda("eval", *words, *TINY)
+    assert code == 2
+    assert "must be disjoint" in err
+
+
+def test_unwritable_output(tda, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    code, _, err = tda("bench", "--preset", "smoke", "--out", blocked / "results")
+    assert code == 2
+    assert str(blocked) in err
+
+
+def test_a_failed_case_ends_with_exit_code_1(tda, tmp_path, monkeypatch):
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("tda.bench.run.recall", broken)
+    words = ("-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", *TINY)
+    code, _, err = tda("bench", *words, "--out", tmp_path)
+    assert code == 1
+    assert "planted" in err
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
+    words = [sys.executable, "-m", "tda.cli.main", "bench", "-m", "ref:swiglu", "--method", "griffin", "-s", "0.5"]
+    words += ["--rounds", "200", "--out", str(tmp_path), *TINY]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    results = tmp_path / "results.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (results.is_file() and results.read_text().count("\n") > 8):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on" in err
+    done = len(load(tmp_path).records)
+    assert done > 8
+    words[words.index("200")] = "4"
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+    assert len(load(tmp_path).records) == done
+
+
+@pytest.mark.slow
+def test_smoke_preset_covers_every_method(tmp_path):
+    words = [sys.executable, "-m", "tda.cli.main", "bench", "--preset", "smoke", "--out", str(tmp_path)]
+    subprocess.run(words, check=True, capture_output=True)
+    records = load(tmp_path).records
+    assert {record.case.method for record in records} == set(METHODS)
+    assert all(record.status == "ok" for record in records)
+    assert (tmp_path / "index.html").is_file()
