@@ -1,0 +1,303 @@
+"""A case beside the dense case of its setting: every number that the report shows, from raw samples."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tda.records import Record, merge
+from tda.reporting.style import rank
+from tda.reporting.text import share
+from tda.statistics import Estimate, bootstrap, by_group, is_baseline, mean, noise_floor, paired_difference, speedup
+
+SPEED = frozenset(
+    (
+        "prefill_ms",
+        "select_ms",
+        "ttft_ms",
+        "decode_ms",
+        "generation_ms",
+        "break_even_tokens",
+        "weight_bytes_per_token",
+        "limit_speedup",
+        "gain_share",
+        "bandwidth_share",
+        "energy_j_per_token",
+    )
+)
+"""Measurements that only a case that really skips work may show."""
+SELECTION_FROM = "selection_from"
+LAYER_PROFILE = "layer_profile"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One merged record and the dense record that it is compared with.
+
+    Attributes
+    ----------
+    record : Record
+        All rounds of one series.
+    dense : Record or None
+        The baseline of the same setting; None where there is none that ran.
+    telling : tuple of str
+        Names of the options that tell this case from others of its method.
+    shared : frozenset of int
+        Documents on which every case of the setting was scored.
+    """
+
+    record: Record
+    dense: Record | None
+    telling: tuple[str, ...] = ()
+    shared: frozenset[int] = frozenset()
+
+    # What it is.
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.record.case.method
+
+    @property
+    def sparsity(self) -> float | None:
+        """Asked sparsity, or the mean achieved one where an error level was asked instead."""
+        asked = self.record.case.sparsity
+        return asked if asked is not None else self.achieved
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is a dense run: baseline, other dense kernel or A/A control."""
+        return self.method == "dense"
+
+    @property
+    def from_other_kind(self) -> bool:
+        """Whether the set was selected on another kind of prompt: a control."""
+        return SELECTION_FROM in self.record.case.options
+
+    @property
+    def series(self) -> str:
+        """What its curve is called: the method, and what tells it from other cases of the method."""
+        told = [f"{name}={self.record.case.options.get(name)}" for name in self.telling]
+        if self.record.control:
+            told.insert(0, "A/A control")
+        if self.from_other_kind:
+            told.insert(0, f"{self.record.case.options[SELECTION_FROM]}'s prompt")
+        return f"{self.method} ({', '.join(told)})" if told else self.method
+
+    @property
+    def label(self) -> str:
+        """Series and sparsity, e.g. ``"griffin 0.5"``."""
+        return self.series if self.is_dense or self.sparsity is None else f"{self.series} {share(self.sparsity)}"
+
+    @property
+    def identity(self) -> str:
+        """Equal for the same method at the same sparsity on two models."""
+        options = {name: value for name, value in self.record.case.options.items() if name != LAYER_PROFILE}
+        return json.dumps([self.method, self.record.case.sparsity, options, self.record.control], sort_keys=True)
+
+    # What was measured.
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a speed: masked runs skip nothing and the oracle is no method, so these never have one."""
+        return (
+            self.record.status == "ok"
+            and self.method != "oracle"
+            and "masked" not in (self.record.execution, self.record.case.execution)
+            and bool(self.record.samples("decode_ms"))
+        )
+
+    def samples(self, name: str) -> tuple[float, ...]:
+        """Samples of a measurement; none where it failed, or where it is a speed and this has none."""
+        if self.record.status != "ok" or (name in SPEED and not self.timed):
+            return ()
+        return self.record.samples(name)
+
+    def missing(self, name: str) -> str:
+        """Why there are no samples of a measurement."""
+        if self.record.status != "ok":
+            return f"{self.record.status}: {self.record.reason}"
+        found = self.record.measurements.get(name)
+        if found is not None and found.missing:
+            return found.missing
+        if found is not None and name in SPEED:
+            return "masked execution and the oracle skip nothing: no speed"
+        return self.record.reason or "not measured"
+
+    def groups(self, name: str) -> dict[int, float]:
+        """Median sample of each round or document; empty where missing."""
+        return by_group(self.record.measurements[name]) if self.samples(name) else {}
+
+    def median(self, name: str) -> float | None:
+        """Median over all samples; None where missing."""
+        return self.percentile(name, 50)
+
+    def percentile(self, name: str, percent: float) -> float | None:
+        """Percentile over all samples (for `decode_ms`: tokens of all rounds); None where missing."""
+        samples = self.samples(name)
+        return float(np.percentile(samples, percent)) if samples else None
+
+    def mean(self, name: str) -> Estimate | None:
+        """Mean over documents with its interval; None where missing."""
+        groups = self.groups(name)
+        return bootstrap(list(groups.values()), mean) if groups else None
+
+    @cached_property
+    def decode_ms(self) -> Estimate | None:
+        """Median over rounds of the round's median decode step, with its interval."""
+        groups = self.groups("decode_ms")
+        return bootstrap(list(groups.values())) if groups else None
+
+    @property
+    def achieved(self) -> float | None:
+        """Mean over layers of the share left out."""
+        layers = self.record.achieved_sparsity
+        return float(np.mean(layers)) if layers else None
+
+    @property
+    def break_even_tokens(self) -> float | None:
+        """Median over rounds, a round that never repays counting as infinity; None where the median is infinite."""
+        repaid = self.groups("break_even_tokens")
+        rounds = self.groups("decode_ms")
+        if not repaid:
+            return None
+        value = float(np.median([repaid.get(number, np.inf) for number in rounds]))
+        return value if np.isfinite(value) else None
+
+    @property
+    def break_even_missing(self) -> str:
+        """Why there is no break-even."""
+        repaid, rounds = self.groups("break_even_tokens"), self.groups("decode_ms")
+        if not repaid:
+            return self.missing("break_even_tokens")
+        return f"decode was not faster than dense in {len(rounds) - len(repaid)} of {len(rounds)} rounds"
+
+    @property
+    def perplexity(self) -> float | None:
+        """Exp of the mean NLL over the documents that every case of the setting shares."""
+        groups = self.groups("perplexity")
+        values = [groups[number] for number in groups if number in self.shared]
+        return float(np.exp(np.mean(np.log(values)))) if values else None
+
+    # Against dense.
+
+    def faster(self, name: str = "decode_ms") -> Estimate | None:
+        """Dense time over this time, paired per round; None where either is missing."""
+        if self.dense is None or not self.samples(name):
+            return None
+        return speedup(self.record, self.dense, name)
+
+    @cached_property
+    def speedup(self) -> Estimate | None:
+        """Speed-up of a decode step."""
+        return self.faster()
+
+    @cached_property
+    def delta_nll(self) -> Estimate | None:
+        """NLL less dense NLL in nats per token, paired per document; None where either is missing."""
+        if self.dense is None or not (self.samples("nll_nats") and self.dense.samples("nll_nats")):
+            return None
+        return paired_difference(self.record.measurements["nll_nats"], self.dense.measurements["nll_nats"])
+
+    @property
+    def limit_ms(self) -> float | None:
+        """The decode step that the byte limit gives: dense median over `limit_speedup`."""
+        limit = self.median("limit_speedup")
+        if limit is None or self.dense is None:
+            return None
+        dense = Comparison(self.dense, self.dense).groups("decode_ms")
+        return float(np.median(list(dense.values()))) / limit if dense else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Cases that may be compared: one model, device, type and request size.
+
+    Attributes
+    ----------
+    cases : tuple of Comparison
+        In the order of methods, then sparsity.
+    """
+
+    cases: tuple[Comparison, ...]
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.cases[0].record.case.model
+
+    @property
+    def title(self) -> str:
+        """Model and sizes, e.g. ``"shape:0.3b · cpu, bfloat16, batch 1, 128 prompt + 16 new tokens"``."""
+        case = self.cases[0].record.case
+        sizes = f"{case.prompt_tokens} prompt + {case.new_tokens} new tokens"
+        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}"
+
+    @property
+    def baseline(self) -> Comparison | None:
+        """The dense case that ratios are taken to; None where none ran."""
+        dense = next((case.dense for case in self.cases), None)
+        return next((case for case in self.cases if case.record is dense), None)
+
+    @property
+    def timed(self) -> list[Comparison]:
+        """Cases with a speed, without the A/A control."""
+        return [case for case in self.cases if case.timed and not case.record.control]
+
+    @property
+    def scored(self) -> list[Comparison]:
+        """Cases with a quality, without dense."""
+        return [case for case in self.cases if case.delta_nll is not None and not case.is_dense]
+
+    def with_gaps(self, cases: Iterable[Comparison]) -> list[Comparison]:
+        """Cases and all others of their curves: what is missing there is drawn as a gap."""
+        curves = {case.series for case in cases}
+        return [case for case in self.cases if case.series in curves]
+
+    @property
+    def rounds(self) -> int:
+        """Timed rounds of the case that has most."""
+        return max((len(case.groups("decode_ms")) for case in self.cases), default=0)
+
+    @property
+    def documents(self) -> int:
+        """Documents scored in the case that has most."""
+        return max((len(case.groups("nll_nats")) for case in self.cases), default=0)
+
+    @property
+    def noise_floor(self) -> float | None:
+        """Bound of the A/A interval; None without a control or with too few rounds."""
+        control = next((case for case in self.cases if case.record.control and case.timed), None)
+        baseline = self.baseline
+        return noise_floor(control.record, baseline.record) if control and baseline else None
+
+
+def settings(records: Iterable[Record]) -> list[Setting]:
+    """Merge rounds and put cases that may be compared together, in order of first appearance."""
+    held: dict[str, list[Record]] = {}
+    for record in merge(records):
+        held.setdefault(record.case.setting, []).append(record)
+    return [_setting(members) for members in held.values()]
+
+
+def _setting(members: Sequence[Record]) -> Setting:
+    baselines = [record for record in members if is_baseline(record) and record.status == "ok"]
+    own_kernel_last = sorted(baselines, key=lambda record: record.case.options.get("dense_kernel") == "own")
+    dense = own_kernel_last[0] if own_kernel_last else None
+    scored = [frozenset(by_group(record.measurements["nll_nats"])) for record in members if record.samples("nll_nats")]
+    shared = frozenset.intersection(*scored) if scored else frozenset()
+    cases = [Comparison(record, dense, _telling(record, members), shared) for record in members]
+    return Setting(tuple(sorted(cases, key=_order)))
+
+
+def _order(case: Comparison) -> tuple[object, ...]:
+    return (*rank(case.method), case.record.control, case.series, case.sparsity or 0.0)
+
+
+def _telling(record: Record, members: Sequence[Record]) -> tuple[str, ...]:
+    """Options whose values differ between the members' cases of the record's method."""
+    options = [other.case.options for other in members if other.case.method == record.case.method]
+    names = dict.fromkeys(name for part in options for name in part if name != SELECTION_FROM)
+    return tuple(name for name in names if len({json.dumps(part.get(name)) for part in options}) > 1)

@@ -1,0 +1,99 @@
+"""Read results folders and part them into groups that may be shown together."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tda.records import Commit, Machine, Record
+from tda.reporting.comparison import Setting, settings
+from tda.results import load, results_path
+
+FAKE = "FAKE"
+"""A GPU whose name contains this is a stand-in of a test: its numbers are refused."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines of one machine and one commit: nothing is drawn across groups.
+
+    Attributes
+    ----------
+    number : int
+        1, 2, … in the order of the page.
+    lines : tuple of Record
+        As read, one per round.
+    problems : tuple of str
+        What was skipped while reading, over all groups.
+    """
+
+    number: int
+    lines: tuple[Record, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that all lines were taken on."""
+        return self.lines[0].machine
+
+    @property
+    def commit(self) -> Commit:
+        """The state of the code that all lines were taken with."""
+        return self.lines[0].commit
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """Comparable cases of the group."""
+        return settings(self.lines)
+
+
+def gather(folders: Sequence[Path]) -> list[Group]:
+    """Read folders into groups of equal machine and commit, in order of first appearance.
+
+    Raises
+    ------
+    ValueError
+        If no folder is given, or no record can be used.
+    FileNotFoundError
+        If a folder holds no results.
+    """
+    if not folders:
+        raise ValueError("no results folder given; `tda report FOLDER …` needs at least one")
+    records: list[Record] = []
+    problems: list[str] = []
+    for folder in folders:
+        loaded = load(folder)
+        good, refused = _without_fakes(loaded.records, results_path(folder))
+        records += good
+        problems += [*loaded.problems, *refused]
+    problems += _repeats(records)
+    if not records:
+        where = ", ".join(str(results_path(folder)) for folder in folders)
+        raise ValueError(f"no readable record in {where}" + "".join(f"\n  {problem}" for problem in problems))
+    held: dict[tuple[str, str | None, bool | None], list[Record]] = {}
+    for record in records:
+        held.setdefault((record.machine.fingerprint, record.commit.hash, record.commit.dirty), []).append(record)
+    return [Group(number, tuple(lines), tuple(problems)) for number, lines in enumerate(held.values(), start=1)]
+
+
+def _without_fakes(records: Iterable[Record], path: Path) -> tuple[list[Record], list[str]]:
+    good: list[Record] = []
+    fakes: Counter[str] = Counter()
+    for record in records:
+        if record.machine.gpu and FAKE in record.machine.gpu:
+            fakes[record.machine.gpu] += 1
+        else:
+            good.append(record)
+    return good, [f"{path}: {count} records refused, whose GPU {name!r} is a stand-in" for name, count in fakes.items()]
+
+
+def _repeats(records: Iterable[Record]) -> list[str]:
+    counts = Counter(
+        (record.series, record.round, record.machine.fingerprint, record.commit.hash, record.commit.dirty)
+        for record in records
+        if record.status == "ok"
+    )
+    repeated = sum(count - 1 for count in counts.values())
+    told = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"
+    return [told] if repeated else []

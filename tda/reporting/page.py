@@ -1,0 +1,94 @@
+"""The page: sections rendered into one HTML file that asks nothing of a network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tda.reporting.figures import inline, to_png, to_svg
+from tda.reporting.gather import Group
+from tda.reporting.sections import SECTIONS, Block, Content, Section
+from tda.reporting.tradeoff import findings
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered figure.
+
+    Attributes
+    ----------
+    stem : str
+        File name without suffix.
+    svg : Markup
+        To stand in the page.
+    caption : str
+        Caption and text alternative.
+    variant : int or None
+        Number of the switch's setting under which it is shown.
+    """
+
+    stem: str
+    svg: Markup
+    caption: str
+    variant: int | None
+
+
+@dataclass
+class Page:
+    """Renders groups of records; `files` holds the figures' files by name afterwards."""
+
+    groups: Sequence[Group]
+    files: dict[str, bytes] = field(default_factory=dict)
+    _environment: Environment = field(
+        default_factory=lambda: Environment(
+            loader=PackageLoader("tda.reporting"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+    )
+
+    def render(self) -> str:
+        """The page's HTML."""
+        sections = sorted(SECTIONS.items(), key=lambda entry: entry[1].order)
+        parts = [
+            {
+                "group": group,
+                "findings": findings(group.settings),
+                "sections": list(self._sections(group, [entry for entry in sections if not entry[1].once])),
+            }
+            for group in self.groups
+        ]
+        ending = list(self._sections(self.groups[0], [entry for entry in sections if entry[1].once]))
+        return self._environment.get_template("page.html").render(parts=parts, ending=ending)
+
+    def _sections(self, group: Group, sections: Sequence[tuple[str, Section]]) -> Iterator[dict[str, object]]:
+        for name, part in sections:
+            content = part.render(group)
+            if content is not None:
+                slug = f"{name}-{group.number}"
+                yield {
+                    "id": slug,
+                    "title": part.title,
+                    "lead": content.lead,
+                    "blocks": [self._block(f"{slug}-{n}", block) for n, block in enumerate(content.blocks, start=1)],
+                    "extra": self._extra(content, slug),
+                }
+
+    def _block(self, slug: str, block: Block) -> dict[str, object]:
+        pictures = []
+        for plot in block.plots:
+            stem = f"{slug}-{plot.name}"
+            svg = to_svg(plot.figure, stem)
+            self.files[f"{stem}.svg"] = svg.encode()
+            self.files[f"{stem}.png"] = to_png(plot.figure)
+            variant = None if plot.variant is None else block.variants.index(plot.variant)
+            pictures.append(Picture(stem, Markup(inline(svg)), plot.caption, variant))
+        return {"id": slug, "block": block, "pictures": pictures}
+
+    def _extra(self, content: Content, slug: str) -> Markup:
+        if content.template is None:
+            return Markup("")
+        return Markup(self._environment.get_template(content.template).render(id=slug, **content.values))

@@ -1,0 +1,65 @@
+"""From folders of results to a folder with page, figures and table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from tda.reporting.figures import STYLE
+from tda.reporting.gather import gather
+from tda.reporting.page import Page
+from tda.reporting.table import frame
+from tda.results import write_whole
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes
+    ----------
+    index : Path
+        The page.
+    problems : tuple of str
+        One sentence for everything that was left out: damaged lines, refused or repeated records.
+    """
+
+    index: Path
+    problems: tuple[str, ...]
+
+
+def build_report(folders: Sequence[Path], out: Path) -> Report:
+    """Write ``index.html``, ``figures/*.svg``, ``figures/*.png`` and ``table.csv``.
+
+    The page works offline and holds its figures itself; equal records give equal bytes. Records of unlike machines or
+    commits are shown one after the other, and never in one figure.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Results folders, or results files.
+    out : Path
+        Where to write; made if it is not there. Files of other names in it are left alone.
+
+    Returns
+    -------
+    Report
+        The page's path, and what was left out.
+
+    Raises
+    ------
+    ValueError
+        If no folder is given, or no record can be used.
+    FileNotFoundError
+        If a folder holds no results.
+    """
+    groups = gather(folders)
+    with matplotlib.rc_context(STYLE):
+        page = Page(groups)
+        html = page.render()
+    for name, content in page.files.items():
+        write_whole(out / "figures" / name, content)
+    write_whole(out / "table.csv", frame(groups).to_csv(index=False))
+    write_whole(out / "index.html", html)
+    return Report(out / "index.html", groups[0].problems)

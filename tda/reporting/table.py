@@ -1,0 +1,233 @@
+"""The table of all cases: one definition for page, terminal and CSV."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tda.records import Record
+from tda.reporting.comparison import Comparison, settings
+from tda.reporting.gather import Group
+from tda.reporting.text import MISSING, interval, number
+from tda.statistics import Estimate
+
+Value = float | str | Estimate | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in the CSV, its heading, and how a case's value is found.
+
+    Attributes
+    ----------
+    name : str
+        Name in the CSV; an interval adds ``<name>_low`` and ``<name>_high``.
+    heading : str
+        Heading with unit.
+    value : callable
+        Value of a case; None where it is missing.
+    missing : callable
+        Why it is missing.
+    numeric : bool
+        Whether values are numbers, set to the right and sorted by value.
+    signed : bool
+        Whether a plus sign is written.
+    scale : float
+        What a plain number is divided by before it is shown; the CSV keeps base units.
+    """
+
+    name: str
+    heading: str
+    value: Callable[[Comparison], Value]
+    missing: Callable[[Comparison], str]
+    numeric: bool = True
+    signed: bool = False
+    scale: float = 1.0
+
+    def cell(self, case: Comparison) -> "Cell":
+        """The value of a case as it is shown."""
+        value = self.value(case)
+        if value is None:
+            return Cell(MISSING, None, self.missing(case), self.numeric)
+        if isinstance(value, str):
+            return Cell(value, None, "", self.numeric)
+        if isinstance(value, Estimate):
+            return Cell(interval(value, signed=self.signed), value.value, "", self.numeric)
+        return Cell(number(value / self.scale, signed=self.signed), value, "", self.numeric)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, the number that it is sorted by, and a tooltip: the reason where the value is missing."""
+
+    text: str
+    sort: float | None
+    tooltip: str
+    numeric: bool
+
+
+def _measured(name: str, heading: str, *, scale: float = 1.0) -> Column:
+    return Column(name, heading, lambda case: case.median(name), lambda case: case.missing(name), scale=scale)
+
+
+def _percentile(percent: int) -> Column:
+    return Column(
+        f"decode_ms_p{percent}",
+        f"decode p{percent} (ms)",
+        lambda case: case.percentile("decode_ms", percent),
+        lambda case: case.missing("decode_ms"),
+    )
+
+
+def _averaged(name: str, heading: str) -> Column:
+    return Column(name, heading, lambda case: case.mean(name), lambda case: case.missing(name))
+
+
+def _words(name: str, heading: str, value: Callable[[Comparison], str | None], missing: str = "") -> Column:
+    return Column(name, heading, value, lambda case: missing or f"{case.record.status}: {case.record.reason}", False)
+
+
+def _ratio_missing(name: str) -> Callable[[Comparison], str]:
+    def why(case: Comparison) -> str:
+        return case.missing(name) if case.dense is not None else "no dense run of this setting succeeded"
+
+    return why
+
+
+def _told(case: Comparison) -> str | None:
+    told = {name: case.record.case.options.get(name) for name in case.telling}
+    if case.from_other_kind:
+        told["selection_from"] = case.record.case.options["selection_from"]
+    return ", ".join(f"{name}={value}" for name, value in told.items()) or None
+
+
+def _ran(case: Comparison) -> str | None:
+    parts = [part for part in (case.record.execution, case.record.backend) if part]
+    return " · ".join(parts) or None
+
+
+def _status(case: Comparison) -> str:
+    return case.record.status + (f": {case.record.reason}" if case.record.reason else "")
+
+
+COLUMNS: tuple[Column, ...] = (
+    _words("method", "method", lambda case: f"{case.method} (A/A control)" if case.record.control else case.method),
+    _words("model", "model", lambda case: case.record.case.model),
+    _words("told_options", "options", _told, "no option tells this case from another of its method"),
+    Column(
+        "sparsity",
+        "asked sparsity",
+        lambda case: case.record.case.sparsity,
+        lambda case: "an error level was asked instead of a sparsity",
+    ),
+    Column("achieved_sparsity", "achieved", lambda case: case.achieved, lambda case: "not recorded"),
+    _words("ran", "ran as", _ran),
+    _measured("prefill_ms", "prefill (ms)"),
+    _measured("select_ms", "select (ms)"),
+    _measured("ttft_ms", "TTFT (ms)"),
+    _percentile(50),
+    _percentile(95),
+    _percentile(99),
+    Column("speedup", "speed-up (×)", lambda case: case.speedup, _ratio_missing("decode_ms")),
+    _measured("limit_speedup", "byte limit (×)"),
+    _measured("gain_share", "gain share"),
+    _measured("bandwidth_share", "bandwidth share"),
+    Column(
+        "break_even_tokens",
+        "break-even (tokens)",
+        lambda case: case.break_even_tokens,
+        lambda case: case.break_even_missing,
+    ),
+    _measured("generation_ms", "generation (ms)"),
+    Column(
+        "generation_speedup",
+        "generation speed-up (×)",
+        lambda case: case.faster("generation_ms"),
+        _ratio_missing("generation_ms"),
+    ),
+    _measured("weight_bytes_per_token", "weights per token (MB)", scale=1e6),
+    _measured("peak_memory_bytes", "peak memory (MB)", scale=1e6),
+    Column("perplexity", "perplexity", lambda case: case.perplexity, lambda case: case.missing("perplexity")),
+    Column("delta_nll_nats", "ΔNLL (nats/token)", lambda case: case.delta_nll, _ratio_missing("nll_nats"), signed=True),
+    _averaged("kl_to_dense_nats", "KL (nats/token)"),
+    _averaged("top1_disagreement", "top-1 disagreement"),
+)
+OPTIONAL: tuple[Column, ...] = (
+    _averaged("task_recall_accuracy", "recall"),
+    _averaged("task_recall_nll", "recall NLL (nats/token)"),
+    _measured("gpu_utilization_percent", "GPU busy (%)"),
+    _measured("gpu_memory_bytes", "GPU memory (MB)", scale=1e6),
+    _measured("power_w", "power (W)"),
+    _measured("energy_j_per_token", "energy per token (J)"),
+)
+"""Columns that are shown only where some case has a value."""
+LAST: tuple[Column, ...] = (
+    _words("flags", "flags", lambda case: "; ".join(case.record.raised()) or None, "no flag raised"),
+    _words("status", "status", _status),
+)
+TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "limit_speedup", "break_even_tokens",
+            "delta_nll_nats", "kl_to_dense_nats", "status")  # fmt: skip
+"""Columns that fit a terminal."""
+
+
+def columns(cases: Iterable[Comparison]) -> list[Column]:
+    """The columns of a table of these cases."""
+    held = list(cases)
+    return [*COLUMNS, *(column for column in OPTIONAL if any(column.value(case) for case in held)), *LAST]
+
+
+def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> list[dict[str, str]]:
+    """Summarise records as rows of text, one per case, e.g. for a table in a terminal.
+
+    Parameters
+    ----------
+    records : iterable of Record
+        Lines of one machine and commit, merged or not.
+    names : sequence of str
+        Names of the columns, as in ``table.csv``.
+
+    Returns
+    -------
+    list of dict
+        Heading to text; a missing value is ``"–"``.
+
+    Raises
+    ------
+    ValueError
+        If a column is not known.
+    """
+    known = {column.name: column for column in (*COLUMNS, *OPTIONAL, *LAST)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown columns {', '.join(unknown)}; known: {', '.join(known)}")
+    cases = [case for setting in settings(records) for case in setting.cases]
+    return [{known[name].heading: known[name].cell(case).text for name in names} for case in cases]
+
+
+def frame(groups: Sequence[Group]) -> pd.DataFrame:
+    """The table of all groups with plain numbers in base units; missing numbers are empty."""
+    rows = [_row(group, case) for group in groups for setting in group.settings for case in setting.cases]
+    return pd.DataFrame(rows)
+
+
+def _row(group: Group, case: Comparison) -> dict[str, Any]:
+    request = case.record.case
+    row: dict[str, Any] = {
+        "machine": group.machine.fingerprint,
+        "commit": group.commit.hash,
+        "dirty": group.commit.dirty,
+        **request.model_dump(include={"device", "dtype", "batch", "prompt_tokens", "new_tokens", "seed"}),
+        "options": json.dumps(request.options, sort_keys=True),
+        "control": case.record.control,
+        "rounds": len(case.groups("decode_ms")),
+        "documents": len(case.groups("nll_nats")),
+    }
+    for column in (*COLUMNS, *OPTIONAL, *LAST):
+        value = column.value(case)
+        if isinstance(value, Estimate):
+            row |= {column.name: value.value, f"{column.name}_low": value.low, f"{column.name}_high": value.high}
+        else:
+            row[column.name] = value
+    return row

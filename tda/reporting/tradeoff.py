@@ -1,0 +1,107 @@
+"""Which quality belongs to which speed, and what the best of both is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tda.reporting.comparison import LAYER_PROFILE, Comparison, Setting
+from tda.reporting.text import interval, number, share
+
+QUALITY_BAR_NATS = 0.05
+"""A method counts as keeping quality where its ΔNLL stays under this."""
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """A timed setting, and the setting whose quality goes with it.
+
+    Attributes
+    ----------
+    speed : Setting
+        Where the times are from.
+    quality : Setting or None
+        The same setting where it was scored too; else the trained model whose sparsity per layer the timed one
+        was run with; None where there is none.
+    """
+
+    speed: Setting
+    quality: Setting | None
+
+    @property
+    def joint(self) -> bool:
+        """Whether both axes come from one model and setting."""
+        return self.quality is self.speed
+
+    @property
+    def pairs(self) -> list[tuple[Comparison, Comparison]]:
+        """(timed case, scored case) of the same method, options and sparsity."""
+        if self.quality is None:
+            return []
+        scored = {case.identity: case for case in self.quality.scored}
+        timed = [case for case in self.speed.timed if not case.is_dense]
+        return [(case, scored[case.identity]) for case in timed if case.identity in scored]
+
+
+def tradeoffs(settings: Sequence[Setting]) -> list[Tradeoff]:
+    """One trade-off for each timed setting."""
+    return [Tradeoff(setting, _quality_of(setting, settings)) for setting in settings if setting.timed]
+
+
+def _quality_of(speed: Setting, settings: Sequence[Setting]) -> Setting | None:
+    if speed.scored:
+        return speed
+    trained = [setting for setting in settings if setting.scored]
+    profiles = {case.record.case.options.get(LAYER_PROFILE) for case in speed.cases} - {None}
+    named = [setting for setting in trained if setting.model in profiles]
+    if named:
+        return named[0]
+    return trained[0] if len(trained) == 1 and not profiles else None
+
+
+def findings(settings: Sequence[Setting]) -> list[str]:
+    """State in a sentence per timed setting the best speed-up that keeps quality, or that there is none."""
+    found = [_best(tradeoff) for tradeoff in tradeoffs(settings)]
+    return found or ["Nothing was timed here, so no speed is stated; the quality of each method is below."]
+
+
+def _best(tradeoff: Tradeoff) -> str:
+    speed, floor = tradeoff.speed, tradeoff.speed.noise_floor or 0.0
+    if speed.baseline is None:
+        return f"On {speed.model} no dense run succeeded, so no speed-up is stated."
+    if tradeoff.quality is None:
+        return f"On {speed.model} speed was measured without any quality to go with it, so no method is recommended."
+    kept = [(timed, scored) for timed, scored in tradeoff.pairs if _keeps(scored)]
+    faster = [(timed, scored) for timed, scored in kept if _lower(timed) > 1 + floor]
+    if not faster:
+        return (
+            f"On {speed.model} no method decodes faster than dense beyond the noise with a ΔNLL under "
+            f"{QUALITY_BAR_NATS} nats per token on {tradeoff.quality.model}."
+        )
+    timed, scored = max(faster, key=lambda pair: pair[0].speedup.value if pair[0].speedup else 0.0)
+    return _sentence(tradeoff, timed, scored)
+
+
+def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
+    assert timed.speedup is not None
+    assert scored.delta_nll is not None
+    limit = timed.median("limit_speedup")
+    words = f"{timed.series} at sparsity {share(timed.sparsity or 0.0)} decodes {interval(timed.speedup, unit='×')} as "
+    words += f"fast as dense on {timed.record.case.model}" + (f" (byte limit {number(limit)}×)" if limit else "")
+    words += f", at a ΔNLL of {interval(scored.delta_nll, 2, signed=True)} nats per token"
+    if not tradeoff.joint:
+        words = f"Projection: {words} on {scored.record.case.model}, another model"
+    if limit and timed.speedup.value > limit:
+        words += "; that is above its byte limit, so dense took longer here than reading its weights explains"
+    if timed.speedup.low is None:
+        words += "; too few rounds for an interval"
+    doubts = [doubt.split(":")[0].replace("_", " ") for doubt in timed.record.raised()]
+    return words + (f"; in doubt: {', '.join(doubts)} was flagged" if doubts else "") + "."
+
+
+def _keeps(scored: Comparison) -> bool:
+    delta = scored.delta_nll
+    return delta is not None and (delta.value if delta.high is None else delta.high) < QUALITY_BAR_NATS
+
+
+def _lower(timed: Comparison) -> float:
+    ratio = timed.speedup
+    return 0.0 if ratio is None else ratio.value if ratio.low is None else ratio.low

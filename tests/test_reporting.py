@@ -1,0 +1,644 @@
+"""The report: numbers, honesty, escaping, files. Records are made by code; no model runs here."""
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from tda.records import Case, Commit, Flag, Machine, Measurement, Record, merge
+from tda.reporting import Report, build_report, summary_rows
+from tda.reporting.comparison import Comparison, settings
+from tda.reporting.curves import draw_curves, over_sparsity
+from tda.reporting.gather import gather
+from tda.reporting.sections import SECTIONS
+from tda.reporting.text import interval, number, size
+from tda.reporting.tradeoff import findings, tradeoffs
+from tda.results import append
+from tda.statistics import Estimate, bootstrap, paired_difference, speedup
+
+MACHINE = Machine(
+    cpu="Test CPU",
+    cores=2,
+    threads=2,
+    memory_bytes=24_000_000_000,
+    cache_bytes=32_000_000,
+    python="3.12",
+    torch="2.12",
+    transformers="5.10",
+    tda="0.1.0",
+    system="Linux",
+)
+COMMIT = Commit(hash="0123456789abcdef", dirty=False)
+LIMITS = {"griffin": 0.60, "tda": 0.60, "cats": 0.45, "tt": 0.22}
+HARM = {"oracle": 0.004, "cats": 0.02, "tt": 0.006, "griffin": 0.22, "tda": 0.19, "static_mean": 0.25, "magnitude": 0.5}
+EVIL = "<script>alert(1)</script>&$x^2$\"'"
+TIMES = ("prefill_ms", "select_ms", "ttft_ms", "decode_ms", "generation_ms")
+
+
+def a_case(model: str, method: str, sparsity: float | None, **changes: Any) -> Case:
+    return Case(**{
+        "model": model,
+        "method": method,
+        "sparsity": sparsity,
+        "prompt_tokens": 128,
+        "new_tokens": 17,
+        "options": {"rows": "per_row"} if method in ("griffin", "tda") else {},
+        **changes,
+    })  # fmt: skip
+
+
+def a_line(case: Case, number: int, measurements: dict[str, Measurement], **changes: Any) -> Record:
+    sparsity = case.sparsity or 0.0
+    spread = np.linspace(-0.08, 0.08, 6) * {"tda": 1.0, "tt": -0.6}.get(case.method, 0.0)
+    return Record(**{
+        "case": case,
+        "round": number,
+        "commit": COMMIT,
+        "machine": MACHINE,
+        "status": "ok",
+        "measurements": measurements,
+        "achieved_sparsity": tuple(np.clip(sparsity + spread, 0, 0.99).tolist()) if sparsity else (0.0,) * 6,
+        "execution": "masked" if number == 0 else ("dense" if case.method == "dense" else "compact"),
+        "backend": "torch",
+        "conditions": {"threads": 2.0, "load_average": 0.1 * number},
+        "started": f"2026-01-01T00:00:{number:02d}+00:00",
+        "seconds": 1.0,
+        **changes,
+    })  # fmt: skip
+
+
+def scored(case: Case, documents: int = 12, **changes: Any) -> Record:
+    """Round 0 of a trained model."""
+    noise = np.random.default_rng([len(case.method), int(100 * (case.sparsity or 0))])
+    harm = HARM.get(case.method, 0.9) * 8 * (case.sparsity or 0.0) ** 3 * (1 + 0.3 * noise.normal(size=documents))
+    if case.method == "dense":
+        harm = np.zeros(documents)
+    if "selection_from" in case.options:
+        harm = harm * 1.6
+    nll = 1.2 + np.linspace(-0.5, 0.5, documents) + harm
+    values = {
+        "nll_nats": nll,
+        "perplexity": np.exp(nll),
+        "kl_to_dense_nats": np.abs(harm),
+        "top1_disagreement": np.clip(np.abs(harm) * 0.4, 0, 1),
+    }
+    measured = {name: Measurement.of(name, samples.tolist(), range(documents)) for name, samples in values.items()}
+    reason = "not timed: only its quality is measured here"
+    if case.method == "oracle":
+        reason = "no kernel skips what it leaves out: masked execution has no speed"
+    measured |= {name: Measurement.absent(name, reason) for name in TIMES}
+    return a_line(case, 0, measured, **changes)
+
+
+def timed(case: Case, number: int, *, control: bool = False, slow: float = 1.0, **changes: Any) -> Record:
+    """One timed round."""
+    noise = np.random.default_rng([number, len(case.method), int(100 * (case.sparsity or 0)), control])
+    saved = LIMITS.get(case.method, 0.0) * (case.sparsity or 0.0)
+    dense_ms, weights = 40.0 * slow, 600e6
+    step = dense_ms * (1 - 0.8 * saved) * (1 + 0.02 * noise.normal()) * (1 + 0.05 * noise.exponential(size=16))
+    prefill = slow * 300.0 * (1 + 0.01 * noise.normal())
+    select = 0.0 if case.method == "dense" else 60.0 * slow
+    step_ms = float(np.median(step))
+    values: dict[str, Iterable[float]] = {
+        "prefill_ms": [prefill],
+        "select_ms": [select],
+        "ttft_ms": [prefill + select],
+        "decode_ms": step.tolist(),
+        "generation_ms": [prefill + select + float(step.sum())],
+        "stream_gb_per_s": [20.0],
+        "weight_bytes_per_token": [weights * (1 - saved)],
+        "limit_speedup": [1 / (1 - saved)],
+        "bandwidth_share": [weights * (1 - saved) / step_ms / 1e6 / 20.0],
+    }
+    if saved:
+        values["gain_share"] = [(dense_ms / step_ms - 1) / (1 / (1 - saved) - 1)]
+        values["break_even_tokens"] = [select / (dense_ms - step_ms)]
+    measured = {name: Measurement.of(name, samples) for name, samples in values.items()}
+    if number == 1:
+        measured["peak_memory_bytes"] = Measurement.of("peak_memory_bytes", [1.2e9 - 2e8 * saved])
+    return a_line(case, number, measured, control=control, **changes)
+
+
+def quality_lines(
+    model: str = "ref:swiglu", sparsities: Iterable[float] = (0.25, 0.5, 0.75), methods: Iterable[str] = tuple(HARM)
+) -> Iterator[Record]:
+    yield scored(a_case(model, "dense", 0.0))
+    for sparsity in sparsities:
+        for method in methods:
+            yield scored(a_case(model, method, sparsity))
+        control = a_case(model, "griffin", sparsity, options={"rows": "per_row", "selection_from": "another kind"})
+        yield scored(control)
+
+
+def speed_lines(
+    model: str = "shape:0.3b",
+    sparsities: Iterable[float] = (0.25, 0.5, 0.75),
+    rounds: int = 7,
+    profile: str | None = "ref:swiglu",
+    methods: Iterable[str] = tuple(LIMITS),
+    **changes: Any,
+) -> Iterator[Record]:
+    dense = a_case(model, "dense", 0.0)
+    for round_number in range(1, rounds + 1):
+        yield timed(dense, round_number, **changes)
+        yield timed(dense, round_number, control=True, **changes)
+        for sparsity in sparsities:
+            for method in methods:
+                case = a_case(model, method, sparsity)
+                if profile and method not in ("griffin",):
+                    case = a_case(model, method, sparsity, options={**case.options, "layer_profile": profile})
+                yield timed(case, round_number, **changes)
+
+
+def two_models() -> list[Record]:
+    return [*quality_lines(), *speed_lines()]
+
+
+def one_model(model: str = "m") -> list[Record]:
+    methods = ("griffin", "cats")
+    quality = list(quality_lines(model, (0.5,), (*methods, "oracle")))
+    return [*quality, *speed_lines(model, (0.5,), profile=None, methods=methods)]
+
+
+def dense_only() -> list[Record]:
+    """Enough for a page, without a figure."""
+    return [scored(a_case("m", "dense", 0.0))]
+
+
+def write(folder: Path, records: Iterable[Record]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    append(folder, records)
+    return folder
+
+
+def report_of(tmp_path: Path, records: Iterable[Record]) -> tuple[Report, str]:
+    report = build_report([write(tmp_path / "in", records)], tmp_path / "out")
+    return report, report.index.read_text()
+
+
+def case_of(records: Iterable[Record], method: str, sparsity: float | None = None) -> Comparison:
+    cases = [case for setting in settings(records) for case in setting.cases]
+    return next(case for case in cases if case.method == method and sparsity in (None, case.record.case.sparsity))
+
+
+def texts(svg: Path) -> str:
+    return " ".join(text for node in ET.parse(svg).iter() if (text := (node.text or "").strip()))
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, ids, and the text of the table's cells."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attributes in self.tags if (value := attributes.get(name)) is not None]
+
+
+@pytest.fixture(scope="module")
+def two_model_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    return build_report([write(folder / "in", two_models())], folder / "out").index.parent
+
+
+@pytest.fixture(scope="module")
+def one_model_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    return build_report([write(folder / "in", one_model())], folder / "out").index.parent
+
+
+# Numbers.
+
+
+def test_table_equals_an_independent_computation(one_model_report: Path) -> None:
+    table = pd.read_csv(one_model_report / "table.csv")
+    row = table[(table.method == "griffin") & (table.told_options != "selection_from=another kind")].iloc[0]
+    lines = [record for record in one_model() if "selection_from" not in record.case.options]
+    griffin = [record for record in lines if record.case.method == "griffin"]
+    dense = [record for record in lines if record.case.method == "dense" and not record.control]
+    steps = np.array([record.samples("decode_ms") for record in griffin if record.round])
+    dense_steps = np.array([record.samples("decode_ms") for record in dense if record.round])
+    assert row.decode_ms_p50 == pytest.approx(np.median(steps))
+    assert row.decode_ms_p99 == pytest.approx(np.percentile(steps, 99))
+    assert row.speedup == pytest.approx(np.median(np.median(dense_steps, 1) / np.median(steps, 1)))
+    nll, dense_nll = (np.array(part[0].samples("nll_nats")) for part in (griffin, dense))
+    assert row.delta_nll_nats == pytest.approx(np.mean(nll - dense_nll))
+    assert row.perplexity == pytest.approx(np.exp(nll.mean()))
+    assert row.kl_to_dense_nats == pytest.approx(np.mean(griffin[0].samples("kl_to_dense_nats")))
+    assert row.limit_speedup == pytest.approx(1 / (1 - 0.3))
+    assert row.weight_bytes_per_token == pytest.approx(600e6 * 0.7)
+    assert row.peak_memory_bytes == pytest.approx(1.2e9 - 6e7)
+    assert (row["rounds"], row.documents) == (7, 12)
+
+
+def test_intervals_are_those_of_the_statistics_module(one_model_report: Path) -> None:
+    merged = {(record.case.method, record.control, str(record.case.options)): record for record in merge(one_model())}
+    griffin, dense = (
+        merged[name, False, options] for name, options in (("griffin", "{'rows': 'per_row'}"), ("dense", "{}"))
+    )
+    ratio = speedup(griffin, dense)
+    delta = paired_difference(griffin.measurements["nll_nats"], dense.measurements["nll_nats"])
+    table = pd.read_csv(one_model_report / "table.csv")
+    row = table[(table.method == "griffin") & (table.told_options != "selection_from=another kind")].iloc[0]
+    assert ratio is not None
+    assert delta is not None
+    assert (row.speedup_low, row.speedup_high) == pytest.approx((ratio.low, ratio.high))
+    assert (row.delta_nll_nats_low, row.delta_nll_nats_high) == pytest.approx((delta.low, delta.high))
+
+
+def test_perplexity_is_over_documents_that_all_cases_share() -> None:
+    records = [scored(a_case("m", "dense", 0.0), 20), scored(a_case("m", "griffin", 0.5), 12)]
+    dense = case_of(records, "dense")
+    assert dense.perplexity == pytest.approx(np.exp(np.mean(dense.record.samples("nll_nats")[:12])))
+
+
+def test_break_even_counts_rounds_that_never_repay() -> None:
+    def without(record: Record, rounds: set[int]) -> Record:
+        if record.round not in rounds or record.case.method != "griffin":
+            return record
+        absent = Measurement.absent("break_even_tokens", "decode was not faster than dense in this round")
+        return record.model_copy(update={"measurements": record.measurements | {"break_even_tokens": absent}})
+
+    lines = list(speed_lines(sparsities=(0.5,)))
+    some = case_of([without(record, {1, 2}) for record in lines], "griffin")
+    most = case_of([without(record, {1, 2, 3, 4}) for record in lines], "griffin")
+    rest = [record.samples("break_even_tokens")[0] for record in lines
+            if record.case.method == "griffin" and record.round > 2]  # fmt: skip
+    assert some.break_even_tokens == pytest.approx(np.median([*rest, np.inf, np.inf]))
+    assert most.break_even_tokens is None
+    assert most.break_even_missing == "decode was not faster than dense in 4 of 7 rounds"
+
+
+def test_own_dense_kernel_is_no_baseline_while_the_models_own_is_there() -> None:
+    lines = [
+        timed(a_case("m", "dense", 0.0, options={"dense_kernel": kernel}), number)
+        for number in range(1, 6)
+        for kernel in ("own", "torch")
+    ]
+    (setting,) = settings(lines)
+    assert setting.baseline is not None
+    assert setting.baseline.record.case.options == {"dense_kernel": "torch"}
+    assert {case.label for case in setting.cases} == {"dense (dense_kernel=own)", "dense (dense_kernel=torch)"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (1234.5, "1,230"), (0.00123, "0.00123"), (9.996, "10.0"), (-0.5, "-0.500")]
+)
+def test_numbers_have_three_digits_and_no_exponent(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_estimates_and_sizes_as_text() -> None:
+    assert interval(Estimate(1.5, 1.25, 1.75, 7), unit="×") == "1.50× [1.25, 1.75]"
+    assert interval(bootstrap([1.0, 2.0]), signed=True) == "+1.50"
+    assert [size(count) for count in (1.5e9, 144e6, 12.0)] == ["1.50 GB", "144 MB", "12.0 B"]
+
+
+# Missing is not zero, and what skips nothing has no speed.
+
+
+def test_missing_is_a_dash_with_its_reason(two_model_report: Path) -> None:
+    html = (two_model_report / "index.html").read_text()
+    assert re.search(r'<td class="number" title="not timed: only its quality is measured here">–</td>', html)
+    table = pd.read_csv(two_model_report / "table.csv")
+    assert table[table.model == "ref:swiglu"].decode_ms_p50.isna().all()
+    assert table[table.model == "shape:0.3b"].delta_nll_nats.isna().all()
+
+
+def test_masked_runs_and_the_oracle_have_no_speed() -> None:
+    dense = [timed(a_case("m", "dense", 0.0), number) for number in (1, 2)]
+    masked = [timed(a_case("m", "griffin", 0.5), number, execution="masked") for number in (1, 2)]
+    asked = [timed(a_case("m", "tda", 0.5, execution="masked"), number) for number in (1, 2)]
+    oracle = [timed(a_case("m", "oracle", 0.5), number) for number in (1, 2)]
+    (setting,) = settings([*dense, *masked, *asked, *oracle])
+    assert [case.method for case in setting.timed] == ["dense"]
+    for row in summary_rows([*dense, *masked, *asked, *oracle]):
+        assert (row["decode p50 (ms)"] == "–") == (row["method"] != "dense")
+        assert (row["speed-up (×)"] == "–") == (row["method"] != "dense")
+
+
+def test_oracle_and_controls_are_on_no_speed_axis(two_model_report: Path, one_model_report: Path) -> None:
+    speed = [
+        path
+        for folder in (two_model_report, one_model_report)
+        for path in (folder / "figures").glob("*.svg")
+        if re.search(r"tradeoff-(joint|projection|latency|speedup|bytes)|latency-|first|saved|memory", path.name)
+    ]
+    assert len(speed) > 12
+    for path in speed:
+        assert not re.search("oracle|another kind|static_mean", texts(path)), path.name
+    assert "oracle" in texts(two_model_report / "figures" / "tradeoff-1-1-tradeoff-quality.svg")
+
+
+def test_failed_case_is_shown_with_its_reason(tmp_path: Path) -> None:
+    failed = a_line(a_case("m", "griffin", 0.9), 1, {}, status="oom", reason="tried to allocate 3 GB")
+    report, html = report_of(tmp_path, [*dense_only(), failed])
+    row = pd.read_csv(report.index.parent / "table.csv").query("status != 'ok'").iloc[0]
+    assert row.status == "oom: tried to allocate 3 GB"
+    assert 'title="oom: tried to allocate 3 GB">–</td>' in html
+
+
+def test_error_level_instead_of_a_sparsity_is_a_dash_in_the_table() -> None:
+    case = a_case("m", "tt", None, options={"cett": 0.2})
+    record = scored(case, achieved_sparsity=(0.4, 0.6))
+    (_, row) = summary_rows([scored(a_case("m", "dense", 0.0)), record])
+    assert row["asked sparsity"] == "–"
+    assert case_of([record], "tt").sparsity == pytest.approx(0.5)
+
+
+# Which quality goes with which speed.
+
+
+def test_joint_curve_only_where_one_model_has_both(two_model_report: Path, one_model_report: Path) -> None:
+    joint = {path.name for path in (one_model_report / "figures").glob("*joint*.svg")}
+    assert joint == {f"tradeoff-1-1-tradeoff-joint-{axis}.svg" for axis in ("latency", "speedup", "bytes")}
+    assert not list((one_model_report / "figures").glob("*projection*"))
+    assert not list((two_model_report / "figures").glob("*joint*"))
+    assert (two_model_report / "figures" / "tradeoff-1-1-tradeoff-quality.svg").exists()
+
+
+def test_projection_is_marked_everywhere(two_model_report: Path) -> None:
+    words = "PROJECTION: quality of ref:swiglu, speed of shape:0.3b"
+    html = (two_model_report / "index.html").read_text()
+    assert '<div class="block projection">' in html
+    assert html.count(words) >= 4
+    projections = list((two_model_report / "figures").glob("*projection*.svg"))
+    assert len(projections) == 3
+    for path in projections:
+        assert words in texts(path)
+        assert "shape:0.3b" in texts(path)
+    assert "Projection: cats at sparsity" in html
+
+
+def test_axes_name_model_and_unit(one_model_report: Path) -> None:
+    words = texts(one_model_report / "figures" / "tradeoff-1-1-tradeoff-joint-latency.svg")
+    for part in ("Decode latency of m (ms per token)", "ΔNLL of m to dense (nats per token)", "dense", "byte limit"):
+        assert part in words
+
+
+def test_pairs_ignore_the_layer_profile_and_nothing_else() -> None:
+    (tradeoff,) = tradeoffs(settings(two_models()))
+    assert not tradeoff.joint
+    assert {timed.series for timed, _ in tradeoff.pairs} == {"griffin", "tda", "cats", "tt"}
+    assert all(not scored.from_other_kind for _, scored in tradeoff.pairs)
+
+
+def test_speed_without_any_quality_is_shown_alone(tmp_path: Path) -> None:
+    report, html = report_of(tmp_path, speed_lines(sparsities=(0.5,), rounds=2, profile=None))
+    assert "without any quality to go with it" in html
+    assert "fewer than 5 rounds: no interval" in html
+    assert not list((report.index.parent / "figures").glob("*projection*"))
+
+
+@pytest.mark.parametrize(
+    ("slow", "sparsities", "said"),
+    [
+        (1.0, (0.5,), "cats at sparsity 0.5 decodes 1.2"),
+        (1.0, (0.9,), "cats at sparsity 0.9|no method decodes faster"),
+    ],
+)
+def test_finding_is_the_best_that_keeps_quality(slow: float, sparsities: tuple[float, ...], said: str) -> None:
+    lines = [
+        *quality_lines("m", sparsities, ("griffin", "cats")),
+        *speed_lines("m", sparsities, profile=None, methods=("griffin", "cats")),
+    ]
+    (sentence,) = findings(settings(lines))
+    assert re.search(said, sentence)
+    assert "griffin" not in sentence
+
+
+def test_finding_needs_more_than_the_noise() -> None:
+    lines = list(quality_lines("m", (0.5,), ("cats",)))
+    dense, cats = a_case("m", "dense", 0.0), a_case("m", "cats", 0.5)
+    for number_ in range(1, 8):
+        lines += [timed(dense, number_), timed(dense, number_, control=True), timed(cats, number_, slow=1.25)]
+    (sentence,) = findings(settings(lines))
+    assert "no method decodes faster than dense beyond the noise" in sentence
+
+
+def test_finding_names_its_doubts() -> None:
+    flag = {"foreign_load": Flag(raised=True, detail="others used 20%")}
+    lines = [record.model_copy(update={"flags": flag}) if record.round else record for record in one_model()]
+    assert "in doubt: foreign load was flagged" in findings(settings(lines))[0]
+
+
+# Conditions.
+
+
+def test_conditions_are_said(tmp_path: Path) -> None:
+    flag = {"foreign_load": Flag(raised=True, detail="others used 20%")}
+    dirty = [
+        record.model_copy(update={"commit": Commit(hash="feed" * 4, dirty=True), "flags": flag if record.round else {}})
+        for record in [*dense_only(), *speed_lines("m", (), methods=())]
+    ]
+    _, html = report_of(tmp_path, dirty)
+    for words in ("Test CPU, 2 cores, 2 threads", "torch 2.12", "feedfeedfe", "dirty tree", "0 to 0.70",
+                  "20 to 20 GB/s", "others used 20%",
+                  "m, dense (A/A control)", "±"):  # fmt: skip
+        assert words in html
+
+
+def test_unlike_machines_and_commits_are_never_mixed(tmp_path: Path) -> None:
+    first = list(speed_lines("alpha", (), 2, None, ()))
+    other = MACHINE.model_copy(update={"cpu": "Other CPU"})
+    second = list(speed_lines("beta", (), 2, None, (), machine=other))
+    third = list(speed_lines("gamma", (), 2, None, (), commit=Commit(hash="77", dirty=True)))
+    folders = [write(tmp_path / str(place), part) for place, part in enumerate((first, second, third))]
+    report = build_report(folders, tmp_path / "out")
+    html = report.index.read_text()
+    assert "3 groups." in html
+    assert "Group 2 of 3" in html
+    for path in (tmp_path / "out" / "figures").glob("*.svg"):
+        assert sum(name in texts(path) for name in ("alpha", "beta", "gamma")) <= 1, path.name
+    assert pd.read_csv(tmp_path / "out" / "table.csv").groupby(["machine", "commit"]).ngroups == 3
+
+
+def test_fake_gpus_are_refused(tmp_path: Path) -> None:
+    fake = MACHINE.model_copy(update={"gpu": "FAKE H100"})
+    lines = [timed(a_case("fake-model", "dense", 0.0), 1, machine=fake), *dense_only()]
+    report, html = report_of(tmp_path, lines)
+    assert ["1 records refused" in problem for problem in report.problems] == [True]
+    assert "fake-model" not in html
+    with pytest.raises(ValueError, match=r"no readable record.*\n.*FAKE H100"):
+        build_report([write(tmp_path / "fake", lines[:1])], tmp_path / "none")
+
+
+def test_damaged_line_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", dense_only())
+    with open(folder / "results.jsonl", "a") as file:
+        file.write('{"version": 1, "case": {"mod')
+    report = build_report([folder], tmp_path / "out")
+    (problem,) = report.problems
+    assert "line 2 skipped" in problem
+    assert "line 2 skipped" in report.index.read_text()
+
+
+def test_repeated_records_are_named(tmp_path: Path) -> None:
+    report, _ = report_of(tmp_path, [*dense_only(), *dense_only()])
+    assert "1 records repeat a case" in report.problems[0]
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no results folder"):
+        build_report([], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no results at"):
+        build_report([tmp_path], tmp_path / "out")
+    with pytest.raises(ValueError, match="no readable record"):
+        build_report([write(tmp_path / "empty", [])], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# The page.
+
+
+def test_names_from_records_are_inert(tmp_path: Path) -> None:
+    report, html = report_of(tmp_path, one_model(EVIL))
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert [tag for tag, _ in Tags(html).tags].count("script") == 1
+    figures = list((report.index.parent / "figures").glob("*.svg"))
+    assert any(EVIL in texts(path) for path in figures)
+    assert all("<script" not in path.read_text() for path in figures)
+
+
+def test_page_asks_nothing_of_a_network(two_model_report: Path) -> None:
+    html = (two_model_report / "index.html").read_text()
+    assert "://" not in html
+    tags = Tags(html)
+    assert not tags.values("src")
+    links = tags.values("href") + tags.values("xlink:href")
+    for link in links:
+        local = link in ("data:,", "table.csv", "figures/") or link.startswith(("#", "figures/"))
+        assert local, link
+    for link in links:
+        if link.startswith("figures/"):
+            assert (two_model_report / link).exists()
+
+
+def test_ids_are_unique_and_anchors_resolve(two_model_report: Path) -> None:
+    tags = Tags((two_model_report / "index.html").read_text())
+    ids = tags.values("id")
+    assert len(ids) == len(set(ids))
+    anchors = [link[1:] for link in tags.values("href") + tags.values("xlink:href") if link.startswith("#")]
+    assert set(anchors) <= set(ids)
+
+
+def test_every_figure_is_there_twice_and_its_svg_is_xml(two_model_report: Path) -> None:
+    figures = two_model_report / "figures"
+    stems = {path.stem for path in figures.iterdir()}
+    assert len(stems) > 15
+    for stem in stems:
+        assert ET.parse(figures / f"{stem}.svg").getroot().tag.endswith("svg")
+        assert (figures / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_records_give_equal_bytes(tmp_path: Path, one_model_report: Path) -> None:
+    one, other = one_model_report, report_of(tmp_path, one_model())[0].index.parent
+    names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_table_headings_can_be_sorted_by_keyboard(one_model_report: Path) -> None:
+    html = (one_model_report / "index.html").read_text()
+    headings = re.findall(r'<th scope="col"(?: class="number")? aria-sort="none"><button type="button">', html)
+    assert len(headings) > 20
+
+
+def test_recall_has_a_section_where_it_was_measured(tmp_path: Path, one_model_report: Path) -> None:
+    def recalling(record: Record) -> Record:
+        if record.round:
+            return record
+        right = [1.0] * 6 + [0.0] * (6 if record.case.sparsity else 1)
+        recall = {"task_recall_accuracy": Measurement.of("task_recall_accuracy", right, range(len(right)))}
+        return record.model_copy(update={"measurements": record.measurements | recall})
+
+    report, html = report_of(tmp_path, map(recalling, quality_lines("m", (0.5,), ("cats",))))
+    assert "Recall over a distance" in html
+    assert "Recall over a distance" not in (one_model_report / "index.html").read_text()
+    table = pd.read_csv(report.index.parent / "table.csv")
+    assert table[table.method == "cats"].task_recall_accuracy.iloc[0] == 0.5
+
+
+def test_sections_are_found_by_discovery() -> None:
+    orders = [part.order for part in SECTIONS.values()]
+    assert len(orders) == len(set(orders))
+    assert {"conditions", "tradeoff", "latency", "first_step", "layers", "memory", "quality", "recall", "table"} <= set(
+        SECTIONS
+    )
+
+
+def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
+    broken = Measurement.of("nll_nats", [float("nan")] * 12, range(12))
+    lines = [
+        record.model_copy(update={"measurements": record.measurements | {"nll_nats": broken}})
+        if record.case.method == "cats" and not record.round
+        else record
+        for record in one_model()
+    ]
+    assert "no method decodes faster" in findings(settings(lines))[0]
+    _, html = report_of(tmp_path, [record for record in lines if not record.round])
+    assert ">nan [nan, nan]<" in html
+
+
+def test_a_missing_case_is_a_gap_in_its_curve() -> None:
+    lines = [record for record in speed_lines(methods=("cats",)) if record.case.sparsity != 0.5]
+    profile = {"layer_profile": "ref:swiglu"}
+    failed = a_line(a_case("shape:0.3b", "cats", 0.5, options=profile), 1, {}, status="oom", reason="too large")
+    (setting,) = settings([*lines, failed])
+    cases = setting.with_gaps(case for case in setting.timed if not case.is_dense)
+    points = over_sparsity(cases, lambda case: case.speedup)
+    assert [point.present for point in points] == [True, False, True]
+    axes = Figure().add_subplot()
+    draw_curves(axes, points)
+    assert np.isnan(axes.lines[0].get_ydata()).tolist() == [False, True, False]
+
+
+def test_failed_dense_leaves_no_ratio(tmp_path: Path) -> None:
+    lines = [record for record in speed_lines(sparsities=(0.5,), rounds=2) if record.case.method != "dense"]
+    failed = a_line(a_case("shape:0.3b", "dense", 0.0), 1, {}, status="error", reason="ValueError: no")
+    report, html = report_of(tmp_path, [*lines, failed])
+    assert "no dense run succeeded" in html
+    assert pd.read_csv(report.index.parent / "table.csv").speedup.isna().all()
+    assert not list((report.index.parent / "figures").glob("*speedup*"))
+
+
+def test_quality_alone_makes_a_report(tmp_path: Path) -> None:
+    _, html = report_of(tmp_path, quality_lines(sparsities=(0.5,), methods=("griffin",)))
+    assert "Nothing was timed here" in html
+
+
+def test_summary_rows_for_a_terminal() -> None:
+    rows = summary_rows(two_models())
+    assert len({tuple(row) for row in rows}) == 1
+    assert all(isinstance(text, str) for row in rows for text in row.values())
+    assert list(summary_rows(one_model(), ["method", "speedup"])[0]) == ["method", "speed-up (×)"]
+    with pytest.raises(ValueError, match="unknown columns nonsense"):
+        summary_rows(one_model(), ["nonsense"])
+
+
+def test_groups_hold_lines_of_one_machine(tmp_path: Path) -> None:
+    (group,) = gather([write(tmp_path / "in", one_model())])
+    assert (group.machine, group.commit) == (MACHINE, COMMIT)
+    assert json.loads(group.lines[0].model_dump_json())["version"] == 1
+
+
+def test_import_needs_no_torch() -> None:
+    code = "import sys, tda.reporting; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
