@@ -206,8 +206,7 @@ class Method(ABC):
     sparsity: float | None = 0.5
 
     def __post_init__(self) -> None:
-        if self.sparsity is not None:
-            object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
+        object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
 
     @property
     def activation(self) -> Source:
@@ -316,11 +315,11 @@ class ErrorControlled(Method):
     cett: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cett is None and self.sparsity is None:
-            object.__setattr__(self, "sparsity", 0.5)
-        super().__post_init__()
         check_choice("allocation", self.allocation, get_args(Allocation))
         if self.cett is None:
+            if self.sparsity is None:
+                object.__setattr__(self, "sparsity", 0.5)
+            super().__post_init__()
             return
         if self.sparsity is not None:
             raise ValueError(

@@ -166,14 +166,29 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
     route(ffn.down, whole=True)
 
 
+_GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
+
 def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the model's generate, so that the run knows where the prompt ends."""
+    own_config = getattr(run.model, "generation_config", None)
 
     @functools.wraps(generate)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("generation_config")
-        if kwargs.get("use_cache", getattr(config, "use_cache", True)) is False:
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+
+        def option(name: str) -> Any:
+            asked = (kwargs.get(name), getattr(config, name, None), getattr(own_config, name, None))
+            return next((value for value in asked if value is not None), None)
+
+        if option("use_cache") is False:
             raise ValueError("dynamic activation needs the key-value cache; generate without use_cache=False")
+        guessing = [name for name in _GUESSING if option(name)]
+        if guessing:
+            raise ValueError(
+                "assisted generation feeds guessed tokens together with the prompt, so they would count as prompt; "
+                f"generate without {guessing[0]} while a method is attached"
+            )
         named = (kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
         prompt = args[0] if args else next((tokens for tokens in named if tokens is not None), None)
         if prompt is None:

@@ -22,9 +22,13 @@ class Prefilled(NamedTuple):
     cache: Any
 
 
-def prefill(model: nn.Module, tokens: Tensor, mask: Tensor | None = None, *, all_logits: bool = False) -> Prefilled:
-    """Run prompts [B, T], padded on the left where mask [B, T] is false; the cache is new."""
+def prefill(
+    model: nn.Module, tokens: Tensor, mask: Tensor | None = None, *, all_logits: bool = False, cache: Any = None
+) -> Prefilled:
+    """Run prompts [B, T], padded on the left where mask [B, T] is false; the cache is new, or the empty one given."""
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": True}
+    if cache is not None:
+        arguments[cache_keyword(model)] = cache
     if mask is not None:
         arguments |= {"attention_mask": mask.long(), "position_ids": positions(mask)}
     if not all_logits:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tda.contracts import FFN, Method, PromptMethod, TokenMethod
 from tda.engine.request import Request
-from tda.engine.transformers_api import cached_tokens, given_cache, returned_cache
+from tda.engine.transformers_api import by_name, cached_tokens, given_cache, returned_cache
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
 from tda.names import Execution
@@ -186,14 +186,13 @@ class Run:
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model: find out the phase and the request of this forward."""
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        if tokens is None:
-            tokens = kwargs["inputs_embeds"]
+        given = by_name(module, args, kwargs)
+        tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         rows, count = tokens.shape[:2]
-        cache = given_cache(kwargs)
+        cache = given_cache(given)
         cached = cached_tokens(cache)
         phase = self._phase(cached)
-        mask = self._mask(kwargs.get("attention_mask"), rows, count, cached, tokens.device)
+        mask = self._mask(given.get("attention_mask"), rows, count, cached, tokens.device)
         request = self._find_request(cache, cached, phase, rows, tokens.device)
         if phase == "prefill":
             mask = self._read_prompt(request, tokens, mask, cached + count)

@@ -10,7 +10,7 @@ from tda.contracts import Method, PromptMethod, check_choice
 from tda.engine.attach import attach
 from tda.engine.phases import decode, prefill
 from tda.engine.run import Run
-from tda.engine.transformers_api import cached_tokens
+from tda.engine.transformers_api import new_cache
 from tda.names import Execution, Protocol
 from tda.thresholds import Thresholds
 
@@ -142,20 +142,19 @@ def _continue(
     protocol: Protocol,
 ) -> tuple[Tensor, Tensor]:
     """Prefill, then the continuation in one pass: logits [B, G, V] and which were sparse [B, G]."""
-    first, cache = prefill(run.model, tokens, mask)
+    first, cache = prefill(run.model, tokens, mask, cache=new_cache() if protocol == "all_sparse" else None)
     sparse = torch.ones_like(continuation, dtype=torch.bool)
+    predicting = _drop_last(continuation_mask, continuation_mask.sum(1))[:, :-1]
+    seen = torch.cat([mask, predicting], 1)
     if protocol == "all_sparse":
         run.select()
-        if cached_tokens(cache):
-            cache.crop(-1)
+        cache.crop(-1)
         fed = torch.cat([tokens[:, -1:], continuation[:, :-1]], 1)
-        seen = torch.cat([mask, continuation_mask[:, :-1]], 1)
         with run.tell("decode"):
             return decode(run.model, fed, cache, seen), sparse
     sparse[:, 0] = False
     if continuation.shape[1] == 1:
         return first, sparse
-    seen = torch.cat([mask, continuation_mask[:, :-1]], 1)
     rest = decode(run.model, continuation[:, :-1], cache, seen)
     return torch.cat([first, rest], 1), sparse
 

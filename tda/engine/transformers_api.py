@@ -1,6 +1,8 @@
 """The few places where transformers differs between versions."""
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,8 +10,18 @@ from torch import Tensor, nn
 
 def cache_keyword(model: nn.Module) -> str:
     """Name of the forward argument that takes the key-value cache: ``past_key_values``, newer ``cache``."""
-    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
+    return "cache" if "cache" in _parameters(type(model).forward) else "past_key_values"
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters of a model class's forward, in order."""
+    return tuple(inspect.signature(inspect.unwrap(forward)).parameters)[1:]
+
+
+def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of a model by name, the positional ones too."""
+    return {**dict(zip(_parameters(type(model).forward), args, strict=False)), **kwargs}
 
 
 def text_config(model: nn.Module) -> Any:
@@ -33,6 +45,13 @@ def returned_cache(output: Any) -> Any:
 def cached_tokens(key_values: Any) -> int:
     """Tokens that a cache holds; 0 for no cache."""
     return 0 if key_values is None else int(key_values.get_seq_length())
+
+
+def new_cache() -> Any:
+    """An empty cache that keeps every token, under sliding windows too, so that its last token can be cropped."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
 
 
 def positions(mask: Tensor) -> Tensor:

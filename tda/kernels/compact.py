@@ -10,10 +10,10 @@ from tda.contracts import FFN
 class CompactFFN:
     """One layer's FFN over gathered weights, in the layout of the model's own linears.
 
-    Rows of gate and up are copied whole. Columns of the down projection are copied into a [D, K] matrix: a few
-    milliseconds more per prompt than copying rows of a transposed twin, but no twin is kept, and on CPU each decode
-    step is a third faster in that projection than over [K, D]. Buffers are kept between prompts and grow when a
-    prompt keeps more than any before.
+    Rows of gate and up are copied whole. The down projection is read row by row too, each row's kept entries copied
+    into a [D, K] matrix: dearer per prompt than copying rows of a transposed twin, but no twin is kept, and on CPU each
+    decode step is faster in that projection than over [K, D]. Buffers are kept between prompts and grow when a prompt
+    keeps more than any before.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ class CompactFFN:
         down = self.ffn.down.weight.detach()
         columns = index.unsqueeze(1).expand(R, D, K)
         out = self._buffer("down", (R, D, K), down)
-        self._weights["down"] = torch.gather(down.expand(R, -1, -1), 2, columns, out=out)
+        torch.gather(_bits(down).expand(R, -1, -1), 2, columns, out=_bits(out))
+        self._weights["down"] = out
 
     def _index(self, kept: Tensor) -> Tensor:
         """Indices of the kept neurons, short rows padded with neuron 0: int64 [R, K]."""
@@ -86,6 +87,11 @@ class CompactFFN:
     def _input(self, rows: Tensor, name: str) -> Tensor:
         bias = self._biases.get(name)
         return _linear(rows, self._weights[name], bias)
+
+
+def _bits(weights: Tensor) -> Tensor:
+    """Two-byte floats as integers: torch gathers those more than twice as fast."""
+    return weights.view(torch.int16) if weights.element_size() == 2 else weights
 
 
 def _linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:

@@ -66,16 +66,23 @@ def load_model(
     if is_shape(name):
         return LoadedModel(build_shape(name.removeprefix("shape:"), kind, where), None)
     path = _reference(name) if name.startswith("ref:") else name
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=kind,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+        _check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"cannot load model {name!r}: {first}\nAccepted: {', '.join(names())}, a folder with config.json and "
@@ -88,6 +95,13 @@ def load_model(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(model.to(where).eval(), tokenizer)
+
+
+def _check_complete(report: dict[str, Any]) -> None:
+    """Raise ValueError if the weights leave a parameter unset: transformers fills it with random numbers."""
+    unset = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if unset:
+        raise ValueError(f"its weights do not fit its config: {len(unset)} parameters are unset, e.g. {unset[0]}")
 
 
 def names() -> list[str]:

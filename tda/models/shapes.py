@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 TILE = 1 << 22
 """Random elements; weights are filled with repetitions of one tile, which is much faster than drawing them all."""
@@ -111,9 +112,13 @@ def build_shape(name: str, dtype: torch.dtype, device: torch.device, seed: int =
     from transformers import AutoModelForCausalLM
 
     config = shape_config(name)
-    with torch.device("meta"):
+    hook: Any = _on_meta  # torch's annotation knows no hook that returns a parameter
+    without_memory = register_module_parameter_registration_hook(hook)
+    try:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.to_empty(device=device)
+    finally:
+        without_memory.remove()
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
     model.tie_weights()
     generator = torch.Generator(device="cpu").manual_seed(seed)
     tile = (torch.randn(TILE, generator=generator) * 0.02).to(dtype=dtype, device=device)
@@ -123,10 +128,16 @@ def build_shape(name: str, dtype: torch.dtype, device: torch.device, seed: int =
                 parameter.fill_(0.0 if path.endswith("bias") or config.model_type == "gemma" else 1.0)
             else:
                 _fill(parameter.view(-1), tile, shift=number * 7919)
-    _rebuild_buffers(model, config, device)
     model.config._name_or_path = f"shape:{name}"
     built: nn.Module = model.eval()
     return built
+
+
+def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """Let a new parameter have no memory yet; buffers (rotary frequencies, embedding scales) are built as they are."""
+    if parameter is None or parameter.is_meta:
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
 def _fill(flat: torch.Tensor, tile: torch.Tensor, shift: int) -> None:
@@ -135,11 +146,3 @@ def _fill(flat: torch.Tensor, tile: torch.Tensor, shift: int) -> None:
     whole = len(flat) // len(tile)
     flat[: whole * len(tile)].view(whole, len(tile)).copy_(tile.expand(whole, -1))
     flat[whole * len(tile) :].copy_(tile[: len(flat) - whole * len(tile)])
-
-
-def _rebuild_buffers(model: nn.Module, config: Any, device: torch.device) -> None:
-    """Compute anew what `to_empty` left undefined: rotary frequencies and the like."""
-    for parent in model.modules():
-        for child_name, child in parent.named_children():
-            if next(child.buffers(recurse=False), None) is not None and not list(child.parameters()):
-                setattr(parent, child_name, type(child)(config).to(device))

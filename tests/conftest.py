@@ -1,0 +1,60 @@
+"""Fixtures of all tests. Nothing here opens a connection, and a GPU is used by tests marked `gpu` only."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import tiny
+import torch
+from hypothesis import settings
+
+# Every run draws the same examples, so that a failure in CI is a failure at the desk.
+settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("repeatable")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; this machine has none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=tiny.names())
+def any_model(request: pytest.FixtureRequest) -> Any:
+    """A tiny model of each family, shared by all tests: leave it as it was."""
+    return tiny.model(request.param)
+
+
+@pytest.fixture
+def llama() -> Any:
+    """A tiny gated model with biases, shared by all tests: leave it as it was."""
+    return tiny.model("llama")
+
+
+@pytest.fixture
+def opt() -> Any:
+    """A tiny plain model with biases and ReLU, shared by all tests: leave it as it was."""
+    return tiny.model("opt")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data that the project does not ship; the test skips where it is absent."""
+    folder = Path(os.environ.get("TDA_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the real data of these tests is not here: set TDA_SHARED_DATA to its folder")
+    return folder

@@ -1,0 +1,102 @@
+"""Facts about the machine, and the clocks that read it."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from tda import device as facts
+from tda.device import ForeignLoad, PeakMemory, Stopwatch, commit, machine, stream_gb_per_s
+
+CPU = torch.device("cpu")
+
+
+def test_machine_says_what_is_here() -> None:
+    found = machine("cpu")
+    assert found.cores == os.cpu_count()
+    assert found.threads == torch.get_num_threads()
+    assert found.memory_bytes == psutil.virtual_memory().total
+    assert found.torch == torch.__version__
+    assert (found.gpu, found.driver) == (None, None)
+    assert found.python == ".".join(map(str, sys.version_info[:3]))
+    assert machine("cpu").fingerprint == found.fingerprint
+
+
+def test_commit_is_that_of_git() -> None:
+    folder = os.path.dirname(facts.__file__)
+    git = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if git.returncode != 0:
+        assert commit().hash is None
+        pytest.skip("the package is in no git checkout")
+    assert commit().hash == git.stdout.strip()
+    assert commit().dirty in (True, False)
+
+
+def test_stopwatch_measures_milliseconds() -> None:
+    watch = Stopwatch(CPU)
+    assert watch.ms != watch.ms  # nothing was timed yet
+    before = time.perf_counter()
+    with watch.timing():
+        time.sleep(0.05)
+    elapsed = (time.perf_counter() - before) * 1000
+    assert 50 <= watch.ms <= elapsed
+
+
+def test_peak_memory_sees_what_is_gone_again() -> None:
+    rest = PeakMemory(CPU).read()
+    peak = PeakMemory(CPU)
+    size = 1 << 27
+    block = torch.ones(size, dtype=torch.uint8)
+    del block
+    if peak.problem is not None:
+        pytest.skip(peak.problem)
+    assert 0.9 * size < peak.read() - rest < 2 * size
+    assert PeakMemory(CPU).read() - rest < size / 2
+
+
+def test_foreign_load_is_not_ones_own() -> None:
+    """Work of this process does not count, that of another does."""
+    load = ForeignLoad()
+    others_before = load.read()
+    spin(0.4)
+    own = load.read()
+    code = "import time\nend = time.monotonic() + 1.2\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        load.read()
+        time.sleep(0.8)
+        foreign = load.read()
+        process.wait()
+    assert min(others_before, own, foreign) >= 0
+    assert max(own, foreign) <= 1
+    assert foreign > 0.4 / (os.cpu_count() or 1)
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_stream_bandwidth_is_plausible() -> None:
+    assert 0.5 < stream_gb_per_s(CPU) < 2000
+    facts._stream_buffer.cache_clear()  # 256 MiB that other tests need not carry
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    found = machine("cuda")
+    assert found.gpu == torch.cuda.get_device_name()
+    assert found.driver is not None
+    watch, peak = Stopwatch(device), PeakMemory(device)
+    a = torch.ones(4096, 4096, device=device)
+    with watch.timing():
+        for _ in range(10):
+            a @ a
+    assert 0 < watch.ms < 10_000
+    assert peak.read() >= a.nbytes
+    assert 50 < stream_gb_per_s(device) < 20_000

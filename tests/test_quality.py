@@ -1,0 +1,247 @@
+"""Documents, metrics and evaluations against plain float64 loops."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import tda
+from tda.engine.score import Scores
+from tda.metrics import METRICS
+from tda.quality import (
+    Evaluator,
+    calibration_batches,
+    evaluation_documents,
+    random_documents,
+    recall,
+    recall_questions,
+    selection_digest,
+)
+from tda.quality.documents import encode, read_jsonl
+from tda.reference.train import BOS, byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A tiny model of the byte tokenizer's vocabulary."""
+    return tiny.build("llama", vocab_size=300, max_position_embeddings=600)
+
+
+class TestMetrics:
+    B, G, V = 3, 5, 11
+
+    def scores(self, seed: int) -> Scores:
+        generator = torch.Generator().manual_seed(seed)
+        logits = 3 * torch.randn(self.B, self.G, self.V, generator=generator)
+        valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()
+        sparse = valid.clone()
+        sparse[:, 0] = False
+        nll = torch.rand(self.B, self.G, generator=generator).masked_fill(~valid, 0)
+        return Scores(nll, sparse, valid, logits)
+
+    def loop(self, method: Scores, dense: Scores, token: Any) -> list[float]:
+        """Mean of a token's value over the sparse tokens of each document."""
+        return [
+            float(np.mean([token(method, dense, b, g) for g in range(self.G) if method.sparse[b, g]]))
+            for b in range(self.B)
+        ]
+
+    @staticmethod
+    def probabilities(scores: Scores, b: int, g: int) -> np.ndarray:
+        x = np.exp(scores.logits[b, g].double().numpy())
+        return x / x.sum()
+
+    def test_equal_plain_loops(self) -> None:
+        method, dense = self.scores(0), self.scores(1)
+
+        def kl(m: Scores, d: Scores, b: int, g: int) -> float:
+            p, q = self.probabilities(d, b, g), self.probabilities(m, b, g)
+            return float((p * np.log(p / q)).sum())
+
+        expected = {
+            "nll_nats": self.loop(method, dense, lambda m, d, b, g: float(m.nll[b, g])),
+            "kl_to_dense_nats": self.loop(method, dense, kl),
+            "top1_disagreement": self.loop(
+                method, dense, lambda m, d, b, g: float(m.logits[b, g].argmax() != d.logits[b, g].argmax())
+            ),
+        }
+        expected["perplexity"] = [math.exp(value) for value in expected["nll_nats"]]
+        assert set(expected) == set(METRICS), "a new metric needs its plain loop here"
+        for name, metric in METRICS.items():
+            found = metric(method, dense)
+            assert found.dtype == torch.float64
+            assert found.tolist() == pytest.approx(expected[name], rel=1e-5), name
+
+    def test_dense_against_itself(self) -> None:
+        dense = self.scores(0)
+        assert METRICS["kl_to_dense_nats"](dense, dense).tolist() == [0.0] * self.B
+        assert METRICS["top1_disagreement"](dense, dense).tolist() == [0.0] * self.B
+
+    def test_metrics_are_finite_in_bfloat16_far_apart(self) -> None:
+        method, dense = self.scores(0), self.scores(1)
+        far = Scores(method.nll, method.sparse, method.valid, (100 * method.logits).bfloat16())
+        found = METRICS["kl_to_dense_nats"](far, dense)
+        assert found.isfinite().all()
+        assert (found > 10).all()
+
+    @pytest.mark.parametrize("name", METRICS)
+    def test_a_document_without_a_sparse_token_is_refused(self, name: str) -> None:
+        dense = self.scores(0)
+        scores = Scores(dense.nll, dense.sparse.clone(), dense.valid, dense.logits)
+        scores.sparse[1] = False
+        with pytest.raises(ValueError, match="no sparsely computed token"):
+            METRICS[name](scores, dense)
+
+
+class TestDocuments:
+    def write(self, folder: Path, *texts: str) -> Path:
+        path = folder / "text.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return path
+
+    def test_of_a_file(self, tokenizer: Any, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "short", "abcdefghijklmnop", "Grüße an alle dort")
+        found = evaluation_documents(tokenizer, 6, 4, 2, text=path)
+        assert [d.number for d in found] == [0, 1]
+        assert [d.kind for d in found] == ["text.jsonl"] * 2
+        assert tokenizer.decode(found[0].prompt[1:]) == "abcde"
+        assert tokenizer.decode(found[0].continuation) == "fghi"
+        assert all(d.prompt[0] == BOS for d in found)
+        assert [len(d.prompt) for d in found] == [6, 6]
+        assert [len(d.continuation) for d in found] == [4, 4]
+
+    def test_too_few(self, tokenizer: Any, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "short", "abcdefghijklmnop")
+        with pytest.raises(ValueError, match=r"text\.jsonl: 1 documents of at least 10 tokens, 2 are needed"):
+            evaluation_documents(tokenizer, 6, 4, 2, text=path)
+        with pytest.raises(ValueError, match="0 documents of at least 90 tokens, 1 are needed"):
+            calibration_batches(tokenizer, 90, 5, text=path)
+
+    @pytest.mark.parametrize("line", ["not json", '{"txt": "a"}', '"text"', '{"text": 3}', "[1]", "null"])
+    def test_malformed_lines_are_named(self, line: str, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "fine")
+        path.write_text(path.read_text() + "\n" + line + "\n")
+        with pytest.raises(ValueError, match=r'text\.jsonl, line 3: expected {"text": "\.\.\."}, got') as caught:
+            list(read_jsonl(path))
+        assert line in str(caught.value)
+
+    def test_missing_file(self, tokenizer: Any, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"no text at .*none\.jsonl"):
+            evaluation_documents(tokenizer, 6, 4, 2, text=tmp_path / "none.jsonl")
+
+    def test_bos_comes_once_and_eos_never(self, tokenizer: Any) -> None:
+        class WithoutBos:
+            bos_token_id, eos_token_id = 7, 8
+
+            def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+                return {"input_ids": [1, 2, 8]}
+
+        assert encode(WithoutBos(), "x").tolist() == [7, 1, 2]
+        ids = encode(tokenizer, "ab").tolist()
+        assert ids[0] == BOS
+        assert len(ids) == 3
+
+    def test_built_in(self, tokenizer: Any) -> None:
+        found = evaluation_documents(tokenizer, 40, 20, 12)
+        assert len({d.kind for d in found}) == 10
+        assert found[3].prompt.tolist() == evaluation_documents(tokenizer, 40, 20, 12)[3].prompt.tolist()
+        text = calibration_batches(tokenizer, 100, 20, batch=8)
+        assert [len(batch["input_ids"]) for batch in text] == [8, 8, 4]
+        assert all(batch["input_ids"].shape[1] == 100 for batch in text)
+
+    def test_calibration_and_evaluation_text_are_disjoint(self, tokenizer: Any, model: Any) -> None:
+        method = tda.TT(sparsity=0.5)
+        thresholds = tda.calibrate(model, method, calibration_batches(tokenizer, 200, 20), progress=False)
+        found = evaluation_documents(tokenizer, 150, 50, 20)
+        Evaluator(model, found).evaluate(method, thresholds)
+        leaked = calibration_batches(tokenizer, 200, 20)[0]["input_ids"]
+        with pytest.raises(ValueError, match="use other text"):
+            tda.score(model, method, leaked[:, 20:120], leaked[:, 120:], thresholds)
+
+    def test_random_documents(self) -> None:
+        one, same, other = (random_documents(50, 8, 4, 6, seed) for seed in (0, 0, 1))
+        assert [d.prompt.tolist() for d in one] == [d.prompt.tolist() for d in same]
+        assert [d.prompt.tolist() for d in one] != [d.prompt.tolist() for d in other]
+        assert len({tuple(d.prompt.tolist()) for d in one}) == 6
+        assert [(len(d.prompt), len(d.continuation)) for d in one] == [(8, 4)] * 6
+
+
+class TestEvaluator:
+    @pytest.mark.parametrize("batch", [1, 3, 8])
+    def test_equals_documents_one_by_one(self, model: Any, tokenizer: Any, batch: int) -> None:
+        found = evaluation_documents(tokenizer, 24, 12, 7)
+        method, ticks = tda.Griffin(sparsity=0.5), []
+        evaluation = Evaluator(model, found, batch=batch, advance=lambda: ticks.append(1)).evaluate(method, None)
+        assert len(ticks) == math.ceil(7 / batch)
+        assert evaluation.documents == list(range(7))
+        assert evaluation.sparse_share == pytest.approx(11 / 12)
+        for number, one in enumerate(found):
+            scores, dense = (
+                tda.score(model, m, one.prompt.unsqueeze(0), one.continuation.unsqueeze(0))
+                for m in (method, tda.Dense())
+            )
+            for name, metric in METRICS.items():
+                wanted = float(metric(scores, dense)[0])
+                assert evaluation.values[name][number] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
+            assert evaluation.values["selection_digest"][number] == selection_digest(scores.selection, 0)
+        assert evaluation.achieved_sparsity == pytest.approx([27 / 53] * tiny.LAYERS)
+        kept = evaluation.measurements()["nll_nats"]
+        assert kept.groups == tuple(range(7))
+        assert kept.unit == "nats/token"
+
+    def test_selection_of_other_documents(self, model: Any, tokenizer: Any) -> None:
+        found = evaluation_documents(tokenizer, 24, 12, 4)
+        others = [*found[1:], found[0]]
+        evaluator = Evaluator(model, found, batch=3)
+        own = evaluator.evaluate(tda.Griffin(sparsity=0.5), None)
+        swapped = evaluator.evaluate(tda.Griffin(sparsity=0.5), None, select_on=others)
+        digests = own.values["selection_digest"]
+        assert swapped.values["selection_digest"] == [*digests[1:], digests[0]]
+        assert swapped.values["nll_nats"] != own.values["nll_nats"]
+
+    def test_dense_is_the_reference(self, model: Any, tokenizer: Any) -> None:
+        evaluation = Evaluator(model, evaluation_documents(tokenizer, 24, 12, 4)).evaluate(tda.Dense(), None)
+        assert evaluation.values["kl_to_dense_nats"] == [0.0] * 4
+        assert evaluation.values["top1_disagreement"] == [0.0] * 4
+        assert "selection_digest" not in evaluation.values
+
+    def test_dense_is_computed_once_or_anew_and_means_the_same(
+        self, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = evaluation_documents(tokenizer, 24, 12, 4)
+        cached = Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5), None)
+        monkeypatch.setattr("tda.quality.evaluate.CACHED_BYTES", 0)
+        assert Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5), None) == cached
+
+    def test_digests_tell_sets_apart(self) -> None:
+        sets = [torch.rand(2, 53) < 0.5 for _ in range(2)]
+        changed = [kept.clone() for kept in sets]
+        changed[1][0, 52] ^= True
+        assert selection_digest(sets, 0) == selection_digest([kept.clone() for kept in sets], 0)
+        assert selection_digest(sets, 0) != selection_digest(changed, 0)
+        assert selection_digest(sets, 1) == selection_digest(changed, 1)
+        assert float(int(selection_digest(sets, 0))) == selection_digest(sets, 0) < 2**48
+
+
+def test_recall_scores_the_whole_answer_sparsely(model: Any, tokenizer: Any) -> None:
+    questions = recall_questions(tokenizer, 10)
+    method = tda.Griffin(sparsity=0.5)
+    found = recall(model, method, None, questions)
+    assert found["task_recall_nll"].groups == tuple(range(10))
+    for number, question in enumerate(questions):
+        scores = tda.score(
+            model, method, question.context.unsqueeze(0), question.answer.unsqueeze(0), protocol="all_sparse"
+        )
+        assert found["task_recall_nll"].samples[number] == pytest.approx(float(scores.nll.mean()), rel=1e-4)
+        right = scores.logits[0].argmax(-1).tolist() == question.answer.tolist()
+        assert found["task_recall_accuracy"].samples[number] == float(right)
