@@ -19,9 +19,10 @@ from torch import Tensor
 import tda
 from tda.calibration import calibrate_all
 from tda.calibration.allocate import ErrorCurve, equal_error
-from tda.calibration.collect import SAMPLE_PROMPTS, Collector
+from tda.calibration.collect import SAMPLE_PROMPTS, Batch, Collector, TokenCollector
 from tda.calibration.histogram import BINS, Histogram
 from tda.contracts import Method
+from tda.families import find_ffns
 from tda.methods import METHODS
 from tda.thresholds import SHORTEST_WINDOW, Thresholds, hash_text
 
@@ -240,6 +241,22 @@ def test_calibrated_tda_leaves_out_what_was_asked() -> None:
             other, continuation = tiny.text(80, length, seed=4), tiny.text(80, 2, seed=length)
             scores = tda.score(model, method, other, continuation, thresholds)
             assert np.mean(scores.achieved_sparsity) == pytest.approx(sparsity, abs=0.03), length
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_first_tokens_do_not_count_for_per_token_methods(side: str) -> None:
+    """A row's first token is never decoded, and its activations are often far larger than all others'."""
+    tokens, mask = tiny.padded(tiny.prompts((5, 3, 8)), side)
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    ffn = find_ffns(tiny.model("llama"))[0]
+    a = torch.full((*tokens.shape, ffn.F), 1.0)
+    a[mask & (positions == 0)] = 1000.0
+    a[~mask] = 1e6
+    collector = TokenCollector(tda.CATS(sparsity=0.5), layers=1)
+    collector.observe(ffn, a, torch.zeros(*tokens.shape, ffn.D), Batch(mask, positions))
+    assert collector.histograms[0].total == (4 + 2 + 7) * ffn.F
+    assert collector.histograms[0].quantile(1.0) == pytest.approx(1.0, rel=2 * BIN)
+    assert all((sample.scores == 1).all() for sample in collector.samples[0])
 
 
 class TestLengths:
@@ -466,6 +483,11 @@ class TestWrongUse:
         with pytest.raises(error, match=message):
             tda.calibrate(llama, tda.TDA(), text, progress=False)
         same(before, state(llama))
+
+    @pytest.mark.parametrize("method", [tda.TT(), tda.CATS()], ids=tiny.case_id)
+    def test_text_without_a_decode_token(self, llama: Any, method: Method) -> None:
+        with pytest.raises(ValueError, match="no calibration row has a second token; give longer text"):
+            tda.calibrate(llama, method, [{"input_ids": tiny.text(3, 1)}], progress=False)
 
     def test_wrong_layer_count(self, llama: Any) -> None:
         with pytest.raises(ValueError, match="layer_sparsity has 3 entries for 2 layers"):

@@ -83,7 +83,6 @@ def spin(seconds: float) -> None:
 
 def test_stream_bandwidth_is_plausible() -> None:
     assert 0.5 < stream_gb_per_s(CPU) < 2000
-    facts._stream_buffer.cache_clear()  # 256 MiB that other tests need not carry
 
 
 @pytest.mark.gpu

@@ -212,6 +212,11 @@ def _thresholds(
     lengths: list[int] = collector.lengths() if isinstance(collector, PromptCollector) else []
     per_layer = _histograms(collector, lengths)
     longest = [histograms[-1] for histograms in per_layer]
+    if not longest[0].total:
+        raise ValueError(
+            f"method {method.name!r} chooses for decode tokens, and no calibration row has a second token; "
+            "give longer text"
+        )
     curves = []
     if layer_sparsity is None:
         curves = [error_curve(ffn, longest[ffn.index], collector.samples[ffn.index]) for ffn in ffns]
