@@ -26,7 +26,7 @@ TINY = Plan(
     (Subject("ref:swiglu", prompt_tokens=16, new_tokens=4),),
     methods=("griffin", "tda", "tt", "oracle"),
     sparsities=(0.5,),
-    speed_methods=("dense", "griffin", "tda", "tt"),
+    speed_methods=("griffin", "tda", "tt"),
     rounds=2,
     documents=3,
     calibration_documents=2,
@@ -107,7 +107,7 @@ def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt
     monkeypatch.setattr(bench_run, "peak_memory", lambda *args: (1, None))
     monkeypatch.setattr(bench_run.facts, "stream_gb_per_s", lambda device: 10.0)
     subject = Subject("ref:swiglu", prompt_tokens=8, new_tokens=4, quality=False)
-    return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("dense", "griffin", "magnitude"), rounds=4)
+    return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("griffin", "magnitude"), rounds=4)
 
 
 def test_rounds_are_interleaved_in_balanced_order(monkeypatch, tmp_path):

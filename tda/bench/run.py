@@ -137,8 +137,8 @@ class _SubjectRun:
         self.progress.remove_task(self.task)
 
     def _is_timed(self, cell: Cell) -> bool:
-        wanted = self.subject.speed and cell.method.name in self.plan.speed_methods
-        return wanted and cell.method.fast and not cell.other_kind
+        wanted = cell.method.name in ("dense", *self.plan.speed_methods)  # every ratio needs dense
+        return self.subject.speed and wanted and cell.method.fast and not cell.other_kind
 
     def _profile(self) -> dict[tuple[str, float | None], Sequence[float]] | None:
         """Achieved sparsity per layer of the model that this one is to imitate; empty for other shapes."""
