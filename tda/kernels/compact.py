@@ -10,10 +10,10 @@ from tda.contracts import FFN
 class CompactFFN:
     """One layer's FFN over gathered weights, in the layout of the model's own linears.
 
-    Rows of gate and up are copied whole. The down projection is read row by row too, each row's kept entries copied
-    into a [D, K] matrix: dearer per prompt than copying rows of a transposed twin, but no twin is kept, and on CPU each
-    decode step is faster in that projection than over [K, D]. Buffers are kept between prompts and grow when a prompt
-    keeps more than any before.
+    Rows of gate and up are copied whole, one below the other, so that one product serves both. The down projection is
+    read row by row too, each row's kept entries copied into a [D, K] matrix: dearer per prompt than copying rows of a
+    transposed twin, but no twin is kept, and on CPU each decode step is faster over [D, K] than over [K, D]. Buffers are
+    kept between prompts and grow when a prompt keeps more than any before.
 
     Parameters
     ----------
@@ -23,10 +23,11 @@ class CompactFFN:
 
     def __init__(self, ffn: FFN) -> None:
         self.ffn = ffn
-        self._inputs = {"up": ffn.up} if ffn.gate is None else {"gate": ffn.gate, "up": ffn.up}
+        self._inputs = [linear for linear in (ffn.gate, ffn.up) if linear is not None]  # P = 1 or 2
         self._buffers: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}  # gate, up: [R, K, D]; down: [R, D, K]; R = B, or 1 if rows are alike
-        self._biases: dict[str, Tensor] = {}  # [R, 1, K]
+        self._rows = torch.empty(0)  # gate and up: [R, P·K, D]; R = B, or 1 if rows are alike
+        self._columns = torch.empty(0)  # down: [R, D, K]
+        self._bias: Tensor | None = None  # of gate and up: [R, 1, P·K]
         self._valid: Tensor | None = None  # [R, 1, K] where rows keep unequal counts
 
     @torch.no_grad()
@@ -43,16 +44,17 @@ class CompactFFN:
         index = self._index(kept)
         R, K = index.shape
         D = self.ffn.D
-        for name, linear in self._inputs.items():
-            out = self._buffer(name, (R * K, D), linear.weight)
-            self._weights[name] = torch.index_select(linear.weight.detach(), 0, index.view(-1), out=out).view(R, K, D)
-            if linear.bias is not None:
-                self._biases[name] = linear.bias.detach()[index].unsqueeze(1)
+        rows = self._buffer("rows", (R, len(self._inputs), K, D), self.ffn.up.weight)
+        for row in range(R):
+            for place, linear in enumerate(self._inputs):
+                torch.index_select(linear.weight.detach(), 0, index[row], out=rows[row, place])
+        self._rows = rows.view(R, -1, D)
+        biases = [linear.bias.detach()[index] for linear in self._inputs if linear.bias is not None]
+        self._bias = torch.cat(biases, 1).unsqueeze(1) if biases else None
         down = self.ffn.down.weight.detach()
+        self._columns = self._buffer("columns", (R, D, K), down)
         columns = index.unsqueeze(1).expand(R, D, K)
-        out = self._buffer("down", (R, D, K), down)
-        torch.gather(_bits(down).expand(R, -1, -1), 2, columns, out=_bits(out))
-        self._weights["down"] = out
+        torch.gather(_bits(down).expand(R, -1, -1), 2, columns, out=_bits(self._columns))
 
     def _index(self, kept: Tensor) -> Tensor:
         """Indices of the kept neurons, short rows padded with neuron 0: int64 [R, K]."""
@@ -75,18 +77,15 @@ class CompactFFN:
 
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output over the loaded neurons: [..., D] -> [..., D]."""
-        R = len(self._weights["down"])
+        R, _, K = self._columns.shape
         rows = x if R == 1 else x.reshape(R, -1, x.shape[-1])  # [B, T, D]
-        z = self.ffn.act(self._input(rows, next(iter(self._inputs))))
+        h = _linear(rows, self._rows, self._bias)  # [..., P·K]
+        z = self.ffn.act(h[..., :K])
         if self.ffn.gate is not None:
-            z = z * self._input(rows, "up")
+            z = z * h[..., K:]
         if self._valid is not None:
             z = z.masked_fill(~self._valid, 0)
-        return _linear(z, self._weights["down"], self.ffn.down.bias).view_as(x)
-
-    def _input(self, rows: Tensor, name: str) -> Tensor:
-        bias = self._biases.get(name)
-        return _linear(rows, self._weights[name], bias)
+        return _linear(z, self._columns, self.ffn.down.bias).view_as(x)
 
 
 def _bits(weights: Tensor) -> Tensor:
