@@ -12,8 +12,8 @@ class CompactFFN:
 
     Rows of gate and up are copied whole, one below the other, so that one product serves both. The down projection is
     read row by row too, each row's kept entries copied into a [D, K] matrix: dearer per prompt than copying rows of a
-    transposed twin, but no twin is kept, and on CPU each decode step is faster over [D, K] than over [K, D]. Buffers are
-    kept between prompts and grow when a prompt keeps more than any before.
+    transposed twin, but no twin is kept, and on CPU each decode step is faster over [D, K] than over [K, D]. Buffers
+    are kept between prompts and grow when a prompt keeps more than any before.
 
     Parameters
     ----------
