@@ -22,8 +22,9 @@ from tda.quality.documents import Document, encode
 from tda.results import write_whole
 from tda.statistics import bootstrap, mean
 
-LENGTHS = (1, 8, 32, 64, 128, 200, 256, 512)
+LENGTHS = (1, 8, 32, 64, 128, 200, 256, 448)
 CONTINUATION = 64
+"""Prompt and continuation together stay within the 512 tokens that the reference models were trained on."""
 ONE_LENGTH = 128
 CALIBRATION_TOKENS = 512
 
@@ -49,7 +50,9 @@ def foreign_documents(tokenizer: Any, path: Path, prompt_tokens: int, count: int
     ]
 
 
-def measure(model: Any, thresholds: tda.Thresholds, method: tda.TDA, documents: list[Document]) -> dict[str, float]:
+def measure(
+    model: Any, thresholds: tda.Thresholds, method: tda.TDA, documents: list[Document]
+) -> dict[str, float | None]:
     """Mean achieved sparsity over layers and documents, and the cost in nats, with their intervals."""
     achieved, cost = [], []
     for start in range(0, len(documents), 8):
@@ -64,11 +67,11 @@ def measure(model: Any, thresholds: tda.Thresholds, method: tda.TDA, documents: 
     share, nats = bootstrap(achieved, mean), bootstrap(cost, mean)
     return {
         "achieved_sparsity": share.value,
-        "achieved_low": share.low or share.value,
-        "achieved_high": share.high or share.value,
+        "achieved_low": share.low,
+        "achieved_high": share.high,
         "delta_nll_nats": nats.value,
-        "delta_low": nats.low or nats.value,
-        "delta_high": nats.high or nats.value,
+        "delta_low": nats.low,
+        "delta_high": nats.high,
     }
 
 

@@ -109,8 +109,7 @@ def test_recall_reaches_back(distance: int) -> None:
         for item in itertools.islice(recall_items(split, distance_bytes=distance), 40):
             place = item.context.rindex(item.answer)
             assert len(item.context) - place - len(item.answer) >= distance
-            assert item.context.count(item.answer) == 1
-            assert item.context.endswith("went home to ")
+            assert item.context.endswith(" sang a song of ")
             assert split_of(item.answer) == split
 
 

@@ -14,6 +14,9 @@ from typing import Literal, get_args
 Split = Literal["train", "calibration", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+SHORT_OF_DISTANCE = 32
+"""A recall story that misses the distance by no more than these bytes is passed over for one that needs no padding."""
+
 _ONSETS = (
     "b",
     "br",
@@ -290,23 +293,22 @@ def documents(split: Split, *, kinds: Sequence[str] = KINDS, min_bytes: int = 90
 
 
 def recall_items(split: Split, *, distance_bytes: int = 256) -> Iterator[RecallItem]:
-    """Stories whose next word is the hero's home, last named at least `distance_bytes` before."""
+    """Stories cut before a place that was last named at least `distance_bytes` before.
+
+    They run as the stories of the stream do; where that is too short, passages without the place come in between.
+    """
     for index in itertools.count():
-        w = Words(split, f"recall/{split}/{index}")
-        hero, friend, place, far, pet = (w.name() for _ in range(5))
-        thing = w.pick(("lantern", "silver key", "blue kite", "wooden boat", "old map", "red scarf"))
-        mood = w.pick(("brave", "quiet", "curious", "gentle"))
-        opening = f"Once there was a {mood} child called {hero} who lived in {place}. "
-        passages = [
-            f"{hero} had a {thing} and a friend named {friend}. ",
-            f"On the way to {far} the river rose, and {pet} began to bark. ",
-            f'"Do not be afraid," said {hero}, "we will go on together, {friend}." ',
-            f"When they came to {far} at last, {hero} gave the {thing} to {friend}. ",
-        ]
-        closing = f"In the evening {hero} and {friend} went home to "
-        middle = ""
-        for passage in itertools.cycle(passages):
-            if len(middle) + len(closing) >= distance_bytes:
-                break
-            middle += passage
-        yield RecallItem(opening + middle + closing, place)
+        words = Words(split, f"recall/{split}/{index}")
+        story = _story(words)
+        place = story.partition(" who lived in ")[2].partition(".")[0]
+        context = story[: story.index(" sang a song of ") + len(" sang a song of ")]
+        named = context.rindex(place) + len(place)
+        far = context[named:].partition(" to find ")[2].partition(",")[0]
+        between = context[named:].encode()
+        room = distance_bytes - len(between)
+        if 0 < room <= SHORT_OF_DISTANCE:
+            continue
+        waiting = context.rindex("They waited under a tree")
+        passage = f"On the way to {far} {words.pick(('it grew dark', 'the wind turned', 'they grew tired'))}. "
+        padding = passage * max(0, -(-room // len(passage)))
+        yield RecallItem(context[:waiting] + padding + context[waiting:], place)

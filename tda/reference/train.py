@@ -44,7 +44,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 CONFIGS: dict[str, Any] = {
-    "swiglu": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=1024, tie_word_embeddings=True),
+    "swiglu": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=1024, tie_word_embeddings=False),
     "relu": lambda: OPTConfig(**SIZES, ffn_dim=1440, word_embed_proj_dim=128, dropout=0.0, tie_word_embeddings=True),
     "geglu": lambda: GemmaConfig(
         **SIZES, num_key_value_heads=2, head_dim=32, intermediate_size=1024, tie_word_embeddings=False
