@@ -26,42 +26,51 @@ class Frozen(BaseModel):
 
 
 class MeasurementKind(Frozen):
-    """What a measurement name stands for."""
+    """What a measurement name stands for; `speed` marks what only an execution that really skips can have."""
 
     unit: str
     better: Better | None
     meaning: str
+    speed: bool = False
 
 
-def _kind(unit: str, better: Better | None, meaning: str) -> MeasurementKind:
-    return MeasurementKind(unit=unit, better=better, meaning=meaning)
+def _kind(unit: str, better: Better | None, meaning: str, *, speed: bool = False) -> MeasurementKind:
+    return MeasurementKind(unit=unit, better=better, meaning=meaning, speed=speed)
 
 
 MEASUREMENTS: Mapping[str, MeasurementKind] = {
-    "prefill_ms": _kind("ms", "lower", "the prompt's forward pass with the method attached, statistic included"),
-    "select_ms": _kind("ms", "lower", "all that a method adds before the first decode step: ttft less dense prefill"),
-    "ttft_ms": _kind("ms", "lower", "prefill with the statistic, then choice and gather"),
-    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round"),
-    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate"),
-    "break_even_tokens": _kind("tokens", "lower", "decode tokens after which select_ms is repaid"),
+    "prefill_ms": _kind(
+        "ms", "lower", "the prompt's forward pass with the method attached, statistic included", speed=True
+    ),
+    "select_ms": _kind(
+        "ms", "lower", "all that a method adds before the first decode step: ttft less dense prefill", speed=True
+    ),
+    "ttft_ms": _kind("ms", "lower", "prefill with the statistic, then choice and gather", speed=True),
+    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True),
+    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True),
+    "break_even_tokens": _kind("tokens", "lower", "decode tokens after which select_ms is repaid", speed=True),
     "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
-    "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read"),
-    "limit_speedup": _kind("ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included"),
-    "gain_share": _kind("ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)"),
+    "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read", speed=True),
+    "limit_speedup": _kind(
+        "ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included", speed=True
+    ),
+    "gain_share": _kind("ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)", speed=True),
     "bandwidth_share": _kind(
-        "ratio", "higher", "weight bytes per token over decode time and the round's stream bandwidth"
+        "ratio", "higher", "weight bytes per token over decode time and the round's stream bandwidth", speed=True
     ),
     "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth measured in the same round"),
     "selection_digest": _kind("hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
     "gpu_utilization_percent": _kind("%", "higher", "share of time in which some kernel ran"),
     "gpu_memory_bytes": _kind("B", "lower", "device memory in use, as the driver reports it"),
     "power_w": _kind("W", "lower", "board power, the driver's one-second mean"),
-    "energy_j_per_token": _kind("J", "lower", "energy counter difference over decode, per token"),
+    "energy_j_per_token": _kind("J", "lower", "energy counter difference over decode, per token", speed=True),
     "perplexity": _kind("ratio", "lower", "exp of nll_nats of one document"),
     "nll_nats": _kind("nats/token", "lower", "mean negative log likelihood of one document's sparse tokens"),
     "kl_to_dense_nats": _kind("nats/token", "lower", "mean KL(dense || method) of one document's sparse tokens"),
     "top1_disagreement": _kind("share", "lower", "share of sparse tokens whose most likely token differs from dense"),
 }
+SPEED = tuple(name for name, kind in MEASUREMENTS.items() if kind.speed)
+"""Measurements of speed: a masked execution has none of them."""
 
 
 def _digest(value: object, length: int = 16) -> str:

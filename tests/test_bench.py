@@ -10,7 +10,7 @@ from rich.console import Console
 
 import tda.bench.run as bench_run
 from tda.bench.measure import Timing, time_case
-from tda.bench.outcome import TIMES, doubts, speed
+from tda.bench.outcome import doubts, speed
 from tda.bench.plan import PRESETS, Plan, Subject, given, plan_of
 from tda.bench.prepare import Texts, prepare
 from tda.bench.run import Bench
@@ -19,6 +19,7 @@ from tda.contracts import Method
 from tda.families import find_ffns
 from tda.methods import METHODS, method
 from tda.models import load_model
+from tda.records import SPEED
 from tda.results import load
 
 QUIET = Console(quiet=True)
@@ -56,7 +57,7 @@ def test_every_case_is_measured_and_says_why_not_what(finished):
     for (name, _, other), record in merged.items():
         assert record.status == "ok"
         timed = name != "oracle" and other is None
-        for measure in TIMES[:5]:
+        for measure in SPEED[:5]:
             assert bool(record.samples(measure)) == timed, (name, measure)
             assert timed or record.measurements[measure].missing
     griffin = merged["griffin", False, None]
@@ -211,7 +212,7 @@ def test_what_dense_cannot_have_is_missing_with_a_reason(name):
 
 def test_masked_execution_has_no_speed():
     found = speed(fake_timing(execution="masked"), fake_timing("dense"), 2.0)
-    assert all(found[name].missing and not found[name].samples for name in TIMES)
+    assert all(found[name].missing and not found[name].samples for name in SPEED)
 
 
 def test_foreign_load_and_few_rounds_are_flagged():
@@ -228,7 +229,8 @@ def test_traffic_counts_the_bytes_of_named_parameters(name):
     model = load_model(name).model
     ffns = find_ffns(model)
     size = {path: p.numel() * p.element_size() for path, p in model.named_parameters()}
-    tables = [path for path in size if "embed_positions" in path]
+    untied = "lm_head.weight" in size
+    tables = [path for path in size if "embed_positions" in path or (untied and "embed_tokens" in path)]
     always = sum(n for path, n in size.items() if path not in tables)
 
     def part(word: str) -> int:

@@ -7,22 +7,11 @@ import torch
 from tda.bench.measure import Timing
 from tda.bench.telemetry import throttle_reasons
 from tda.device import machine
-from tda.records import Flag, FlagName, Measurement
+from tda.records import SPEED, Flag, FlagName, Measurement
 from tda.statistics import MIN_GROUPS
 
 FOREIGN_SHARE = 0.05
 """Samples taken while others used more of the cores than this are flagged."""
-TIMES = (
-    "prefill_ms",
-    "select_ms",
-    "ttft_ms",
-    "decode_ms",
-    "generation_ms",
-    "break_even_tokens",
-    "gain_share",
-    "bandwidth_share",
-)
-"""Measurements that only an execution that really skips can have."""
 
 
 def speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, Measurement]:
@@ -38,7 +27,7 @@ def speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, M
         Stream bandwidth of the round in GB/s.
     """
     if timing.execution == "masked":
-        return absent(dict.fromkeys(TIMES, "it ran masked here, which skips nothing: no speed"))
+        return absent(dict.fromkeys(SPEED, "it ran masked here, which skips nothing: no speed"))
     step_ms = median(timing.decode_ms)
     weights = timing.traffic.weights
     values: dict[str, list[float]] = {

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, as_scores, peak_memory, rows_of, time_case
-from tda.bench.outcome import TIMES, absent, doubts, speed
+from tda.bench.outcome import absent, doubts, speed
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.bench.store import Place, Store
@@ -28,7 +28,7 @@ from tda.methods import method as build_method
 from tda.metrics import METRICS
 from tda.names import Execution
 from tda.quality import Document, Evaluator, recall
-from tda.records import Case, Measurement, Record, Status
+from tda.records import SPEED, Case, Measurement, Record, Status
 from tda.thresholds import Thresholds
 
 OTHER_KIND = "another kind"
@@ -226,7 +226,7 @@ class _SubjectRun:
             why = "no kernel skips what it leaves out: masked execution has no speed"
         else:
             why = "not timed: only its quality is measured here" if subject.quality else "not among the timed methods"
-        return reasons | dict.fromkeys((*TIMES, "peak_memory_bytes"), why)
+        return reasons | dict.fromkeys((*SPEED, "peak_memory_bytes"), why)
 
     # Timed rounds.
 

@@ -7,27 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
-from tda.records import Record, merge
+from tda.records import SPEED, Record, merge
 from tda.reporting.style import rank
 from tda.reporting.text import share
 from tda.statistics import Estimate, bootstrap, by_group, is_baseline, mean, noise_floor, paired_difference, speedup
 
-SPEED = frozenset(
-    (
-        "prefill_ms",
-        "select_ms",
-        "ttft_ms",
-        "decode_ms",
-        "generation_ms",
-        "break_even_tokens",
-        "weight_bytes_per_token",
-        "limit_speedup",
-        "gain_share",
-        "bandwidth_share",
-        "energy_j_per_token",
-    )
-)
-"""Measurements that only a case that really skips work may show."""
 SELECTION_FROM = "selection_from"
 LAYER_PROFILE = "layer_profile"
 
