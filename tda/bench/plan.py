@@ -134,7 +134,7 @@ PRESETS: dict[Preset, Plan] = {
         documents=8,
         calibration_documents=16,
     ),
-    "default": Plan((_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=16))),
+    "default": Plan((_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=12)), rounds=6),
     "nightly": Plan(
         (
             *(_reference(name) for name in ("swiglu", "relu", "geglu")),

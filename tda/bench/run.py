@@ -49,6 +49,24 @@ class Cell:
         return self.case.options.get("selection_from") == OTHER_KIND
 
 
+@dataclass(frozen=True)
+class Span:
+    """When something ran, and how long."""
+
+    started: str
+    seconds: float
+
+    @classmethod
+    def since(cls, begin: float) -> "Span":
+        """From a moment of the monotonic clock until now."""
+        seconds = time.monotonic() - begin
+        started = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds")
+        return cls(started, round(seconds, 3))
+
+
+Taken = tuple[Cell, Timing, Span]
+
+
 @dataclass
 class Bench:
     """A plan being run into a folder.
@@ -88,7 +106,7 @@ class Bench:
         died = store.left_running()
         if died is not None:
             reason = "the process died while it ran this case (killed, or out of memory)"
-            store.keep([_record(self.plan, died, "crash", time.monotonic(), reason=reason)])
+            store.keep([_record(self.plan, died, "crash", Span.since(time.monotonic()), reason=reason)])
             say(f"[yellow]an earlier run died in {died.case.method} on {died.case.model}; noted")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:
@@ -187,7 +205,7 @@ class _SubjectRun:
             self.plan,
             Place(cell.case, cell.control, 0),
             "ok",
-            started,
+            Span.since(started),
             measurements=measurements,
             achieved_sparsity=achieved,
             execution="dense" if cell.method.name == "dense" else "masked" if self.subject.quality else None,
@@ -244,14 +262,14 @@ class _SubjectRun:
         if number % 2 == 0:
             order.reverse()
         bandwidth = facts.stream_gb_per_s(next(self.prepared.model.parameters()).device)
-        timings: list[tuple[Cell, Timing, float]] = []
+        timings: list[Taken] = []
         for cell, place in order:
             self._guarded(place, functools.partial(self._time, cell, number, timings))
             self.progress.advance(self.task)
         dense = next((timing for cell, timing, _ in timings if cell.method.name == "dense" and not cell.control), None)
         self.store.keep([self._timed_record(*taken, dense, bandwidth, number) for taken in timings])
 
-    def _time(self, cell: Cell, number: int, timings: list[tuple[Cell, Timing, float]]) -> None:
+    def _time(self, cell: Cell, number: int, timings: list[Taken]) -> None:
         started = time.monotonic()
         timing = time_case(
             self.prepared.model,
@@ -261,14 +279,14 @@ class _SubjectRun:
             self._execution(cell.method),
             keep_logits=self.subject.quality,
         )
-        timings.append((cell, timing, started))
+        timings.append((cell, timing, Span.since(started)))
 
     def _documents(self, number: int) -> Sequence[Document]:
         """The documents of a timed round, one per row."""
         return self.prepared.timed[(number - 1) * self.plan.batch : number * self.plan.batch]
 
     def _timed_record(
-        self, cell: Cell, timing: Timing, started: float, dense: Timing | None, bandwidth: float, number: int
+        self, cell: Cell, timing: Timing, span: Span, dense: Timing | None, bandwidth: float, number: int
     ) -> Record:
         measurements = speed(timing, dense, bandwidth) | timing.gpu
         first = self.plan.documents + (number - 1) * self.plan.batch
@@ -280,7 +298,7 @@ class _SubjectRun:
             self.plan,
             Place(cell.case, cell.control, number),
             "ok",
-            started,
+            span,
             measurements=measurements,
             achieved_sparsity=timing.achieved_sparsity,
             execution=timing.execution,
@@ -308,12 +326,11 @@ class _SubjectRun:
             except Exception as error:  # a failing case is a record, and the others go on
                 status: Status = "oom" if _is_out_of_memory(error) else "error"
                 reason = f"{type(error).__name__}: {error}"
-                self.store.keep([_record(self.plan, place, status, started, reason=reason)])
+                self.store.keep([_record(self.plan, place, status, Span.since(started), reason=reason)])
                 self.say(f"[red]{place.case.method} on {place.case.model} failed: {reason.splitlines()[0]}")
 
 
-def _record(plan: Plan, place: Place, status: Status, started: float, **found: Any) -> Record:
-    seconds = time.monotonic() - started
+def _record(plan: Plan, place: Place, status: Status, span: Span, **found: Any) -> Record:
     return Record(
         case=place.case,
         round=place.round,
@@ -323,8 +340,8 @@ def _record(plan: Plan, place: Place, status: Status, started: float, **found: A
         status=status,
         backend=kernels.backend().name,
         conditions={"threads": float(torch.get_num_threads()), "load_average": os.getloadavg()[0]},
-        started=datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 3),
+        started=span.started,
+        seconds=span.seconds,
         **found,
     )
 
