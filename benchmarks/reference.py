@@ -3,7 +3,9 @@
 Every method at four sparsities on held-out text, the three models one after the other; then each claim of the README
 with its figure and interval over documents, and whether it holds.
 
-    python benchmarks/reference.py --out benchmarks/records/reference
+    python benchmarks/reference.py --out results/reference
+
+results.jsonl, claims.md and the three SVGs are what benchmarks/records/reference keeps of it.
 """
 
 import argparse
