@@ -328,3 +328,10 @@ def test_cuda_timing_has_events_memory_and_driver_facts():
     assert all(ms > 0 for ms in timing.decode_ms)
     assert bench_run.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
     assert torch.cuda.is_available()
+
+
+def test_the_schema_of_a_line_lies_beside_the_results(finished):
+    schema = json.loads((finished / "results.schema.json").read_text())
+    line = lines(finished)[0]
+    assert set(schema["required"]) <= set(line)
+    assert set(line) <= set(schema["properties"])

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tda.records import Case, Commit, Machine, Record, merge
+from tda.records import Case, Commit, Machine, Record, json_schema, merge
 from tda.results import append, load, results_path, write_whole
 
+SCHEMA = "results.schema.json"
+"""JSON schema of a line of the results, written beside them."""
 ATTEMPTS = 2
 """A case that failed or ended the process this often in a round is left out of later runs."""
 
@@ -49,6 +51,7 @@ class Store:
         self._records: list[Record] = []
         folder.mkdir(parents=True, exist_ok=True)
         append(folder, [])
+        write_whole(folder / SCHEMA, json.dumps(json_schema(), indent=1) + "\n")
         found = load(folder)
         for problem in found.problems:
             say(f"{problem}; what it held is measured again")

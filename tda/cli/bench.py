@@ -64,7 +64,7 @@ def bench(
         raise
     o.print_rows(summary_rows(records), as_json=as_json)
     write_report([out], out)
-    failed = [record for record in records if record.status != "ok"]
+    failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
         typer.echo(f"tda: {record.case.method} on {record.case.model}: {record.status}: {record.reason}", err=True)
     if failed:

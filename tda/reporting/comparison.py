@@ -270,7 +270,8 @@ def _setting(members: Sequence[Record]) -> Setting:
     baselines = [record for record in members if is_baseline(record) and record.status == "ok"]
     own_kernel_last = sorted(baselines, key=lambda record: record.case.options.get("dense_kernel") == "own")
     dense = own_kernel_last[0] if own_kernel_last else None
-    scored = [frozenset(by_group(record.measurements["nll_nats"])) for record in members if record.samples("nll_nats")]
+    judged = [record for record in members if record.samples("nll_nats") and not record.control]
+    scored = [frozenset(by_group(record.measurements["nll_nats"])) for record in judged]
     shared = frozenset.intersection(*scored) if scored else frozenset()
     cases = [Comparison(record, dense, _telling(record, members), shared) for record in members]
     return Setting(tuple(sorted(cases, key=_order)))

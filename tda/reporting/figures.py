@@ -164,7 +164,8 @@ def log_scale(axes: Axes, values: Iterable[float]) -> None:
     """Scale the y axis logarithmically over positive values, with plain numbers at steps of 1, 2, 3, 5."""
     found = [value for value in values if 0 < value < math.inf]
     axes.set_yscale("log")
-    axes.set_ylim(min(found) * 0.85, max(found) * 1.2)
+    if found:
+        axes.set_ylim(min(found) * 0.85, max(found) * 1.2)
     plain_ticks(axes, "y", spaced=True)
 
 
