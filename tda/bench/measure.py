@@ -14,9 +14,9 @@ from tda.contracts import Method, PromptMethod
 from tda.device import ForeignLoad, PeakMemory, Stopwatch
 from tda.engine import Run, attach
 from tda.engine.phases import decode, prefill
-from tda.engine.score import Scores
+from tda.engine.score import Scores, token_nll
 from tda.names import Execution
-from tda.quality import Document, selection_digest
+from tda.quality import Document, rows_of, selection_digest
 from tda.records import Measurement
 from tda.thresholds import Thresholds
 
@@ -65,12 +65,6 @@ class Timing:
     def ttft_ms(self) -> float:
         """From the prompt to readiness for the first decode step."""
         return self.prefill_ms + self.choose_ms
-
-
-def rows_of(documents: Sequence[Document], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts [B, P] and continuations [B, G] of one round."""
-    prompts = torch.stack([document.prompt for document in documents]).to(device)
-    return prompts, torch.stack([document.continuation for document in documents]).to(device)
 
 
 @torch.no_grad()
@@ -175,8 +169,7 @@ def peak_memory(
 def as_scores(timing: Timing, continuations: Tensor) -> Scores:
     """The timed decode as scores under protocol "decode": the first token dense, the others as they ran."""
     assert timing.logits is not None
-    nll = nn.functional.cross_entropy(timing.logits.float().flatten(0, 1), continuations.flatten(), reduction="none")
     valid = torch.ones_like(continuations, dtype=torch.bool)
     sparse = valid.clone()
     sparse[:, 0] = False
-    return Scores(nll.view_as(continuations), sparse, valid, timing.logits, timing.achieved_sparsity)
+    return Scores(token_nll(timing.logits, continuations), sparse, valid, timing.logits, timing.achieved_sparsity)

@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from tda import device as facts
 from tda import kernels
-from tda.bench.measure import Timing, as_scores, peak_memory, rows_of, time_case
+from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.bench.store import Place, Store
 from tda.contracts import Method
-from tda.engine.score import score
+from tda.engine.score import Scores, score
 from tda.methods import method as build_method
 from tda.metrics import METRICS
 from tda.names import Execution
-from tda.quality import Document, Evaluator, recall
+from tda.quality import Document, Evaluator, recall, rows_of
 from tda.records import SPEED, Case, Measurement, Record, Status
 from tda.thresholds import Thresholds
 
@@ -267,7 +268,8 @@ class _SubjectRun:
             self._guarded(place, functools.partial(self._time, cell, number, timings))
             self.progress.advance(self.task)
         dense = next((timing for cell, timing, _ in timings if cell.method.name == "dense" and not cell.control), None)
-        self.store.keep([self._timed_record(*taken, dense, bandwidth, number) for taken in timings])
+        reference = self._reference(number) if self.subject.quality else None
+        self.store.keep([self._timed_record(*taken, dense, bandwidth, number, reference) for taken in timings])
 
     def _time(self, cell: Cell, number: int, timings: list[Taken]) -> None:
         started = time.monotonic()
@@ -286,12 +288,19 @@ class _SubjectRun:
         return self.prepared.timed[(number - 1) * self.plan.batch : number * self.plan.batch]
 
     def _timed_record(
-        self, cell: Cell, timing: Timing, span: Span, dense: Timing | None, bandwidth: float, number: int
+        self,
+        cell: Cell,
+        timing: Timing,
+        span: Span,
+        dense: Timing | None,
+        bandwidth: float,
+        number: int,
+        reference: Scores | None,
     ) -> Record:
         measurements = speed(timing, dense, bandwidth) | timing.gpu
         first = self.plan.documents + (number - 1) * self.plan.batch
-        if timing.logits is not None:
-            measurements |= self._timed_quality(timing, number, first)
+        if reference is not None:
+            measurements |= self._timed_quality(timing, number, first, reference)
         if timing.digest is not None:
             measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [first])
         return _record(
@@ -305,11 +314,16 @@ class _SubjectRun:
             flags=doubts(timing, self.plan.device, self.plan.rounds),
         )
 
-    def _timed_quality(self, timing: Timing, number: int, first: int) -> dict[str, Measurement]:
+    def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:
+        return rows_of(self._documents(number), next(self.prepared.model.parameters()).device)
+
+    def _reference(self, number: int) -> Scores:
+        """Dense scores of a round's documents: what every case of the round is compared with."""
+        return score(self.prepared.model, build_method("dense"), *self._round_rows(number))
+
+    def _timed_quality(self, timing: Timing, number: int, first: int, reference: Scores) -> dict[str, Measurement]:
         """Quality of the very tokens that were timed, against a dense pass over the same documents."""
-        prompts, continuations = rows_of(self._documents(number), next(self.prepared.model.parameters()).device)
-        reference = score(self.prepared.model, build_method("dense"), prompts, continuations)
-        scores = as_scores(timing, continuations)
+        scores = as_scores(timing, self._round_rows(number)[1])
         groups = range(first, first + self.plan.batch)
         return {
             name: Measurement.of(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()

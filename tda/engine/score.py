@@ -112,9 +112,14 @@ def score(
             logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
         achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
         selection = tuple(run.selection()) if isinstance(method, PromptMethod) else ()
-    flat = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), continuation_ids.flatten(), reduction="none")
-    nll = flat.view_as(continuation_ids).masked_fill(~continuation_mask, 0)
+    nll = token_nll(logits, continuation_ids).masked_fill(~continuation_mask, 0)
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
+
+
+def token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log likelihood in nats of tokens [B, G] under what predicted them [B, G, V]: float32 [B, G]."""
+    flat = nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
+    return flat.view_as(tokens)
 
 
 def _check_mask(what: str, tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Quality: documents, and methods scored on them against the dense model."""
 
-from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents
+from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents, rows_of
 from tda.quality.evaluate import Evaluation, Evaluator, selection_digest
 from tda.quality.recall import recall, recall_questions
 
@@ -13,5 +13,6 @@ __all__ = [
     "random_documents",
     "recall",
     "recall_questions",
+    "rows_of",
     "selection_digest",
 ]

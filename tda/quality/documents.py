@@ -64,6 +64,12 @@ def calibration_batches(
     return [{"input_ids": torch.stack(rows[start : start + batch])} for start in range(0, len(rows), batch)]
 
 
+def rows_of(documents: Sequence[Document], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Stack documents of equal lengths: prompts [B, P] and continuations [B, G]."""
+    prompts = torch.stack([document.prompt for document in documents]).to(device)
+    return prompts, torch.stack([document.continuation for document in documents]).to(device)
+
+
 def random_documents(vocabulary: int, prompt_tokens: int, new_tokens: int, count: int, seed: int) -> list[Document]:
     """Documents of random tokens, for models with random weights."""
     generator = torch.Generator().manual_seed(seed)

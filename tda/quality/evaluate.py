@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from tda.contracts import Method
@@ -13,7 +12,7 @@ from tda.engine.score import Scores, score
 from tda.methods import METHODS
 from tda.metrics import METRICS
 from tda.names import Protocol
-from tda.quality.documents import Document
+from tda.quality.documents import Document, rows_of
 from tda.records import Measurement
 from tda.statistics import paired_difference
 from tda.thresholds import Thresholds
@@ -152,9 +151,9 @@ class Evaluator:
         documents: Sequence[Document],
         select_on: Sequence[Document] | None,
     ) -> Scores:
-        prompts = self._stack([document.prompt for document in documents])
-        continuations = self._stack([document.continuation for document in documents])
-        selecting = None if select_on is None else self._stack([document.prompt for document in select_on])
+        device = next(self.model.parameters()).device
+        prompts, continuations = rows_of(documents, device)
+        selecting = None if select_on is None else rows_of(select_on, device)[0]
         return score(
             self.model,
             method,
@@ -164,9 +163,6 @@ class Evaluator:
             protocol=self.protocol,
             selection_ids=selecting,
         )
-
-    def _stack(self, rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).to(next(self.model.parameters()).device)
 
 
 def selection_digest(selection: Sequence[Tensor], row: int) -> float:
