@@ -35,6 +35,24 @@ def nll(logits: Tensor, continuation: Tensor) -> Tensor:
     return -logits.double().log_softmax(-1).gather(1, continuation.unsqueeze(1)).squeeze(1)
 
 
+def score_ragged(
+    name: str, method: Method, prompts: list[Tensor], continuations: list[Tensor], protocol: Any, side: Any = "left"
+) -> tda.Scores:
+    """Score prompts padded on a side, continuations of unequal lengths."""
+    prompt_ids, prompt_mask = tiny.padded(prompts, side)
+    continuation_ids, continuation_mask = tiny.padded(continuations, "right")
+    return tda.score(
+        tiny.model(name),
+        method,
+        prompt_ids,
+        continuation_ids,
+        tiny.thresholds(name, method),
+        prompt_mask=prompt_mask,
+        continuation_mask=continuation_mask,
+        protocol=protocol,
+    )
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("protocol", ["decode", "all_sparse"])
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
@@ -42,19 +60,9 @@ def test_equals_the_formulas(case: tuple[str, Method], protocol: Any, side: str)
     """Ragged prompts padded on either side, ragged continuations."""
     name, method = case
     prompts, continuations = tiny.prompts(PROMPTS), tiny.prompts(CONTINUATIONS, seed=1)
-    prompt_ids, prompt_mask = tiny.padded(prompts, side)
     continuation_ids, continuation_mask = tiny.padded(continuations, "right")
     thresholds = tiny.thresholds(name, method)
-    scores = tda.score(
-        tiny.model(name),
-        method,
-        prompt_ids,
-        continuation_ids,
-        thresholds,
-        prompt_mask=prompt_mask,
-        continuation_mask=continuation_mask,
-        protocol=protocol,
-    )
+    scores = score_ragged(name, method, prompts, continuations, protocol, side)
     reference = tiny.reference(name)
     rules = float64.rules(method, reference, prompts, thresholds, random_sets(name, method, prompts))
     for row, (prompt, continuation, rule) in enumerate(zip(prompts, continuations, rules, strict=True)):
@@ -76,19 +84,8 @@ def test_griffin_protocol(case: tuple[str, Method]) -> None:
     """All positions but the last are dense and in the statistic; the last is sparse."""
     name, method = case
     prompts, continuations = tiny.prompts((7, 2, 13)), tiny.prompts(CONTINUATIONS, seed=1)
-    prompt_ids, prompt_mask = tiny.padded(prompts)
-    continuation_ids, continuation_mask = tiny.padded(continuations, "right")
     thresholds = tiny.thresholds(name, method)
-    scores = tda.score(
-        tiny.model(name),
-        method,
-        prompt_ids,
-        continuation_ids,
-        thresholds,
-        prompt_mask=prompt_mask,
-        continuation_mask=continuation_mask,
-        protocol="griffin",
-    )
+    scores = score_ragged(name, method, prompts, continuations, "griffin")
     reference = tiny.reference(name)
     pairs = list(zip(prompts, continuations, strict=True))
     dense_parts = [torch.cat([prompt, continuation])[:-2] for prompt, continuation in pairs]
