@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tda import kernels as kernels
+    from tda.bench.run import run_bench as run_bench
     from tda.calibration import calibrate as calibrate
     from tda.engine import Run as Run
     from tda.engine import attach as attach
@@ -39,6 +40,7 @@ _HOME = {
     "attach": "tda.engine",
     "calibrate": "tda.calibration",
     "load_model": "tda.models",
+    "run_bench": "tda.bench.run",
     "score": "tda.engine.score",
 }
 __all__ = ["kernels", *_HOME]

@@ -17,6 +17,9 @@ import torch
 from tda import __version__
 from tda.records import Commit, Machine
 
+BUILD_STAMP = "build.json"
+"""File in an installed package that names the commit it was built from: `tda.regression.builds` writes it."""
+
 
 @cache
 def machine(device: str) -> Machine:
@@ -68,8 +71,10 @@ def _driver() -> str | None:
 
 @cache
 def commit() -> Commit:
-    """State of the checkout that this package runs from; nulls where it is not one."""
+    """State of the checkout that this package runs from, or the stamp of an installed build; nulls without either."""
     folder = Path(__file__).resolve().parent
+    if (folder / BUILD_STAMP).is_file():
+        return Commit.model_validate_json((folder / BUILD_STAMP).read_bytes())
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)

@@ -5,12 +5,14 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from tda.records import Record
+from tda.records import Frozen, Record
 
 RESULTS = "results.jsonl"
+Line = TypeVar("Line", bound=Frozen)
 
 
 @dataclass(frozen=True)
@@ -37,27 +39,36 @@ def load(folder: Path) -> Loaded:
     path = results_path(folder)
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}; `tda bench --out {folder}` writes them")
-    records: list[Record] = []
+    return Loaded(*read_lines(path, Record))
+
+
+def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], list[str]]:
+    """Parse each line of a file; a damaged line is skipped, and a sentence names it."""
+    found: list[Line] = []
     problems: list[str] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            records.append(Record.model_validate_json(line))
+            found.append(kind.model_validate_json(line))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the line"
             problems.append(f"{path}, line {number} skipped: {where}: {first['msg']}")
-    return Loaded(records, problems)
+    return found, problems
 
 
 def append(folder: Path, records: Iterable[Record]) -> None:
-    """Append records, one line each, and fsync.
+    """Append records to a folder's results file, one line each, and fsync."""
+    append_lines(results_path(folder), [record.model_dump_json() for record in records])
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines and fsync.
 
     A last line that a kill left unfinished is closed first, so that it stays a line of its own.
     """
-    path = results_path(folder)
-    text = "".join(record.model_dump_json() + "\n" for record in records).encode()
+    text = "".join(line + "\n" for line in lines).encode()
     with open(path, "a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("calibration", "metrics", "quality"),
     ("bench",),
-    ("reporting", "cli"),
+    ("regression", "reporting", "cli"),
 )
 ORDER = {part: place for place, part in enumerate(part for floor in FLOORS for part in floor)}
 EXTERNAL_FROM_FLOOR = {"torch": 1, "transformers": 2, "typer": 6, "rich": 4, "matplotlib": 6, "pandas": 6, "jinja2": 6}

@@ -20,14 +20,14 @@ from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
-from tda.bench.plan import Plan, Subject
+from tda.bench.plan import Plan, Subject, given, plan_of
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.bench.store import Place, Store
 from tda.contracts import Method
 from tda.engine.score import Scores, score
 from tda.methods import method as build_method
 from tda.metrics import METRICS
-from tda.names import Execution
+from tda.names import Dtype, Execution, Preset
 from tda.quality import Document, Evaluator, recall, rows_of
 from tda.records import SPEED, Case, Measurement, Record, Status
 from tda.thresholds import Thresholds
@@ -113,8 +113,63 @@ class Bench:
         with Progress(*columns, console=self.console, transient=True) as progress:
             for subject in self.plan.subjects:
                 _SubjectRun(self, store, subject, progress).run()
+                gc.unfreeze()
                 gc.collect()
         return store.merged()
+
+
+def run_bench(
+    out: Path | str,
+    *,
+    preset: Preset = "default",
+    model: Sequence[str] = (),
+    method: Sequence[str] = (),
+    sparsity: Sequence[float] = (),
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    batch: int | None = None,
+    rounds: int | None = None,
+    documents: int | None = None,
+    calibration_documents: int | None = None,
+    dtype: Dtype | None = None,
+    device: str | None = None,
+    execution: Execution | None = None,
+    seed: int | None = None,
+) -> list[Record]:
+    """Measure a matrix as ``tda bench`` does, without its page: what suites call, on older commits too.
+
+    Parameters
+    ----------
+    out : Path or str
+        Results folder; an interrupted run's records there are kept and completed.
+    preset : str
+        The matrix; what else is given changes it, with the names and meaning of the command's options.
+
+    Returns
+    -------
+    list of Record
+        The folder's records, the rounds of each case joined.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds results of another commit or machine, or an option is wrong.
+    OSError
+        If the folder cannot be written.
+    """
+    sizes = given(prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype)
+    options = given(
+        methods=tuple(method) or None,
+        sparsities=tuple(sparsity) or None,
+        batch=batch,
+        rounds=rounds,
+        documents=documents,
+        calibration_documents=calibration_documents,
+        device=device,
+        execution=execution,
+        seed=seed,
+    )
+    return Bench(plan_of(preset, model, sizes, options), Path(out), console=Console(stderr=True, quiet=True)).run()
 
 
 class _SubjectRun:
@@ -140,6 +195,8 @@ class _SubjectRun:
     def run(self) -> None:
         """Measure what needs no repetition, then the timed rounds."""
         plan, subject = self.plan, self.subject
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collection before each measurement need not walk it
         for sentence in self.prepared.left_out:
             self.say(f"[yellow]{subject.model}: {sentence}; left out")
         cells = [Cell(plan.case(subject, built), built, thresholds) for built, thresholds in self.prepared.methods]

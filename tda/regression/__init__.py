@@ -1,0 +1,1 @@
+"""Regressions across commits: builds in alternating processes, detection, alarms and their history."""

@@ -1,0 +1,111 @@
+"""What a night leaves behind: units, one for each process that measured a build, and the night's own account.
+
+A `Unit` is a line of ``HISTORY/nights/NIGHT.jsonl``, appended when its process has ended; a `Night` is the file
+``NIGHT.json`` beside it, written whole. A night that was killed goes on with what its units say is done.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from tda.records import Frozen, Machine, Record
+from tda.results import append_lines, read_lines, write_whole
+
+Role = Literal["commit", "control"]
+Stage = Literal["first", "confirm"]
+UnitStatus = Literal["ok", "error", "crash", "timeout"]
+CommitStatus = Literal["measured", "build failed", "crashed", "skipped"]
+NIGHTS = "nights"
+
+
+class Unit(Frozen):
+    """One process: one grid, measured with one installed build.
+
+    `role` "control" is the second install of the anchor: what it differs from the anchor by is noise. `order` is the
+    place within the block. `records` are merged over the process's rounds, raw samples included.
+    """
+
+    night: str
+    commit: str
+    role: Role = "commit"
+    grid: str
+    stage: Stage = "first"
+    block: int = Field(ge=1)
+    order: int = Field(ge=0)
+    status: UnitStatus
+    reason: str | None = None
+    records: tuple[Record, ...] = ()
+    started: str
+    seconds: float
+
+    @property
+    def place(self) -> tuple[str, str, str, str, int]:
+        """What makes a unit the one of its kind: a finished place is never measured again."""
+        return self.commit, self.role, self.grid, self.stage, self.block
+
+
+class NightCommit(Frozen):
+    """A commit of a night, in history order, and what became of it."""
+
+    hash: str
+    parent: str | None = Field(default=None, description="the measured commit that it is compared with")
+    date: str
+    subject: str
+    status: CommitStatus
+    reason: str | None = None
+
+
+class Night(Frozen):
+    """The account of one night."""
+
+    id: str
+    started: str
+    finished: str | None = None
+    machine: Machine | None = Field(default=None, description="as the first good unit tells; null before one ended")
+    anchor: str
+    commits: tuple[NightCommit, ...] = ()
+
+
+class History:
+    """A folder of nights.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when something is first written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def nights(self) -> tuple[list[Night], list[str]]:
+        """The accounts, oldest first, and a sentence for each file that could not be read."""
+        found, problems = [], []
+        for path in sorted((self.folder / NIGHTS).glob("*.json")):
+            try:
+                found.append(Night.model_validate_json(path.read_bytes()))
+            except (OSError, ValidationError) as error:
+                problems.append(f"{path} skipped: {str(error).splitlines()[0]}")
+        return sorted(found, key=lambda night: night.id), problems
+
+    def units(self, night: str) -> tuple[list[Unit], list[str]]:
+        """Finished units of a night in the order in which they ended; the last of each place counts."""
+        path = self._units_path(night)
+        if not path.is_file():
+            return [], []
+        units, problems = read_lines(path, Unit)
+        return list({unit.place: unit for unit in units}.values()), problems
+
+    def keep(self, unit: Unit) -> None:
+        """Append a unit and fsync."""
+        path = self._units_path(unit.night)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_lines(path, [unit.model_dump_json()])
+
+    def write(self, night: Night) -> None:
+        """Write a night's account, whole."""
+        write_whole(self.folder / NIGHTS / f"{night.id}.json", night.model_dump_json(indent=1) + "\n")
+
+    def _units_path(self, night: str) -> Path:
+        return self.folder / NIGHTS / f"{night}.jsonl"
