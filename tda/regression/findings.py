@@ -1,0 +1,65 @@
+"""What a night found: changes with their size, place and cause, and the alarms that they become."""
+
+import hashlib
+from typing import Literal
+
+from pydantic import Field
+
+from tda.records import Frozen
+
+Split = Literal["prefill", "select", "decode", "memory", "quality"]
+Scope = Literal["everything", "dense", "method"]
+"""What moved: all cases alike, dense alone (so every ratio to it), or the named cases."""
+Shape = Literal["step", "drift"]
+Verdict = Literal["alarm", "warning", "improvement"]
+"""A confirmed change for the worse; a suspect that fresh data did not confirm; a confirmed change for the better."""
+State = Literal["open", "acknowledged", "accepted", "fixed", "reopened"]
+
+
+class Finding(Frozen):
+    """One change between two commits.
+
+    `size` is relative to the older commit (.10 is 10% more) for times and memory, in nats a token for quality; `low`
+    and `high` bound its 95% interval. The change lies after `good`, up to and including `commit`.
+    """
+
+    verdict: Verdict
+    split: Split
+    scope: Scope
+    shape: Shape
+    machine: str = Field(description="fingerprint")
+    cases: tuple[str, ...] = Field(description="labels of the cases that moved, e.g. 'griffin 0.5 on shape:25m'")
+    good: str
+    commit: str
+    size: float | None
+    unit: Literal["ratio", "nats/token", "sets"]
+    low: float | None = None
+    high: float | None = None
+    p: float | None = Field(default=None, description="after correction for all series of the night")
+    floor: float | None = Field(default=None, description="between-process A/A floor of this series, relative")
+    night: str
+    sentence: str = Field(description="what a person reads first")
+    reproduce: str = Field(description="the command that shows it again")
+
+    @property
+    def key(self) -> str:
+        """Name that is equal for the same change found again: commit, split, scope, cases and machine."""
+        text = "|".join((self.machine, self.commit, self.split, self.scope, self.shape, *self.cases))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class Alarm(Frozen):
+    """A finding of verdict "alarm" with its life: what it is now, since which night, and why."""
+
+    id: str
+    finding: Finding
+    state: State
+    since: str = Field(description="night in which it got this state")
+    reason: str | None = Field(default=None, description="as the accepting or acknowledging person gave it")
+    fixed_by: str | None = None
+
+
+class Alarms(Frozen):
+    """All alarms of a history, newest finding first: ``HISTORY/alarms.json``."""
+
+    alarms: tuple[Alarm, ...] = ()
