@@ -106,6 +106,14 @@ class Case(Frozen):
         return hash(self.key)
 
 
+def label(case: Case) -> str:
+    """What a case is called across commits, e.g. ``"griffin 0.5 on shape:25m"`` or ``"dense on shape:25m"``."""
+    dial = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    source = case.options.get("selection_from")
+    told = f" with {source}'s selection" if source else ""
+    return f"{case.method}{dial}{told} on {case.model}"
+
+
 class Commit(Frozen):
     """The state of the code that ran; nulls outside a git checkout."""
 

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from tda.records import Frozen, Machine, Record
+from tda.regression.findings import Finding
 from tda.results import append_lines, read_lines, write_whole
 
 Role = Literal["commit", "control"]
@@ -65,6 +66,7 @@ class Night(Frozen):
     machine: Machine | None = Field(default=None, description="as the first good unit tells; null before one ended")
     anchor: str
     commits: tuple[NightCommit, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 class History:

@@ -1,0 +1,203 @@
+"""Run installed builds in alternating processes: one fresh process for each build, grid and block.
+
+In a block every build runs once; odd blocks go forward, even ones backward, so that neighbours in history are
+neighbours in time and a linear drift of the machine cancels.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tda.records import Record, merge
+from tda.regression.builds import Build, last_words
+from tda.regression.units import Role, Stage, Unit, UnitStatus
+from tda.results import RESULTS, load
+
+CHILD = """
+import json, os, sys, threading
+from pathlib import Path
+order = json.loads(sys.argv[1])
+# The parent holds our standard input: when it dies, however it dies, we end too, and disturb no later measurement.
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(70)), daemon=True).start()
+import tda
+if not Path(tda.__file__).is_relative_to(order["site"]):
+    sys.exit(f"measured the wrong build: {tda.__file__}")
+if not hasattr(tda, "run_bench"):
+    sys.exit("this commit has no tda.run_bench: it is older than the suite")
+tda.run_bench(order["out"], **order["options"])
+sys.stdout.flush()
+os._exit(0)
+"""
+"""What a process runs: the public call of the build that is on its path, and nothing of the parent's own code."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What one process measures.
+
+    Attributes
+    ----------
+    name : str
+        Name in units and tables.
+    options : mapping
+        Keyword arguments of `tda.run_bench`.
+    repeated : bool
+        Whether it runs once in every block (speed), or once for a commit (quality, which repeats exactly).
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    repeated: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit to be measured."""
+
+    build: Build
+    role: Role
+    grid: Grid
+    stage: Stage
+    block: int
+    order: int
+
+    @property
+    def place(self) -> tuple[str, str, str, str, int]:
+        """As `Unit.place`."""
+        return self.build.commit, self.role, self.grid.name, self.stage, self.block
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs tasks as processes.
+
+    Attributes
+    ----------
+    night : str
+        Name of the night in its units.
+    work : Path
+        Folder for the children's results; thresholds stay there from block to block.
+    timeout_s : float
+        After this a process is ended, and its unit says so.
+    environment : mapping
+        Variables for the children beside this process's own.
+    """
+
+    night: str
+    work: Path
+    timeout_s: float = 900.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, task: Task) -> Unit:
+        """Measure one unit; whatever goes wrong in the process is the unit's status and reason."""
+        out = self.work / f"{task.build.site.name}-{task.grid.name}"
+        out.mkdir(parents=True, exist_ok=True)
+        for left in (RESULTS, "running.json"):  # of a process that was killed
+            (out / left).unlink(missing_ok=True)
+        begin = time.monotonic()
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        status, reason = self._process(task, out)
+        records: tuple[Record, ...] = ()
+        if (out / RESULTS).is_file():
+            found = load(out)
+            records = tuple(merge(found.records))
+            if status == "ok" and (found.problems or not records):
+                status, reason = "error", "; ".join(found.problems) or "it measured nothing"
+        return Unit(
+            night=self.night,
+            commit=task.build.commit,
+            role=task.role,
+            grid=task.grid.name,
+            stage=task.stage,
+            block=task.block,
+            order=task.order,
+            status=status,
+            reason=reason,
+            records=records,
+            started=started,
+            seconds=round(time.monotonic() - begin, 2),
+        )
+
+    def _process(self, task: Task, out: Path) -> tuple[UnitStatus, str | None]:
+        order = {"site": str(task.build.site.resolve()), "out": str(out.resolve()), "options": dict(task.grid.options)}
+        environment = {**os.environ, **self.environment, "PYTHONPATH": str(task.build.site.resolve())}
+        command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
+        complaint = out / "stderr.txt"
+        with (
+            open(complaint, "wb") as errors,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, cwd=out, env=environment
+            ) as process,
+        ):
+            try:
+                process.wait(self.timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return "timeout", f"no end after {self.timeout_s:.0f} s"
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode == 0:
+            return "ok", None
+        said = last_words(complaint.read_text(errors="replace"), lines=1) or "it said nothing"
+        kind: UnitStatus = "crash" if process.returncode < 0 else "error"
+        return kind, f"exit code {process.returncode}: {said}"
+
+
+def block(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, number: int) -> list[Task]:
+    """Tasks of one block, in the order in which they run."""
+    ordered = list(builds) if number % 2 else list(reversed(builds))
+    return [Task(build, role, grid, stage, number, place) for place, (build, role) in enumerate(ordered)]
+
+
+def design(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, blocks: int) -> Iterator[Task]:
+    """All tasks of a grid: `blocks` blocks if it is repeated, else each build once."""
+    for number in range(1, (blocks if grid.repeated else 1) + 1):
+        yield from block(builds, grid, stage, number)
+
+
+def measure(
+    tasks: Sequence[Task],
+    runner: Runner,
+    done: Sequence[Unit],
+    keep: Callable[[Unit], None],
+    say: Callable[[str], None],
+) -> list[Unit]:
+    """Run the tasks that are not done yet; each unit is kept the moment its process has ended.
+
+    Parameters
+    ----------
+    done : sequence of Unit
+        Units of an earlier, interrupted run of the same night.
+    keep, say
+        Told each new unit; told in a sentence what is going on.
+
+    Returns
+    -------
+    list of Unit
+        The units of all tasks, earlier ones included.
+    """
+    held = {unit.place: unit for unit in done}
+    for number, task in enumerate(tasks, start=1):
+        if task.place in held:
+            continue
+        say(f"{number}/{len(tasks)} {task.stage} {task.grid.name} block {task.block}: {task.build.commit[:10]}")
+        unit = runner.run(task)
+        keep(unit)
+        held[unit.place] = unit
+        if unit.status != "ok":
+            say(f"{task.build.commit[:10]}: {unit.status}: {unit.reason}")
+    return [held[task.place] for task in tasks]
+
+
+def clear(work: Path) -> None:
+    """Delete what children left."""
+    shutil.rmtree(work, ignore_errors=True)

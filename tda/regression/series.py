@@ -1,0 +1,103 @@
+"""Units to series: one number a process, for each thing that may move."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from tda.records import Record, label
+from tda.regression.effects import Values
+from tda.regression.findings import Split
+from tda.regression.units import Role, Stage, Unit
+from tda.statistics import by_group, is_baseline
+
+
+class Key(NamedTuple):
+    """A series: what is measured, on which case, and whether as a ratio to the dense run of the same process."""
+
+    split: Split
+    case: str
+    relative: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is of the baseline that ratios are taken to."""
+        return self.case.startswith("dense ")
+
+
+def series_of(unit: Unit) -> dict[Key, float]:
+    """The numbers of one process.
+
+    Prefill is that of dense, since what a method adds to it is its select time. Select is there for methods that
+    choose per prompt; per-token methods choose within decode.
+    """
+    return dict(_values([record for record in unit.records if record.status == "ok" and not record.control]))
+
+
+def _values(records: list[Record]) -> Iterator[tuple[Key, float]]:
+    for record in records:
+        case = label(record.case)
+        if record.samples("peak_memory_bytes"):
+            yield Key("memory", case), _level(record, "peak_memory_bytes")
+        if not record.samples("decode_ms"):
+            continue
+        yield Key("decode", case), _level(record, "decode_ms")
+        if is_baseline(record):
+            yield Key("prefill", case), _level(record, "prefill_ms")
+            continue
+        if record.samples("selection_digest") and record.samples("select_ms"):
+            yield Key("select", case), _level(record, "select_ms")
+        dense = next((one for one in records if is_baseline(one) and one.case.setting == record.case.setting), None)
+        if dense is not None and dense.samples("decode_ms"):
+            yield Key("decode", case, relative=True), _level(record, "decode_ms") / _level(dense, "decode_ms")
+
+
+def _level(record: Record, name: str) -> float:
+    """Median over rounds of the medians within a round."""
+    return float(np.median(list(by_group(record.measurements[name]).values())))
+
+
+Build = tuple[str, Role]
+
+
+class Blocks:
+    """Series of many units, by build and block.
+
+    Parameters
+    ----------
+    units : iterable of Unit
+        Of one machine and one stage; failed ones have no values.
+    """
+
+    def __init__(self, units: Iterable[Unit], stage: Stage = "first") -> None:
+        self._values: dict[Key, dict[Build, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+        for unit in units:
+            if unit.stage == stage and unit.status == "ok":
+                for key, value in series_of(unit).items():
+                    self._values[key][unit.commit, unit.role][unit.block] = value
+
+    @property
+    def keys(self) -> list[Key]:
+        """All series, in a fixed order."""
+        return sorted(self._values)
+
+    def of(self, key: Key) -> Mapping[Build, Mapping[int, float]]:
+        """Values of one series by build and block."""
+        return self._values.get(key, {})
+
+    def differences(self, key: Key, new: Build, old: Build) -> Values:
+        """Log ratios of two builds over the blocks that both ran in; empty where the series has values of no sense.
+
+        Select time is a difference of two times and may be zero or less in a fast process: then the change is taken
+        relative to the old build's median instead, which is the same to first order.
+        """
+        above, below = (self.of(key).get(build, {}) for build in (new, old))
+        common = sorted(above.keys() & below.keys())
+        one, other = (np.array([values[number] for number in common]) for values in (above, below))
+        if not common:
+            return np.empty(0)
+        if min(one.min(), other.min()) > 0:
+            return np.asarray(np.log(one / other))
+        scale = float(np.median(other))
+        return np.asarray((one - other) / scale) if scale > 0 else np.empty(0)
