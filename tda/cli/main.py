@@ -7,7 +7,7 @@ import typer
 
 from tda import __version__
 
-COMMANDS = ("bench", "calibrate", "evaluate", "generate", "report", "catalogue")
+COMMANDS = ("bench", "calibrate", "evaluate", "generate", "report", "nightly", "catalogue")
 
 app = typer.Typer(
     name="tda",

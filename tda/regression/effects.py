@@ -102,7 +102,18 @@ def effect(differences: Values, noise: Prior | None = None) -> Effect:
         weight = min(noise.dof, PRIOR_WEIGHT * dof)
         variance = (weight * noise.variance + dof * variance) / (weight + dof)
         dof += weight
-    return Effect(mean, float(np.sqrt(variance * (blocks - 1) / (kept * (kept - 1)))), dof)
+    return Effect(mean, _error(variance, blocks), dof)
+
+
+def _error(variance: float, blocks: int) -> float:
+    """Yuen's standard error of a trimmed mean, from the Winsorised variance."""
+    kept = blocks - 2 * int(TRIM * blocks)
+    return float(np.sqrt(variance * (blocks - 1) / (kept * (kept - 1))))
+
+
+def resolution(noise: Prior, blocks: int) -> Effect:
+    """An effect of nothing at this noise: its `floor` is the between-process A/A floor of so many blocks."""
+    return Effect(0.0, _error(noise.variance, blocks), noise.dof)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -109,5 +109,10 @@ class History:
         """Write a night's account, whole."""
         write_whole(self.folder / NIGHTS / f"{night.id}.json", night.model_dump_json(indent=1) + "\n")
 
+    def thin(self, keep: int) -> None:
+        """Delete the raw units of all nights but the newest `keep`; their accounts and findings stay."""
+        for night in self.nights()[0][:-keep]:
+            self._units_path(night.id).unlink(missing_ok=True)
+
     def _units_path(self, night: str) -> Path:
         return self.folder / NIGHTS / f"{night}.jsonl"

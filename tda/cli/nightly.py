@@ -1,0 +1,81 @@
+"""``tda nightly``: measure the new commits of a repository, judge them, and raise alarms."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tda.regression.units import Night
+
+CONFIG = Path("benchmarks/nightly.toml")
+DECISIONS = Path("benchmarks/decisions.toml")
+
+
+def nightly(
+    history: Annotated[
+        str, typer.Option(metavar="DIR|branch:NAME", help="Folder of the history, or a branch of its own.")
+    ] = "results/history",
+    config: Annotated[Path, typer.Option(metavar="TOML", help="What is measured, and the time cap.")] = CONFIG,
+    decisions: Annotated[Path, typer.Option(metavar="TOML", help="Accepted and acknowledged alarms.")] = DECISIONS,
+    repo: Annotated[Path, typer.Option(metavar="DIR", help="Checkout whose commits are measured.")] = Path("."),
+    commit: Annotated[str, typer.Option(help="Measure up to this commit.")] = "HEAD",
+    since: Annotated[str | None, typer.Option(help="First night: the commit to begin with, the anchor.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where nightly.md goes.")] = Path("reports/out"),
+    work: Annotated[Path, typer.Option(metavar="DIR", help="Builds and children's files; safe to delete.")] = Path(
+        ".cache/nightly"
+    ),
+    check: Annotated[bool, typer.Option("--check", help="Only check that a night has ended lately.")] = False,
+    max_age_hours: Annotated[float, typer.Option(help="With --check: how old the last night may be.")] = 36.0,
+) -> None:
+    """Measure new commits as installed builds in alternating processes; exit 1 if a night raises an alarm.
+
+    A night that was interrupted or killed goes on with the same command.
+    """
+    from tda.regression.branch import open_history
+    from tda.regression.config import load_config
+    from tda.regression.night import NightRun
+    from tda.regression.publish import write_account
+    from tda.regression.repository import Repository
+
+    repository = Repository(repo)
+    place = open_history(repository, history)
+    if check:
+        _check(place.history.nights()[0], max_age_hours)
+        return
+    settings = load_config(config)
+    run = NightRun(repository, place.history, settings, work, commit, since, say=_say)
+    try:
+        night = run.run()
+    except KeyboardInterrupt:
+        typer.echo("tda: interrupted; what is measured is kept. The same command goes on.", err=True)
+        raise
+    told = write_account(place.history, decisions, out)
+    place.save(f"Night {night.id if night else 'without new commits'}")
+    for problem in told.problems:
+        typer.echo(f"tda: {problem}", err=True)
+    typer.echo(str(told.path))
+    if night is not None and told.raised:
+        raise typer.Exit(1)
+
+
+def _say(sentence: str) -> None:
+    typer.echo(f"{datetime.now(UTC):%H:%M:%S} {sentence}", err=True)
+
+
+def _check(nights: "list[Night]", hours: float) -> None:
+    finished = [night.finished for night in nights if night.finished]
+    if not finished:
+        typer.echo("tda: no night has ended on this history", err=True)
+        raise typer.Exit(1)
+    age = datetime.now(UTC) - datetime.fromisoformat(finished[-1])
+    typer.echo(f"the last night ended {age / timedelta(hours=1):.1f} hours ago")
+    if age > timedelta(hours=hours):
+        typer.echo(f"tda: no night ended within {hours:g} hours", err=True)
+        raise typer.Exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(nightly)

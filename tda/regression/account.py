@@ -1,0 +1,80 @@
+"""``nightly.md``: a night told to people, fit to be posted as an issue."""
+
+from collections.abc import Iterable, Sequence
+
+from tda.regression.alarms import raised_in
+from tda.regression.findings import Alarm, Alarms, Finding
+from tda.regression.units import Night, NightCommit
+from tda.regression.wording import short
+
+
+def account(night: Night, alarms: Alarms, problems: Sequence[str]) -> str:
+    """Markdown of a night: what was raised, what is known already, every commit, and how to go on.
+
+    Parameters
+    ----------
+    night : Night
+        A finished night.
+    alarms : Alarms
+        As they stand after it.
+    problems : sequence of str
+        Files that were skipped, decisions about unknown alarms.
+    """
+    raised = raised_in(alarms, night.id)
+    parts = [_head(night, raised)]
+    parts += [_alarm(alarm) for alarm in raised]
+    parts += _list("Faster or smaller", (f for f in night.findings if f.verdict == "improvement"))
+    parts += _list("Not confirmed", (f for f in night.findings if f.verdict == "warning"))
+    earlier = [alarm for alarm in alarms.alarms if alarm not in raised]
+    if earlier:
+        rows = (f"| {a.state} | `{a.id}` | {_cell(a.finding.sentence)} | {_cell(a.reason or '')} |" for a in earlier)
+        parts.append("\n".join(["## Known alarms\n", "| state | alarm | what | why |", "|---|---|---|---|", *rows]))
+    parts.append(_commits(night.commits))
+    if problems:
+        parts.append("\n".join(["## Skipped\n", *(f"- {_cell(problem)}" for problem in problems)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(night: Night, raised: Sequence[Alarm]) -> str:
+    machine = night.machine
+    told = f"{machine.gpu or machine.cpu}, {machine.cores} cores, torch {machine.torch}" if machine else "no machine"
+    many = "no alarm" if not raised else "1 alarm" if len(raised) == 1 else f"{len(raised)} alarms"
+    measured = sum(commit.status == "measured" for commit in night.commits)
+    return (
+        f"# Night {night.id}: {many}\n\n"
+        f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; anchor `{short(night.anchor)}`."
+    )
+
+
+def _alarm(alarm: Alarm) -> str:
+    finding = alarm.finding
+    reopened = " (reopened: it had been fixed)" if alarm.state == "reopened" else ""
+    floor = f"; between-process A/A floor {finding.floor:.1%}" if finding.floor is not None else ""
+    chance = f"; p = {finding.p:.1e} after correction for the whole night" if finding.p is not None else ""
+    span = f"`{short(finding.good)}` (good) .. `{short(finding.commit)}` (bad)"
+    decision = f'[[decision]]\nalarm = "{alarm.id}"\nstate = "accepted"  # or "acknowledged"\nreason = ""'
+    return (
+        f"## {_cell(finding.sentence)}\n\n"
+        f"- alarm `{alarm.id}`{reopened}, split **{finding.split}**, {finding.shape}, {span}{floor}{chance}\n"
+        f"- cases: {_cell(', '.join(finding.cases))}\n"
+        f"- again: `{finding.reproduce}`\n\n"
+        "Intended, or known? Commit to `benchmarks/decisions.toml`:\n\n"
+        f"```toml\n{decision}\n```"
+    )
+
+
+def _list(title: str, findings: Iterable[Finding]) -> list[str]:
+    lines = [f"- {_cell(finding.sentence)} `{finding.reproduce}`" for finding in findings]
+    return ["\n".join([f"## {title}\n", *lines])] if lines else []
+
+
+def _commits(commits: Iterable[NightCommit]) -> str:
+    rows = (f"| `{short(c.hash)}` | {_cell(c.subject)} | {c.status} | {_cell(c.reason or '')} |" for c in commits)
+    return "\n".join(["## Commits\n", "| commit | subject | status | reason |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    """Text of others, so that it breaks neither a table nor the page that shows it."""
+    for sign, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'"), ("@", "@\u200b")):
+        text = text.replace(sign, instead)
+    return " ".join(text.split())

@@ -1,0 +1,231 @@
+"""Which commits changed the speed or memory, judged in two steps that share no data.
+
+The first blocks of a night name suspects, each step tested at a lenient level. Suspects are measured again, with
+the commit before them, in fresh blocks; what these confirm, corrected for all suspects of the night together (Holm),
+is a change. So the chance of any false alarm in a night is the level of that second test, whatever the number of
+series, and a burst of foreign load that fooled the first blocks is not there in the second.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tda.regression.effects import MIN_BLOCKS, Effect, Prior, Values, effect, holm, prior
+from tda.regression.findings import Scope, Shape, Split, Verdict
+from tda.regression.series import Blocks, Key
+
+SUSPECT = 0.003
+"""Level of the first test of one step of one series: about one false suspect a night of twenty commits."""
+FAMILY = 0.01
+"""Chance of any false alarm in a night, over all series and commits together."""
+MEMBER = 0.01
+"""Level at which another case of a confirmed change counts as having moved too."""
+OWN_SHARE = 0.4
+"""A method that moved this much more or less than dense did has a change of its own."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two builds to compare: a commit and what it is held against."""
+
+    new: str
+    old: str
+    shape: Shape = "step"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A series that moved between two builds in the first blocks."""
+
+    pair: Pair
+    key: Key
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What counts as a change.
+
+    Attributes
+    ----------
+    smallest : float
+        Relative changes below it are never alarms, however sure.
+    """
+
+    smallest: float = 0.01
+
+    def matters(self, found: Effect) -> bool:
+        """Whether an effect is large enough to speak of."""
+        return abs(found.log_ratio) >= self.smallest
+
+
+def step_pairs(order: Sequence[str]) -> list[Pair]:
+    """Each measured commit against the one before it."""
+    return [Pair(new, old) for old, new in itertools.pairwise(order)]
+
+
+def noise(blocks: Blocks, pairs: Iterable[Pair], control: str) -> dict[Key, Prior]:
+    """Between-process noise of each series, about each step's own mean; the anchor's second install is a step too."""
+    pairs = list(pairs)
+    found = {}
+    for key in blocks.keys:
+        steps: list[Values] = [differences(blocks, key, pair) for pair in pairs]
+        steps.append(blocks.differences(key, (control, "control"), (control, "commit")))
+        pooled = prior(steps)
+        if pooled is not None:
+            found[key] = pooled
+    return found
+
+
+def differences(blocks: Blocks, key: Key, pair: Pair) -> Values:
+    """Block values of a pair."""
+    return blocks.differences(key, (pair.new, "commit"), (pair.old, "commit"))
+
+
+def effects(blocks: Blocks, pair: Pair, priors: Mapping[Key, Prior]) -> dict[Key, Effect]:
+    """Effect of a pair on every series that has enough blocks."""
+    values = {key: differences(blocks, key, pair) for key in blocks.keys}
+    return {key: effect(held, priors.get(key)) for key, held in values.items() if len(held) >= MIN_BLOCKS}
+
+
+def suspects(blocks: Blocks, pairs: Iterable[Pair], priors: Mapping[Key, Prior], rules: Rules) -> list[Suspect]:
+    """Series that moved in the first blocks."""
+    return [
+        Suspect(pair, key, found)
+        for pair in pairs
+        for key, found in effects(blocks, pair, priors).items()
+        if found.p < SUSPECT and rules.matters(found)
+    ]
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A suspect after the fresh blocks: its fresh effect, and the p-value corrected for the night."""
+
+    suspect: Suspect
+    effect: Effect | None
+    p: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the fresh blocks say the same."""
+        same = self.effect is not None and self.effect.log_ratio * self.suspect.effect.log_ratio > 0
+        return same and self.p <= FAMILY
+
+
+def confirm(fresh: Blocks, suspected: Sequence[Suspect], priors: Mapping[Key, Prior]) -> list[Confirmed]:
+    """Test every suspect on the fresh blocks; one without enough of them is not confirmed."""
+    found = []
+    for suspect in suspected:
+        values = differences(fresh, suspect.key, suspect.pair)
+        found.append(effect(values, priors.get(suspect.key)) if len(values) >= MIN_BLOCKS else None)
+    corrected = holm([one.p if one is not None else 1.0 for one in found])
+    return [Confirmed(*parts) for parts in zip(suspected, found, corrected, strict=True)]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What moved together between two builds."""
+
+    pair: Pair
+    split: Split
+    scope: Scope
+    cases: tuple[str, ...]
+    effect: Effect
+    p: float
+    along: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it is for the worse."""
+        return "alarm" if self.effect.log_ratio > 0 else "improvement"
+
+
+def changes(fresh: Blocks, confirmed: Sequence[Confirmed], priors: Mapping[Key, Prior], rules: Rules) -> list[Change]:
+    """Name what moved: everything alike, dense alone, or methods of their own; one change for each split and scope."""
+    found = []
+    for pair in dict.fromkeys(one.suspect.pair for one in confirmed if one.holds):
+        sure = {one.suspect.key: one.p for one in confirmed if one.holds and one.suspect.pair == pair}
+        found += _Naming(pair, effects(fresh, pair, priors), sure, rules).changes()
+    return found
+
+
+@dataclass(frozen=True)
+class _Naming:
+    pair: Pair
+    effects: Mapping[Key, Effect]
+    sure: Mapping[Key, float]
+    rules: Rules
+
+    def changes(self) -> list[Change]:
+        found = self._decode()
+        slower = any(change.scope == "everything" for change in found)
+        splits: tuple[Split, ...] = ("prefill", "memory") if slower else ("prefill", "select", "memory")
+        for split in splits:  # where everything is slower, selection is too
+            found += self._plain(split)
+        return found
+
+    def _moved(self, key: Key) -> Effect | None:
+        found = self.effects.get(key)
+        if found is None or not (key in self.sure or (found.p < MEMBER and self.rules.matters(found))):
+            return None
+        return found
+
+    def _change(self, split: Split, scope: Scope, keys: Sequence[Key], along: Sequence[str] = ()) -> list[Change]:
+        """One change of some series; none where no series of it was confirmed."""
+        sure = [key for key in keys if key in self.sure]
+        if not sure:
+            return []
+        main = max(sure, key=lambda key: abs(self.effects[key].log_ratio) / (self.effects[key].error or 1e-9))
+        cases = tuple(dict.fromkeys(key.case for key in keys))
+        least = min(self.sure[key] for key in sure)
+        return [Change(self.pair, split, scope, cases, self.effects[main], least, tuple(along))]
+
+    def _plain(self, split: Split) -> list[Change]:
+        keys = [key for key in self.effects if key.split == split]
+        moved = [key for key in keys if self._moved(key) is not None]
+        every = split == "prefill" or (split == "memory" and len(moved) == len(keys))
+        return self._change(split, "everything" if every else "method", moved)
+
+    def _decode(self) -> list[Change]:
+        absolute = {key.case: key for key in self.effects if key.split == "decode" and not key.relative}
+        relative = {key.case: key for key in self.effects if key.relative}
+        if not any(key in self.sure for key in (*absolute.values(), *relative.values())):
+            return []
+        found: list[Change] = []
+        own = {case: key for case, key in relative.items() if self._moved(key) is not None}
+        for setting in dict.fromkeys(case.split(" on ", 1)[-1] for case in absolute):
+            found += self._setting(
+                {case: key for case, key in absolute.items() if case.endswith(f" on {setting}")},
+                {case: key for case, key in relative.items() if case.endswith(f" on {setting}")},
+                {case: key for case, key in own.items() if case.endswith(f" on {setting}")},
+            )
+        return found
+
+    def _setting(self, absolute: dict[str, Key], relative: dict[str, Key], own: dict[str, Key]) -> list[Change]:
+        """Decode of one model: common mode, dense alone, or methods."""
+        dense = next((key for key in absolute.values() if key.is_dense), None)
+        shift = self._moved(dense) if dense is not None else None
+        if shift is None or dense is None:
+            cases = [case for case in relative if case in own or self._moved(absolute[case]) is not None]
+            return self._change("decode", "method", [key for case in cases for key in (relative[case], absolute[case])])
+        own = {c: key for c, key in own.items() if abs(self.effects[key].log_ratio) > OWN_SHARE * abs(shift.log_ratio)}
+        still = [c for c in own if abs(self.effects[absolute[c]].log_ratio) < OWN_SHARE * abs(shift.log_ratio)]
+        if relative and len(still) == len(relative):
+            ratios = [relative[case] for case in still]
+            return self._with_witness("dense", dense, [dense], ratios)
+        alike = [key for case, key in absolute.items() if case not in own]
+        prefill = next((key for key in self.effects if key.split == "prefill" and key.case == dense.case), None)
+        along = ("prefill",) if prefill is not None and self._moved(prefill) is not None else ()
+        common = self._with_witness("everything", dense, alike, alike, along)
+        return common + self._change("decode", "method", list(own.values()))
+
+    def _with_witness(
+        self, scope: Scope, dense: Key, keys: Sequence[Key], witnesses: Sequence[Key], along: Sequence[str] = ()
+    ) -> list[Change]:
+        """A change whose size is dense's; sure if dense or any witness of it is."""
+        sure = [self.sure[key] for key in (dense, *witnesses) if key in self.sure]
+        if not sure:
+            return []
+        cases = tuple(dict.fromkeys(key.case for key in keys))
+        return [Change(self.pair, "decode", scope, cases, self.effects[dense], min(sure), tuple(along))]

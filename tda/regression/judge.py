@@ -1,0 +1,263 @@
+"""From a night's units to its findings: suspects, confirmed changes, quality, and the sentences that say so."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tda.records import Record
+from tda.regression import detect, drift
+from tda.regression.config import NightlyConfig
+from tda.regression.detect import Change, Pair, Rules, Suspect
+from tda.regression.effects import MIN_BLOCKS, Prior, effect, resolution
+from tda.regression.findings import Finding
+from tda.regression.quality import QualityMove, quality_moves, scope_of
+from tda.regression.repository import Repository
+from tda.regression.series import Blocks, Key
+from tda.regression.units import History, Night, Unit
+from tda.regression.wording import quality_sentence, reproduce, speed_sentence, warning_sentence
+
+PLAIN = 1e-5
+"""A suspect with a smaller p-value is a plain step: a search for drift does not go across it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All findings of a night, alarms first."""
+
+    findings: tuple[Finding, ...]
+
+
+class Judge:
+    """Judges one night.
+
+    Parameters
+    ----------
+    history : History
+        Its own units and those of earlier nights.
+    night : Night
+        Account of the night, with the commits' statuses.
+    config : NightlyConfig
+        Its settings.
+    repository : Repository
+        For subjects of commits.
+    """
+
+    def __init__(self, history: History, night: Night, config: NightlyConfig, repository: Repository) -> None:
+        self.history = history
+        self.night = night
+        self.config = config
+        self.repository = repository
+        self.rules = Rules(config.smallest_change)
+
+    # What is there.
+
+    @cached_property
+    def order(self) -> list[str]:
+        """Measured commits of the night, oldest first."""
+        return [commit.hash for commit in self.night.commits if commit.status == "measured"]
+
+    @cached_property
+    def machine(self) -> str:
+        """Fingerprint of the machine."""
+        return self.night.machine.fingerprint if self.night.machine is not None else "unknown"
+
+    @cached_property
+    def _units(self) -> list[Unit]:
+        return [unit for unit in self.history.units(self.night.id)[0] if _ran_on(unit, self.machine)]
+
+    @cached_property
+    def first(self) -> Blocks:
+        """Series of the first blocks."""
+        return Blocks(self._units, "first")
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Each commit against the one before it."""
+        return detect.step_pairs(self.order)
+
+    @cached_property
+    def priors(self) -> dict[Key, Prior]:
+        """Between-process noise."""
+        return detect.noise(self.first, self.pairs, self.night.anchor)
+
+    # Suspects.
+
+    @cached_property
+    def suspects(self) -> list[Suspect]:
+        """Steps that the first blocks show, then what only the whole history shows."""
+        steps = detect.suspects(self.first, self.pairs, self.priors, self.rules)
+        return steps + self._slow(steps)
+
+    def to_confirm(self) -> list[str]:
+        """Commits of all suspects, oldest first."""
+        wanted = {commit for suspect in self.suspects for commit in (suspect.pair.old, suspect.pair.new)}
+        return [commit for commit in self._line if commit in wanted]
+
+    @cached_property
+    def _earlier(self) -> list[Night]:
+        """Finished nights before this one, of the same anchor and machine: their levels go on in this one's."""
+        nights = [night for night in self.history.nights()[0] if night.id < self.night.id and night.finished]
+        same = [n for n in nights if n.machine is not None and n.machine.fingerprint == self.machine]
+        return [night for night in same if night.anchor == self.night.anchor][-self.config.keep_nights :]
+
+    @cached_property
+    def _line(self) -> list[str]:
+        """Measured commits of those nights and this one, oldest first."""
+        known = {c.hash for night in (*self._earlier, self.night) for c in night.commits if c.status == "measured"}
+        return [commit for commit in self.repository.between(None, self.night.commits[-1].hash) if commit in known]
+
+    @cached_property
+    def _blocks(self) -> list[Blocks]:
+        """First blocks of the earlier nights, oldest first, and of this one."""
+        return [*(Blocks(self.history.units(night.id)[0], "first") for night in self._earlier), self.first]
+
+    def _slow(self, steps: Sequence[Suspect]) -> list[Suspect]:
+        known = {
+            finding.commit for night in self._earlier for finding in night.findings if finding.verdict != "warning"
+        }
+        tested = {(suspect.pair, suspect.key) for suspect in steps}
+        found = []
+        for key, noise in self.priors.items():
+            levels = self._levels(key)
+            plain = known | {one.pair.new for one in steps if one.key == key and one.effect.p < PLAIN}
+            error = resolution(noise, self.config.blocks).error
+            for pair in drift.pairs(self._line, levels, error, dict.fromkeys(plain)):
+                size = levels[pair.new] - levels[pair.old]
+                fresh = pair.new in self.order and (pair, key) not in tested
+                if fresh and abs(size) >= self.rules.smallest:
+                    found.append(Suspect(pair, key, effect(np.full(MIN_BLOCKS, size))))
+        return found
+
+    def _levels(self, key: Key) -> dict[str, float]:
+        """Change of each commit against the anchor, from the night that measured it last."""
+        levels = {}
+        for blocks in self._blocks:
+            for commit, role in blocks.of(key):
+                values = detect.differences(blocks, key, Pair(commit, self.night.anchor))
+                if role == "commit" and len(values) >= MIN_BLOCKS:
+                    levels[commit] = effect(values).log_ratio
+        return levels
+
+    # Findings.
+
+    def findings(self) -> Judged:
+        """Confirmed changes, suspects that fresh blocks did not confirm, and quality."""
+        fresh = Blocks(self._units, "confirm")
+        confirmed = detect.confirm(fresh, self.suspects, self.priors)
+        changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
+        found = [self._speed(change) for change in changes]
+        held = {(one.suspect.pair.new, one.suspect.key.split) for one in confirmed if one.holds}
+        doubtful = [one.suspect for one in confirmed if not one.holds]
+        found += [self._warning(one) for one in doubtful if (one.pair.new, one.key.split) not in held]
+        found += self._quality()
+        rank = {"alarm": 0, "improvement": 1, "warning": 2}
+        place = {commit: number for number, commit in enumerate(self._line)}
+        return Judged(tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0)))))
+
+    def _speed(self, change: Change) -> Finding:
+        low, high = change.effect.bounds()
+        split_keys = [key for key in self.priors if key.split == change.split and key.case in change.cases]
+        floors = [resolution(self.priors[key], self.config.confirm_blocks).floor() for key in split_keys]
+        return Finding(
+            verdict=change.verdict,
+            split=change.split,
+            scope=change.scope,
+            shape=change.pair.shape,
+            machine=self.machine,
+            cases=change.cases,
+            good=change.pair.old,
+            commit=change.pair.new,
+            size=change.effect.size,
+            unit="ratio",
+            low=low,
+            high=high,
+            p=change.p,
+            floor=max(floors, default=None),
+            night=self.night.id,
+            sentence=speed_sentence(change, self._subject(change.pair.new)),
+            reproduce=reproduce(change.pair, self.config, change.cases),
+        )
+
+    def _warning(self, suspect: Suspect) -> Finding:
+        low, high = suspect.effect.bounds()
+        return Finding(
+            verdict="warning",
+            split=suspect.key.split,
+            scope="method",
+            shape=suspect.pair.shape,
+            machine=self.machine,
+            cases=(suspect.key.case,),
+            good=suspect.pair.old,
+            commit=suspect.pair.new,
+            size=suspect.effect.size,
+            unit="ratio",
+            low=low,
+            high=high,
+            night=self.night.id,
+            sentence=warning_sentence(suspect),
+            reproduce=reproduce(suspect.pair, self.config, (suspect.key.case,)),
+        )
+
+    def _subject(self, commit: str) -> str:
+        return self.repository.facts(commit).subject
+
+    # Quality.
+
+    def _quality(self) -> list[Finding]:
+        once = {grid.name for grid in self.config.grids if not grid.repeated}
+        texts: dict[str, list[Record]] = {}
+        for night in (*self._earlier, self.night):
+            for unit in self.history.units(night.id)[0]:
+                if unit.grid in once and unit.status == "ok" and _ran_on(unit, self.machine):
+                    texts[unit.commit] = list(unit.records)
+        found = []
+        for pair in self.pairs:
+            moves = quality_moves(texts.get(pair.new, []), texts.get(pair.old, []))
+            if moves:
+                found.append(self._quality_finding(pair, moves, texts))
+        return found
+
+    def _quality_finding(self, pair: Pair, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]) -> Finding:
+        """The case that moved most speaks for all; what is as an earlier commit was is mended."""
+        before = self._line[: self._line.index(pair.old)]
+        back = next((c for c in reversed(before) if c in texts and not quality_moves(texts[pair.new], texts[c])), None)
+        worst = max(moves, key=lambda move: move.nll.value if move.nll is not None else 0.0)
+        nll = worst.nll
+        better = all(move.sets == 0 and move.nll is not None and move.nll.value < 0 for move in moves)
+        return Finding(
+            verdict="improvement" if back is not None or better else "alarm",
+            split="quality",
+            scope=scope_of(moves, texts[pair.new]),
+            shape="step",
+            machine=self.machine,
+            cases=tuple(move.case for move in moves),
+            good=pair.old,
+            commit=pair.new,
+            size=nll.value if nll is not None else None,
+            unit="nats/token" if nll is not None else "sets",
+            low=nll.low if nll is not None else None,
+            high=nll.high if nll is not None else None,
+            night=self.night.id,
+            sentence=quality_sentence(pair, worst, moves, back, self._subject(pair.new)),
+            reproduce=reproduce(pair, self.config, tuple(move.case for move in moves)),
+        )
+
+
+def _ran_on(unit: Unit, machine: str) -> bool:
+    """Whether a unit is of a machine; a failed one, without records, is of none."""
+    return bool(unit.records) and unit.records[0].machine.fingerprint == machine
+
+
+def _without_parts(changes: Sequence[Change], line: Sequence[str]) -> list[Change]:
+    """Leave out what is a part of a drift: a small step, or a shorter drift, of the same things within its range."""
+    place = {commit: number for number, commit in enumerate(line)}
+
+    def covers(wide: Change, part: Change) -> bool:
+        if wide is part or wide.pair.shape != "drift" or (wide.split, wide.scope) != (part.split, part.scope):
+            return False
+        inside = place[wide.pair.old] <= place[part.pair.old] and place[part.pair.new] <= place[wide.pair.new]
+        return inside and bool(set(wide.cases) & set(part.cases)) and wide.pair != part.pair
+
+    return [change for change in changes if not any(covers(wide, change) for wide in changes)]

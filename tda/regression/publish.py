@@ -1,0 +1,43 @@
+"""Write what a history says: ``nightly.md`` of its newest night, and ``alarms.json``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tda.regression.account import account
+from tda.regression.alarms import raised_in, replay
+from tda.regression.config import load_decisions
+from tda.regression.findings import Alarm
+from tda.regression.units import History
+from tda.results import write_whole
+
+ALARMS = "alarms.json"
+ACCOUNT = "nightly.md"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was written: the account's path, the alarms that its night raised, and what was skipped."""
+
+    path: Path
+    raised: tuple[Alarm, ...]
+    problems: tuple[str, ...]
+
+
+def write_account(history: History, decisions: Path, out: Path) -> Told:
+    """Write the newest finished night's account and the alarms as they stand.
+
+    Raises
+    ------
+    ValueError
+        If the decisions cannot be read, or no night has finished.
+    """
+    nights, problems = history.nights()
+    finished = [night for night in nights if night.finished]
+    if not finished:
+        raise ValueError(f"no night has finished in {history.folder}")
+    alarms, unknown = replay(finished, load_decisions(decisions))
+    write_whole(history.folder / ALARMS, alarms.model_dump_json(indent=1) + "\n")
+    problems += [*unknown, *history.units(finished[-1].id)[1]]
+    path = out / ACCOUNT
+    write_whole(path, account(finished[-1], alarms, problems))
+    return Told(path, tuple(raised_in(alarms, finished[-1].id)), tuple(problems))

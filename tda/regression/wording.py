@@ -1,0 +1,89 @@
+"""Sentences about changes, and the commands that show them again."""
+
+import shlex
+from collections.abc import Sequence
+
+from tda.regression.config import GridConfig, NightlyConfig
+from tda.regression.detect import Change, Pair, Suspect
+from tda.regression.quality import QualityMove
+
+WHAT = {"prefill": "Prefill", "select": "Selection", "decode": "Decode", "memory": "Peak memory"}
+
+
+def short(commit: str) -> str:
+    """A hash as people write it."""
+    return commit[:10]
+
+
+def relative(size: float) -> str:
+    """A relative change in words: "10.2% slower" needs the verb, so this gives "+10.2%"."""
+    return f"{size:+.1%}"
+
+
+def where(pair: Pair) -> str:
+    """The commit, or the range."""
+    if pair.shape == "drift":
+        return f"slowly over {short(pair.old)}..{short(pair.new)}"
+    return f"at {short(pair.new)}"
+
+
+def speed_sentence(change: Change, subject: str) -> str:
+    """What moved, by how much, where, and what did not."""
+    low, high = change.effect.bounds()
+    size = f"{relative(change.effect.size)} [{relative(low)}, {relative(high)}]"
+    worse = change.effect.log_ratio > 0
+    direction = ("more" if worse else "less") if change.split == "memory" else ("slower" if worse else "faster")
+    head = f"{WHAT[change.split]} {direction} {where(change.pair)} ({subject}): {size}"
+    if change.scope == "everything":
+        along = " and prefill" if "prefill" in change.along else ""
+        return f"{head}, everything alike{along and f' ({change.split}{along})'}."
+    if change.scope == "dense":
+        note = "ratios to dense look worse" if not worse else "ratios to dense look better"
+        return f"{head}, dense alone; methods did not move, so their {note} for that reason only."
+    return f"{head}, only {', '.join(change.cases)}."
+
+
+def warning_sentence(suspect: Suspect) -> str:
+    """A suspect that was not confirmed."""
+    size = relative(suspect.effect.size)
+    return (
+        f"{WHAT[suspect.key.split]} of {suspect.key.case} moved by {size} {where(suspect.pair)} in the first blocks; "
+        "fresh blocks did not confirm it."
+    )
+
+
+def quality_sentence(
+    pair: Pair, worst: QualityMove, moves: Sequence[QualityMove], back: str | None, subject: str
+) -> str:
+    """What changed in the text."""
+    parts = []
+    if worst.nll is not None:
+        parts.append(f"{worst.case} by {worst.nll.value:+.3g} nats a token" + _interval(worst))
+    sets = [f"{move.case} ({move.sets} of {move.documents} documents)" for move in moves if move.sets]
+    if sets:
+        parts.append(f"other neurons are kept: {', '.join(sets)}")
+    head = f"Quality moved at {short(pair.new)} ({subject})"
+    if back is not None:
+        head = f"Quality is again what it was at {short(back)} since {short(pair.new)} ({subject})"
+    return f"{head}: {'; '.join(parts)}."
+
+
+def _interval(move: QualityMove) -> str:
+    if move.nll is None or move.nll.low is None or move.nll.high is None:
+        return ""
+    return f" [{move.nll.low:+.3g}, {move.nll.high:+.3g}]"
+
+
+def reproduce(pair: Pair, config: NightlyConfig, cases: Sequence[str]) -> str:
+    """A command that compares the two commits on the grid in which the cases are."""
+    models = {case.rsplit(" on ", 1)[-1] for case in cases}
+    grids = [grid for grid in config.grids if models & set(grid.options.get("model", ()))] or list(config.grids)
+    return f"tda compare {short(pair.old)} {short(pair.new)} {' '.join(_options(grids[0]))}"
+
+
+def _options(grid: GridConfig) -> list[str]:
+    words = []
+    for name, value in grid.options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [f"--{name.replace('_', '-')}", shlex.quote(str(one))]
+    return words
