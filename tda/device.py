@@ -15,10 +15,7 @@ import psutil
 import torch
 
 from tda import __version__
-from tda.records import Commit, Machine
-
-BUILD_STAMP = "build.json"
-"""File in an installed package that names the commit it was built from: `tda.regression.builds` writes it."""
+from tda.records import BUILD_STAMP, Commit, Machine
 
 
 @cache

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RECORD_VERSION: Literal[1] = 1
+BUILD_STAMP = "build.json"
+"""File in an installed package that names the `Commit` it was built from."""
 
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]

@@ -7,8 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tda.device import BUILD_STAMP
-from tda.records import Commit
+from tda.records import BUILD_STAMP, Commit
 from tda.regression.repository import Repository
 
 TIMEOUT_S = 300

@@ -6,19 +6,22 @@ series over commits, cut at the steps that are plain. Within such a stretch noth
 of a step and a ramp says what. What it finds is a suspect like any other: fresh blocks decide.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import ruptures
 
-from tda.regression.detect import Pair
-from tda.regression.effects import Values
+from tda.regression.detect import Pair, Rules, Suspect, differences
+from tda.regression.effects import MIN_BLOCKS, Effect, Prior, Values, effect, resolution
+from tda.regression.series import Blocks, Key
 
 PENALTY = 3.0
 """PELT's penalty per change point, in units of log(commits) of a series with unit noise."""
 SHORTEST = 3
 """Commits that a stretch must have."""
+PLAIN = 1e-5
+"""A suspected step with a smaller p-value is plain: the search does not go across it."""
 
 
 @dataclass(frozen=True)
@@ -75,37 +78,76 @@ def _fits(levels: Values) -> Iterator[Fit]:
             yield Fit(start, stop, float(residual @ residual) + free * float(np.log(count)))
 
 
-def stretches(order: Sequence[str], plain_steps: Mapping[str, object]) -> list[list[str]]:
+@dataclass(frozen=True)
+class Search:
+    """What a search for slow changes is about.
+
+    Attributes
+    ----------
+    line : sequence of str
+        Measured commits, oldest first.
+    anchor : str
+        What levels are relative to.
+    priors : mapping
+        Noise of each series.
+    blocks : int
+        Blocks that a level comes from.
+    rules : Rules
+        What is large enough.
+    """
+
+    line: Sequence[str]
+    anchor: str
+    priors: Mapping[Key, Prior]
+    blocks: int
+    rules: Rules
+
+    def suspects(self, nights: Sequence[Blocks], steps: Sequence[Suspect], known: Collection[str]) -> list[Suspect]:
+        """Changes within stretches without a plain step.
+
+        Parameters
+        ----------
+        nights : sequence of Blocks
+            First blocks of each night, oldest first.
+        steps : sequence of Suspect
+            Single steps that are suspected already.
+        known : collection of str
+            Commits at which earlier nights found a change.
+        """
+        tested = {(suspect.pair, suspect.key) for suspect in steps}
+        found = []
+        for key, noise in self.priors.items():
+            levels = self.levels(nights, key)
+            plain = {*known, *(one.pair.new for one in steps if one.key == key and one.effect.p < PLAIN)}
+            error = resolution(noise, self.blocks).error
+            for pair in self._pairs(levels, error, plain):
+                size = levels[pair.new] - levels[pair.old]
+                if (pair, key) not in tested and abs(size) >= self.rules.smallest:
+                    found.append(Suspect(pair, key, Effect(size, error * 2**0.5, noise.dof)))
+        return found
+
+    def levels(self, nights: Sequence[Blocks], key: Key) -> dict[str, float]:
+        """Change of each commit against the anchor, as the night that measured it last has it."""
+        found = {}
+        for blocks in nights:
+            for commit in self.line:
+                values = differences(blocks, key, Pair(commit, self.anchor))
+                if len(values) >= MIN_BLOCKS:
+                    found[commit] = effect(values).log_ratio
+        return found
+
+    def _pairs(self, levels: Mapping[str, float], error: float, plain: Collection[str]) -> Iterator[Pair]:
+        for stretch in stretches([commit for commit in self.line if commit in levels], plain):
+            fit = shape(np.array([levels[commit] for commit in stretch]), error)
+            if fit is not None:
+                yield Pair(stretch[fit.stop], stretch[fit.start], "drift" if fit.is_ramp else "step")
+
+
+def stretches(order: Sequence[str], plain: Collection[str]) -> list[list[str]]:
     """Runs of commits without a plain step; the commit of a step begins a new one."""
     found: list[list[str]] = [[]]
     for commit in order:
-        if commit in plain_steps and found[-1]:
+        if commit in plain and found[-1]:
             found.append([])
         found[-1].append(commit)
-    return found
-
-
-def pairs(
-    order: Sequence[str], levels: Mapping[str, float], error: float, plain_steps: Mapping[str, object]
-) -> list[Pair]:
-    """What to measure again because a series moved within a stretch.
-
-    Parameters
-    ----------
-    order : sequence of str
-        Commits, oldest first.
-    levels : mapping
-        Level of each commit.
-    error : float
-        Standard error of one level.
-    plain_steps : mapping
-        Commits at which a step is plain already.
-    """
-    found = []
-    for stretch in stretches([commit for commit in order if commit in levels], plain_steps):
-        if len(stretch) < SHORTEST:
-            continue
-        fit = shape(np.array([levels[commit] for commit in stretch]), error)
-        if fit is not None:
-            found.append(Pair(stretch[fit.stop], stretch[fit.start], "drift" if fit.is_ramp else "step"))
     return found

@@ -4,22 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from tda.records import Record
 from tda.regression import detect, drift
 from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Rules, Suspect
-from tda.regression.effects import MIN_BLOCKS, Prior, effect, resolution
+from tda.regression.effects import Prior, resolution
 from tda.regression.findings import Finding
 from tda.regression.quality import QualityMove, quality_moves, scope_of
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
 from tda.regression.units import History, Night, Unit
 from tda.regression.wording import quality_sentence, reproduce, speed_sentence, warning_sentence
-
-PLAIN = 1e-5
-"""A suspect with a smaller p-value is a plain step: a search for drift does not go across it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,10 @@ class Judge:
     def suspects(self) -> list[Suspect]:
         """Steps that the first blocks show, then what only the whole history shows."""
         steps = detect.suspects(self.first, self.pairs, self.priors, self.rules)
-        return steps + self._slow(steps)
+        known = [finding for night in self._earlier for finding in night.findings if finding.verdict != "warning"]
+        search = drift.Search(self._line, self.night.anchor, self.priors, self.config.blocks, self.rules)
+        slow = search.suspects(self._blocks, steps, {finding.commit for finding in known})
+        return steps + [suspect for suspect in slow if suspect.pair.new in self.order]
 
     def to_confirm(self) -> list[str]:
         """Commits of all suspects, oldest first."""
@@ -113,33 +111,6 @@ class Judge:
         """First blocks of the earlier nights, oldest first, and of this one."""
         return [*(Blocks(self.history.units(night.id)[0], "first") for night in self._earlier), self.first]
 
-    def _slow(self, steps: Sequence[Suspect]) -> list[Suspect]:
-        known = {
-            finding.commit for night in self._earlier for finding in night.findings if finding.verdict != "warning"
-        }
-        tested = {(suspect.pair, suspect.key) for suspect in steps}
-        found = []
-        for key, noise in self.priors.items():
-            levels = self._levels(key)
-            plain = known | {one.pair.new for one in steps if one.key == key and one.effect.p < PLAIN}
-            error = resolution(noise, self.config.blocks).error
-            for pair in drift.pairs(self._line, levels, error, dict.fromkeys(plain)):
-                size = levels[pair.new] - levels[pair.old]
-                fresh = pair.new in self.order and (pair, key) not in tested
-                if fresh and abs(size) >= self.rules.smallest:
-                    found.append(Suspect(pair, key, effect(np.full(MIN_BLOCKS, size))))
-        return found
-
-    def _levels(self, key: Key) -> dict[str, float]:
-        """Change of each commit against the anchor, from the night that measured it last."""
-        levels = {}
-        for blocks in self._blocks:
-            for commit, role in blocks.of(key):
-                values = detect.differences(blocks, key, Pair(commit, self.night.anchor))
-                if role == "commit" and len(values) >= MIN_BLOCKS:
-                    levels[commit] = effect(values).log_ratio
-        return levels
-
     # Findings.
 
     def findings(self) -> Judged:
@@ -149,8 +120,8 @@ class Judge:
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
         found = [self._speed(change) for change in changes]
         held = {(one.suspect.pair.new, one.suspect.key.split) for one in confirmed if one.holds}
-        doubtful = [one.suspect for one in confirmed if not one.holds]
-        found += [self._warning(one) for one in doubtful if (one.pair.new, one.key.split) not in held]
+        doubtful = {(o.suspect.pair, o.suspect.key[:2]): o.suspect for o in confirmed if not o.holds}
+        found += [self._warning(one) for one in doubtful.values() if (one.pair.new, one.key.split) not in held]
         found += self._quality()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}

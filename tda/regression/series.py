@@ -70,12 +70,16 @@ class Blocks:
         Of one machine and one stage; failed ones have no values.
     """
 
-    def __init__(self, units: Iterable[Unit], stage: Stage = "first") -> None:
+    def __init__(self, units: Iterable[Unit] = (), stage: Stage = "first") -> None:
         self._values: dict[Key, dict[Build, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
         for unit in units:
             if unit.stage == stage and unit.status == "ok":
                 for key, value in series_of(unit).items():
-                    self._values[key][unit.commit, unit.role][unit.block] = value
+                    self.put(key, (unit.commit, unit.role), unit.block, value)
+
+    def put(self, key: Key, build: Build, block: int, value: float) -> None:
+        """Add the number of one process."""
+        self._values[key][build][block] = value
 
     @property
     def keys(self) -> list[Key]:

@@ -1,0 +1,127 @@
+"""Records, units and nights with chosen values, and a fake package that serves them as real commits."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.regression.units import History, Night, NightCommit, Unit
+
+MACHINE = Machine(
+    cpu="Test CPU",
+    cores=2,
+    threads=2,
+    memory_bytes=1 << 30,
+    python="3.11",
+    torch="2.13.0",
+    transformers="5.24.0",
+    tda="0.1.0",
+    system="Linux",
+)
+LEVELS: Mapping[str, float] = {"prefill_ms": 20.0, "select_ms": 6.0, "decode_ms": 8.0, "peak_memory_bytes": 5e8}
+DOCUMENTS = 6
+
+
+def record(method: str = "dense", *, model: str = "shape:25m", machine: Machine = MACHINE, **values: Any) -> Record:
+    """A merged record of two rounds with these levels; `nll` and `digest` make it one of quality too."""
+    levels = {**LEVELS, **values}
+    nll, digest = levels.pop("nll", None), levels.pop("digest", None)
+    measurements = {name: Measurement.of(name, [value, value]) for name, value in levels.items()}
+    if nll is not None:
+        measurements["nll_nats"] = Measurement.of("nll_nats", [nll + i for i in range(DOCUMENTS)], range(DOCUMENTS))
+    if digest is not None or method in ("griffin", "tda"):
+        digests = [float(digest or 1)] * DOCUMENTS
+        measurements["selection_digest"] = Measurement.of("selection_digest", digests, range(DOCUMENTS))
+    case = Case(model=model, method=method, sparsity=0.0 if method == "dense" else 0.5, prompt_tokens=64, new_tokens=16)
+    return Record(
+        case=case,
+        round=2,
+        commit=Commit(hash="0" * 40, dirty=False),
+        machine=machine,
+        status="ok",
+        measurements=measurements,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+    )
+
+
+def unit(commit: str, records: Sequence[Record], **fields: Any) -> Unit:
+    """A good unit of the speed grid."""
+    told = {"night": "n1", "grid": "speed", "block": 1, "order": 0, "status": "ok", **fields}
+    return Unit(commit=commit, records=tuple(records), started="2026-01-01T00:00:00+00:00", seconds=1.0, **told)
+
+
+def night(commits: Sequence[str], **fields: Any) -> Night:
+    """The account of a finished night over commits that were all measured."""
+    listed = tuple(
+        NightCommit(hash=c, date=f"2026-01-{n + 1:02d}T00:00:00+00:00", subject=f"Commit {n}", status="measured")
+        for n, c in enumerate(commits)
+    )
+    told = {"id": "n1", "started": "s", "finished": "f", "machine": MACHINE, "anchor": commits[0], "commits": listed}
+    return Night(**{**told, **fields})
+
+
+FAKE = """
+import json
+from pathlib import Path
+__version__ = "0.1.0"
+
+
+def run_bench(out, **options):
+    folder = Path(__file__).parent
+    with open(folder.parent.parent / "ran.log", "a") as log:
+        log.write(folder.parent.name + " " + options["preset"] + "\\n")
+    text = (folder / "records.jsonl").read_text()
+    (Path(out) / "results.jsonl").write_text(text)
+"""
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "tda"
+version = "0.1.0"
+[tool.setuptools.packages.find]
+include = ["tda*"]
+[tool.setuptools.package-data]
+tda = ["records.jsonl"]
+"""
+
+
+class FakeRepository:
+    """A git repository whose commits are packages that serve given records in no time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "tda").mkdir(parents=True)
+        (folder / "pyproject.toml").write_text(PROJECT)
+        (folder / "tda" / "__init__.py").write_text(FAKE)
+        self._git("init", "--quiet", "--initial-branch", "main")
+
+    def commit(self, subject: str, records: Sequence[Record] | None = None, **files: str) -> str:
+        """Commit records and files (a name's `__` stands for `/`, a trailing `_py` for `.py`); the hash."""
+        if records is not None:
+            lines = "".join(one.model_dump_json() + "\n" for one in records)
+            (self.folder / "tda" / "records.jsonl").write_text(lines)
+        for name, text in files.items():
+            (self.folder / name.replace("__", "/").replace("_py", ".py").replace("_toml", ".toml")).write_text(text)
+        self._git("add", "--all")
+        self._git(
+            *("-c", "user.name=t", "-c", "user.email=t@localhost"),
+            *("commit", "--quiet", "--allow-empty", "--message", subject),
+        )
+        return self._git("rev-parse", "HEAD")
+
+    def _git(self, *words: str) -> str:
+        done = subprocess.run(["git", "-C", str(self.folder), *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+
+def history(folder: Path, told: Night, units: Sequence[Unit]) -> History:
+    """A history of one night on disk."""
+    made = History(folder)
+    made.write(told)
+    for one in units:
+        made.keep(one)
+    return made

@@ -1,0 +1,252 @@
+"""A scratch history with planted changes: real commits of a copy of this package, real extra work.
+
+``python -m tests.planted FOLDER`` makes the repository; `benchmarks/nightly/proof.py` runs nights over it. Extra work
+is products with the model's own weights, as many as make the asked share of a step on this machine.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("tda", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
+MODEL = "shape:25m"
+
+WORK = '''"""Extra work of the planted commits."""
+
+import torch
+from torch.nn import functional
+
+
+def work(ffns, products):
+    """Multiply a vector with the up projections in turn, so many times."""
+    for number in range(products):
+        weight = ffns[number % len(ffns)].up.weight
+        with torch.no_grad():
+            functional.linear(torch.ones(1, weight.shape[1], dtype=weight.dtype), weight)
+'''
+
+RUN = "tda/engine/run.py"
+BEFORE_CALL = "        self._call = Call(phase, rows, count, mask, request)\n"
+BEGIN_DECODE = "    def _begin_decode(self, request: Request, mask: Tensor) -> None:\n"
+LOAD = "            self._load(request, kept)\n\n"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of a file's text."""
+
+    path: str
+    old: str
+    new: str
+
+    @property
+    def undone(self) -> "Edit":
+        """The change back."""
+        return Edit(self.path, self.new, self.old)
+
+    def apply(self, folder: Path) -> None:
+        """Change the file; the old text must be there exactly once."""
+        file = folder / self.path
+        text = file.read_text()
+        assert text.count(self.old) == 1, f"{self.path} has {text.count(self.old)} places like {self.old!r}"
+        file.write_text(text.replace(self.old, self.new))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a night must say of a commit: verdict, split and scope; for a drift, the commit at which it begins."""
+
+    verdict: str
+    split: str
+    scope: str
+    since: str | None = None
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A commit of the scratch history; `also` are splits that move as well, rightly."""
+
+    subject: str
+    edits: tuple[Edit, ...] = ()
+    expected: Expected | None = None
+    status: str = "measured"
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many products are one percent of a dense decode step, and of a dense prefill."""
+
+    decode: float
+    prefill: float
+
+    @classmethod
+    def measured(cls, prompt_tokens: int = 64) -> "Sizes":
+        """Measure step, prefill and product on this machine."""
+        import torch
+        from torch.nn import functional
+
+        import tda
+        from tda.engine.phases import decode, prefill
+        from tda.families import find_ffns
+
+        model, _ = tda.load_model(MODEL, dtype="bfloat16")
+        weights = [ffn.up.weight for ffn in find_ffns(model)]
+        prompt = torch.arange(prompt_tokens).view(1, -1)
+
+        def product() -> None:
+            for weight in weights:
+                functional.linear(torch.ones(1, weight.shape[1], dtype=weight.dtype), weight)
+
+        with torch.no_grad(), tda.attach(model, tda.Dense()):
+            _, cache = prefill(model, prompt)
+            step_ms = _median_ms(lambda: decode(model, prompt[:, :1], cache))
+            prefill_ms = _median_ms(lambda: prefill(model, prompt))
+            product_ms = _median_ms(product) / len(weights)
+        return cls(step_ms / product_ms / 100, prefill_ms / product_ms / 100)
+
+
+def _median_ms(run, repeats: int = 40) -> float:  # type: ignore[no-untyped-def]
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return sorted(times)[repeats // 2]
+
+
+def _docs(number: int) -> Planted:
+    return Planted(f"Say more in the read-me ({number})")
+
+
+def _work_in(name: str, products: float) -> str:
+    return f"        work({name}, {round(products)})\n"
+
+
+def history(sizes: Sizes) -> list[Planted]:
+    """The commits after the first one, oldest first."""
+    griffin = Edit(
+        RUN,
+        BEGIN_DECODE,
+        f'{BEGIN_DECODE}        if self.method.name == "griffin":\n    {_work_in("self.ffns", 10 * sizes.decode)}',
+    )
+    share = f"work(self.ffns, {round(10 * sizes.prefill)} if phase == 'prefill' else {round(10 * sizes.decode)})"
+    everything = Edit(RUN, BEFORE_CALL, f"        {share}\n{BEFORE_CALL}")
+    again = "            self._load(request, request.choose(self.method, self.ffns, self.thresholds))\n"
+    selection = Edit(RUN, LOAD, LOAD.rstrip("\n") + "\n" + again + "\n")
+    threshold = Edit(
+        "tda/methods/tda.py", "kept = scores >= cuts.unsqueeze(1)", "kept = scores >= 1.2 * cuts.unsqueeze(1)"
+    )
+    memory = Edit(
+        "tda/kernels/compact.py",
+        "        self._buffers: dict[str, Tensor] = {}\n",
+        "        self._buffers: dict[str, Tensor] = {}\n"
+        "        self._twins = [linear.weight.detach().clone() for linear in (*self._inputs, ffn.down)]\n",
+    )
+    sparser = ("decode", "select", "memory")  # fewer neurons are kept
+    broken = Edit("pyproject.toml", "[project]\n", "[project\n")
+    crash = Edit("tda/bench/run.py", "OTHER_KIND = ", 'raise RuntimeError("planted crash")\nOTHER_KIND = ')
+    return [
+        _docs(1),
+        Planted("Griffin checks more in decode", (griffin,), Expected("alarm", "decode", "method")),
+        _docs(2),
+        Planted("Griffin checks less again", (griffin.undone,), Expected("improvement", "decode", "method")),
+        _docs(3),
+        Planted("Validate every forward", (everything,), Expected("alarm", "decode", "everything")),
+        _docs(4),
+        Planted("Validate no forward", (everything.undone,), Expected("improvement", "decode", "everything")),
+        Planted("Build differently", (broken,), status="build failed"),
+        Planted("Build as before", (broken.undone,)),
+        Planted("Dense without its detour", (_dense(sizes).undone,), Expected("improvement", "decode", "dense")),
+        _docs(5),
+        Planted("Select with care", (selection,), Expected("alarm", "select", "method")),
+        _docs(6),
+        _docs(7),
+        *_drift(sizes),
+        _docs(8),
+        _docs(9),
+        Planted("Simplify the threshold", (threshold,), Expected("alarm", "quality", "method"), also=sparser),
+        Planted("Mend the threshold", (threshold.undone,), Expected("improvement", "quality", "method"), also=sparser),
+        _docs(10),
+        Planted("Keep twins of the weights", (memory,), Expected("alarm", "memory", "method")),
+        Planted("Refactor the bench", (crash,), status="crashed"),
+        Planted("Mend the bench", (crash.undone,)),
+        _docs(11),
+    ]
+
+
+def _dense(sizes: Sizes) -> Edit:
+    """Work that only dense decode does, there from the first commit on."""
+    line = '            self._executed = "dense"\n'
+    return Edit(RUN, line, f"{line}    {_work_in('self.ffns', 10 * sizes.decode)}")
+
+
+def _drift(sizes: Sizes, steps: int = 5) -> list[Planted]:
+    """Every decode step 2% slower, commit after commit."""
+    planted, before = [], ""
+    for step in range(1, steps + 1):
+        now = f"        work(self.ffns, 0 if phase == 'prefill' else {round(2 * step * sizes.decode)})\n"
+        edit = Edit(RUN, before + BEFORE_CALL, now + BEFORE_CALL)
+        last = step == steps
+        expected = Expected("alarm", "decode", "everything", since="Check a little more (1)") if last else None
+        planted.append(Planted(f"Check a little more ({step})", (edit,), expected))
+        before = now
+    return planted
+
+
+def unchanged(commits: int) -> list[Planted]:
+    """Commits that change nothing that runs."""
+    return [_docs(number) for number in range(1, commits + 1)]
+
+
+def build(folder: Path, sizes: Sizes, plants: Sequence[Planted]) -> list[tuple[str, Planted]]:
+    """Make the repository; the hash of every commit with what was planted, oldest first."""
+    folder.mkdir(parents=True)
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "records", "*.pyc")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "tda" / "planted.py").write_text(WORK)
+    Edit(RUN, "\nPhase = Literal", "from tda.planted import work\n\nPhase = Literal").apply(folder)
+    _dense(sizes).apply(folder)
+    _git(folder, "init", "--quiet", "--initial-branch", "main")
+    first = Planted("Begin")
+    made = [(_commit(folder, first.subject), first)]
+    for number, planted in enumerate(plants):
+        for edit in planted.edits:
+            edit.apply(folder)
+        if not planted.edits:
+            with open(folder / "README.md", "a") as file:
+                file.write(f"\nLine {number}.\n")
+        made.append((_commit(folder, planted.subject), planted))
+    return made
+
+
+def _commit(folder: Path, subject: str) -> str:
+    _git(folder, "add", "--all")
+    _git(folder, "-c", "user.name=planter", "-c", "user.email=planter@localhost", "commit", "--quiet", "-m", subject)
+    return _git(folder, "rev-parse", "HEAD")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def main(words: Sequence[str]) -> None:
+    """Make a scratch history and print its commits."""
+    sizes = Sizes.measured()
+    for commit, planted in build(Path(words[0]), sizes, history(sizes)):
+        print(commit[:10], planted.subject)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

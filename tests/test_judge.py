@@ -1,0 +1,359 @@
+"""The judgement of a night, on units with planted values and noise: right commit, right name, nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tda.regression import detect, drift
+from tda.regression.config import GridConfig, NightlyConfig
+from tda.regression.effects import effect, holm, prior, resolution
+from tda.regression.findings import Finding
+from tda.regression.judge import Judge
+from tda.regression.repository import CommitFacts, Repository
+from tda.regression.series import Blocks, Key, series_of
+from tests import nights
+
+BLOCKS = 8
+CONFIG = NightlyConfig(
+    grids=(
+        GridConfig(name="speed", options={"preset": "smoke", "model": ["shape:25m"], "method": ["griffin", "tda"]}),
+        GridConfig(name="quality", repeated=False, options={"preset": "smoke", "model": ["ref:swiglu"]}),
+    )
+)
+METHODS = ("dense", "griffin", "tda")
+Levels = Callable[[int, str], dict[str, float]]
+"""Factors on the usual levels, by number of the commit and method."""
+
+
+class Line(Repository):
+    """A repository of numbered commits in one line."""
+
+    def __init__(self, commits: list[str]) -> None:
+        self.commits = commits
+
+    def between(self, older: str | None, newest: str) -> list[str]:
+        return self.commits[: self.commits.index(newest) + 1]
+
+    def facts(self, commit: str) -> CommitFacts:
+        return CommitFacts(commit, "2026-01-01T00:00:00+00:00", f"Commit {self.commits.index(commit)}")
+
+
+def commits(count: int) -> list[str]:
+    return [f"{number:040x}" for number in range(count)]
+
+
+def nothing(number: int, method: str) -> dict[str, float]:
+    return {}
+
+
+def units(count: int, levels: Levels, seed: int = 0, **quality: Callable[[int, str], float]) -> list:
+    """Units of all stages: 1% noise a process, 1% a block, and a burst of 30% now and then."""
+    draw = np.random.default_rng(seed)
+    made = []
+    builds = [(0, "control"), *((number, "commit") for number in range(count))]
+    for stage in ("first", "confirm"):
+        for block in range(1, BLOCKS + 1):
+            common = draw.normal(0, 0.01)
+            for number, role in builds:
+                burst = 0.3 * draw.random() if draw.random() < 0.03 else 0.0
+                records = []
+                for method in METHODS:
+                    factors = levels(number, method)
+                    values = {
+                        name: level * factors.get(name, 1.0) * np.exp(common + burst + draw.normal(0, 0.01))
+                        for name, level in nights.LEVELS.items()
+                    }
+                    records.append(nights.record(method, **values))
+                made.append(nights.unit(commits(count)[number], records, role=role, stage=stage, block=block))
+    for number in range(count):
+        records = [
+            nights.record(m, model="ref:swiglu", nll=quality["nll"](number, m), digest=quality["digest"](number, m))
+            for m in METHODS
+            if quality
+        ]
+        if records:
+            made.append(nights.unit(commits(count)[number], records, grid="quality"))
+    return made
+
+
+def findings(folder: Path, count: int, levels: Levels = nothing, **more: object) -> list[Finding]:
+    night = nights.night(commits(count))
+    history = nights.history(folder, night, units(count, levels, **more))
+    return list(Judge(history, night, CONFIG, Line(commits(count))).findings().findings)
+
+
+def sure(found: list[Finding]) -> list[Finding]:
+    return [finding for finding in found if finding.verdict != "warning"]
+
+
+def place(finding: Finding) -> int:
+    return int(finding.commit, 16)
+
+
+def only(found: list[Finding]) -> Finding:
+    assert len(sure(found)) == 1, [finding.sentence for finding in found]
+    return sure(found)[0]
+
+
+def test_no_change_finds_nothing(tmp_path: Path) -> None:
+    for seed in range(5):
+        assert not sure(findings(tmp_path / str(seed), 10, seed=seed))
+
+
+def test_one_method_slower(tmp_path: Path) -> None:
+    finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 1.1} if n >= 4 and m == "griffin" else {}))
+    assert (finding.verdict, finding.split, finding.scope, finding.shape) == ("alarm", "decode", "method", "step")
+    assert place(finding) == 4
+    assert int(finding.good, 16) == 3
+    assert finding.cases == ("griffin 0.5 on shape:25m",)
+    assert finding.low is not None
+    assert finding.high is not None
+    assert finding.size is not None
+    assert finding.low < 0.1 < finding.high
+    assert 0.07 < finding.size < 0.13
+    assert finding.p is not None
+    assert finding.p <= detect.FAMILY
+    assert "Commit 4" in finding.sentence
+    assert "slower" in finding.sentence
+    assert finding.reproduce.startswith("tda compare 0000000000 0000000000 --preset smoke --model shape:25m --method")
+
+
+def test_everything_slower(tmp_path: Path) -> None:
+    finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 1.1} if n >= 5 else {}))
+    assert (finding.split, finding.scope, place(finding)) == ("decode", "everything", 5)
+    assert set(finding.cases) == {"dense on shape:25m", "griffin 0.5 on shape:25m", "tda 0.5 on shape:25m"}
+
+
+def test_dense_alone_faster_is_no_alarm(tmp_path: Path) -> None:
+    finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 0.9} if n >= 3 and m == "dense" else {}))
+    assert (finding.verdict, finding.split, finding.scope, place(finding)) == ("improvement", "decode", "dense", 3)
+    assert finding.cases == ("dense on shape:25m",)
+    assert "for that reason only" in finding.sentence
+
+
+def test_everything_and_a_method_more(tmp_path: Path) -> None:
+    def levels(number: int, method: str) -> dict[str, float]:
+        return {"decode_ms": 1.32 if method == "tda" else 1.1} if number >= 4 else {}
+
+    found = sure(findings(tmp_path, 8, levels))
+    assert {(finding.scope, place(finding)) for finding in found} == {("everything", 4), ("method", 4)}
+    own = next(finding for finding in found if finding.scope == "method")
+    assert own.cases == ("tda 0.5 on shape:25m",)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "scope", "factor"),
+    [
+        ("select_ms", "select", "method", 2.0),
+        ("peak_memory_bytes", "memory", "everything", 1.1),
+        ("prefill_ms", "prefill", "everything", 1.1),
+    ],
+)
+def test_other_splits(tmp_path: Path, name: str, split: str, scope: str, factor: float) -> None:
+    finding = only(findings(tmp_path, 8, lambda n, m: {name: factor} if n >= 4 else {}))
+    assert (finding.verdict, finding.split, finding.scope, place(finding)) == ("alarm", split, scope, 4)
+
+
+def test_drift_is_named_with_its_range(tmp_path: Path) -> None:
+    def levels(number: int, method: str) -> dict[str, float]:
+        return {"decode_ms": 1.02 ** min(max(number - 4, 0), 5)}
+
+    found = sure(findings(tmp_path, 13, levels))
+    finding = only(found)
+    assert (finding.shape, finding.split, finding.scope) == ("drift", "decode", "everything")
+    assert abs(int(finding.good, 16) - 4) <= 1
+    assert abs(place(finding) - 9) <= 1
+    assert finding.size is not None
+    assert 0.06 < finding.size < 0.14
+    assert "slowly over" in finding.sentence
+
+
+def test_a_burst_in_one_block_is_no_alarm(tmp_path: Path) -> None:
+    night = nights.night(commits(6))
+    made = units(6, nothing)
+    bad = next(u for u in made if u.commit == commits(6)[3] and u.stage == "first" and u.block == 2)
+    slow = [record.model_copy(update=_slower(record, 3.0)) for record in bad.records]
+    history = nights.history(
+        tmp_path, night, [bad.model_copy(update={"records": tuple(slow)}) if u is bad else u for u in made]
+    )
+    assert not sure(list(Judge(history, night, CONFIG, Line(commits(6))).findings().findings))
+
+
+def _slower(record, factor: float) -> dict:  # type: ignore[no-untyped-def,type-arg]
+    found = record.measurements["decode_ms"]
+    scaled = found.model_copy(update={"samples": tuple(factor * sample for sample in found.samples)})
+    return {"measurements": {**record.measurements, "decode_ms": scaled}}
+
+
+def test_what_fresh_blocks_do_not_confirm_is_a_warning(tmp_path: Path) -> None:
+    night = nights.night(commits(6))
+    slow = units(6, lambda n, m: {"decode_ms": 1.1} if n == 5 and m == "tda" else {})
+    calm = units(6, nothing)
+    mixed = [u for u in slow if u.stage == "first"] + [u for u in calm if u.stage == "confirm"]
+    history = nights.history(tmp_path, night, mixed)
+    found = Judge(history, night, CONFIG, Line(commits(6))).findings().findings
+    assert [finding.verdict for finding in found] == ["warning"]
+    assert "did not confirm" in found[0].sentence
+
+
+def test_only_suspects_are_measured_again(tmp_path: Path) -> None:
+    night = nights.night(commits(8))
+    made = units(8, lambda n, m: {"decode_ms": 1.1} if n >= 4 and m == "griffin" else {})
+    history = nights.history(tmp_path, night, [u for u in made if u.stage == "first"])
+    assert Judge(history, night, CONFIG, Line(commits(8))).to_confirm() == commits(8)[3:5]
+
+
+def test_quality_alarms_on_sets_and_likelihood(tmp_path: Path) -> None:
+    found = findings(
+        tmp_path,
+        6,
+        nll=lambda n, m: 3.05 if m == "tda" and n == 3 else 3.0,
+        digest=lambda n, m: 7.0 if m == "tda" and n == 3 else 1.0,
+    )
+    worse, mended = sure(found)
+    assert (worse.verdict, worse.split, worse.scope, place(worse)) == ("alarm", "quality", "method", 3)
+    assert worse.cases == ("tda 0.5 on ref:swiglu",)
+    assert worse.unit == "nats/token"
+    assert worse.size == pytest.approx(0.05)
+    assert (mended.verdict, place(mended)) == ("improvement", 4)
+    assert "again what it was at" in mended.sentence
+
+
+def test_rounding_is_no_quality_change(tmp_path: Path) -> None:
+    found = findings(tmp_path, 4, nll=lambda n, m: 3.0 + 5e-5 * n, digest=lambda n, m: 1.0)
+    assert not found
+
+
+def test_sets_alone_are_an_alarm(tmp_path: Path) -> None:
+    finding = only(
+        findings(tmp_path, 4, nll=lambda n, m: 3.0, digest=lambda n, m: 9.0 if m == "griffin" and n >= 2 else 1.0)
+    )
+    assert (finding.verdict, finding.unit, finding.size, place(finding)) == ("alarm", "sets", None, 2)
+    assert "6 of 6 documents" in finding.sentence
+
+
+def test_a_commit_that_was_not_measured_is_stepped_over(tmp_path: Path) -> None:
+    def levels(number: int, method: str) -> dict[str, float]:
+        return {"decode_ms": 1.1} if number >= 4 and method == "griffin" else {}
+
+    told = nights.night(commits(8))
+    broken = told.commits[4].model_copy(update={"status": "build failed"})
+    told = told.model_copy(update={"commits": (*told.commits[:4], broken, *told.commits[5:])})
+    made = [u for u in units(8, levels) if u.commit != broken.hash]
+    history = nights.history(tmp_path, told, made)
+    finding = only(list(Judge(history, told, CONFIG, Line(commits(8))).findings().findings))
+    assert (int(finding.good, 16), place(finding)) == (3, 5)
+
+
+def test_machines_are_never_mixed(tmp_path: Path) -> None:
+    """Units of another machine, twice as slow, count for nothing."""
+    other = nights.MACHINE.model_copy(update={"cpu": "Other CPU"})
+    made = units(5, nothing)
+    alien = [
+        u.model_copy(
+            update={"records": tuple(r.model_copy(update={**_slower(r, 2.0), "machine": other}) for r in u.records)}
+        )
+        for u in made
+        if u.commit == commits(5)[3] and u.role == "commit"
+    ]
+    rest = [u for u in made if u.commit != commits(5)[3]]
+    history = nights.history(tmp_path, nights.night(commits(5)), [*rest, *alien])
+    assert not sure(list(Judge(history, nights.night(commits(5)), CONFIG, Line(commits(5))).findings().findings))
+
+
+def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
+    """Two nights, each too short to show it."""
+
+    def levels(number: int, method: str) -> dict[str, float]:
+        return {"decode_ms": 1.015 ** min(max(number - 2, 0), 5)}
+
+    all_commits, made = commits(9), units(9, levels)
+    one = nights.night(all_commits[:5])
+    two = nights.night([*all_commits[4:]], id="n2", anchor=all_commits[0])
+    history = nights.history(tmp_path, one, [u for u in made if u.commit in all_commits[:5]])
+    late = [u for u in made if u.commit in (all_commits[0], *all_commits[4:]) or u.stage == "confirm"]
+    for each in late:
+        history.keep(each.model_copy(update={"night": "n2"}))
+    found = sure(list(Judge(history, two, CONFIG, Line(all_commits)).findings().findings))
+    assert [finding.shape for finding in found if finding.split == "decode"] == ["drift"]
+
+
+# Numbers.
+
+
+def test_effect_is_a_plain_rewrite() -> None:
+    values = np.array([0.01, 0.02, 0.09, -0.2, 0.03, 0.02, 0.01, 0.04])
+    found = effect(values)
+    kept = np.sort(values)[1:-1]
+    winsorised = np.clip(values, kept[0], kept[-1])
+    error = np.sqrt(((winsorised - winsorised.mean()) ** 2).sum() / 7 * 7 / (6 * 5))
+    assert found.log_ratio == pytest.approx(kept.mean())
+    assert found.error == pytest.approx(error)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(kept.mean() / error), 5))
+    low, high = found.bounds()
+    assert low < found.size < high
+
+
+def test_noise_moderates_an_error_that_is_small_by_chance() -> None:
+    calm, wild = np.full(8, 0.02) + np.linspace(-1e-5, 1e-5, 8), np.linspace(-0.05, 0.05, 8)
+    pooled = prior([wild, wild + 1.0])
+    assert pooled is not None
+    assert effect(calm, pooled).p > 0.05
+    assert effect(calm).p < 1e-6
+    assert resolution(pooled, 8).floor() > resolution(pooled, 32).floor() > 0
+
+
+def test_too_few_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 blocks; an effect needs 4"):
+        effect(np.zeros(3))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_a_plain_rewrite(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    for rank, index in enumerate(order):
+        expected = max(min(1.0, (len(p_values) - r) * p_values[order[r]]) for r in range(rank + 1))
+        assert corrected[index] == pytest.approx(expected)
+
+
+def test_series_of_a_unit() -> None:
+    made = nights.unit("a" * 40, [nights.record("dense"), nights.record("griffin", decode_ms=6.0), nights.record("tt")])
+    found = series_of(made)
+    assert found[Key("decode", "griffin 0.5 on shape:25m", relative=True)] == pytest.approx(0.75)
+    assert found[Key("prefill", "dense on shape:25m")] == 20.0
+    assert found[Key("select", "griffin 0.5 on shape:25m")] == 6.0
+    assert Key("select", "tt 0.5 on shape:25m") not in found  # it chooses within decode
+    assert Key("prefill", "griffin 0.5 on shape:25m") not in found
+
+
+def test_select_time_below_zero_is_compared_relatively() -> None:
+    blocks, key = Blocks(), Key("select", "tda 0.5 on m")
+    for number, (new, old) in enumerate([(4.0, 2.0), (-0.5, 2.0), (3.0, 1.0), (4.0, 2.0)], start=1):
+        blocks.put(key, ("b", "commit"), number, new)
+        blocks.put(key, ("a", "commit"), number, old)
+    np.testing.assert_allclose(blocks.differences(key, ("b", "commit"), ("a", "commit")), [1.0, -1.25, 1.0, 1.0])
+
+
+def test_change_points_and_shapes() -> None:
+    flat = np.zeros(12)
+    assert drift.change_points(flat, 0.01) == []
+    assert drift.shape(flat, 0.01) is None
+    step = np.where(np.arange(12) >= 7, 0.1, 0.0)
+    assert drift.change_points(step, 0.01) == [7]
+    fit = drift.shape(step, 0.01)
+    assert fit is not None
+    assert (fit.start, fit.stop, fit.is_ramp) == (6, 7, False)
+    ramp = np.clip((np.arange(12) - 3) * 0.02, 0, 0.1)
+    fit = drift.shape(ramp, 0.005)
+    assert fit is not None
+    assert (fit.start, fit.stop, fit.is_ramp) == (3, 8, True)
+
+
+def test_stretches_begin_at_plain_steps() -> None:
+    assert drift.stretches(["a", "b", "c", "d"], {"c"}) == [["a", "b"], ["c", "d"]]
