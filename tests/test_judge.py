@@ -340,19 +340,55 @@ def test_select_time_below_zero_is_compared_relatively() -> None:
     np.testing.assert_allclose(blocks.differences(key, ("b", "commit"), ("a", "commit")), [1.0, -1.25, 1.0, 1.0])
 
 
+def levels(values: object, night: int = 0) -> list[drift.Level]:
+    return [drift.Level(float(value), night) for value in np.asarray(values)]
+
+
 def test_change_points_and_shapes() -> None:
     flat = np.zeros(12)
-    assert drift.change_points(flat, 0.01) == []
-    assert drift.shape(flat, 0.01) is None
+    assert drift.change_points(flat) == []
+    assert drift.shape(levels(flat), 0.01) is None
     step = np.where(np.arange(12) >= 7, 0.1, 0.0)
-    assert drift.change_points(step, 0.01) == [7]
-    fit = drift.shape(step, 0.01)
-    assert fit is not None
-    assert (fit.start, fit.stop, fit.is_ramp) == (6, 7, False)
+    assert drift.change_points(step / 0.01) == [7]
+    assert drift.shape(levels(step), 0.01) == drift.Fit(6, 7)
     ramp = np.clip((np.arange(12) - 3) * 0.02, 0, 0.1)
-    fit = drift.shape(ramp, 0.005)
-    assert fit is not None
-    assert (fit.start, fit.stop, fit.is_ramp) == (3, 8, True)
+    fit = drift.shape(levels(ramp), 0.005)
+    assert fit == drift.Fit(3, 8)
+    assert fit.is_ramp
+
+
+def test_the_noise_of_a_night_s_anchor_is_no_step() -> None:
+    """All levels of the second night stand higher by what its anchor happened to be: seen only if that is ignored."""
+    draw = np.random.default_rng(1)
+    values = [draw.normal(0, 0.007, 10), draw.normal(0, 0.007, 10) + 0.02]
+    assert drift.change_points(np.concatenate(values) / 0.007)
+    assert drift.shape([*levels(values[0], 0), *levels(values[1], 1)], 0.01) is None
+    assert drift.shape([*levels(values[0], 0), *levels(values[1], 0)], 0.01) == drift.Fit(9, 10)
+
+
+@given(st.integers(3, 10), st.integers(1, 3), st.integers(0, 10**6))
+def test_a_fit_is_the_least_squares_one(commits: int, nights_: int, seed: int) -> None:
+    """Against a plain search: every form fitted by generalised least squares."""
+    draw = np.random.default_rng(seed)
+    values = draw.normal(0, 3, commits)
+    night = np.sort(draw.integers(0, nights_, commits))
+    found = drift.shape([drift.Level(v, int(g)) for v, g in zip(values, night, strict=True)], 2**0.5)
+    inverse = np.linalg.inv(np.eye(commits) + (night[:, None] == night[None, :]))
+
+    def squares(design: np.ndarray) -> float:
+        left = values - design @ np.linalg.pinv(design.T @ inverse @ design) @ design.T @ inverse @ values
+        return float(left @ inverse @ left)
+
+    constant, best, form = squares(np.ones((commits, 1))), -np.inf, None
+    for start in range(commits - 1):
+        for stop in range(start + 1, commits):
+            ramp = np.clip((np.arange(commits) - start) / (stop - start), 0, 1)
+            gain = constant - squares(np.column_stack([np.ones(commits), ramp]))
+            score = gain - (np.log(commits) if stop - start > 1 else 0)
+            if score > best + 1e-9:
+                best, form, its_gain = score, drift.Fit(start, stop), gain
+    expected = form if drift.change_points(values) and its_gain > drift.penalty(commits) else None
+    assert found == expected
 
 
 def test_stretches_begin_at_plain_steps() -> None:

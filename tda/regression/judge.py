@@ -58,14 +58,14 @@ class Judge:
         """Fingerprint of the machine."""
         return self.night.machine.fingerprint if self.night.machine is not None else "unknown"
 
-    @cached_property
     def _units(self) -> list[Unit]:
+        """Units as they are now: fresh ones come while a judge is at work."""
         return [unit for unit in self.history.units(self.night.id)[0] if _ran_on(unit, self.machine)]
 
     @cached_property
     def first(self) -> Blocks:
         """Series of the first blocks."""
-        return Blocks(self._units, "first")
+        return Blocks(self._units(), "first")
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -83,10 +83,19 @@ class Judge:
     def suspects(self) -> list[Suspect]:
         """Steps that the first blocks show, then what only the whole history shows."""
         steps = detect.suspects(self.first, self.pairs, self.priors, self.rules)
-        known = [finding for night in self._earlier for finding in night.findings if finding.verdict != "warning"]
+        earlier = [finding for night in self._earlier for finding in night.findings]
+        known = {commit for finding in earlier if finding.verdict != "warning" for commit in self._range(finding)}
+        asked = {(finding.good, finding.commit) for finding in earlier}
         search = drift.Search(self._line, self.night.anchor, self.priors, self.config.blocks, self.rules)
-        slow = search.suspects(self._blocks, steps, {finding.commit for finding in known})
-        return steps + [suspect for suspect in slow if suspect.pair.new in self.order]
+        slow = search.suspects(self._blocks, steps, known)
+        return steps + [suspect for suspect in slow if (suspect.pair.old, suspect.pair.new) not in asked]
+
+    def _range(self, finding: Finding) -> list[str]:
+        """Measured commits after the good one, up to the bad one."""
+        place = {commit: number for number, commit in enumerate(self._line)}
+        if finding.good not in place or finding.commit not in place:
+            return [finding.commit]
+        return self._line[place[finding.good] + 1 : place[finding.commit] + 1]
 
     def to_confirm(self) -> list[str]:
         """Commits of all suspects, oldest first."""
@@ -115,7 +124,7 @@ class Judge:
 
     def findings(self) -> Judged:
         """Confirmed changes, suspects that fresh blocks did not confirm, and quality."""
-        fresh = Blocks(self._units, "confirm")
+        fresh = Blocks(self._units(), "confirm")
         confirmed = detect.confirm(fresh, self.suspects, self.priors)
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
         found = [self._speed(change) for change in changes]

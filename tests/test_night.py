@@ -1,0 +1,376 @@
+"""A night from end to end over real commits of a fake package; killed anywhere, it ends with the same account."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tda.regression.account import account
+from tda.regression.alarms import raised_in, replay
+from tda.regression.builds import Builds
+from tda.regression.config import Decision, load_config, load_decisions
+from tda.regression.findings import Alarms, Finding
+from tda.regression.night import NightRun
+from tda.regression.publish import write_account
+from tda.regression.repository import Repository
+from tda.regression.units import History, Night
+from tests import nights
+
+CONFIG = """
+blocks = 4
+confirm_blocks = 4
+[[grids]]
+name = "speed"
+options = { preset = "speed" }
+[[grids]]
+name = "quality"
+repeated = false
+options = { preset = "quality" }
+"""
+
+
+def records(griffin_ms: float = 6.0, nll: float = 3.0, digest: float = 1.0) -> list:
+    return [nights.record("dense", nll=3.0), nights.record("griffin", decode_ms=griffin_ms, nll=nll, digest=digest)]
+
+
+class Scene:
+    """A repository, its settings, and nights over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.repository = nights.FakeRepository(folder / "repository")
+        self.config = folder / "nightly.toml"
+        self.config.write_text(CONFIG)
+        self.history = History(folder / "history")
+        self.said: list[str] = []
+
+    def night(self, since: str | None = None, say=None, **config) -> Night | None:  # type: ignore[no-untyped-def]
+        settings = load_config(self.config).model_copy(update=config)
+        run = NightRun(
+            Repository(self.repository.folder),
+            self.history,
+            settings,
+            self.folder / "work",
+            since=since,
+            say=say or self.said.append,
+        )
+        return run.run()
+
+    def ran(self) -> Counter[str]:
+        """How often each build ran each grid."""
+        return Counter((self.folder / "work" / "builds" / "ran.log").read_text().splitlines())
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    monkeypatch.setattr(Builds, "_build", nights.copy_build)
+    return Scene(tmp_path)
+
+
+def regression(scene: Scene) -> list[str]:
+    """Five commits; the third makes Griffin 10% slower, the fourth changes its sets."""
+    return [
+        scene.repository.commit("Begin", records()),
+        scene.repository.commit("Nothing"),
+        scene.repository.commit("Slower", records(6.6)),
+        scene.repository.commit("Other sets", records(6.6, 3.1, 2.0)),
+        scene.repository.commit("Nothing again"),
+    ]
+
+
+def test_a_night_finds_what_changed(scene: Scene) -> None:
+    made = regression(scene)
+    night = scene.night(since=made[0])
+    assert night is not None
+    assert [commit.status for commit in night.commits] == ["measured"] * 5
+    found = {(finding.verdict, finding.split, finding.commit, finding.good) for finding in night.findings}
+    assert found == {("alarm", "decode", made[2], made[1]), ("alarm", "quality", made[3], made[2])}
+    assert night.finished
+    assert scene.night() is None  # nothing new
+
+
+def test_commits_that_do_not_build_or_run_are_shown_as_such(scene: Scene) -> None:
+    made = [
+        scene.repository.commit("Begin", records()),
+        scene.repository.commit("Does not build", files={"pyproject.toml": "[project\n"}),
+        scene.repository.commit(
+            "Crashes", files={"pyproject.toml": nights.PROJECT, "tda/__init__.py": "raise OSError('boom')"}
+        ),
+        scene.repository.commit("Runs again, slower", records(6.9), files={"tda/__init__.py": nights.FAKE}),
+    ]
+    night = scene.night(since=made[0])
+    assert night is not None
+    assert [commit.status for commit in night.commits] == ["measured", "build failed", "crashed", "measured"]
+    assert "boom" in (night.commits[2].reason or "")
+    assert night.commits[1].reason
+    assert [(f.verdict, f.good, f.commit) for f in night.findings] == [("alarm", made[0], made[3])]
+    told = account(night, Alarms(), [])
+    assert "| build failed |" in told
+    assert "| crashed |" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["quality, block 1", "speed, block 2", "confirm speed, block 3"])
+def test_killed_and_restarted_it_ends_the_same(tmp_path: Path, moment: str) -> None:
+    """SIGKILL at three moments: the account is that of an undisturbed night, and no finished unit is paid twice."""
+    calm, killed = Scene(tmp_path / "calm"), Scene(tmp_path / "killed")
+    made = regression(calm)
+    undisturbed = calm.night(since=made[0])
+    again = regression(killed)
+    command = [sys.executable, "-m", "tda.cli.main", "nightly", "--since", again[0], "--commit", again[-1]]
+    command += ["--history", str(killed.history.folder), "--config", str(killed.config), "--out", str(tmp_path / "out")]
+    command += ["--repo", str(killed.repository.folder), "--work", str(killed.folder / "work")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as first:
+        assert first.stderr is not None
+        for line in first.stderr:
+            if moment in line:
+                os.kill(first.pid, signal.SIGKILL)
+                break
+    before = killed.history.units(killed.history.nights()[0][0].id)[0]
+    time.sleep(0.2)
+    second = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert second.returncode == 1, second.stderr  # alarms
+    night = killed.history.nights()[0][0]
+    assert undisturbed is not None
+    assert _told(night, again) == _told(undisturbed, made)
+    assert len(killed.history.nights()[0]) == 1
+    units = killed.history.units(night.id)[0]
+    lines = (killed.history.folder / "nights" / f"{night.id}.jsonl").read_text().splitlines()
+    assert len(lines) == len(units)
+    assert {unit.place for unit in before} <= {unit.place for unit in units}
+    extra = sum(killed.ran().values()) - sum(calm.ran().values())
+    assert extra <= 1  # the one that was killed
+
+
+def _told(night: Night, made: list[str]) -> list[tuple[object, ...]]:
+    names = {commit: number for number, commit in enumerate(made)}
+    statuses = [(names[commit.hash], commit.status) for commit in night.commits]
+    return [
+        *statuses,
+        *((f.verdict, f.split, f.scope, f.cases, names[f.good], names[f.commit], f.size) for f in night.findings),
+    ]
+
+
+def test_interrupted_by_hand_it_goes_on(scene: Scene) -> None:
+    made = regression(scene)
+
+    def stop(sentence: str) -> None:
+        if "speed, block 2" in sentence:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scene.night(since=made[0], say=stop)
+    held = len(scene.history.units(scene.history.nights()[0][0].id)[0])
+    assert held
+    scene.repository.commit("Merged meanwhile")
+    night = scene.night()
+    assert night is not None
+    assert [commit.hash for commit in night.commits] == made  # the night that was begun
+    after = scene.night()
+    assert after is not None
+    assert [commit.subject for commit in after.commits] == ["Nothing again", "Merged meanwhile"]
+
+
+def test_a_time_cap_thins_and_later_nights_fill_in(scene: Scene) -> None:
+    made = [scene.repository.commit("Begin", records())]
+    assert scene.night(since=made[0])
+    made += [scene.repository.commit(f"Nothing {number}") for number in range(3)]
+    made += [scene.repository.commit("Slower", records(6.6))]
+    made += [scene.repository.commit(f"Nothing more {number}") for number in range(3)]
+    units = scene.history.units(scene.history.nights()[0][0].id)[0]
+    each = sum(unit.seconds for unit in units) / len(units)
+    cap = {"cap_minutes": each * 5 * 5 / 0.8 / 60 * 1.05}  # room for two commits beside control, anchor and base
+    night = scene.night(**cap)
+    assert night is not None
+    measured = [commit.hash for commit in night.commits if commit.status == "measured"]
+    assert measured[-1] == made[-1]
+    assert any(commit.status == "skipped" for commit in night.commits)
+    assert len(measured) < len(made)
+    wide = next(finding for finding in night.findings if finding.verdict == "alarm")
+    for _ in range(8):
+        if scene.night() is None:
+            break
+    alarms, problems = replay(scene.history.nights()[0], [])
+    assert not problems
+    assert [(alarm.finding.good, alarm.finding.commit) for alarm in alarms.alarms] == [(made[3], made[4])], wide
+    statuses = {
+        commit.hash for night in scene.history.nights()[0] for commit in night.commits if commit.status == "measured"
+    }
+    assert statuses == set(made)
+
+
+def test_extras_run_newest_first_and_once(scene: Scene) -> None:
+    made = [scene.repository.commit("Begin", records()), scene.repository.commit("Nothing")]
+    log = scene.folder / "extra.log"
+    code = f"import sys, pathlib; open({str(log)!r}, 'a').write(sys.argv[1] + ' '); p = pathlib.Path(sys.argv[2]);"
+    code += " p.parent.mkdir(exist_ok=True); p.touch()"
+    scene.config.write_text(
+        CONFIG + f'[[extras]]\nname = "mark"\nminutes = 1\nproduces = "{{history}}/extra/{{commit}}"\n'
+        f'command = ["{{python}}", "-c", """{code}""", "{{commit}}", "{{history}}/extra/{{commit}}"]\n'
+    )
+    scene.night(since=made[0])
+    assert log.read_text().split() == [made[1], made[0]]
+    newer = scene.repository.commit("Nothing again")
+    scene.night()
+    assert log.read_text().split() == [made[1], made[0], newer]
+
+
+def test_extras_wait_for_a_later_night_when_the_cap_is_near(scene: Scene) -> None:
+    first = scene.repository.commit("Begin", records())
+    scene.config.write_text(
+        CONFIG + '[[extras]]\nname = "long"\nminutes = 999\nproduces = "{history}/x"\ncommand = ["false"]\n'
+    )
+    scene.night(since=first)
+    assert any("no time left for long" in sentence for sentence in scene.said)
+
+
+def test_two_nights_at_once_are_refused(scene: Scene) -> None:
+    first = scene.repository.commit("Begin", records())
+
+    def again(sentence: str) -> None:
+        with pytest.raises(ValueError, match="another night is running"):
+            scene.night(since=first)
+
+    scene.night(since=first, say=again)
+
+
+def test_an_anchor_that_does_not_build_is_an_error(scene: Scene) -> None:
+    first = scene.repository.commit("Begin", records(), files={"pyproject.toml": "[project\n"})
+    with pytest.raises(ValueError, match=r"the anchor .* does not build"):
+        scene.night(since=first)
+
+
+def test_old_units_are_thinned_and_accounts_stay(scene: Scene) -> None:
+    made = regression(scene)
+    scene.night(since=made[0])
+    scene.repository.commit("Later")
+    scene.night(keep_nights=1)
+    old, new = scene.history.nights()[0]
+    assert not scene.history.units(old.id)[0]
+    assert scene.history.units(new.id)[0]
+    assert old.findings
+
+
+def test_damaged_files_are_named_and_skipped(scene: Scene) -> None:
+    made = regression(scene)
+    night = scene.night(since=made[0])
+    assert night is not None
+    folder = scene.history.folder / "nights"
+    with open(folder / f"{night.id}.jsonl", "a") as file:
+        file.write('{"night": "half a li\n')
+    (folder / "2020-foreign.json").write_text("[]")
+    told = write_account(scene.history, scene.folder / "none.toml", scene.folder / "out")
+    assert any("line" in problem and "skipped" in problem for problem in told.problems)
+    assert any("2020-foreign.json" in problem for problem in told.problems)
+    text = told.path.read_text()
+    assert "## Skipped" in text
+    assert text.startswith(f"# Night {night.id}: 2 alarms")
+
+
+# Alarms.
+
+
+def finding(**fields) -> Finding:  # type: ignore[no-untyped-def]
+    told = {
+        "verdict": "alarm",
+        "split": "decode",
+        "scope": "method",
+        "shape": "step",
+        "machine": "m",
+        "cases": ("griffin 0.5 on m",),
+        "good": "a",
+        "commit": "b",
+        "size": 0.1,
+        "unit": "ratio",
+        "night": "n1",
+        "sentence": "Slower.",
+        "reproduce": "tda compare a b",
+    }
+    return Finding(**{**told, **fields})
+
+
+def told(*findings: Finding, name: str = "n1", commits: str = "abcdef") -> Night:
+    return nights.night(list(commits), id=name, findings=findings)
+
+
+def state(*past: Night, decisions: tuple[Decision, ...] = ()) -> list[tuple[str, str]]:
+    return [(alarm.state, alarm.finding.commit) for alarm in replay(past, decisions)[0].alarms]
+
+
+def test_alarm_life() -> None:
+    begun = told(finding())
+    assert state(begun) == [("open", "b")]
+    mended = told(finding(verdict="improvement", good="c", commit="d", size=-0.09), name="n2")
+    assert state(begun, mended) == [("fixed", "b")]
+    alarm = replay([begun, mended], [])[0].alarms[0]
+    assert (alarm.fixed_by, alarm.since) == ("d", "n2")
+    back = told(finding(good="d", commit="e", night="n3"), name="n3")
+    assert state(begun, mended, back) == [("reopened", "e")]
+
+
+def test_a_small_or_foreign_improvement_fixes_nothing() -> None:
+    begun = told(finding())
+    small = told(finding(verdict="improvement", good="c", commit="d", size=-0.02), name="n2")
+    other = told(finding(verdict="improvement", good="c", commit="d", size=-0.2, cases=("tda 0.5 on m",)), name="n2")
+    machine = told(finding(verdict="improvement", good="c", commit="d", size=-0.2, machine="other"), name="n2")
+    for night in (small, other, machine):
+        assert state(begun, night) == [("open", "b")]
+
+
+def test_decisions_are_committed_with_a_reason(tmp_path: Path) -> None:
+    known = finding().key
+    file = tmp_path / "decisions.toml"
+    file.write_text(f'[[decision]]\nalarm = "{known}"\nstate = "accepted"\nreason = "checks cost that"\n')
+    decisions = load_decisions(file)
+    assert state(told(finding()), decisions=decisions) == [("accepted", "b")]
+    alarms, unknown = replay([told(finding())], [*decisions, Decision(alarm="nope", state="acknowledged", reason="x")])
+    assert not raised_in(alarms, "n1")
+    assert unknown == ["no alarm 'nope' to be acknowledged"]
+    file.write_text(f'[[decision]]\nalarm = "{known}"\nstate = "accepted"\nreason = ""\n')
+    with pytest.raises(ValueError, match=r"decision\.0\.reason"):
+        load_decisions(file)
+
+
+def test_a_narrower_range_takes_the_place_of_a_wide_one() -> None:
+    wide = told(finding(good="a", commit="e"))
+    narrow = told(finding(good="c", commit="d", night="n2"), name="n2")
+    assert state(wide, narrow) == [("open", "d")]
+    beside = told(finding(good="e", commit="f", night="n2"), name="n2")
+    assert sorted(state(wide, beside)) == [("open", "e"), ("open", "f")]
+
+
+def test_hostile_subjects_break_no_page() -> None:
+    commit = nights.night(["a"]).commits[0].model_copy(update={"subject": "<script>|`x` @everyone\n# Title"})
+    night = nights.night(["a"]).model_copy(update={"commits": (commit,)})
+    text = account(night, Alarms(), ["a | b"])
+    assert "<script>" not in text
+    assert "@everyone" not in text
+    row = next(line for line in text.splitlines() if "Title" in line)
+    assert row.count("|") - row.count("\\|") == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blocks = 2\n" + CONFIG.replace("blocks = 4\n", "", 1), "blocks: Input should be greater than or equal to 4"),
+        ("this is no toml", "is no TOML"),
+        (CONFIG + CONFIG[CONFIG.index("[[grids]]") :], "two grids have one name"),
+        ("bloks = 4\n" + CONFIG, "bloks: Extra inputs"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "nightly.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(file)
+
+
+def test_the_committed_settings_are_right() -> None:
+    root = Path(__file__).resolve().parent.parent
+    for name in ("benchmarks/nightly.toml", "benchmarks/nightly/proof.toml"):
+        assert load_config(root / name).grids
