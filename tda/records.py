@@ -16,6 +16,13 @@ RECORD_VERSION: Literal[1] = 1
 BUILD_STAMP = "build.json"
 """File in an installed package that names the `Commit` it was built from."""
 
+SELECTION_FROM = "selection_from"
+"""Option of a case whose sets were selected on another kind of prompt: a control."""
+LAYER_PROFILE = "layer_profile"
+"""Option of a case that leaves out, layer by layer, what another model does."""
+FAKE = "FAKE"
+"""In the name of a device that a test plays: its numbers are refused by everything that shows numbers."""
+
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]
 FlagName = Literal["foreign_load", "throttling", "clocks", "few_samples", "cache_resident"]
@@ -111,7 +118,7 @@ class Case(Frozen):
 def label(case: Case) -> str:
     """What a case is called across commits, e.g. ``"griffin 0.5 on shape:25m"`` or ``"dense on shape:25m"``."""
     dial = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
-    source = case.options.get("selection_from")
+    source = case.options.get(SELECTION_FROM)
     told = f" with {source}'s selection" if source else ""
     return f"{case.method}{dial}{told} on {case.model}"
 

@@ -8,7 +8,7 @@ from tda.contracts import EXECUTIONS, Method, check_choice
 from tda.methods import METHODS, method
 from tda.models import is_shape, needs_training
 from tda.names import Execution, Preset
-from tda.records import Case
+from tda.records import LAYER_PROFILE, Case
 
 MISSION = ("dense", "tt", "griffin", "tda", "cats")
 
@@ -99,7 +99,7 @@ class Plan:
         """The case of one method on one model."""
         options = {**built.options, **(extra or {})}
         if subject.layer_profile is not None and built.needs_thresholds:
-            options["layer_profile"] = subject.layer_profile
+            options[LAYER_PROFILE] = subject.layer_profile
         return Case(
             model=subject.model,
             method=built.name,

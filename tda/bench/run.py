@@ -29,7 +29,7 @@ from tda.methods import method as build_method
 from tda.metrics import METRICS
 from tda.names import Dtype, Execution, Preset
 from tda.quality import Document, Evaluator, recall, rows_of
-from tda.records import SPEED, Case, Measurement, Record, Status
+from tda.records import SELECTION_FROM, SPEED, Case, Measurement, Record, Status
 from tda.thresholds import Thresholds
 
 OTHER_KIND = "another kind"
@@ -47,7 +47,7 @@ class Cell:
     @property
     def other_kind(self) -> bool:
         """Whether its selections come from another document's prompt."""
-        return self.case.options.get("selection_from") == OTHER_KIND
+        return self.case.options.get(SELECTION_FROM) == OTHER_KIND
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _SubjectRun:
         if len(kinds) < 2 or "griffin" not in self.plan.methods:
             return []
         built = [build_method("griffin", sparsity) for sparsity in dict.fromkeys(self.plan.sparsities)]
-        extra = {"selection_from": OTHER_KIND}
+        extra = {SELECTION_FROM: OTHER_KIND}
         return [Cell(self.plan.case(self.subject, method, extra), method, None) for method in built]
 
     def _execution(self, method: Method) -> Execution:

@@ -7,13 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from tda.records import SPEED, Record, merge
+from tda.records import LAYER_PROFILE, SELECTION_FROM, SPEED, Record, merge
 from tda.reporting.style import rank
 from tda.reporting.text import share
 from tda.statistics import Estimate, bootstrap, by_group, is_baseline, mean, noise_floor, paired_difference, speedup
-
-SELECTION_FROM = "selection_from"
-LAYER_PROFILE = "layer_profile"
 
 
 @dataclass(frozen=True)

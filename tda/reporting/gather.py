@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tda.records import Commit, Machine, Record
+from tda.records import FAKE, Commit, Machine, Record
 from tda.reporting.comparison import Setting, settings
 from tda.results import load, results_path
-
-FAKE = "FAKE"
-"""A GPU whose name contains this is a stand-in of a test: its numbers are refused."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tda.records import Record
+from tda.records import SELECTION_FROM, Record
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.gather import Group
 from tda.reporting.text import MISSING, interval, number
@@ -99,7 +99,7 @@ def _ratio_missing(name: str) -> Callable[[Comparison], str]:
 def _told(case: Comparison) -> str | None:
     told = {name: case.record.case.options.get(name) for name in case.telling}
     if case.from_other_kind:
-        told["selection_from"] = case.record.case.options["selection_from"]
+        told[SELECTION_FROM] = case.record.case.options[SELECTION_FROM]
     return ", ".join(f"{name}={value}" for name, value in told.items()) or None
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tda.reporting.comparison import LAYER_PROFILE, Comparison, Setting
+from tda.records import LAYER_PROFILE
+from tda.reporting.comparison import Comparison, Setting
 from tda.reporting.text import interval, number, share
 
 QUALITY_BAR_NATS = 0.05

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from tda.records import Record
-from tda.reporting.comparison import LAYER_PROFILE, SELECTION_FROM, Comparison, Setting
+from tda.records import LAYER_PROFILE, SELECTION_FROM, Record
+from tda.reporting.comparison import Comparison, Setting
 from tda.reporting.gather import Group
 from tda.reporting.sections import Content, section
 from tda.reporting.text import number, size

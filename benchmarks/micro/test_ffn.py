@@ -1,0 +1,64 @@
+"""One layer's FFN in decode, in each execution, and the gather that compact execution rests on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from parts import Clock, Subject, check_close, each, ffn_bytes, methods, part, reference
+from torch import Tensor
+
+EXECUTIONS = [
+    (method, execution)
+    for method in methods()
+    for execution in (("auto",) if method.name == "dense" else method.executions)
+]
+
+
+def in_decode(subject: Subject, verb: Callable[[Any, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Run a verb on layer 0's FFN where a decode step of the model reaches it: FFN input and the verb's result."""
+    prefill, decode = part("tda.engine.phases", "prefill"), part("tda.engine.phases", "decode")
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def reached(ffn: Any, args: tuple[Tensor]) -> None:
+        hook.remove()
+        found.append((args[0], verb(ffn, args[0])))
+
+    logits, cache = prefill(subject.model, subject.prompt)
+    hook = subject.ffns[0].block.register_forward_pre_hook(reached)
+    decode(subject.model, logits[:, -1].argmax(-1, keepdim=True), cache)
+    return found[0]
+
+
+@each(EXECUTIONS)
+@pytest.mark.benchmark(group="ffn")
+def test_ffn(clock: Clock, subject: Subject, method: Any, execution: str) -> None:
+    """One token. Masked execution does dense arithmetic: its time is no speed of the method."""
+    with subject.attach(method, execution) as run:
+        x, y = in_decode(subject, lambda ffn, x: clock(lambda: ffn(x), rounds=200))
+        kept, executed = run.selection()[0], run.execution
+    ffn = subject.ffns[0]
+    check_close(y, reference(ffn, x, kept))
+    assert executed == ("dense" if method.name == "dense" else execution)
+
+    skips = execution in ("compact", "indexed")
+    reads = (method.reads.gate, method.reads.up, method.reads.down) if skips else (False,) * 3
+    share = float(kept.double().mean())
+    moved, full = ffn_bytes(ffn, reads, share), ffn_bytes(ffn, (False,) * 3, 1.0)
+    facts = {"achieved_sparsity": 1 - share, "limit_speedup": full / moved}
+    clock.note("ffn_ms", subject.case(method, execution), execution=executed, bytes_moved=moved, **facts)
+
+
+@each(methods("prompt"))
+@pytest.mark.benchmark(group="gather")
+def test_gather(clock: Clock, subject: Subject, method: Any) -> None:
+    """Weights of one layer's kept neurons, read and written once per prompt."""
+    compact = part("tda.kernels.compact", "CompactFFN")(subject.ffns[0])
+    prefill = part("tda.engine.phases", "prefill")
+    with subject.attach(method) as run:
+        prefill(subject.model, subject.prompt)
+        kept = run.selection()[0]
+    clock(lambda: compact.load(kept), rounds=30)
+    check_close(compact(subject.x), reference(subject.ffns[0], subject.x, kept))
+    share = float(kept.double().mean())
+    moved = 2 * ffn_bytes(subject.ffns[0], (True,) * 3, share)
+    clock.note("gather_ms", subject.case(method), execution="compact", bytes_moved=moved, achieved_sparsity=1 - share)
