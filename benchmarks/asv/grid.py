@@ -1,0 +1,69 @@
+"""Which cells the suite asks for: models, methods and sparsities of a preset, from this tree's own registries.
+
+asv names a cell by its place in the lists of parameters, so the lists must be the same whichever commit is installed;
+and it reads every value in a process of its own, so they must not cost an import of torch. Hence they are made once, by
+a child that imports the tree that this file lies in, and kept until a source changes.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / ".asv" / "grids"
+
+
+def grid(preset: str) -> dict[str, Any]:
+    """Cells [model, method, sparsity] that a preset times and scores, and its rounds.
+
+    Raises
+    ------
+    ValueError
+        If the tree has no such preset.
+    """
+    path = KEPT / f"{preset}-{_digest()}.json"
+    if not path.is_file():
+        command = [sys.executable, "-m", "benchmarks.asv.grid", preset]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"no grid for preset {preset!r}: {done.stderr.strip()}")
+        _keep(path, done.stdout)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _digest() -> str:
+    sources = [Path(__file__), *sorted((ROOT / "tda").rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def _keep(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def planned(preset: str) -> dict[str, Any]:
+    """What `grid` tells, read from the registries."""
+    from tda.bench.plan import PRESETS
+
+    if preset not in PRESETS:
+        raise SystemExit(f"TDA_PRESET must be one of {', '.join(PRESETS)}")
+    plan = PRESETS[preset]
+    methods = list(plan.build())
+    timed = [method for method in methods if method.fast and method.name in ("dense", *plan.speed_methods)]
+    return {
+        "rounds": plan.rounds,
+        "timed": [[s.model, m.name, m.sparsity] for s in plan.subjects if s.speed for m in timed],
+        "scored": [[s.model, m.name, m.sparsity] for s in plan.subjects if s.quality for m in methods],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(planned(sys.argv[1])))
