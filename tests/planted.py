@@ -4,13 +4,16 @@
 is products with the model's own weights, as many as make the asked share of a step on this machine.
 """
 
+import functools
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("tda", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
@@ -23,10 +26,10 @@ from torch.nn import functional
 
 
 def work(ffns, products):
-    """Multiply a vector with the up projections in turn, so many times."""
-    for number in range(products):
-        weight = ffns[number % len(ffns)].up.weight
-        with torch.no_grad():
+    """Multiply a vector with the first up projection, so many times."""
+    weight = ffns[0].up.weight
+    with torch.no_grad():
+        for _ in range(products):
             functional.linear(torch.ones(1, weight.shape[1], dtype=weight.dtype), weight)
 '''
 
@@ -80,44 +83,54 @@ class Planted:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many products are one percent of a dense decode step, and of a dense prefill."""
+    """How many products are one percent of a dense decode step, of Griffin's, and of a dense prefill."""
 
     decode: float
+    griffin: float
     prefill: float
 
     @classmethod
     def measured(cls, prompt_tokens: int = 64) -> "Sizes":
-        """Measure step, prefill and product on this machine."""
+        """Measure on this machine what products cost where they will be planted: between a model's own."""
         import torch
-        from torch.nn import functional
 
         import tda
         from tda.engine.phases import decode, prefill
         from tda.families import find_ffns
 
         model, _ = tda.load_model(MODEL, dtype="bfloat16")
-        weights = [ffn.up.weight for ffn in find_ffns(model)]
-        prompt = torch.arange(prompt_tokens).view(1, -1)
+        scope: dict[str, Any] = {}
+        exec(WORK, scope)
+        ffns, prompt = find_ffns(model), torch.arange(prompt_tokens).view(1, -1)
+        found = {}
+        with torch.no_grad():
+            for name, method in (("decode", tda.Dense()), ("griffin", tda.Griffin(sparsity=0.5))):
+                with tda.attach(model, method):
+                    _, cache = prefill(model, prompt)
+                    step = functools.partial(decode, model, prompt[:, :1], cache)
+                    found[name] = _products_per_percent(step, functools.partial(scope["work"], ffns))
+            with tda.attach(model, tda.Dense()):
+                pass_ = functools.partial(prefill, model, prompt)
+                found["prefill"] = _products_per_percent(pass_, functools.partial(scope["work"], ffns))
+        return cls(**found)
 
-        def product() -> None:
-            for weight in weights:
-                functional.linear(torch.ones(1, weight.shape[1], dtype=weight.dtype), weight)
 
-        with torch.no_grad(), tda.attach(model, tda.Dense()):
-            _, cache = prefill(model, prompt)
-            step_ms = _median_ms(lambda: decode(model, prompt[:, :1], cache))
-            prefill_ms = _median_ms(lambda: prefill(model, prompt))
-            product_ms = _median_ms(product) / len(weights)
-        return cls(step_ms / product_ms / 100, prefill_ms / product_ms / 100)
+def _products_per_percent(run: Callable[[], object], work: Callable[[int], None], products: int = 20) -> float:
+    """How many products make something a percent slower, with and without them in turn."""
+    plain, laden = [], []
+    for _ in range(60):
+        plain.append(_ms(run))
+        laden.append(_ms(lambda: (work(products), run())))
+    alone, both = statistics.median(plain), statistics.median(laden)
+    if both <= alone:
+        raise RuntimeError("the machine is too busy to measure what extra work costs")
+    return alone / 100 / ((both - alone) / products)
 
 
-def _median_ms(run, repeats: int = 40) -> float:  # type: ignore[no-untyped-def]
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - start))
-    return sorted(times)[repeats // 2]
+def _ms(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def _docs(number: int) -> Planted:
@@ -133,7 +146,7 @@ def history(sizes: Sizes) -> list[Planted]:
     griffin = Edit(
         RUN,
         BEGIN_DECODE,
-        f'{BEGIN_DECODE}        if self.method.name == "griffin":\n    {_work_in("self.ffns", 10 * sizes.decode)}',
+        f'{BEGIN_DECODE}        if self.method.name == "griffin":\n    {_work_in("self.ffns", 10 * sizes.griffin)}',
     )
     share = f"work(self.ffns, {round(10 * sizes.prefill)} if phase == 'prefill' else {round(10 * sizes.decode)})"
     everything = Edit(RUN, BEFORE_CALL, f"        {share}\n{BEFORE_CALL}")
