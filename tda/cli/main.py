@@ -7,14 +7,14 @@ import typer
 
 from tda import __version__
 
-COMMANDS = ("bench", "calibrate", "evaluate", "generate", "report", "nightly", "catalogue")
+COMMANDS = ("bench", "calibrate", "evaluate", "generate", "report", "compare", "bisect", "nightly", "catalogue")
 
 app = typer.Typer(
     name="tda",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure what dynamic activation saves in a decoder, and what it costs.\n\n"
-    "Exit codes: 0 done, 1 a failed case, 2 wrong use, 130 interrupted.",
+    "Exit codes: 0 done, 1 a regression or a failed case, 2 wrong use, 130 interrupted.",
 )
 
 

@@ -1,13 +1,15 @@
-"""Options that several commands share, and how tables are printed."""
+"""What several commands share: options, how tables are printed, how measuring ends."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tda.names import Dtype, Execution
+from tda.names import Dtype, Execution, Preset
 
 Models = Annotated[
     list[str] | None,
@@ -49,8 +51,45 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let a hub repository bring code that runs on this machine.")
 ]
+PresetOrNone = Annotated[
+    Preset | None, typer.Option("--preset", help="The matrix; other options change it. Else default.")
+]
+Batch = Annotated[int | None, typer.Option(help="Requests served together.")]
+Rounds = Annotated[int | None, typer.Option(help="Timed rounds of a process.")]
+ExecutionOrNone = Annotated[Execution | None, typer.Option("--execution", help="Execution; else auto.")]
+Repo = Annotated[Path, typer.Option("--repo", metavar="DIR", help="Checkout whose commits are measured.")]
+Units = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Units; the same command goes on with what is there.")
+]
+Work = Annotated[Path, typer.Option("--work", metavar="DIR", help="Builds and children's files; safe to delete.")]
+Blocks = Annotated[int, typer.Option(min=4, help="Fresh processes of each build.")]
+UnitTimeout = Annotated[float, typer.Option("--unit-timeout-s", help="A process that takes longer is ended.")]
+UNITS = Path("results/compare")
+WORK = Path(".cache/nightly")
 PIPE_WIDTH = 200
 """Columns of a table that no terminal shows."""
+
+
+def say(sentence: str) -> None:
+    """Tell what is going on, with the time of day."""
+    typer.echo(f"{datetime.now(UTC):%H:%M:%S} {sentence}", err=True)
+
+
+@contextmanager
+def measuring(work: Path) -> Iterator[None]:
+    """Measure commits alone in a working folder; one that cannot be measured is a sentence and exit code 1."""
+    from tda.regression.alternate import alone
+    from tda.regression.compare import NotMeasuredError
+
+    try:
+        with alone(work):
+            yield
+    except KeyboardInterrupt:
+        typer.echo("tda: interrupted; what is measured is kept. The same command goes on.", err=True)
+        raise
+    except NotMeasuredError as error:
+        typer.echo(f"tda: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None) -> None:

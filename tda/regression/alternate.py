@@ -4,29 +4,34 @@ In a block every build runs once; odd blocks go forward, even ones backward, so 
 neighbours in time and a linear drift of the machine cancels.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tda.records import Record, merge
+from tda.records import merge
 from tda.regression.builds import Build, last_words
 from tda.regression.units import Role, Stage, Unit, UnitStatus
-from tda.results import RESULTS, load
+from tda.results import RESULTS, Loaded, load
 
+GIVE_UP = 2
+"""A commit whose processes failed this often is not tried again."""
 CHILD = """
 import json, os, sys, threading
 from pathlib import Path
 order = json.loads(sys.argv[1])
 # The parent holds our standard input: when it dies, however it dies, we end too, and disturb no later measurement.
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(70)), daemon=True).start()
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(70)), daemon=True).start()
 import tda
 if not Path(tda.__file__).is_relative_to(order["site"]):
     sys.exit(f"measured the wrong build: {tda.__file__}")
@@ -105,12 +110,9 @@ class Runner:
         begin = time.monotonic()
         started = datetime.now(UTC).isoformat(timespec="seconds")
         status, reason = self._process(task, out)
-        records: tuple[Record, ...] = ()
-        if (out / RESULTS).is_file():
-            found = load(out)
-            records = tuple(merge(found.records))
-            if status == "ok" and (found.problems or not records):
-                status, reason = "error", "; ".join(found.problems) or "it measured nothing"
+        found = load(out) if (out / RESULTS).is_file() else Loaded([], [])
+        if status == "ok" and (found.problems or not found.records):
+            status, reason = "error", "; ".join(found.problems) or "it measured nothing"
         return Unit(
             night=self.night,
             commit=task.build.commit,
@@ -121,7 +123,7 @@ class Runner:
             order=task.order,
             status=status,
             reason=reason,
-            records=records,
+            records=tuple(merge(found.records)),
             started=started,
             seconds=round(time.monotonic() - begin, 2),
         )
@@ -173,29 +175,51 @@ def measure(
 ) -> list[Unit]:
     """Run the tasks that are not done yet; each unit is kept the moment its process has ended.
 
+    A commit whose processes failed `GIVE_UP` times, earlier runs included, is left alone.
+
     Parameters
     ----------
     done : sequence of Unit
-        Units of an earlier, interrupted run of the same night.
+        Units of an earlier, interrupted run.
     keep, say
         Told each new unit; told in a sentence what is going on.
 
     Returns
     -------
     list of Unit
-        The units of all tasks, earlier ones included.
+        The units of the tasks, earlier ones included; a task that was left out has none.
     """
     held = {unit.place: unit for unit in done}
+    failures = Counter(unit.commit for unit in held.values() if unit.status != "ok")
     for number, task in enumerate(tasks, start=1):
-        if task.place in held:
+        commit = task.build.commit
+        if task.place in held or failures[commit] >= GIVE_UP:
             continue
-        say(f"{number}/{len(tasks)} {task.stage} {task.grid.name} block {task.block}: {task.build.commit[:10]}")
-        unit = runner.run(task)
+        say(f"{number}/{len(tasks)} {task.stage} {task.grid.name}, block {task.block}: {commit[:10]}")
+        unit = held[task.place] = runner.run(task)
         keep(unit)
-        held[unit.place] = unit
         if unit.status != "ok":
-            say(f"{task.build.commit[:10]}: {unit.status}: {unit.reason}")
-    return [held[task.place] for task in tasks]
+            failures[commit] += 1
+            say(f"{commit[:10]}: {unit.status}: {unit.reason}")
+    return [held[task.place] for task in tasks if task.place in held]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a lock on a working folder: two measurements at once would disturb each other's numbers.
+
+    Raises
+    ------
+    ValueError
+        If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another measurement is running in {folder}") from None
+        yield
 
 
 def clear(work: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tda.records import BUILD_STAMP, Commit
 from tda.regression.repository import Repository
 
 TIMEOUT_S = 300
+KEPT_S = 14 * 24 * 3600
+"""A build that was not used for this long is deleted when the next one is made."""
 
 
 class BuildFailedError(Exception):
@@ -60,8 +63,11 @@ class Builds:
             If the installer fails.
         """
         site = self.folder / f"{commit}-{copy}"
-        if not site.is_dir():
+        if site.is_dir():
+            site.touch()  # it is in use: see `_thin`
+        else:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._thin()
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".building-") as name:
                 self._build(commit, Path(name))
                 (Path(name) / "site").rename(site)
@@ -81,13 +87,11 @@ class Builds:
         stamp = Commit(hash=commit, dirty=False)
         (package / BUILD_STAMP).write_text(stamp.model_dump_json())
 
-    def thin(self, keep: int) -> None:
-        """Delete all but the builds used last."""
-        held = sorted(
-            (path for path in self.folder.glob("*-*") if path.is_dir()), key=lambda path: path.stat().st_mtime
-        )
-        for path in held[: max(len(held) - keep, 0)]:
-            shutil.rmtree(path, ignore_errors=True)
+    def _thin(self) -> None:
+        """Delete what nobody used for long: old builds, and what a killed installer left."""
+        for path in self.folder.iterdir():
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def last_words(text: str, lines: int = 4) -> str:

@@ -4,13 +4,10 @@ Everything that is decided follows from the units and the night's account on dis
 where it stopped and ends as it would have ended.
 """
 
-import fcntl
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +21,6 @@ from tda.regression.judge import Judge, Judged
 from tda.regression.repository import Repository
 from tda.regression.units import CommitStatus, History, Night, NightCommit, Role, Unit
 
-GIVE_UP = 2
-"""A commit whose processes failed this often is not tried again in the night."""
 UNIT_SECONDS = 20.0
 """What a process is expected to take before any has ended on this history."""
 
@@ -63,7 +58,7 @@ class NightRun:
 
     def run(self) -> Night | None:
         """Measure and judge; None where there is nothing new."""
-        with self._alone():
+        with alternate.alone(self.history.folder):
             self._deadline = time.monotonic() + 60 * self.config.cap_minutes
             night = self._unfinished() or self._new()
             if night is None:
@@ -76,17 +71,6 @@ class NightRun:
             self.history.thin(self.config.keep_nights)
             alternate.clear(self._children(night))
             return night
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Two nights at once would disturb each other's numbers."""
-        self.history.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.history.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another night is running on {self.history.folder}") from None
-            yield
 
     # Which commits.
 
@@ -212,20 +196,7 @@ class NightRun:
         return builds, night.model_copy(update={"commits": tuple(commits)})
 
     def _measure(self, runner: Runner, night: Night, tasks: Sequence[Task]) -> None:
-        """Run what is not done; a commit that fails again and again is left alone."""
-        done = self.history.units(night.id)[0]
-        failures = Counter(unit.commit for unit in done if unit.status != "ok")
-        held = {unit.place for unit in done}
-        for number, task in enumerate(tasks, start=1):
-            commit = task.build.commit
-            if task.place in held or failures[commit] >= GIVE_UP:
-                continue
-            self.say(f"{number}/{len(tasks)} {task.stage} {task.grid.name}, block {task.block}: {commit[:10]}")
-            unit = runner.run(task)
-            self.history.keep(unit)
-            if unit.status != "ok":
-                failures[commit] += 1
-                self.say(f"{commit[:10]}: {unit.status}: {unit.reason}")
+        alternate.measure(tasks, runner, self.history.units(night.id)[0], self.history.keep, self.say)
 
     def _statuses(self, night: Night) -> Night:
         units = self.history.units(night.id)[0]
@@ -267,6 +238,9 @@ class NightRun:
             self.say(f"no time left for {extra.name} of {commit}; a later night runs it")
             return
         self.say(f"{extra.name} of {commit}")
+        produced = Path(extra.produces.format(**names))
+        if "*" not in str(produced.parent):
+            produced.parent.mkdir(parents=True, exist_ok=True)
         command = [word.format(**names) for word in extra.command]
         done = subprocess.run(command, cwd=self.repository.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if done.returncode:

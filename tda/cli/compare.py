@@ -1,0 +1,122 @@
+"""``tda compare``: two commits, or two folders of results, case by case."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tda.cli import options as o
+
+if TYPE_CHECKING:
+    from tda.regression.compare import Asked, CommitBench, Comparison, Workbench
+
+
+def compare(
+    old: Annotated[str, typer.Argument(metavar="A", help="The old one: a commit, or a folder of results.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="The new one, of the same kind.")],
+    preset: o.PresetOrNone = None,
+    model: o.Models = None,
+    method: o.Methods = None,
+    sparsity: o.Sparsities = None,
+    prompt_tokens: o.PromptTokens = None,
+    new_tokens: o.NewTokens = None,
+    batch: o.Batch = None,
+    rounds: o.Rounds = None,
+    documents: o.Documents = None,
+    calibration_documents: o.CalibrationDocuments = None,
+    dtype: o.DtypeOrNone = None,
+    device: o.DeviceOrNone = None,
+    execution: o.ExecutionOrNone = None,
+    seed: o.Seed = None,
+    blocks: o.Blocks = 8,
+    measure_floor: Annotated[
+        bool, typer.Option("--measure-floor", help="Folders: first learn what processes of one build differ by.")
+    ] = False,
+    repo: o.Repo = Path("."),
+    out: o.Units = o.UNITS,
+    work: o.Work = o.WORK,
+    unit_timeout_s: o.UnitTimeout = 900.0,
+    as_json: o.AsJson = False,
+) -> None:
+    """Say where B is slower, larger or worse than A; exit 1 on a regression beyond the between-process A/A floor.
+
+    Commits are installed and run in alternating fresh processes, A twice, which gives this comparison its floor; a
+    change must hold at 1% over all series together and be at least 1%. Folders are one process each: they are held
+    against what single processes of one build differ by on their machine; where that is not known, the exit code is 2.
+    An interrupted comparison goes on with the same command.
+    """
+    from tda.bench.plan import given
+    from tda.regression.compare import Asked, CommitBench, Workbench, is_folder
+    from tda.regression.repository import Repository
+
+    asked = given(
+        preset=preset,
+        model=model,
+        method=method,
+        sparsity=sparsity,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        rounds=rounds,
+        documents=documents,
+        calibration_documents=calibration_documents,
+        dtype=dtype,
+        device=device,
+        execution=execution,
+        seed=seed,
+    )
+    folders = [name for name in (old, new) if is_folder(name)]
+    if len(folders) == 1:
+        other = new if folders == [old] else old
+        raise ValueError(f"{folders[0]} is a folder of results and {other} is none: give two folders or two commits")
+    if folders:
+        if asked:
+            raise ValueError(f"two folders are compared by what they hold; {', '.join(asked)} is for commits")
+        bench = Workbench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say)
+        found = _folders(bench, Path(old), Path(new), blocks if measure_floor else None)
+    else:
+        if measure_floor:
+            raise ValueError("--measure-floor is for folders: commits are compared beside a control of their own")
+        commits = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say, repository=Repository(repo))
+        found = _commits(commits, old, new, Asked(asked), blocks)
+    _tell(found, as_json=as_json)
+
+
+def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
+    from tda.regression.compare import Folder, compare_folders, measure_floor
+
+    folders = Folder.read(old), Folder.read(new)
+    if blocks is not None:
+        with o.measuring(bench.work):
+            measure_floor(bench, *folders, blocks)
+    return compare_folders(*folders, bench.floors.known())
+
+
+def _commits(bench: "CommitBench", old: str, new: str, asked: "Asked", blocks: int) -> "Comparison":
+    from tda.regression.compare import compare_commits
+
+    try:
+        before, after = (bench.repository.resolve(name) for name in (old, new))
+    except ValueError as error:
+        raise ValueError(f"{error}, and no results there") from None
+    with o.measuring(bench.work):
+        return compare_commits(bench, before, after, asked, blocks)
+
+
+def _tell(found: "Comparison", *, as_json: bool) -> None:
+    rows = [asdict(row) for row in found.rows]
+    if as_json:
+        rows = [{"old": found.old, "new": found.new, **row} for row in rows]
+    o.print_rows(rows, as_json=as_json, title=f"{found.old} → {found.new}")
+    for sentence in (*found.told, *found.unjudged):
+        typer.echo(f"tda: {sentence}", err=True)
+    if found.worse:
+        raise typer.Exit(1)
+    if found.unjudged:
+        raise typer.Exit(2)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(compare)

@@ -1,0 +1,145 @@
+"""How much one process of a machine differs from another that does the same: what two results folders are held against.
+
+A folder is one process, so its numbers lack what differs between processes (memory layout, clocks, neighbours). That
+noise is learnt wherever one commit ran in many processes: from the two installs of a night's anchor, of a comparison's
+older commit, or of the present installation. It includes the drift of the machine over that time, as two folders do.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field
+from scipy import stats
+
+from tda.records import Frozen, Machine, label
+from tda.regression.effects import Prior, Values
+from tda.regression.findings import Split
+from tda.regression.series import Key, series_of
+from tda.regression.units import Unit
+from tda.results import append_lines, read_lines
+
+FLOORS = "floors.jsonl"
+NEWEST = 10
+"""Sources of a series that count: what a machine was like long ago fades."""
+MIN_PROCESSES = 4
+
+
+class Series(NamedTuple):
+    """What a floor is of: a machine without its version of this package, a case by its key, and what is measured."""
+
+    machine: str
+    case: str
+    split: Split
+    relative: bool = False
+
+
+class Floor(Frozen):
+    """Noise of one series as one source showed it: a line of the floors' file."""
+
+    source: str = Field(description="name of the night or comparison; measured again it takes the place of the old one")
+    machine: str
+    case: str = Field(description="key of the case")
+    label: str = Field(description="the case, for people")
+    split: Split
+    relative: bool = Field(description="whether it is a ratio to the dense run of the same process")
+    variance: float = Field(ge=0, description="of the logarithm of one process's number")
+    dof: int = Field(ge=1)
+
+    @property
+    def series(self) -> Series:
+        """What it is of."""
+        return Series(self.machine, self.case, self.split, self.relative)
+
+
+def identity(machine: Machine) -> str:
+    """Fingerprint of a machine whatever version of this package ran on it: versions are what is compared."""
+    return machine.model_copy(update={"tda": ""}).fingerprint
+
+
+def unlike(one: Machine, other: Machine) -> str:
+    """The fields in which two machines differ, in words; empty for machines whose numbers may be compared."""
+    before, after = (machine.model_dump(exclude={"tda"}) for machine in (one, other))
+    return ", ".join(f"{name} {before[name]!r} and {after[name]!r}" for name in before if before[name] != after[name])
+
+
+def floors_of(source: str, units: Iterable[Unit], commit: str) -> list[Floor]:
+    """The noise of one commit's processes, both installs of it, in the first blocks."""
+    values: dict[tuple[Series, str], list[float]] = defaultdict(list)
+    for unit in units:
+        if unit.commit == commit and unit.stage == "first" and unit.status == "ok":
+            for key, series, value in _numbers(unit):
+                values[series, key.case].append(value)
+    found = []
+    for (series, told), numbers in values.items():
+        spread = _logarithms(np.array(numbers))
+        if len(spread) >= MIN_PROCESSES:
+            variance, dof = float(spread.var(ddof=1)), len(spread) - 1
+            found.append(Floor(source=source, **series._asdict(), label=told, variance=variance, dof=dof))
+    return found
+
+
+def _numbers(unit: Unit) -> Iterator[tuple[Key, Series, float]]:
+    cases = {label(record.case): record for record in unit.records}
+    for key, value in series_of(unit).items():
+        record = cases[key.case]
+        yield key, Series(identity(record.machine), record.case.key, key.split, key.relative), value
+
+
+def _logarithms(values: Values) -> Values:
+    """Logarithms; of select times around zero, which have none, the distance from their median instead."""
+    if values.min() > 0:
+        return np.asarray(np.log(values))
+    middle = float(np.median(values))
+    return values / middle - 1 if middle > 0 else np.empty(0)
+
+
+class Floors:
+    """The noise that was learnt, in a file of this user's cache.
+
+    Parameters
+    ----------
+    path : Path, optional
+        The file; else ``tda/floors.jsonl`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It belongs to the machine and not to
+        a checkout, and is safe to delete.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.path = path or Path(cache) / "tda" / FLOORS
+
+    def learn(self, source: str, units: Iterable[Unit], commit: str) -> None:
+        """Keep what the processes of a commit showed; nothing is written where there is nothing new."""
+        known = set(self._read())
+        lines = [floor.model_dump_json() for floor in floors_of(source, units, commit) if floor not in known]
+        if lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_lines(self.path, lines)
+
+    def known(self) -> dict[Series, Prior]:
+        """Noise of every series, pooled over its newest sources."""
+        newest: dict[tuple[Series, str], Floor] = {}
+        for floor in self._read():
+            newest.pop((floor.series, floor.source), None)  # so that its place is that of the last line
+            newest[floor.series, floor.source] = floor
+        found: dict[Series, list[Floor]] = defaultdict(list)
+        for (series, _), floor in newest.items():
+            found[series].append(floor)
+        return {series: _pool(floors[-NEWEST:]) for series, floors in found.items()}
+
+    def _read(self) -> list[Floor]:
+        return read_lines(self.path, Floor)[0] if self.path.is_file() else []
+
+
+def _pool(floors: Sequence[Floor]) -> Prior:
+    dof = np.array([floor.dof for floor in floors], dtype=np.float64)
+    variances = np.array([floor.variance for floor in floors])
+    return Prior(float(dof @ variances / dof.sum()), float(dof.sum()))
+
+
+def single(noise: Prior, level: float = 0.99) -> float:
+    """The relative change that one process against one other stays within at this level when nothing changed."""
+    return float(np.expm1(stats.t.ppf((1 + level) / 2, noise.dof) * np.sqrt(2 * noise.variance)))
