@@ -148,8 +148,8 @@ class Machine(Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all fields: numbers of unlike fingerprints are not compared silently."""
-        return _digest(self.model_dump(mode="json"))
+        """Hash of all fields but this package's version: numbers of unlike fingerprints are not compared silently."""
+        return _digest(self.model_dump(mode="json", exclude={"tda"}))
 
 
 class Measurement(Frozen):

@@ -33,6 +33,12 @@ def _same_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is learnt of a played machine stays out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(params=tiny.names())
 def any_model(request: pytest.FixtureRequest) -> Any:
     """A tiny model of each family, shared by all tests: leave it as it was."""

@@ -93,6 +93,7 @@ CHANGES = {
     "selection": (factors(griffin_select_ms=1.5), "select", None),
     "prefill": (factors(all_prefill_ms=1.08), "prefill", None),
     "memory": (factors(tt_peak_memory_bytes=1.05), "memory", None),
+    "everything, seen in one case": (factors(all_decode_ms=1.1), "decode", GRIFFIN),
     "of one case": (factors(tt_decode_ms=1.5, griffin_decode_ms=1.06), "decode", GRIFFIN),
 }
 
@@ -168,6 +169,26 @@ def test_a_level_in_the_middle_is_undecided_after_all_blocks(world: World, bisec
     assert verdict(rows, made[1]) == "undecided"
     assert f"undecided at {made[1][:10]}: between {made[0][:10]} (good) and {made[2][:10]} (bad)" in err
     assert sum(task.build.commit == made[1] for task in world.ran) == 10
+
+
+def test_a_block_in_which_an_end_failed_does_not_count(
+    world: World, bisect: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [world.commit(), world.commit(factors(griffin_decode_ms=1.049)), world.commit(SLOW)]
+    world.noise, run, failed = 0.01, world._run, []
+
+    def once(runner: Any, task: Any) -> Any:
+        unit = run(runner, task)
+        if made[1][:10] in runner.night and (task.build.commit, task.block) == (made[0], 6) and not failed:
+            failed.append(task)
+            return unit.model_copy(update={"status": "timeout", "reason": "planted", "records": ()})
+        return unit
+
+    monkeypatch.setattr("tda.regression.alternate.Runner.run", lambda runner, task: once(runner, task))
+    code, rows, _ = bisect(made[0], made[-1], *SPEED, "--case", GRIFFIN, "--max-blocks", 8)
+    assert (code, verdict(rows, made[1])) == (1, "undecided")
+    again = [paid for paid in world.paid if made[1][:10] in paid[0] and (paid[1], paid[-1]) == (made[0], 6)]
+    assert len(again) == 2
 
 
 def test_blocks_are_added_only_until_it_is_decided(world: World, bisect: Callable[..., Told]) -> None:

@@ -114,7 +114,7 @@ MISTAKES = {
     "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "0 <= sparsity < 1"),
     "method": (["bench", "--preset", "smoke", "--method", "griffon"], "unknown method 'griffon'; known: cats"),
     "model": (["bench", "-m", "ref:nothing"], "unknown reference model 'ref:nothing'; known: ref:"),
-    "shape": (["bench", "-m", "shape:2b"], "unknown shape '2b'; known: shape:0.1b"),
+    "shape": (["bench", "-m", "shape:2b"], "unknown shape '2b'; known: shape:25m"),
     "folder": (["eval", "-m", "no/such-folder/here"], "cannot load model"),
     "preset": (["bench", "--preset", "huge"], "'huge' is not one of"),
     "dtype": (["eval", "-m", "ref:swiglu", "--dtype", "int4"], "'int4' is not one of"),

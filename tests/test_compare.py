@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import pytest
 from tda import device
 from tda.cli import main as cli
 from tda.records import Case, Commit, Machine, Measurement, Record
-from tda.regression.compare import Asked, Folder, Judged, compare_folders, unpaired_ratio
+from tda.regression.compare import Judged
 from tda.regression.config import load_config
 from tda.regression.detect import Pair
 from tda.regression.effects import Prior
-from tda.regression.floor import Floors, Series, floors_of, identity, single
+from tda.regression.floor import Floors, Series, floors_of, single
+from tda.regression.folders import Folder, compare_folders, unpaired_ratio
 from tda.regression.series import Key
 from tda.regression.units import History
 from tda.regression.wording import reproduce
+from tda.regression.workbench import Asked
 from tda.results import append
 from tests import nights
 from tests.scratch import Cost, World, factors
@@ -376,7 +379,7 @@ def know(variance: float = 1e-4, ratio_variance: float | None = None) -> None:
         for method in ("dense", "griffin"):
             for split, relative in splits:
                 own = variance if ratio_variance is None or not relative else ratio_variance
-                line = {"source": "n1", "machine": identity(nights.MACHINE), "case": a_case(method).key, "dof": 15}
+                line = {"source": "n1", "machine": nights.MACHINE.fingerprint, "case": a_case(method).key, "dof": 15}
                 line |= {"label": method, "split": split, "relative": relative, "variance": own}
                 file.write(json.dumps(line) + "\n")
 
@@ -418,6 +421,16 @@ def test_a_faster_dense_alone_is_no_regression(cache: Path, tda: Callable[..., T
     assert verdicts(rows)["griffin 0.5 on shape:25m", "decode to dense"] == "slower"
     code, _, _ = tda("compare", folder(cache / "old"), folder(cache / "new22", {"dense": 0.8, "griffin": 1.2}))
     assert code == 1
+
+
+def test_a_floor_that_hides_everything_is_said(cache: Path, tda: Callable[..., Told]) -> None:
+    know(variance=1e-2, ratio_variance=1e-6)
+    code, rows, err = tda("compare", folder(cache / "old"), folder(cache / "new1"))
+    floor = max(row["floor"] for row in rows)
+    assert code == 0
+    assert re.search(
+        rf"this machine is noisy: in \w+ of .* on shape:25m, nothing under {100 * floor:.0f}% can be seen", err
+    )
 
 
 def test_a_method_slower_beside_an_unchanged_dense_is_one(cache: Path, tda: Callable[..., Told]) -> None:
@@ -534,7 +547,7 @@ def noisy_units(processes: int, sigma: float, seed: int = 0, **fields: Any) -> l
     ]
 
 
-DECODE = Series(identity(nights.MACHINE), nights.record().case.key, "decode")
+DECODE = Series(nights.MACHINE.fingerprint, nights.record().case.key, "decode")
 
 
 def test_a_floor_is_what_single_processes_stay_within(cache: Path) -> None:
@@ -588,8 +601,7 @@ def test_only_good_first_processes_of_that_commit_count() -> None:
 
 def test_versions_of_this_package_share_a_machine() -> None:
     newer = nights.MACHINE.model_copy(update={"tda": "9.9"})
-    assert identity(newer) == identity(nights.MACHINE)
-    assert newer.fingerprint != nights.MACHINE.fingerprint
+    assert newer.fingerprint == nights.MACHINE.fingerprint
 
 
 def test_a_comparison_of_commits_teaches_the_floor(world: World, tda: Callable[..., Told]) -> None:

@@ -47,8 +47,8 @@ def bisect(
     from tda.bench.plan import given
     from tda.regression.bisect import Wanted
     from tda.regression.bisect import bisect as search
-    from tda.regression.compare import Asked, CommitBench
     from tda.regression.repository import Repository
+    from tda.regression.workbench import Asked, CommitBench
 
     asked = given(
         preset=preset,

@@ -9,7 +9,8 @@ import typer
 from tda.cli import options as o
 
 if TYPE_CHECKING:
-    from tda.regression.compare import Asked, CommitBench, Comparison, Workbench
+    from tda.regression.compare import Comparison
+    from tda.regression.workbench import Asked, CommitBench, Workbench
 
 
 def compare(
@@ -47,8 +48,9 @@ def compare(
     An interrupted comparison goes on with the same command.
     """
     from tda.bench.plan import given
-    from tda.regression.compare import Asked, CommitBench, Workbench, is_folder
+    from tda.regression.folders import is_folder
     from tda.regression.repository import Repository
+    from tda.regression.workbench import Asked, CommitBench, Workbench
 
     asked = given(
         preset=preset,
@@ -84,7 +86,7 @@ def compare(
 
 
 def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
-    from tda.regression.compare import Folder, compare_folders, measure_floor
+    from tda.regression.folders import Folder, compare_folders, measure_floor
 
     folders = Folder.read(old), Folder.read(new)
     if blocks is not None:

@@ -79,7 +79,7 @@ def say(sentence: str) -> None:
 def measuring(work: Path) -> Iterator[None]:
     """Measure commits alone in a working folder; one that cannot be measured is a sentence and exit code 1."""
     from tda.regression.alternate import alone
-    from tda.regression.compare import NotMeasuredError
+    from tda.regression.workbench import NotMeasuredError
 
     try:
         with alone(work):

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, get_args
 from tda.records import label
 from tda.regression import detect
 from tda.regression.alternate import GIVE_UP
-from tda.regression.compare import Asked, CommitBench, Judged, NotMeasuredError, Row, check_measured, quality_row
+from tda.regression.compare import Judged, Row, quality_row
 from tda.regression.detect import FAMILY, Pair
 from tda.regression.effects import MIN_BLOCKS, Effect, Prior, Values, effect
 from tda.regression.findings import Split
@@ -20,6 +20,7 @@ from tda.regression.quality import QualityMove, quality_moves
 from tda.regression.series import Blocks, Key
 from tda.regression.units import Unit
 from tda.regression.wording import WHAT, short
+from tda.regression.workbench import Asked, CommitBench, NotMeasuredError, check_measured
 
 LEVEL = 0.99
 """Level of the interval that must not hold the middle."""

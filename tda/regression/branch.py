@@ -49,6 +49,7 @@ def open_history(repository: Repository, name: str) -> Place:
             identity = ("-c", "user.name=tda nightly", "-c", "user.email=nightly@localhost")
             root = repository.git(*identity, "commit-tree", EMPTY_TREE, "-m", "History of nights")
             repository.git("branch", branch, root)
+        repository.git("worktree", "prune")  # the folder may have been deleted by hand
         repository.git("worktree", "add", "--quiet", str(folder), branch)
     place = Place(History(folder), Repository(folder))
     there = place.branch.git("rev-parse", "--abbrev-ref", "HEAD") if place.branch is not None else ""

@@ -94,6 +94,7 @@ class Builds:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def last_words(text: str, lines: int = 4) -> str:
-    """The end of an installer's or interpreter's complaint, without empty lines."""
-    return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+def last_words(text: str, lines: int = 2) -> str:
+    """The end of an installer's or interpreter's complaint, without empty lines and rules."""
+    told = [line.strip() for line in text.splitlines() if any(sign.isalnum() for sign in line)]
+    return " / ".join(told[-lines:])

@@ -55,11 +55,6 @@ class Floor(Frozen):
         return Series(self.machine, self.case, self.split, self.relative)
 
 
-def identity(machine: Machine) -> str:
-    """Fingerprint of a machine whatever version of this package ran on it: versions are what is compared."""
-    return machine.model_copy(update={"tda": ""}).fingerprint
-
-
 def unlike(one: Machine, other: Machine) -> str:
     """The fields in which two machines differ, in words; empty for machines whose numbers may be compared."""
     before, after = (machine.model_dump(exclude={"tda"}) for machine in (one, other))
@@ -86,7 +81,7 @@ def _numbers(unit: Unit) -> Iterator[tuple[Key, Series, float]]:
     cases = {label(record.case): record for record in unit.records}
     for key, value in series_of(unit).items():
         record = cases[key.case]
-        yield key, Series(identity(record.machine), record.case.key, key.split, key.relative), value
+        yield key, Series(record.machine.fingerprint, record.case.key, key.split, key.relative), value
 
 
 def _logarithms(values: Values) -> Values:

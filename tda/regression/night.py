@@ -17,6 +17,7 @@ from tda.regression import alternate
 from tda.regression.alternate import Grid, Runner, Task
 from tda.regression.builds import Build, BuildFailedError, Builds
 from tda.regression.config import Extra, NightlyConfig
+from tda.regression.floor import Floors
 from tda.regression.judge import Judge, Judged
 from tda.regression.repository import Repository
 from tda.regression.units import CommitStatus, History, Night, NightCommit, Role, Unit
@@ -58,7 +59,7 @@ class NightRun:
 
     def run(self) -> Night | None:
         """Measure and judge; None where there is nothing new."""
-        with alternate.alone(self.history.folder):
+        with alternate.alone(self.history.folder), alternate.alone(self.work):
             self._deadline = time.monotonic() + 60 * self.config.cap_minutes
             night = self._unfinished() or self._new()
             if night is None:
@@ -166,6 +167,7 @@ class NightRun:
             who = design if grid.repeated else [entry for entry in design if entry[1] == "commit"]
             tasks += alternate.design(who, grid, "first", self.config.blocks)
         self._measure(runner, night, tasks)
+        self._learn(night)
         night = self._statuses(night)
         night = night.model_copy(update={"machine": self._machine(night)})
         self.history.write(night)
@@ -197,6 +199,13 @@ class NightRun:
 
     def _measure(self, runner: Runner, night: Night, tasks: Sequence[Task]) -> None:
         alternate.measure(tasks, runner, self.history.units(night.id)[0], self.history.keep, self.say)
+
+    def _learn(self, night: Night) -> None:
+        """Let comparisons of folders know what processes of one build differ by on this machine."""
+        try:
+            Floors().learn(night.id, self.history.units(night.id)[0], night.anchor)
+        except OSError as error:
+            self.say(f"the noise of this machine is not kept: {error}")
 
     def _statuses(self, night: Night) -> Night:
         units = self.history.units(night.id)[0]

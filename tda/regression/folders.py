@@ -1,0 +1,311 @@
+"""Two folders of results, case by case: one process each, held against the noise that is known of their machine."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tda.records import FAKE, LAYER_PROFILE, Case, Machine, Record, label, merge
+from tda.regression.builds import Build
+from tda.regression.compare import (
+    Comparison,
+    Row,
+    blind,
+    failed_cases,
+    newly_failed,
+    quality_is_worse,
+    quality_row,
+    speed_verdict,
+    split_name,
+)
+from tda.regression.detect import FAMILY
+from tda.regression.effects import Prior
+from tda.regression.findings import Split
+from tda.regression.floor import Series, single, unlike
+from tda.regression.quality import quality_moves
+from tda.regression.wording import short
+from tda.regression.workbench import Asked, Workbench, check_measured
+from tda.results import load, results_path
+from tda.statistics import MIN_GROUPS, RESAMPLES, Estimate, by_group, is_baseline
+
+INSTALLED = "installed"
+"""What the present installation is called where it is measured against itself."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Results of one commit on one machine.
+
+    Attributes
+    ----------
+    path : Path
+        As it was given.
+    records : tuple of Record
+        The rounds of each case joined.
+    problems : tuple of str
+        Lines that could not be read.
+    """
+
+    path: Path
+    records: tuple[Record, ...]
+    problems: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "Folder":
+        """Read a folder.
+
+        Raises
+        ------
+        ValueError
+            If it holds nothing, or results of several commits or machines, or of a played device.
+        """
+        found = load(path)
+        if not found.records:
+            raise ValueError(f"{path} holds no results")
+        states = {(record.machine.fingerprint, record.commit) for record in found.records}
+        if len(states) > 1:
+            raise ValueError(f"{path} holds results of several commits or machines; compare them one by one")
+        if FAKE in (found.records[0].machine.gpu or ""):
+            raise ValueError(f"{path} holds results of a device that a test plays")
+        return cls(path, tuple(merge(found.records)), tuple(found.problems))
+
+    @property
+    def machine(self) -> Machine:
+        """What it was taken on."""
+        return self.records[0].machine
+
+    @property
+    def name(self) -> str:
+        """Commit and state of its tree."""
+        commit = self.records[0].commit
+        return short(commit.hash or "no commit") + (" with uncommitted changes" if commit.dirty else "")
+
+    @cached_property
+    def cases(self) -> dict[str, Record]:
+        """Good records by the key of their case, controls aside."""
+        return {one.case.key: one for one in self.records if one.status == "ok" and not one.control}
+
+    def values(self, case: str) -> Iterator[tuple[Split, bool, Sequence[float]]]:
+        """Series of a case, one value a round: as `tda.regression.series` defines them for units."""
+        record = self.cases[case]
+        if record.samples("peak_memory_bytes"):
+            yield "memory", False, _rounds(record, "peak_memory_bytes")
+        if not record.samples("decode_ms"):
+            return
+        yield "decode", False, _rounds(record, "decode_ms")
+        if is_baseline(record):
+            yield "prefill", False, _rounds(record, "prefill_ms")
+            return
+        if record.samples("selection_digest") and record.samples("select_ms"):
+            yield "select", False, _rounds(record, "select_ms")
+        dense = self._dense(record.case)
+        if dense is not None:
+            one, other = (by_group(part.measurements["decode_ms"]) for part in (record, dense))
+            yield "decode", True, [one[number] / other[number] for number in one.keys() & other.keys()]
+
+    def _dense(self, case: Case) -> Record | None:
+        same = (one for one in self.cases.values() if is_baseline(one) and one.case.setting == case.setting)
+        return next((one for one in same if one.samples("decode_ms")), None)
+
+
+def _rounds(record: Record, name: str) -> list[float]:
+    return list(by_group(record.measurements[name]).values())
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a results folder or file."""
+    return results_path(Path(name)).is_file()
+
+
+def unpaired_ratio(new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Estimate | None:
+    """Ratio of medians over rounds; its interval resamples the rounds of either process by themselves.
+
+    None where a median, or a resampled one, is not positive: select times around zero have no ratio.
+    """
+    above, below = (np.asarray(values, dtype=np.float64) for values in (new, old))
+    if np.median(above) <= 0 or np.median(below) <= 0:
+        return None
+    value, groups = float(np.median(above) / np.median(below)), min(len(above), len(below))
+    if groups < MIN_GROUPS:
+        return Estimate(value, None, None, groups)
+    draw = np.random.default_rng(seed)
+    one, other = (np.median(draw.choice(values, (RESAMPLES, len(values))), axis=-1) for values in (above, below))
+    if min(one.min(), other.min()) <= 0:
+        return None
+    low, high = np.quantile(one / other, (0.025, 0.975))
+    return Estimate(value, float(low), float(high), groups)
+
+
+def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> Comparison:
+    """Compare two results folders, paired by case.
+
+    Parameters
+    ----------
+    old, new : Folder
+        Measured on like machines.
+    noise : mapping
+        Between-process noise of each series, as far as it is known.
+
+    Raises
+    ------
+    ValueError
+        If the machines differ (the sentence names the fields), or no case is in both.
+    """
+    differences = unlike(old.machine, new.machine)
+    if differences:
+        raise ValueError(f"{old.path} and {new.path} were taken on unlike machines: {differences}")
+    both = [case for case in old.cases if case in new.cases]
+    if not both:
+        raise ValueError(f"{old.path} and {new.path} have no good case in common: nothing to compare")
+    paired = [one for case in both for one in _paired(old, new, case)]
+    judged = [(one, one.row(noise.get(one.series), len(paired))) for one in paired]
+    rows = [row for _, row in judged]
+    moves = quality_moves(new.records, old.records)
+    failed = newly_failed(old.records, new.records)
+    return Comparison(
+        old=old.name,
+        new=new.name,
+        rows=(*rows, *map(quality_row, moves)),
+        told=(*old.problems, *new.problems, *failed, *_lonely(old, new), *blind(rows)),
+        worse=_speed_is_worse(judged) or quality_is_worse(moves) or bool(failed),
+        unjudged=(*_without_floor(rows, old, new), *_without_interval(rows)),
+    )
+
+
+UNKNOWN, FEW = "no floor known", f"under {MIN_GROUPS} rounds"
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """One series in both folders; `ratio` is None where it has none."""
+
+    series: Series
+    case: Case
+    ratio: Estimate | None
+
+    def row(self, noise: Prior | None, tested: int) -> Row:
+        """Judged against the floor of one process against one other, at a level for all series together."""
+        case, split = label(self.case), split_name(self.series.split, self.series.relative)
+        floor = single(noise, 1 - FAMILY / tested) if noise is not None else None
+        ratio = self.ratio
+        if ratio is None:
+            return Row(case, split, floor=floor, verdict="around zero")
+        verdict = self._verdict(ratio, floor)
+        return Row(case, split, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
+
+    def _verdict(self, ratio: Estimate, floor: float | None) -> str:
+        low, high = ratio.low, ratio.high
+        if self.series.split == "memory":  # one peak a process, and no rounds
+            low = high = ratio.value
+        if low is None or high is None:
+            return FEW
+        if floor is None:
+            return UNKNOWN
+        if low > 1 + floor or high < 1 / (1 + floor):
+            return speed_verdict(self.series.split, low > 1)
+        return "same"
+
+
+def _paired(old: Folder, new: Folder, case: str) -> Iterator[_Paired]:
+    before = {(split, relative): values for split, relative, values in old.values(case)}
+    for split, relative, values in new.values(case):
+        other = before.get((split, relative))
+        if values and other:
+            series = Series(new.machine.fingerprint, case, split, relative)
+            yield _Paired(series, new.cases[case].case, unpaired_ratio(values, other))
+
+
+def _speed_is_worse(judged: Sequence[tuple[_Paired, Row]]) -> bool:
+    """A ratio to dense that rose because dense became faster is no regression."""
+    faster = {
+        one.case.setting
+        for one, row in judged
+        if one.case.method == "dense" and one.series.split == "decode" and row.verdict == "faster"
+    }
+    bad = [one for one, row in judged if row.verdict in ("slower", "more")]
+    return any(not one.series.relative or one.case.setting not in faster for one in bad)
+
+
+def _lonely(old: Folder, new: Folder) -> list[str]:
+    """Sentences about cases that only one of two folders has."""
+    told = []
+    for one, other in ((old, new), (new, old)):
+        failed = failed_cases(other.records)
+        alone = [record.case for key, record in one.cases.items() if key not in other.cases]
+        for what, cases in (
+            ("failed in", [case for case in alone if case.key in failed]),
+            ("not in", [case for case in alone if case.key not in failed]),
+        ):
+            names = ", ".join(f"{label(case)} ({case.prompt_tokens}+{case.new_tokens} tokens)" for case in cases)
+            told += [f"not compared, since {what} {other.path}: {names}"] if names else []
+    return told
+
+
+def _without_floor(rows: Iterable[Row], old: Folder, new: Folder) -> list[str]:
+    names = [f"{row.split} of {row.case}" for row in rows if row.verdict == UNKNOWN]
+    if not names:
+        return []
+    return [
+        f"no between-process A/A floor of this machine is known for {_first(names)}, and two processes of one build "
+        f"differ too. `tda compare {old.path} {new.path} --measure-floor` measures it; comparing commits does, too"
+    ]
+
+
+def _without_interval(rows: Iterable[Row]) -> list[str]:
+    names = [f"{row.split} of {row.case}" for row in rows if row.verdict == FEW]
+    return [f"too few rounds for an interval of {_first(names)}; {MIN_GROUPS} are needed"] if names else []
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+# The floor of folders.
+
+
+def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int) -> None:
+    """Learn what the cases of two folders differ by from process to process of the present installation.
+
+    Raises
+    ------
+    ValueError
+        If the folders were taken on another machine than this one.
+    NotMeasuredError
+        If a process fails.
+    """
+    site = Path(__file__).parents[2]
+    builds = [Build(INSTALLED, copy, site) for copy in ("control", "commit")]
+    for asked in _settings(old, new):
+        differences = unlike(new.machine, asked.machine)
+        if differences:
+            raise ValueError(f"{new.path} was taken on another machine than this one: {differences}")
+        units = bench.run(INSTALLED, builds, asked.speed, blocks)
+        check_measured(units, INSTALLED)
+        bench.learn(asked.speed.name, units, INSTALLED)
+
+
+def _settings(old: Folder, new: Folder) -> list[Asked]:
+    """What to run so that every timed case of both folders runs: one grid for each model and size."""
+    grids: dict[str, list[Record]] = {}
+    for key, record in new.cases.items():
+        if key in old.cases and record.samples("decode_ms"):
+            case = record.case
+            grids.setdefault(f"{case.setting} {case.execution}", []).append(record)
+    return [_asked(records) for records in grids.values()]
+
+
+def _asked(records: Sequence[Record]) -> Asked:
+    case = records[0].case
+    profiles = [one.case.options[LAYER_PROFILE] for one in records if LAYER_PROFILE in one.case.options]
+    shared = ("prompt_tokens", "new_tokens", "batch", "dtype", "device", "execution", "seed")
+    return Asked(
+        {
+            "model": list(dict.fromkeys([*profiles, case.model])),
+            "method": list(dict.fromkeys(one.case.method for one in records)),
+            "sparsity": sorted({one.case.sparsity for one in records if one.case.method != "dense"}) or [0.5],
+            "rounds": max(len(by_group(one.measurements["decode_ms"])) for one in records),
+            **{name: getattr(case, name) for name in shared},
+        }
+    )
