@@ -11,7 +11,7 @@ from rich.console import Console
 import tda.bench.run as bench_run
 from tda.bench.measure import Timing, time_case
 from tda.bench.outcome import doubts, speed
-from tda.bench.plan import PRESETS, Plan, Subject, given, plan_of
+from tda.bench.plan import PRESETS, Plan, Subject, plan_of
 from tda.bench.prepare import Texts, prepare
 from tda.bench.run import Bench
 from tda.bench.traffic import Traffic, decode_traffic
@@ -289,11 +289,11 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
 def test_presets_are_valid_and_cover_every_method():
     for preset, plan in PRESETS.items():
         assert set(plan.methods) == set(METHODS), preset
-        assert plan_of(preset, [], {}, {}) == plan
+        assert plan_of(preset) == plan
 
 
 def test_plan_of_models_named_by_hand():
-    plan = plan_of("smoke", ["shape:0.1b", "ref:relu"], given(new_tokens=5), given(methods=["griffin"], batch=2))
+    plan = plan_of("smoke", ["shape:0.1b", "ref:relu"], new_tokens=5, method=["griffin"], batch=2)
     trained, shape = plan.subjects
     assert (trained.model, trained.quality, trained.speed) == ("ref:relu", True, True)
     assert (shape.model, shape.quality, shape.layer_profile) == ("shape:0.1b", False, "ref:relu")
@@ -304,15 +304,16 @@ def test_plan_of_models_named_by_hand():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"sparsities": (1.0,)}, "sparsity"),
-        ({"methods": ("griffon",)}, "griffon"),
+        ({"sparsity": (1.0,)}, "sparsity"),
+        ({"method": ("griffon",)}, "griffon"),
         ({"rounds": 0}, "rounds"),
         ({"execution": "fast"}, "execution"),
+        ({"preset": "huge"}, "preset"),
     ],
 )
 def test_wrong_plans_are_refused(options, word):
     with pytest.raises(ValueError, match=word):
-        plan_of("smoke", [], {}, options)
+        plan_of(**{"preset": "smoke", **options})
 
 
 def test_quality_of_random_weights_is_refused():

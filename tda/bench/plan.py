@@ -172,35 +172,48 @@ def given(**options: Any) -> dict[str, Any]:
     }
 
 
-def plan_of(preset: Preset, models: Sequence[str], sizes: dict[str, Any], options: dict[str, Any]) -> Plan:
-    """A preset, changed by what is given.
+SIZES = ("prompt_tokens", "new_tokens", "dtype")
+"""Options that are fields of every `Subject`."""
+FIELDS = {"method": "methods", "sparsity": "sparsities"}
+"""Fields of a `Plan` that an option calls otherwise."""
+
+
+def plan_of(preset: Preset = "default", model: Sequence[str] | None = None, **options: Any) -> Plan:
+    """A preset, changed by what is given; None and empty lists are not given.
 
     Parameters
     ----------
     preset : str
         One of `PRESETS`.
-    models : sequence of str
+    model : sequence of str
         Models instead of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
         achieved sparsity per layer of the first trained one.
-    sizes : dict
-        Fields of every `Subject`.
-    options : dict
-        Fields of the `Plan`. Methods that are named are timed too.
+    **options
+        As of `tda.run_bench` and ``tda bench``. Methods that are named are timed too.
 
     Raises
     ------
     ValueError
         If a value is not accepted.
+    TypeError
+        If an option is not known.
     """
-    plan = PRESETS[preset]
-    if "methods" in options:
-        options = {**options, "speed_methods": options["methods"]}
+    check_choice("preset", preset, tuple(PRESETS))
+    wanted = {name: value for name, value in given(**options).items() if value != ()}
+    if "method" in wanted:
+        wanted["speed_methods"] = wanted["method"]
+    sizes = {name: wanted.pop(name) for name in SIZES if name in wanted}
+    plan, models = PRESETS[preset], model or ()
     subjects = plan.subjects
     if models:
         trained = [name for name in models if not is_shape(name)]
         profile = trained[0] if trained else None
         subjects = tuple(_subject(name, profile) for name in sorted(dict.fromkeys(models), key=is_shape))
-    return replace(plan, subjects=tuple(replace(subject, **sizes) for subject in subjects), **options)
+    return replace(
+        plan,
+        subjects=tuple(replace(subject, **sizes) for subject in subjects),
+        **{FIELDS.get(name, name): value for name, value in wanted.items()},
+    )
 
 
 def _subject(model: str, profile: str | None) -> Subject:

@@ -20,7 +20,7 @@ from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
-from tda.bench.plan import Plan, Subject, given, plan_of
+from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.bench.store import Place, Store
 from tda.contracts import Method
@@ -157,19 +157,23 @@ def run_bench(
     OSError
         If the folder cannot be written.
     """
-    sizes = given(prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype)
-    options = given(
-        methods=tuple(method) or None,
-        sparsities=tuple(sparsity) or None,
+    plan = plan_of(
+        preset,
+        model,
+        method=tuple(method),
+        sparsity=tuple(sparsity),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
         batch=batch,
         rounds=rounds,
         documents=documents,
         calibration_documents=calibration_documents,
+        dtype=dtype,
         device=device,
         execution=execution,
         seed=seed,
     )
-    return Bench(plan_of(preset, model, sizes, options), Path(out), console=Console(stderr=True, quiet=True)).run()
+    return Bench(plan, Path(out), console=Console(stderr=True, quiet=True)).run()
 
 
 class _SubjectRun:

@@ -36,26 +36,26 @@ def bench(
     Trained models get a quality and a speed, shapes (random weights) a speed only. Ctrl-C keeps what is done; the same
     command goes on.
     """
-    from tda.bench.plan import given, plan_of
+    from tda.bench.plan import plan_of
     from tda.bench.prepare import Texts
     from tda.bench.run import Bench
     from tda.reporting import summary_rows
 
     plan = plan_of(
         preset,
-        model or [],
-        given(prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype),
-        given(
-            methods=method,
-            sparsities=sparsity,
-            batch=batch,
-            rounds=rounds,
-            documents=documents,
-            calibration_documents=calibration_documents,
-            device=device,
-            execution=execution,
-            seed=seed,
-        ),
+        model,
+        method=method,
+        sparsity=sparsity,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        rounds=rounds,
+        documents=documents,
+        calibration_documents=calibration_documents,
+        dtype=dtype,
+        device=device,
+        execution=execution,
+        seed=seed,
     )
     try:
         records = Bench(plan, out, Texts(text, calibration_text), trust_remote_code=trust_remote_code).run()

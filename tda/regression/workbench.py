@@ -37,15 +37,9 @@ class Asked:
     @cached_property
     def plan(self) -> "Plan":
         """The matrix that they stand for; ValueError where one is wrong."""
-        from tda.bench.plan import given, plan_of
+        from tda.bench.plan import plan_of
 
-        rest = dict(self.options)
-        preset, models = rest.pop("preset", "default"), rest.pop("model", ())
-        sizes = {name: rest.pop(name, None) for name in ("prompt_tokens", "new_tokens", "dtype")}
-        plural = {"method": "methods", "sparsity": "sparsities"}
-        return plan_of(
-            preset, models, given(**sizes), given(**{plural.get(name, name): value for name, value in rest.items()})
-        )
+        return plan_of(**self.options)
 
     @cached_property
     def machine(self) -> Machine:
