@@ -129,6 +129,25 @@ def test_everything_slower(tmp_path: Path) -> None:
     assert set(finding.cases) == {"dense on shape:25m", "griffin 0.5 on shape:25m", "tda 0.5 on shape:25m"}
 
 
+def test_everything_slower_where_dense_is_too_noisy_to_say(tmp_path: Path) -> None:
+    """Methods moved and their ratio to dense did not: dense moved with them, sure or not."""
+    draw = np.random.default_rng(3)
+    blocks, pair = Blocks(), detect.Pair("b", "a")
+    for number in range(1, 9):
+        for build, factor in (("a", 1.0), ("b", 1.1)):
+            dense = 8 * factor * np.exp(draw.normal(0, 0.12))
+            method = 6 * factor * np.exp(draw.normal(0, 0.005))
+            blocks.put(Key("decode", "dense on m"), (build, "commit"), number, dense)
+            blocks.put(Key("decode", "tda 0.5 on m"), (build, "commit"), number, method)
+            blocks.put(Key("decode", "tda 0.5 on m", True), (build, "commit"), number, method / dense)
+    found = detect.effects(blocks, pair, {})
+    every = [detect.Suspect(pair, key, one) for key, one in found.items()]
+    named = detect.changes(blocks, detect.confirm(blocks, every, {}), {}, detect.Rules())
+    assert [(change.scope, change.split) for change in named] == [("everything", "decode")]
+    assert set(named[0].cases) == {"dense on m", "tda 0.5 on m"}
+    assert named[0].effect.size == pytest.approx(0.1, abs=0.02)
+
+
 def test_dense_alone_faster_is_no_alarm(tmp_path: Path) -> None:
     finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 0.9} if n >= 3 and m == "dense" else {}))
     assert (finding.verdict, finding.split, finding.scope, place(finding)) == ("improvement", "decode", "dense", 3)

@@ -208,6 +208,8 @@ class _Naming:
         shift = self._moved(dense) if dense is not None else None
         if shift is None or dense is None:
             cases = [case for case in relative if case in own or self._moved(absolute[case]) is not None]
+            if dense is not None and cases and not any(case in own or self._apart(absolute[case]) for case in cases):
+                return self._change("decode", "everything", [*(absolute[case] for case in cases), dense])
             return self._change("decode", "method", [key for case in cases for key in (relative[case], absolute[case])])
         own = {c: key for c, key in own.items() if abs(self.effects[key].log_ratio) > OWN_SHARE * abs(shift.log_ratio)}
         still = [c for c in own if abs(self.effects[absolute[c]].log_ratio) < OWN_SHARE * abs(shift.log_ratio)]
@@ -219,6 +221,11 @@ class _Naming:
         along = ("prefill",) if prefill is not None and self._moved(prefill) is not None else ()
         common = self._with_witness("everything", dense, alike, alike, along)
         return common + self._change("decode", "method", list(own.values()))
+
+    def _apart(self, key: Key) -> bool:
+        """Whether a method's ratio to dense moved rather as the method did than not at all: dense stood still."""
+        ratio = self.effects.get(key._replace(relative=True))
+        return ratio is None or abs(ratio.log_ratio) > 0.5 * abs(self.effects[key].log_ratio)
 
     def _with_witness(
         self, scope: Scope, dense: Key, keys: Sequence[Key], witnesses: Sequence[Key], along: Sequence[str] = ()
