@@ -46,7 +46,10 @@ def _sizes(D: int, F: int, layers: int, heads: int, kv_heads: int) -> dict[str, 
 
 
 SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
-    "25m": ("Llama-like, 25 million parameters", lambda: _llama(**_sizes(512, 1536, 8, 8, 4), vocab_size=4096)),
+    "25m": (
+        "Llama-like, 25 million parameters and 4 million of embeddings",
+        lambda: _llama(**_sizes(512, 1536, 8, 8, 4), vocab_size=4096),
+    ),
     "0.1b": ("Llama-like, 0.1 billion parameters", lambda: _llama(**_sizes(768, 2048, 10, 12, 4))),
     "0.3b": ("Llama-like, 0.3 billion parameters", lambda: _llama(**_sizes(1024, 2816, 24, 16, 4))),
     "1b": (
