@@ -84,7 +84,7 @@ def units(count: int, levels: Levels, seed: int = 0, **quality: Callable[[int, s
 def findings(folder: Path, count: int, levels: Levels = nothing, **more: object) -> list[Finding]:
     night = nights.night(commits(count))
     history = nights.history(folder, night, units(count, levels, **more))
-    return list(Judge(history, night, CONFIG, Line(commits(count))).findings().findings)
+    return list(Judge(history, night, CONFIG, Line(commits(count))).findings())
 
 
 def sure(found: list[Finding]) -> list[Finding]:
@@ -200,7 +200,7 @@ def test_a_burst_in_one_block_is_no_alarm(tmp_path: Path) -> None:
     history = nights.history(
         tmp_path, night, [bad.model_copy(update={"records": tuple(slow)}) if u is bad else u for u in made]
     )
-    assert not sure(list(Judge(history, night, CONFIG, Line(commits(6))).findings().findings))
+    assert not sure(list(Judge(history, night, CONFIG, Line(commits(6))).findings()))
 
 
 def _slower(record, factor: float) -> dict:  # type: ignore[no-untyped-def,type-arg]
@@ -215,7 +215,7 @@ def test_what_fresh_blocks_do_not_confirm_is_a_warning(tmp_path: Path) -> None:
     calm = units(6, nothing)
     mixed = [u for u in slow if u.stage == "first"] + [u for u in calm if u.stage == "confirm"]
     history = nights.history(tmp_path, night, mixed)
-    found = Judge(history, night, CONFIG, Line(commits(6))).findings().findings
+    found = Judge(history, night, CONFIG, Line(commits(6))).findings()
     assert [finding.verdict for finding in found] == ["warning"]
     assert "did not confirm" in found[0].sentence
 
@@ -265,7 +265,7 @@ def test_a_commit_that_was_not_measured_is_stepped_over(tmp_path: Path) -> None:
     told = told.model_copy(update={"commits": (*told.commits[:4], broken, *told.commits[5:])})
     made = [u for u in units(8, levels) if u.commit != broken.hash]
     history = nights.history(tmp_path, told, made)
-    finding = only(list(Judge(history, told, CONFIG, Line(commits(8))).findings().findings))
+    finding = only(list(Judge(history, told, CONFIG, Line(commits(8))).findings()))
     assert (int(finding.good, 16), place(finding)) == (3, 5)
 
 
@@ -282,7 +282,7 @@ def test_machines_are_never_mixed(tmp_path: Path) -> None:
     ]
     rest = [u for u in made if u.commit != commits(5)[3]]
     history = nights.history(tmp_path, nights.night(commits(5)), [*rest, *alien])
-    assert not sure(list(Judge(history, nights.night(commits(5)), CONFIG, Line(commits(5))).findings().findings))
+    assert not sure(list(Judge(history, nights.night(commits(5)), CONFIG, Line(commits(5))).findings()))
 
 
 def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
     late = [u for u in made if u.commit in (all_commits[0], *all_commits[4:]) or u.stage == "confirm"]
     for each in late:
         history.keep(each.model_copy(update={"night": "n2"}))
-    found = sure(list(Judge(history, two, CONFIG, Line(all_commits)).findings().findings))
+    found = sure(list(Judge(history, two, CONFIG, Line(all_commits)).findings()))
     assert [finding.shape for finding in found if finding.split == "decode"] == ["drift"]
 
 

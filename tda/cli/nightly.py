@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tda.cli import options as o
+
 if TYPE_CHECKING:
     from tda.regression.units import Night
 
@@ -19,13 +21,11 @@ def nightly(
     ] = "results/history",
     config: Annotated[Path, typer.Option(metavar="TOML", help="What is measured, and the time cap.")] = CONFIG,
     decisions: Annotated[Path, typer.Option(metavar="TOML", help="Accepted and acknowledged alarms.")] = DECISIONS,
-    repo: Annotated[Path, typer.Option(metavar="DIR", help="Checkout whose commits are measured.")] = Path("."),
+    repo: o.Repo = Path("."),
     commit: Annotated[str, typer.Option(help="Measure up to this commit.")] = "HEAD",
     since: Annotated[str | None, typer.Option(help="First night: the commit to begin with, the anchor.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where nightly.md goes.")] = Path("reports/out"),
-    work: Annotated[Path, typer.Option(metavar="DIR", help="Builds and children's files; safe to delete.")] = Path(
-        ".cache/nightly"
-    ),
+    work: o.Work = o.WORK,
     check: Annotated[bool, typer.Option("--check", help="Only check that a night has ended lately.")] = False,
     max_age_hours: Annotated[float, typer.Option(help="With --check: how old the last night may be.")] = 36.0,
 ) -> None:
@@ -45,7 +45,7 @@ def nightly(
         _check(place.history.nights()[0], max_age_hours)
         return
     settings = load_config(config)
-    run = NightRun(repository, place.history, settings, work, commit, since, say=_say)
+    run = NightRun(repository, place.history, settings, work, commit, since, say=o.say)
     try:
         night = run.run()
     except KeyboardInterrupt:
@@ -58,10 +58,6 @@ def nightly(
     typer.echo(str(told.path))
     if night is not None and told.raised:
         raise typer.Exit(1)
-
-
-def _say(sentence: str) -> None:
-    typer.echo(f"{datetime.now(UTC):%H:%M:%S} {sentence}", err=True)
 
 
 def _check(nights: "list[Night]", hours: float) -> None:

@@ -1,27 +1,21 @@
 """From a night's units to its findings: suspects, confirmed changes, quality, and the sentences that say so."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from tda.records import Record
 from tda.regression import detect, drift
 from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Rules, Suspect
-from tda.regression.effects import Prior, resolution
+from tda.regression.effects import Effect, Prior, resolution
 from tda.regression.findings import Finding
 from tda.regression.quality import QualityMove, quality_moves, scope_of
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
 from tda.regression.units import History, Night, Unit
 from tda.regression.wording import quality_sentence, reproduce, speed_sentence, warning_sentence
-
-
-@dataclass(frozen=True)
-class Judged:
-    """All findings of a night, alarms first."""
-
-    findings: tuple[Finding, ...]
 
 
 class Judge:
@@ -116,14 +110,19 @@ class Judge:
         return [commit for commit in self.repository.between(None, self.night.commits[-1].hash) if commit in known]
 
     @cached_property
+    def _earlier_units(self) -> list[list[Unit]]:
+        """Units of those nights, one list each: read once, since they are many."""
+        return [self.history.units(night.id)[0] for night in self._earlier]
+
+    @cached_property
     def _blocks(self) -> list[Blocks]:
         """First blocks of the earlier nights, oldest first, and of this one."""
-        return [*(Blocks(self.history.units(night.id)[0], "first") for night in self._earlier), self.first]
+        return [*(Blocks(units, "first") for units in self._earlier_units), self.first]
 
     # Findings.
 
-    def findings(self) -> Judged:
-        """Confirmed changes, suspects that fresh blocks did not confirm, and quality."""
+    def findings(self) -> tuple[Finding, ...]:
+        """Confirmed changes, suspects that fresh blocks did not confirm, and quality; alarms first."""
         fresh = Blocks(self._units(), "confirm")
         confirmed = detect.confirm(fresh, self.suspects, self.priors)
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
@@ -134,50 +133,50 @@ class Judge:
         found += self._quality()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}
-        return Judged(tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0)))))
+        return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
 
     def _speed(self, change: Change) -> Finding:
-        low, high = change.effect.bounds()
         split_keys = [key for key in self.priors if key.split == change.split and key.case in change.cases]
         floors = [resolution(self.priors[key], self.config.confirm_blocks).floor() for key in split_keys]
-        return Finding(
+        return self._finding(
+            change.pair,
+            change.cases,
+            change.effect,
             verdict=change.verdict,
             split=change.split,
             scope=change.scope,
-            shape=change.pair.shape,
-            machine=self.machine,
-            cases=change.cases,
-            good=change.pair.old,
-            commit=change.pair.new,
-            size=change.effect.size,
-            unit="ratio",
-            low=low,
-            high=high,
             p=change.p,
             floor=max(floors, default=None),
-            night=self.night.id,
             sentence=speed_sentence(change, self._subject(change.pair.new)),
-            reproduce=reproduce(change.pair, self.config, change.cases),
         )
 
     def _warning(self, suspect: Suspect) -> Finding:
-        low, high = suspect.effect.bounds()
-        return Finding(
+        return self._finding(
+            suspect.pair,
+            (suspect.key.case,),
+            suspect.effect,
             verdict="warning",
             split=suspect.key.split,
             scope="method",
-            shape=suspect.pair.shape,
+            sentence=warning_sentence(suspect),
+        )
+
+    def _finding(self, pair: Pair, cases: tuple[str, ...], effect: Effect, **told: Any) -> Finding:
+        """A finding of speed or memory."""
+        low, high = effect.bounds()
+        return Finding(
+            shape=pair.shape,
             machine=self.machine,
-            cases=(suspect.key.case,),
-            good=suspect.pair.old,
-            commit=suspect.pair.new,
-            size=suspect.effect.size,
+            cases=cases,
+            good=pair.old,
+            commit=pair.new,
+            size=effect.size,
             unit="ratio",
             low=low,
             high=high,
             night=self.night.id,
-            sentence=warning_sentence(suspect),
-            reproduce=reproduce(suspect.pair, self.config, (suspect.key.case,)),
+            reproduce=reproduce(pair, self.config, cases),
+            **told,
         )
 
     def _subject(self, commit: str) -> str:
@@ -188,10 +187,9 @@ class Judge:
     def _quality(self) -> list[Finding]:
         once = {grid.name for grid in self.config.grids if not grid.repeated}
         texts: dict[str, list[Record]] = {}
-        for night in (*self._earlier, self.night):
-            for unit in self.history.units(night.id)[0]:
-                if unit.grid in once and unit.status == "ok" and _ran_on(unit, self.machine):
-                    texts[unit.commit] = list(unit.records)
+        for unit in itertools.chain(*self._earlier_units, self._units()):
+            if unit.grid in once and unit.status == "ok" and _ran_on(unit, self.machine):
+                texts[unit.commit] = list(unit.records)
         found = []
         for pair in self.pairs:
             moves = quality_moves(texts.get(pair.new, []), texts.get(pair.old, []))

@@ -18,7 +18,7 @@ from tda.regression.alternate import Grid, Runner, Task
 from tda.regression.builds import Build, BuildFailedError, Builds
 from tda.regression.config import Extra, NightlyConfig
 from tda.regression.floor import Floors
-from tda.regression.judge import Judge, Judged
+from tda.regression.judge import Judge
 from tda.regression.repository import Repository
 from tda.regression.units import CommitStatus, History, Night, NightCommit, Role, Unit
 
@@ -181,8 +181,7 @@ class NightRun:
                 if grid.repeated:
                     fresh += alternate.design(again, grid, "confirm", self.config.confirm_blocks)
             self._measure(runner, night, fresh)
-        judged: Judged = judge.findings()
-        return night.model_copy(update={"findings": judged.findings})
+        return night.model_copy(update={"findings": judge.findings()})
 
     def _build(self, night: Night) -> tuple[Builds, Night]:
         builds = Builds(self.repository, self.work / "builds")
