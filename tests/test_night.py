@@ -106,6 +106,7 @@ def test_commits_that_do_not_build_or_run_are_shown_as_such(scene: Scene) -> Non
     night = scene.night(since=made[0])
     assert night is not None
     assert [commit.status for commit in night.commits] == ["measured", "build failed", "crashed", "measured"]
+    assert [commit.parent for commit in night.commits] == [None, made[0], made[0], made[0]]
     assert "boom" in (night.commits[2].reason or "")
     assert night.commits[1].reason
     assert [(f.verdict, f.good, f.commit) for f in night.findings] == [("alarm", made[0], made[3])]

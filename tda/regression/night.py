@@ -207,8 +207,14 @@ class NightRun:
             self.say(f"the noise of this machine is not kept: {error}")
 
     def _statuses(self, night: Night) -> Night:
+        """What became of each commit, and which measured one it is compared with."""
         units = self.history.units(night.id)[0]
-        return night.model_copy(update={"commits": tuple(_after(commit, units) for commit in night.commits)})
+        commits, before = [], None
+        for commit in night.commits:
+            commits.append(_after(commit, units).model_copy(update={"parent": before}))
+            if commits[-1].status == "measured":
+                before = commit.hash
+        return night.model_copy(update={"commits": tuple(commits)})
 
     def _machine(self, night: Night) -> Machine | None:
         records = (record for unit in self.history.units(night.id)[0] for record in unit.records)
