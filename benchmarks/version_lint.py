@@ -27,14 +27,16 @@ MEASURING = (
     "tda/bench/plan.py",  # sizes of the requests
     "tda/bench/prepare.py",  # documents and calibration
     "tda/bench/run.py",  # order of the cases, rounds
-    "tda/bench/telemetry.py",
     "tda/bench/traffic.py",
+    "tda/bench/window.py",  # how long the telemetry pass decodes
     "tda/device.py",
     "tda/engine/phases.py",
     "tda/engine/score.py",  # the protocols of quality
+    "tda/limits.py",
     "tda/metrics/*.py",
     "tda/quality/*.py",
     "tda/reference/text.py",  # the text that quality is measured on
+    "tda/telemetry/*.py",
 )
 """What measures. Methods, kernels, engine and models are what is measured: a change there must show."""
 

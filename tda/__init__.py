@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tda import kernels as kernels
+    from tda.bench.profile import run_profile as run_profile
     from tda.bench.run import run_bench as run_bench
     from tda.calibration import calibrate as calibrate
     from tda.engine import Run as Run
@@ -41,6 +42,7 @@ _HOME = {
     "calibrate": "tda.calibration",
     "load_model": "tda.models",
     "run_bench": "tda.bench.run",
+    "run_profile": "tda.bench.profile",
     "score": "tda.engine.score",
 }
 __all__ = ["kernels", *_HOME]

@@ -358,6 +358,8 @@ class Family:
         Path to the gate; None for a plain FFN.
     block : str or None
         Path to the module whose forward is the whole FFN; None where the layer calls the linears itself.
+    attention : str
+        Path to the attention module.
     """
 
     name: str
@@ -368,3 +370,4 @@ class Family:
     act: str
     gate: str | None = None
     block: str | None = None
+    attention: str = "self_attn"

@@ -16,6 +16,8 @@ import torch
 
 from tda import __version__
 from tda.records import BUILD_STAMP, Commit, Machine
+from tda.telemetry.nvml import driver_version
+from tda.telemetry.source import NotReadableError
 
 
 @cache
@@ -56,14 +58,9 @@ def _last_level_cache() -> int | None:
 
 
 def _driver() -> str | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        version = pynvml.nvmlSystemGetDriverVersion()
-    except pynvml.NVMLError:
-        return None
-    return version if isinstance(version, str) else version.decode()
+    with contextlib.suppress(NotReadableError):
+        return driver_version()
+    return None
 
 
 @cache
@@ -83,6 +80,23 @@ def commit() -> Commit:
         return Commit(hash=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain", "--untracked-files=no")))
     except (OSError, subprocess.CalledProcessError):
         return Commit()
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind of device, or torch sees no CUDA device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; e.g. cpu, cuda, cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device")
+    return device
 
 
 class Stopwatch:
@@ -132,49 +146,3 @@ class PeakMemory:
                 if line.startswith("VmHWM"):
                     return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class ForeignLoad:
-    """Share of the machine's cores that other processes used since the last reading."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._before = self._read()
-
-    def _read(self) -> tuple[float, float, float]:
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        own = self._process.cpu_times()
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        return total - idle, own.user + own.system, total
-
-    def read(self) -> float:
-        """Foreign busy share, 0 to 1, since construction or the last `read`."""
-        now = self._read()
-        busy, own, total = (after - before for after, before in zip(now, self._before, strict=True))
-        self._before = now
-        return max(busy - own, 0.0) / total if total > 0 else 0.0
-
-
-STREAM_BYTES = 1 << 28
-
-
-def stream_gb_per_s(device: torch.device) -> float:
-    """Bandwidth of reading a large buffer once (CPU) or of copying it (CUDA, read plus write), in GB/s.
-
-    The best of three passes over 256 MiB (1 GiB on CUDA), far more than caches hold.
-    """
-    size = STREAM_BYTES * (4 if device.type == "cuda" else 1)
-    source = torch.ones(size // 8, dtype=torch.int64, device=device)
-    target = torch.empty_like(source) if device.type == "cuda" else None
-    watch = Stopwatch(device)
-    best = 0.0
-    for _ in range(3):
-        with watch.timing():
-            if target is None:
-                source.sum()
-            else:
-                target.copy_(source)
-        moved = source.nbytes * (1 if target is None else 2)
-        best = max(best, moved / watch.ms / 1e6)
-    return best

@@ -7,7 +7,7 @@ of a case. Raw samples are kept; medians, intervals and ratios are computed from
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -275,7 +275,7 @@ def _join(lines: list[Record]) -> Record:
             "reason": f"{len(failed)} of {len(lines)} rounds failed: {failed[-1].reason}" if failed else None,
             "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
             "measurements": {name: _join_measurement(name, good) for name in names},
-            "flags": _join_flags(good),
+            "flags": join_flags([line.flags for line in good]),
             "started": good[0].started,
             "seconds": sum(line.seconds for line in lines),
         }
@@ -286,11 +286,11 @@ def _mean_layers(shares: list[tuple[float, ...]]) -> tuple[float, ...]:
     return tuple(sum(layer) / len(layer) for layer in zip(*shares, strict=True))
 
 
-def _join_flags(lines: list[Record]) -> dict[FlagName, Flag]:
-    """A flag that some rounds raised says how many, and what the last of them saw."""
+def join_flags(rounds: Sequence[Mapping[FlagName, Flag]]) -> dict[FlagName, Flag]:
+    """Join the flags of several rounds: one that some of them raised says how many, and what the last of them saw."""
     flags: dict[FlagName, Flag] = {}
-    for name in dict.fromkeys(name for line in lines for name in line.flags):
-        seen = [line.flags[name] for line in lines if name in line.flags]
+    for name in dict.fromkeys(name for found in rounds for name in found):
+        seen = [found[name] for found in rounds if name in found]
         raised = [flag for flag in seen if flag.raised]
         if raised and len(raised) < len(seen):
             flags[name] = Flag(raised=True, detail=f"{len(raised)} of {len(seen)} rounds; {raised[-1].detail}")

@@ -14,13 +14,13 @@ import tda
 PACKAGE = Path(tda.__file__).parent
 # Part after part may import the ones before it; a floor is what the floors above it may rely on.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("names", "registry", "records", "results", "statistics", "thresholds"),
-    ("contracts", "device", "prompt_statistics"),
+    ("names", "registry", "records", "results", "statistics", "thresholds", "spans"),
+    ("contracts", "telemetry", "device", "limits", "prompt_statistics"),
     ("kernels", "families", "methods", "reference", "models"),
     ("engine",),
-    ("calibration", "metrics", "quality"),
+    ("calibration", "metrics", "quality", "profiler"),
     ("bench",),
-    ("regression", "reporting", "cli"),
+    ("regression", "doctor", "reporting", "cli"),
 )
 ORDER = {part: place for place, part in enumerate(part for floor in FLOORS for part in floor)}
 EXTERNAL_FROM_FLOOR = {"torch": 1, "transformers": 2, "typer": 6, "rich": 4, "matplotlib": 6, "pandas": 6, "jinja2": 6}

@@ -1,14 +1,17 @@
 """The bench: what it runs, in which order, and what survives a failure."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 import tda.bench.run as bench_run
+from tda.bench import window
 from tda.bench.measure import Timing, time_case
 from tda.bench.outcome import doubts, speed
 from tda.bench.plan import PRESETS, Plan, Subject, plan_of
@@ -16,11 +19,18 @@ from tda.bench.prepare import Texts, prepare
 from tda.bench.run import Bench
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method
+from tda.engine import attach
+from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
+from tda.kernels.compact import CompactFFN
 from tda.methods import METHODS, method
 from tda.models import load_model
+from tda.quality import rows_of
 from tda.records import SPEED
 from tda.results import load
+from tda.telemetry import Change, Series, Telemetry
+from tda.telemetry.fields import GPU_FIELDS
+from tests import nights
 
 QUIET = Console(quiet=True)
 TINY = Plan(
@@ -90,7 +100,12 @@ def test_truncated_last_line_is_measured_again(finished, tmp_path):
 
 def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
     weights = 2e6 if name == "dense" else 1e6
-    return Timing(8.0, 1.0, 20.0, [ms] * 3, None, execution, (0.5,), Traffic(weights, 0.0), 0.0, None, {})
+    return Timing(8.0, 1.0, 20.0, [ms] * 3, None, execution, (0.5,), Traffic(weights, 0.0), others_used(0.0), None)
+
+
+def others_used(percent: float) -> Change:
+    """A second on two cores of which others used some."""
+    return Change(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2)
 
 
 def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt_at: int | None = None) -> Plan:
@@ -106,7 +121,7 @@ def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt
 
     monkeypatch.setattr(bench_run, "time_case", time_case)
     monkeypatch.setattr(bench_run, "peak_memory", lambda *args: (1, None))
-    monkeypatch.setattr(bench_run.facts, "stream_gb_per_s", lambda device: 10.0)
+    monkeypatch.setattr(bench_run.limits, "stream_gb_per_s", lambda device: 10.0)
     subject = Subject("ref:swiglu", prompt_tokens=8, new_tokens=4, quality=False)
     return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("griffin", "magnitude"), rounds=4)
 
@@ -216,7 +231,7 @@ def test_masked_execution_has_no_speed():
 
 
 def test_foreign_load_and_few_rounds_are_flagged():
-    busy = replace(fake_timing(), foreign_load=0.2)
+    busy = replace(fake_timing(), change=others_used(20.0))
     flags = doubts(busy, "cpu", rounds=4)
     assert flags["foreign_load"].raised
     assert flags["few_samples"].raised
@@ -336,3 +351,83 @@ def test_the_schema_of_a_line_lies_beside_the_results(finished):
     line = lines(finished)[0]
     assert set(schema["required"]) <= set(line)
     assert set(line) <= set(schema["properties"])
+
+
+# The telemetry pass.
+
+
+def prefilled(name: str) -> tuple:
+    """A tiny request that is ready to be decoded: what attaches, the model, and the rows."""
+    prepared = prepare(replace(TINY, methods=(name,)), TINY.subjects[0], Texts())
+    built, thresholds = next((m, t) for m, t in prepared.methods if m.name == name)
+    return prepared.model, attach(prepared.model, built, thresholds), rows_of(prepared.timed[:1], "cpu")
+
+
+@pytest.mark.parametrize("name", ["dense", "magnitude", "griffin", "tt"])
+def test_a_window_repeats_the_same_steps_on_the_same_selection(name, monkeypatch):
+    steps: list[tuple[int, torch.Tensor]] = []
+    gathers: list[object] = []
+
+    def spied_decode(model, token, cache):
+        length = cache.get_seq_length()
+        steps.append((length, decode(model, token, cache)))
+        return steps[-1][1]
+
+    load_rows = CompactFFN.load
+    monkeypatch.setattr(CompactFFN, "load", lambda self, kept: (gathers.append(self), load_rows(self, kept))[1])
+    monkeypatch.setattr(window, "decode", spied_decode)
+    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    model, attached, (prompts, continuations) = prefilled(name)
+    with torch.no_grad(), attached as run:
+        _, cache = prefill(model, prompts)
+        run.select()
+        before = len(gathers)
+        tokens = window.decode_for(2, run, cache, continuations)  # the played clock ticks once a repetition
+    count = continuations.shape[1] - 1
+    assert tokens == len(steps) == 2 * count
+    assert [length for length, _ in steps] == 2 * [prompts.shape[1] + step for step in range(count)]
+    for (_, one), (_, other) in zip(steps[:count], steps[count:], strict=True):
+        assert torch.equal(one, other)
+    assert len(gathers) == before
+
+
+def test_on_a_cpu_there_is_no_window_and_the_record_says_so(finished):
+    record = next(r for r in load(finished).records if r.case.method == "griffin" and r.round == 1)
+    for measure in window.GPU_MEASUREMENTS:
+        assert record.measurements[measure].missing == "the work ran on a CPU"
+    assert {"foreign_load", "throttling", "clocks", "few_samples", "cache_resident"} == set(record.flags)
+
+
+def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
+    def fails(*args: object) -> None:
+        raise RuntimeError("planted")
+
+    plan = speed_only(monkeypatch, [])
+    monkeypatch.setattr(bench_run, "gpu_use", fails)
+    prepared = bench_run.prepare(plan, plan.subjects[0], Texts())
+    monkeypatch.setattr(bench_run, "prepare", lambda *args, **kwargs: prepared)
+    monkeypatch.setattr(bench_run.facts, "machine", lambda device: nights.MACHINE)
+    merged = run(replace(plan, device="cuda", rounds=1), tmp_path)
+    for record in merged:
+        assert record.samples("decode_ms")
+        reason = record.measurements["energy_j_per_token"].missing
+        assert reason == "the telemetry pass failed: RuntimeError: planted"
+    assert not (tmp_path / "running.json").exists()
+
+
+def test_a_gpu_without_samples_gives_reasons():
+    told = {f"gpu0/{name}": Series(device="gpu0", unit="x", missing="no driver: none") for name in GPU_FIELDS}
+    found = window.measurements(Telemetry(seconds=1.0, rate_hz=0.0, series=told), 5)
+    assert {name: part.missing for name, part in found.items()} == dict.fromkeys(
+        window.GPU_MEASUREMENTS, "no driver: none"
+    )
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_its_use_in_a_window():
+    model = load_model("ref:swiglu", device="cuda").model
+    document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
+    found = window.gpu_use(model, method("griffin", 0.5), None, [document], "auto")
+    assert set(found) == set(window.GPU_MEASUREMENTS)
+    assert all(part.samples or part.missing for part in found.values())
+    assert found["gpu_memory_bytes"].samples

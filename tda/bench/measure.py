@@ -2,22 +2,21 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tda.bench.telemetry import GpuSampler
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method, PromptMethod
-from tda.device import ForeignLoad, PeakMemory, Stopwatch
+from tda.device import PeakMemory, Stopwatch
 from tda.engine import Run, attach
 from tda.engine.phases import decode, prefill
 from tda.engine.score import Scores, token_nll
 from tda.names import Execution
 from tda.quality import Document, rows_of, selection_digest
-from tda.records import Measurement
+from tda.telemetry import Change, Watch
 from tda.thresholds import Thresholds
 
 WARM_UP_TOKENS = 3
@@ -41,12 +40,10 @@ class Timing:
         Share left out per layer.
     traffic : Traffic
         Bytes of a decode step.
-    foreign_load : float
-        Share of the cores that others used meanwhile.
+    change : Change
+        What the machine did meanwhile.
     digest : float or None
         Hash of the first row's kept sets; None for methods that choose per token.
-    gpu : dict
-        GPU measurements of the decode steps.
     """
 
     prefill_ms: float
@@ -57,9 +54,8 @@ class Timing:
     execution: str
     achieved_sparsity: tuple[float, ...]
     traffic: Traffic
-    foreign_load: float
+    change: Change
     digest: float | None
-    gpu: dict[str, Measurement] = field(default_factory=dict)
 
     @property
     def ttft_ms(self) -> float:
@@ -83,40 +79,39 @@ def time_case(
     """
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
-    watch = Stopwatch(device)
+    clock = Stopwatch(device)
     with attach(model, method, thresholds, execution=execution) as run:
         _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
         gc.collect()
-        load = ForeignLoad()
-        with watch.timing():
+        watch = Watch(device)
+        with clock.timing():
             first, cache = prefill(model, prompts)
-        prefill_ms = watch.ms
-        with watch.timing():
+        prefill_ms = clock.ms
+        with clock.timing():
             run.select()
-        choose_ms = watch.ms
+        choose_ms = clock.ms
         decode_ms, predicted = [], [first]
-        with GpuSampler(device.index or 0 if device.type == "cuda" else None) as sampler:
-            for step in range(continuations.shape[1] - 1):
-                token = continuations[:, step : step + 1]
-                with watch.timing():
-                    logits = decode(model, token, cache)
-                decode_ms.append(watch.ms)
-                if keep_logits:
-                    predicted.append(logits)
-        with watch.timing():
+        for step in range(continuations.shape[1] - 1):
+            token = continuations[:, step : step + 1]
+            with clock.timing():
+                logits = decode(model, token, cache)
+            decode_ms.append(clock.ms)
+            if keep_logits:
+                predicted.append(logits)
+        with clock.timing():
             generate(model, prompts, continuations.shape[1])
+        change = watch.read()
         return Timing(
             prefill_ms=prefill_ms,
             choose_ms=choose_ms,
-            generation_ms=watch.ms,
+            generation_ms=clock.ms,
             decode_ms=decode_ms,
             logits=torch.cat(predicted, 1) if keep_logits else None,
             execution=run.execution or "dense",
             achieved_sparsity=tuple(run.achieved_sparsity()),
             traffic=_traffic(run, prompts.shape[1] + continuations.shape[1] / 2, len(prompts)),
-            foreign_load=load.read(),
+            change=change,
             digest=selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
-            gpu=sampler.measurements(len(decode_ms) * len(prompts)),
         )
 
 

@@ -2,16 +2,11 @@
 
 from statistics import median
 
-import torch
-
 from tda.bench.measure import Timing
-from tda.bench.telemetry import throttle_reasons
 from tda.device import machine
 from tda.records import SPEED, Flag, FlagName, Measurement
 from tda.statistics import MIN_GROUPS
-
-FOREIGN_SHARE = 0.05
-"""Samples taken while others used more of the cores than this are flagged."""
+from tda.telemetry import flags_of
 
 
 def speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, Measurement]:
@@ -76,18 +71,10 @@ def absent(reasons: dict[str, str]) -> dict[str, Measurement]:
 
 def doubts(timing: Timing, device: str, rounds: int) -> dict[FlagName, Flag]:
     """Validity flags of a case in one round."""
-    flags: dict[FlagName, Flag] = {
-        "foreign_load": Flag(
-            raised=timing.foreign_load > FOREIGN_SHARE,
-            detail=f"other processes used {timing.foreign_load:.0%} of the cores",
-        ),
-        "few_samples": Flag(raised=rounds < MIN_GROUPS, detail=f"{rounds} rounds; an interval needs {MIN_GROUPS}"),
-        "clocks": Flag(raised=None, detail="clocks are not watched in this version"),
-        "throttling": Flag(raised=None, detail="not observable on a CPU"),
-    }
+    few = Flag(raised=rounds < MIN_GROUPS, detail=f"{rounds} rounds; an interval needs {MIN_GROUPS}")
+    flags: dict[FlagName, Flag] = {**flags_of(timing.change), "few_samples": few}
     if device != "cpu":
-        raised, detail = throttle_reasons(torch.device(device).index or 0)
-        return flags | {"throttling": Flag(raised=raised, detail=detail)}
+        return flags
     cache, weights = machine(device).cache_bytes, timing.traffic.weights
     detail = f"{weights / 1e6:.0f} MB of weights a token, {(cache or 0) / 1e6:.0f} MB of cache"
     return flags | {"cache_resident": Flag(raised=None if cache is None else weights < cache, detail=detail)}

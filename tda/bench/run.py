@@ -17,12 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from tda import device as facts
-from tda import kernels
+from tda import kernels, limits
 from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.bench.store import Place, Store
+from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
 from tda.contracts import Method
 from tda.engine.score import Scores, score
 from tda.methods import method as build_method
@@ -323,7 +324,7 @@ class _SubjectRun:
         random.Random(f"{self.plan.seed}/{self.subject.model}/{(number - 1) // 2}").shuffle(order)
         if number % 2 == 0:
             order.reverse()
-        bandwidth = facts.stream_gb_per_s(next(self.prepared.model.parameters()).device)
+        bandwidth = limits.stream_gb_per_s(next(self.prepared.model.parameters()).device)
         timings: list[Taken] = []
         for cell, place in order:
             self._guarded(place, functools.partial(self._time, cell, number, timings))
@@ -344,6 +345,23 @@ class _SubjectRun:
         )
         timings.append((cell, timing, Span.since(started)))
 
+    def _gpu_use(self, cell: Cell, number: int) -> dict[str, Measurement]:
+        """The telemetry pass of a case, when all times of the round are taken; if it fails, those stay."""
+        if self.plan.device == "cpu":
+            return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
+        try:
+            with self.store.running(Place(cell.case, cell.control, number)):
+                return gpu_use(
+                    self.prepared.model,
+                    cell.method,
+                    cell.thresholds,
+                    self._documents(number),
+                    self._execution(cell.method),
+                )
+        except Exception as error:
+            reason = f"the telemetry pass failed: {type(error).__name__}: {error}"
+            return absent(dict.fromkeys(GPU_MEASUREMENTS, reason))
+
     def _documents(self, number: int) -> Sequence[Document]:
         """The documents of a timed round, one per row."""
         return self.prepared.timed[(number - 1) * self.plan.batch : number * self.plan.batch]
@@ -358,7 +376,7 @@ class _SubjectRun:
         number: int,
         reference: Scores | None,
     ) -> Record:
-        measurements = speed(timing, dense, bandwidth) | timing.gpu
+        measurements = self._gpu_use(cell, number) | speed(timing, dense, bandwidth)
         first = self.plan.documents + (number - 1) * self.plan.batch
         if reference is not None:
             measurements |= self._timed_quality(timing, number, first, reference)

@@ -7,7 +7,19 @@ import typer
 
 from tda import __version__
 
-COMMANDS = ("bench", "calibrate", "evaluate", "generate", "report", "compare", "bisect", "nightly", "catalogue")
+COMMANDS = (
+    "bench",
+    "calibrate",
+    "evaluate",
+    "generate",
+    "profile",
+    "report",
+    "compare",
+    "bisect",
+    "nightly",
+    "doctor",
+    "catalogue",
+)
 
 app = typer.Typer(
     name="tda",

@@ -15,6 +15,7 @@ from tda.engine.transformers_api import by_name, cached_tokens, given_cache, ret
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
 from tda.names import Execution
+from tda.spans import span
 from tda.thresholds import Thresholds
 
 Phase = Literal["prefill", "decode"]
@@ -271,8 +272,9 @@ class Run:
     def _select(self, request: Request) -> None:
         if not isinstance(self.method, PromptMethod):
             return
-        kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
-        request.execution = self._choose_execution(request)
+        with span("selection"):
+            kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
+            request.execution = self._choose_execution(request)
         if request.execution == "compact":
             self._load(request, kept)
 
@@ -288,8 +290,9 @@ class Run:
         return "compact" if alike or request.rows * density < WORTHWHILE_ROWS else "masked"
 
     def _load(self, request: Request, kept: Sequence[Tensor]) -> None:
-        for executor, layer in zip(self._compact, kept, strict=True):
-            executor.load(layer)
+        with span("gather"):
+            for executor, layer in zip(self._compact, kept, strict=True):
+                executor.load(layer)
         self._loaded = request
 
     def _begin_decode(self, request: Request, mask: Tensor) -> None:
@@ -327,7 +330,8 @@ class Run:
             return
         statistic = call.request.statistics[layer]
         if statistic is not None:
-            statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
+            with span("statistic"):
+                statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
 
     def executor(self, layer: int) -> CompactFFN | IndexedFFN | None:
         """The fast path that runs this layer in the forward in progress; None where the model's own code does."""
@@ -354,8 +358,9 @@ class Run:
         if call is None or call.phase != "decode" or call.request.execution != "masked":
             return None
         if isinstance(self.method, TokenMethod):
-            kept = self.method.select(self.ffns[layer], a, self.thresholds)
-            self._observe(layer, kept.reshape(-1, kept.shape[-1]))
+            with span("selection"):
+                kept = self.method.select(self.ffns[layer], a, self.thresholds)
+                self._observe(layer, kept.reshape(-1, kept.shape[-1]))
             return z.masked_fill(~kept, 0)
         assert call.request.kept is not None
         left_out = ~call.request.kept[layer].unsqueeze(1)  # [B, 1, F]

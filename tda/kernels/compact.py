@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tda.contracts import FFN
+from tda.spans import span
 
 
 class CompactFFN:
@@ -79,13 +80,15 @@ class CompactFFN:
         """FFN output over the loaded neurons: [..., D] -> [..., D]."""
         R, _, K = self._columns.shape
         rows = x if R == 1 else x.reshape(R, -1, x.shape[-1])  # [B, T, D]
-        h = _linear(rows, self._rows, self._bias)  # [..., P·K]
+        with span("gate_up" if self.ffn.gate is not None else "up"):
+            h = _linear(rows, self._rows, self._bias)  # [..., P·K]
         z = self.ffn.act(h[..., :K])
         if self.ffn.gate is not None:
             z = z * h[..., K:]
         if self._valid is not None:
             z = z.masked_fill(~self._valid, 0)
-        return _linear(z, self._columns, self.ffn.down.bias).view_as(x)
+        with span("down"):
+            return _linear(z, self._columns, self.ffn.down.bias).view_as(x)
 
 
 def _bits(weights: Tensor) -> Tensor:

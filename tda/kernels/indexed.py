@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tda.contracts import FFN, TokenMethod
+from tda.spans import span
 from tda.thresholds import Thresholds
 
 Observer = Callable[[int, Tensor], None]
@@ -43,17 +44,22 @@ class IndexedFFN:
         tokens = x.reshape(-1, x.shape[-1])  # [N, D]
         if self.method.activation == "gate":
             assert self.ffn.gate is not None
-            a = self.ffn.act(functional.linear(tokens, self.ffn.gate.weight, self.ffn.gate.bias))
+            with span("gate"):
+                a = self.ffn.act(functional.linear(tokens, self.ffn.gate.weight, self.ffn.gate.bias))
         else:
-            a = self.ffn.activation(tokens)
-        kept = self.method.select(self.ffn, a, self.thresholds)
-        self.observe(self.ffn.index, kept)
-        row, index = kept.nonzero(as_tuple=True)
-        z = a[row, index]
-        starts = torch.searchsorted(row, torch.arange(len(tokens) + 1, device=row.device))  # [N + 1]
+            with span("gate_up" if self.ffn.gate is not None else "up"):
+                a = self.ffn.activation(tokens)
+        with span("selection"):
+            kept = self.method.select(self.ffn, a, self.thresholds)
+            self.observe(self.ffn.index, kept)
+            row, index = kept.nonzero(as_tuple=True)
+            z = a[row, index]
+            starts = torch.searchsorted(row, torch.arange(len(tokens) + 1, device=row.device))  # [N + 1]
         if self.method.activation == "gate":
-            z = z * self._up(tokens, index, starts.tolist())
-        y = functional.embedding_bag(index, self._down_rows, starts[:-1], mode="sum", per_sample_weights=z)
+            with span("up"):
+                z = z * self._up(tokens, index, starts.tolist())
+        with span("down"):
+            y = functional.embedding_bag(index, self._down_rows, starts[:-1], mode="sum", per_sample_weights=z)
         if self.ffn.down.bias is not None:
             y = y + self.ffn.down.bias
         return y.view_as(x)

@@ -1,0 +1,226 @@
+"""Profile cases: a timing pass over all of them interleaved, then each in passes of its own, never mixed."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from tda import device as facts
+from tda.bench.measure import Timing, time_case
+from tda.bench.outcome import doubts
+from tda.bench.plan import Plan, Subject, plan_of
+from tda.bench.prepare import Prepared, Texts, prepare
+from tda.contracts import Method
+from tda.engine import attach
+from tda.limits import matmul_tflop_per_s, stream_gb_per_s
+from tda.models import is_shape
+from tda.names import Dtype, Execution
+from tda.profiler.capture import STEPS, Request, count, memory_snapshot, peaks, record, tabulate
+from tda.profiler.overhead import Overhead, measure_overhead
+from tda.profiler.records import Profile, Timed
+from tda.profiler.store import MEMORY, TRACE, write_profile
+from tda.quality import Document, rows_of
+from tda.records import Case, join_flags
+from tda.telemetry import Sampler, Telemetry
+from tda.thresholds import Thresholds
+
+ROUNDS = 5
+WINDOW_S = 1.0
+"""Length of the telemetry pass: the driver's counters need about a second."""
+
+
+def run_profile(
+    out: Path | str,
+    *,
+    model: Sequence[str] = (),
+    method: Sequence[str] = (),
+    sparsity: Sequence[float] = (),
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    batch: int | None = None,
+    dtype: Dtype | None = None,
+    device: str | None = None,
+    execution: Execution | None = None,
+    seed: int | None = None,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> list[Profile]:
+    """Profile a matrix of cases as ``tda profile`` does, without its page: what suites call.
+
+    Dense is always among the methods, since every saving is against it.
+
+    Parameters
+    ----------
+    out : Path or str
+        Folder; each case gets one of its own in it, replaced if it is there.
+    say : callable
+        Told in a sentence what is going on.
+
+    Returns
+    -------
+    list of Profile
+        In the order of the matrix.
+
+    Raises
+    ------
+    ValueError
+        If an option is wrong.
+    OSError
+        If the folder cannot be written.
+    """
+    plan = plan_of(
+        "smoke",
+        model or ("ref:swiglu",),
+        method=tuple(method) or ("griffin", "tda"),
+        sparsity=tuple(sparsity),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        execution=execution,
+        seed=seed,
+    )
+    subjects = tuple(replace(subject, quality=False, layer_profile=None) for subject in plan.subjects)
+    plan = replace(plan, subjects=subjects, rounds=ROUNDS)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells of its own stages on stderr
+    overhead = measure_overhead()
+    return [
+        profile
+        for subject in subjects
+        for profile in _SubjectProfile(plan, subject, Path(out), overhead, say, trust_remote_code).run()
+    ]
+
+
+@dataclass
+class _SubjectProfile:
+    """One model of a plan being profiled."""
+
+    plan: Plan
+    subject: Subject
+    out: Path
+    overhead: Overhead
+    say: Callable[[str], None]
+    trust_remote_code: bool
+
+    def run(self) -> list[Profile]:
+        """All passes of all cases."""
+        if self.subject.new_tokens <= STEPS:
+            raise ValueError(
+                f"a profile decodes {STEPS} steps, so it needs at least {STEPS + 1} new tokens; "
+                f"got {self.subject.new_tokens}"
+            )
+        self.say(f"{self.subject.model}: loading")
+        prepared = prepare(
+            self.plan,
+            self.subject,
+            Texts(),
+            profile={} if is_shape(self.subject.model) else None,
+            say=self.say,
+            trust_remote_code=self.trust_remote_code,
+        )
+        for sentence in prepared.left_out:
+            self.say(f"{self.subject.model}: {sentence}; left out")
+        timed = self._time(prepared)
+        device = next(prepared.model.parameters()).device
+        peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
+        profiles = []
+        for (method, thresholds), (timings, streams) in zip(prepared.methods, timed, strict=True):
+            self.say(f"{self.subject.model}: profiling {method.name}")
+            profiles.append(self._profile(prepared, method, thresholds, timings, streams, peak))
+        return profiles
+
+    def _execution(self, method: Method) -> Execution:
+        asked = self.plan.execution
+        return asked if asked in method.executions else "auto"
+
+    def _documents(self, prepared: Prepared, number: int) -> Sequence[Document]:
+        return prepared.timed[number * self.plan.batch : (number + 1) * self.plan.batch]
+
+    def _time(self, prepared: Prepared) -> list[tuple[list[Timing], list[float]]]:
+        """The timing pass: every case once a round, each second round in reverse; bandwidth in each round."""
+        taken: list[tuple[list[Timing], list[float]]] = [([], []) for _ in prepared.methods]
+        device = next(prepared.model.parameters()).device
+        for number in range(ROUNDS):
+            self.say(f"{self.subject.model}: timing, round {number + 1} of {ROUNDS}")
+            bandwidth = stream_gb_per_s(device)
+            cells = list(zip(prepared.methods, taken, strict=True))
+            for (method, thresholds), (timings, streams) in cells if number % 2 == 0 else reversed(cells):
+                documents = self._documents(prepared, number)
+                execution = self._execution(method)
+                timings.append(time_case(prepared.model, method, thresholds, documents, execution, keep_logits=False))
+                streams.append(bandwidth)
+        return taken
+
+    def _profile(
+        self,
+        prepared: Prepared,
+        method: Method,
+        thresholds: Thresholds | None,
+        timings: Sequence[Timing],
+        streams: Sequence[float],
+        peak: float,
+    ) -> Profile:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        case = self.plan.case(self.subject, method)
+        folder = self.out / folder_name(case)
+        shutil.rmtree(folder, ignore_errors=True)
+        device = next(prepared.model.parameters()).device
+        prompts, continuations = rows_of(self._documents(prepared, 0), device)
+        with attach(prepared.model, method, thresholds, execution=self._execution(method)) as run:
+            request = Request(run, prompts, continuations)
+            request.serve()
+            memory = peaks(request)
+            telemetry = _watch(request)
+            plain_us = record(request, folder / TRACE)
+            counter = count(request)
+            if device.type == "cuda":
+                memory_snapshot(request, folder / MEMORY)
+        table = tabulate(folder / TRACE, counter, self.overhead, plain_us)
+        traffic = timings[0].traffic
+        profile = Profile(
+            case=case,
+            commit=facts.commit(),
+            machine=facts.machine(self.plan.device),
+            started=started,
+            execution=timings[0].execution,
+            achieved_sparsity=timings[0].achieved_sparsity,
+            weight_bytes=traffic.weights,
+            step_bytes=traffic.total,
+            matmul_tflop_per_s=peak,
+            event_us={"operator": table.overhead.op, "range": table.overhead.span},
+            timed=Timed(
+                prefill_ms=tuple(timing.prefill_ms for timing in timings),
+                selection_ms=tuple(timing.choose_ms for timing in timings),
+                decode_ms=tuple(median(timing.decode_ms) for timing in timings),
+                stream_gb_per_s=tuple(streams),
+            ),
+            flags=join_flags([doubts(timing, self.plan.device, ROUNDS) for timing in timings]),
+            phases=table.phases(),
+            kernels=tuple(table.rows()),
+            modules=tuple(table.modules()),
+            memory=memory,
+            telemetry=telemetry,
+            trace=TRACE,
+        )
+        write_profile(folder, profile)
+        return profile
+
+
+def _watch(request: Request) -> Telemetry:
+    """The telemetry pass: requests served again and again while the sampler runs."""
+    with Sampler(request.device) as sampler:
+        begin = datetime.now(UTC)
+        while (datetime.now(UTC) - begin).total_seconds() < WINDOW_S:
+            request.serve()
+    return sampler.telemetry
+
+
+def folder_name(case: Case) -> str:
+    """Name of a case's folder: its model, method and sparsity, and a few letters of its key."""
+    words = [case.model, case.method, *([] if case.method == "dense" else [f"{case.sparsity:g}"])]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.") + f"-{case.key[:6]}"

@@ -1,0 +1,28 @@
+"""``tda doctor``: what this machine is fit to measure."""
+
+import json
+
+import typer
+
+from tda.cli import options as o
+
+
+def doctor(device: o.Device = "cpu", as_json: o.AsJson = False) -> None:
+    """Say what this machine is fit to measure: its limits, other processes, clocks, threads, noise between processes.
+
+    Takes about a minute: the noise is learnt from eight fresh processes that measure the same.
+    """
+    from tda.doctor import check_up, rows, verdict
+
+    found = check_up(device, o.say)
+    if as_json:
+        typer.echo(json.dumps({**found.model_dump(mode="json"), "verdict": verdict(found)}, indent=1))
+        return
+    o.print_rows(rows(found), as_json=False)
+    for sentence in verdict(found):
+        typer.echo(sentence)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(doctor)

@@ -1,0 +1,101 @@
+"""The machine examined: at rest, at its limits, then process after process."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from pydantic import Field
+
+from tda.device import machine, torch_device
+from tda.doctor.noise import Noise, measure_noise
+from tda.limits import Scaling, matmul_tflop_per_s, stream_gb_per_s, thread_scaling
+from tda.records import Flag, FlagName, Frozen, Machine
+from tda.regression.workbench import NotMeasuredError
+from tda.telemetry import Watch, flags_of
+from tda.telemetry.cpu import Neighbour, Neighbours
+from tda.telemetry.gpu import gpu_facts
+from tda.telemetry.nvml import driver_version, gpus
+from tda.telemetry.source import NotReadableError
+
+LOOK_S = 2.0
+"""How long the machine is watched while this process rests."""
+DTYPES = ("float32", "bfloat16")
+
+
+class Checkup(Frozen):
+    """What was found."""
+
+    machine: Machine
+    device: str
+    driver: str = Field(description="version of NVIDIA's driver, or why there is none")
+    gpus: tuple[dict[str, str], ...] = Field(description="each GPU that this process may use, in words")
+    flags: dict[FlagName, Flag] = Field(description="what speaks against numbers taken now")
+    foreign_percent: float | None = Field(description="of all cores, that others used while this process rested")
+    neighbours: tuple[Neighbour, ...] = Field(description="who they are, the busiest first")
+    stream_gb_per_s: float
+    matmul_tflop_per_s: dict[str, float] = Field(description="by dtype")
+    scaling: tuple[Scaling, ...] = Field(description="limits of the CPU by number of threads")
+    noise: tuple[Noise, ...] = Field(description="between processes that measure the same")
+    noise_missing: str | None = None
+
+
+def check_up(device: str, say: Callable[[str], None]) -> Checkup:
+    """Examine the machine.
+
+    Parameters
+    ----------
+    device : str
+        What is to be measured on it.
+    say : callable
+        Told in a sentence what is going on.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    where = torch_device(device)
+    say(f"watching the machine for {LOOK_S:.0f} s")
+    watch, neighbours = Watch(where), Neighbours()
+    time.sleep(LOOK_S)
+    busy, change = neighbours.read(), watch.read()
+    say("bandwidth, matmul, threads")
+    bandwidth = stream_gb_per_s(where)
+    matmul = {name: matmul_tflop_per_s(where, getattr(torch, name)) for name in DTYPES}
+    scaling = thread_scaling()
+    noise, missing = _noise(device, say)
+    return Checkup(
+        machine=machine(device),
+        device=device,
+        driver=_driver(),
+        gpus=tuple(_gpus()),
+        flags=flags_of(change),
+        foreign_percent=change.after.get("foreign_percent"),
+        neighbours=tuple(busy),
+        stream_gb_per_s=bandwidth,
+        matmul_tflop_per_s=matmul,
+        scaling=tuple(scaling),
+        noise=noise,
+        noise_missing=missing,
+    )
+
+
+def _noise(device: str, say: Callable[[str], None]) -> tuple[tuple[Noise, ...], str | None]:
+    try:
+        return measure_noise(device, say), None
+    except NotMeasuredError as error:
+        return (), str(error)
+
+
+def _driver() -> str:
+    try:
+        return driver_version()
+    except NotReadableError as error:
+        return str(error)
+
+
+def _gpus() -> Iterator[dict[str, str]]:
+    try:
+        yield from map(gpu_facts, gpus())
+    except NotReadableError:  # `driver` says why
+        return

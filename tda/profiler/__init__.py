@@ -1,0 +1,1 @@
+"""Profiles of requests: named ranges, kernel tables, roofline, and what a decode step's time is made of."""

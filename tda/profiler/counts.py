@@ -1,0 +1,122 @@
+"""Bytes and FLOPs of every operator of a request, counted in a pass of their own, since counting slows a run down."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from tda.profiler.parts import PARTS, SEPARATOR
+from tda.spans import PHASES
+
+LOOKUPS = ("embedding", "index_select", "index", "gather", "embedding_bag", "_embedding_bag", "take")
+"""Operators that read of their first input only what they look up."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What operators are counted by: a phase, a part of the model, and the operator's name."""
+
+    phase: str
+    part: str
+    op: str
+
+
+@dataclass
+class Count:
+    """Totals over a pass.
+
+    Attributes
+    ----------
+    calls : int
+        How often the operator ran.
+    bytes : int
+        Read and written, each tensor once a call.
+    flops : int or None
+        Of matrix products and attention; None for operators without a formula.
+    """
+
+    calls: int = 0
+    bytes: int = 0
+    flops: int | None = None
+
+
+class Counter(TorchDispatchMode):
+    """Counts operators as the dispatcher sees them; `spans` must record the ranges meanwhile.
+
+    Attributes
+    ----------
+    counts : dict
+        Totals by spot.
+    drivers : dict
+        How often each driver range was opened, by phase.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: dict[Spot, Count] = defaultdict(Count)
+        self.drivers: dict[str, int] = defaultdict(int)
+        self._open: list[tuple[str, str]] = []
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Recorder of `tda.spans`."""
+        word = name.partition(SEPARATOR)[0]
+        phase, part = self._open[-1] if self._open else ("", "")
+        if not self._open and word in PHASES:
+            self.drivers[word] += 1
+            phase = part = word
+        elif word in PHASES:
+            phase, part = (phase if phase == "decode" else word), word
+        elif word in PARTS:
+            part = word
+        self._open.append((phase, part))
+        try:
+            yield
+        finally:
+            self._open.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self._open:
+            name = f"{func.namespace}::{func._schema.name.partition('::')[2]}"
+            count = self.counts[Spot(*self._open[-1], name)]
+            count.calls += 1
+            count.bytes += moved_bytes(func, (args, kwargs), output)
+            formula = flop_registry.get(func.overloadpacket)
+            if formula is not None:
+                count.flops = (count.flops or 0) + int(formula(*args, **(kwargs or {}), out_val=output))
+        return output
+
+
+def moved_bytes(func: Any, inputs: Any, output: Any) -> int:
+    """Bytes that an operator reads and writes: each of its tensors once, views nothing."""
+    read = _tensors(inputs)
+    written = _tensors(output)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in read}
+    fresh = [tensor for tensor in written if tensor.untyped_storage().data_ptr() not in storages]
+    in_place = func._schema.is_mutable
+    if written and not fresh and not in_place:
+        return 0
+    results = written if in_place else fresh
+    if func._schema.name.partition("::")[2] in LOOKUPS:
+        read = read[1:]
+        return 2 * sum(map(_bytes, results)) + sum(map(_bytes, read))
+    return sum(map(_bytes, read)) + sum(map(_bytes, results))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes behind a tensor: an expanded one has no more than its storage."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes()) if tensor.layout == torch.strided else tensor.nbytes

@@ -1,0 +1,212 @@
+"""The kernel table: what ran in each phase and part, how often, how long, and what it moved and computed."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+
+from tda.profiler.counts import Count, Spot
+from tda.profiler.overhead import Overhead
+from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow, ModuleRow, PhaseTime
+from tda.profiler.trace import Host, Place, Trace, busy_us, within
+
+Key = tuple[str, str, str, str]
+"""Phase, part, operator and kernel."""
+Samples = dict[int, float]
+"""A quantity by the number of the step."""
+LARGEST_FACTOR = 5.0
+"""An event in a model costs no more than this many times an empty one: the rest is noise."""
+
+
+class Table:
+    """Rows of a trace: means over the typical steps, those half of all whose durations are nearest to their median.
+
+    Parameters
+    ----------
+    trace : Trace
+        As read.
+    counts : mapping
+        Totals by spot, of a pass over as many steps as `drivers` says.
+    drivers : mapping
+        Steps of the counting pass, by driver phase.
+    overhead : Overhead
+        What recording an event costs.
+
+    Attributes
+    ----------
+    overhead : Overhead
+        As given.
+    """
+
+    def __init__(
+        self, trace: Trace, counts: Mapping[Spot, Count], drivers: Mapping[str, int], overhead: Overhead
+    ) -> None:
+        self._trace = trace
+        self.overhead = overhead
+        self._counts = counts
+        self._drivers = drivers
+        self._typical = {phase: _typical(_durations(steps)) for phase, steps in trace.steps.items()}
+        self._self: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
+        self._calls: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
+        self._cost: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
+        self._modules: dict[tuple[str, str, str], Samples] = defaultdict(lambda: defaultdict(float))
+        if trace.kernels:
+            self._add_device()
+        else:
+            for host in trace.hosts:
+                self._add_host(host)
+
+    def _add_host(self, host: Host) -> None:
+        place = host.place
+        if place is None or host.kind == "launch":
+            return
+        kernel = host.name if host.kind == "op" else PYTHON
+        self._add(place, kernel, host.self_us, _recording_us(host, self.overhead))
+
+    def _add_device(self) -> None:
+        """Kernels where they were launched; what is left of a step is idle, and recording may have kept it so."""
+        recording: dict[tuple[str, int], float] = defaultdict(float)
+        for host in self._trace.hosts:
+            if host.place is not None:
+                recording[self._driver(host.place.phase), host.place.step] += _recording_us(host, self.overhead)
+        for kernel in self._trace.kernels:
+            if kernel.place is not None:
+                self._add(kernel.place, kernel.name, kernel.end - kernel.start, 0.0)
+        for phase, steps in self._trace.steps.items():
+            for number, (start, end) in enumerate(steps):
+                idle = end - start - busy_us(within(self._trace.kernels, start, end), start, end)
+                self._add(Place(phase, number, phase), GPU_IDLE, idle, min(idle, recording[phase, number]))
+
+    def _add(self, place: Place, kernel: str, self_us: float, cost_us: float) -> None:
+        if place.step not in self._typical[self._driver(place.phase)]:
+            return
+        key = (place.phase, place.part, place.op, kernel)
+        self._self[key][place.step] += self_us
+        self._calls[key][place.step] += 1
+        self._cost[key][place.step] += cost_us
+        self._modules[place.phase, place.part, place.module][place.step] += self_us - cost_us
+
+    def _driver(self, phase: str) -> str:
+        """The range in which a phase's work was driven."""
+        return {"statistic": "prefill", "gather": "selection"}.get(phase, phase)
+
+    def _mean(self, phase: str, samples: Samples) -> float:
+        """Mean over the typical steps; a step without the row counts as zero."""
+        steps = self._typical[self._driver(phase)]
+        return sum(samples.get(step, 0.0) for step in steps) / len(steps)
+
+    def rows(self) -> list[KernelRow]:
+        """All rows, by phase, then the longest first."""
+        net = {
+            key: self._mean(key[0], values) - self._mean(key[0], self._cost[key]) for key, values in self._self.items()
+        }
+        whole: dict[str, float] = defaultdict(float)
+        for key, value in net.items():
+            whole[key[0]] += max(value, 0.0)
+        moved = self._moved(net)
+        rows = [
+            KernelRow(
+                phase=key[0],
+                part=key[1],
+                op=key[2],
+                kernel=key[3],
+                calls=self._mean(key[0], self._calls[key]),
+                recorded_ms=self._mean(key[0], self._self[key]) / 1e3,
+                self_ms=max(value, 0.0) / 1e3,
+                se_ms=self._error(key) / 1e3,
+                share=max(value, 0.0) / whole[key[0]] if whole[key[0]] else 0.0,
+                bytes=moved[key][0] if key in moved else None,
+                flops=moved[key][1] if key in moved else None,
+            )
+            for key, value in net.items()
+        ]
+        order = {phase: place for place, phase in enumerate(dict.fromkeys(row.phase for row in rows))}
+        return sorted(rows, key=lambda row: (order[row.phase], -row.self_ms, row.part, row.kernel))
+
+    def _error(self, key: Key) -> float:
+        """Standard error of a row's mean over the typical steps."""
+        steps = self._typical[self._driver(key[0])]
+        values = [self._self[key].get(step, 0.0) for step in steps]
+        centre = mean(values)
+        if len(values) < 2:
+            return 0.0
+        variance = sum((value - centre) ** 2 for value in values) / (len(values) - 1)
+        return float((variance / len(values)) ** 0.5)
+
+    def _moved(self, net: Mapping[Key, float]) -> dict[Key, tuple[float, float | None]]:
+        """Bytes and FLOPs a step of each operator, given to the kernel in which it spent most of its time."""
+        longest: dict[Spot, Key] = {}
+        for key in sorted(net, key=lambda key: net[key]):
+            longest[Spot(*key[:3])] = key
+        found = {}
+        for spot, count in self._counts.items():
+            steps = self._drivers.get(self._driver(spot.phase), 0)
+            if spot in longest and steps:
+                flops = None if count.flops is None else count.flops / steps
+                found[longest[spot]] = (count.bytes / steps, flops)
+        return found
+
+    def modules(self) -> list[ModuleRow]:
+        """Self time of every named module, by phase, in the order of the model."""
+        return [
+            ModuleRow(phase=phase, part=part, module=module, self_ms=self._mean(phase, samples) / 1e3)
+            for (phase, part, module), samples in self._modules.items()
+        ]
+
+    def phases(self) -> dict[str, PhaseTime]:
+        """Duration of each phase as recorded, and how much of it was the recording."""
+        found: dict[str, PhaseTime] = {}
+        for driver, steps in self._trace.steps.items():
+            typical = self._typical[driver]
+            for phase in dict.fromkeys((driver, *(key[0] for key in self._self if self._driver(key[0]) == driver))):
+                keys = [key for key in self._self if key[0] == phase]
+                recorded = sum(self._mean(phase, self._self[key]) for key in keys)
+                cost = sum(self._mean(phase, self._cost[key]) for key in keys)
+                found[phase] = PhaseTime(
+                    steps=len(steps), typical=len(typical), recorded_ms=recorded / 1e3, cost_ms=cost / 1e3
+                )
+            whole = mean(steps[number][1] - steps[number][0] for number in typical)
+            parts = [phase for phase in found if self._driver(phase) == driver]
+            found[driver] = found[driver].model_copy(
+                update={"whole_ms": whole / 1e3, "parts_ms": sum(found[phase].recorded_ms for phase in parts)}
+            )
+        return found
+
+
+def fitted(overhead: Overhead, trace: Trace, plain_us: Sequence[float]) -> Overhead:
+    """What an event cost in this trace: scaled so that its decode steps, less recording, take as long as plain ones.
+
+    Parameters
+    ----------
+    overhead : Overhead
+        As of empty events: their proportion holds.
+    trace : Trace
+        As read.
+    plain_us : sequence of float
+        Durations of unrecorded steps; without any, empty events are all that is known.
+    """
+    steps = trace.steps.get("decode", [])
+    if not steps or not plain_us:
+        return overhead
+    recorded, typical = _durations(steps), _typical(_durations(steps))
+    events = [
+        host for host in trace.hosts if host.place and host.place.phase == "decode" and host.place.step in typical
+    ]
+    estimated = sum(_recording_us(host, overhead) for host in events) / len(typical)
+    longer = mean(recorded[number] for number in typical) - mean(plain_us[number] for number in _typical(plain_us))
+    return overhead.scaled(min(max(longer / estimated, 0.0), LARGEST_FACTOR)) if estimated else overhead
+
+
+def _recording_us(host: Host, overhead: Overhead) -> float:
+    """What recording cost within an event: that of the events directly in it."""
+    return sum(count * overhead.us(kind) for kind, count in host.children.items())
+
+
+def _durations(steps: Sequence[tuple[float, float]]) -> list[float]:
+    return [end - start for start, end in steps]
+
+
+def _typical(durations: Sequence[float]) -> frozenset[int]:
+    """Numbers of the half of the steps whose durations are nearest to their median."""
+    centre = median(durations)
+    order = sorted(range(len(durations)), key=lambda number: abs(durations[number] - centre))
+    return frozenset(order[: (len(order) + 1) // 2])

@@ -1,0 +1,176 @@
+"""The doctor: what it says of noise, load and limits, and that it says so in sentences."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tda.cli import main as cli
+from tda.doctor import Checkup, checkup, rows, verdict
+from tda.doctor.noise import BLOCKS, Noise, noise_of
+from tda.limits import Scaling
+from tda.records import Flag
+from tda.regression.effects import TRIM
+from tda.regression.floor import Floor
+from tda.regression.workbench import NotMeasuredError
+from tda.telemetry.cpu import Neighbour
+from tests.busy import half_of_the_cores
+from tests.nights import MACHINE
+
+
+def floor(variance: float, dof: int = 7) -> Floor:
+    named = {"source": "doctor", "machine": "m", "case": "c", "label": "dense on shape:25m", "split": "decode"}
+    return Floor(**named, relative=False, variance=variance, dof=dof)
+
+
+def test_single_processes_differ_by_twice_the_variance_of_one() -> None:
+    found = noise_of(floor(1e-4))
+    assert (found.processes, found.case, found.split) == (8, "dense on shape:25m", "decode")
+    assert found.spread == pytest.approx(0.01)
+    assert found.single == pytest.approx(np.expm1(stats.t.ppf(0.995, 7) * np.sqrt(2e-4)))
+    assert found.resolved < found.single
+
+
+def test_what_is_resolved_holds_for_builds_that_are_alike() -> None:
+    """Builds of equal processes differ by more than that in 1% of comparisons, by the estimator that compare uses."""
+    spread, trials, draw = 0.03, 20_000, np.random.default_rng(0)
+    found = noise_of(floor(spread**2, dof=100_000))
+    differences = np.sort(draw.normal(0, spread, (trials, BLOCKS)) - draw.normal(0, spread, (trials, BLOCKS)))
+    cut = int(TRIM * BLOCKS)
+    seen = np.abs(differences[:, cut : BLOCKS - cut].mean(1)) > np.log1p(found.resolved)
+    assert 0.005 < seen.mean() < 0.02
+
+
+NOISE = Noise(case="dense on shape:25m", split="decode", processes=8, spread=0.01, single=0.05, resolved=0.02)
+QUIET = Flag(raised=False, detail="other processes used 1% of the cores")
+
+
+def found(**changes: object) -> Checkup:
+    flags = {
+        "foreign_load": QUIET,
+        "throttling": Flag(raised=False, detail="no"),
+        "clocks": Flag(raised=False, detail="3 GHz"),
+    }
+    told = {
+        "machine": MACHINE,
+        "device": "cpu",
+        "driver": "no driver: NVML Shared Library Not Found",
+        "gpus": (),
+        "flags": flags,
+        "foreign_percent": 1.0,
+        "neighbours": (Neighbour(name="cron", share=0.001),),
+        "stream_gb_per_s": 20.0,
+        "matmul_tflop_per_s": {"float32": 0.1, "bfloat16": 0.2},
+        "scaling": (
+            Scaling(threads=1, stream_gb_per_s=10.0, matmul_tflop_per_s=0.1),
+            Scaling(threads=2, stream_gb_per_s=15.0, matmul_tflop_per_s=0.2),
+        ),
+        "noise": (NOISE,),
+    }
+    return Checkup(**{**told, **changes, "flags": {**flags, **changes.pop("flags", {})}})
+
+
+def test_a_quiet_machine_is_fit_and_says_for_what() -> None:
+    assert verdict(found()) == [
+        "quiet: other processes used 1% of the cores",
+        "no GPU: no driver: NVML Shared Library Not Found",
+        "2 threads give 1.5 times the bandwidth and 2.0 times the matmul rate of one; torch uses 2",
+        "fit to see decode change by 2.0% between two builds of 8 processes each, 5.0% between two single processes "
+        "(dense on shape:25m, seen in 8 processes)",
+    ]
+
+
+def test_a_loaded_machine_names_who_loads_it() -> None:
+    busy = Flag(raised=True, detail="other processes used 48% of the cores")
+    people = tuple(
+        Neighbour(name=name, share=share) for name, share in (("python", 0.47), ("sshd", 0.01), ("x", 0.001))
+    )
+    first = verdict(found(flags={"foreign_load": busy}, neighbours=people))[0]
+    assert first == (
+        "loaded: other processes used 48% of the cores (python 47%, sshd 1%); what is measured now is flagged"
+    )
+
+
+def test_what_cannot_be_told_is_said() -> None:
+    hidden = Flag(raised=None, detail="the clock is not observable: a virtual machine")
+    slow = Flag(raised=True, detail="heat slowed cores 3 times")
+    told = verdict(found(flags={"clocks": hidden, "throttling": slow}, noise=(), noise_missing="it died"))
+    assert "clocks: the clock is not observable: a virtual machine" in told
+    assert "throttling: heat slowed cores 3 times" in told
+    assert told[-1] == "what it is fit for is not known: it died"
+
+
+def test_a_noisy_machine_is_not_fit() -> None:
+    noisy = NOISE.model_copy(update={"resolved": 0.4, "single": 0.9})
+    assert verdict(found(noise=(NOISE, noisy)))[-1].startswith(
+        "not fit for speed as it is now: decode must change by 40.0%"
+    )
+
+
+def test_gpus_are_told_in_words() -> None:
+    gpu = {"name": "FAKE H100", "MIG": "off"}
+    told = found(gpus=(gpu,), driver="FAKE.1")
+    assert "GPUs are here (1) and were not tried: --device cuda does" in verdict(told)
+    table = {row["what"]: row["value"] for row in rows(told)}
+    assert table["GPU 0"] == "FAKE H100, MIG off"
+    assert table["NVIDIA driver"] == "FAKE.1"
+    assert "20.0 GB/s" in table["stream bandwidth, cpu"]
+    assert "2.0% with 8 of each" in table["A/A decode of dense on shape:25m"]
+
+
+@pytest.fixture
+def tda(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tda", "doctor", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def no_processes(device: str, say: object) -> tuple[Noise, ...]:
+    raise NotMeasuredError("not in this test")
+
+
+def test_beside_a_busy_loop_it_says_that_the_machine_is_loaded(tda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "measure_noise", no_processes)
+    with half_of_the_cores():
+        code, out, _ = tda("--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["verdict"][0].startswith("loaded: other processes used")
+    assert "python" in told["verdict"][0]
+    assert told["flags"]["foreign_load"]["raised"] is True
+    assert told["stream_gb_per_s"] > 0
+    assert set(told["matmul_tflop_per_s"]) == {"float32", "bfloat16"}
+    assert told["noise_missing"] == "not in this test"
+
+
+def test_it_prints_a_table_and_sentences(tda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tda.doctor.check_up", lambda device, say: found())
+    code, out, _ = tda()
+    assert code == 0
+    assert "stream bandwidth, cpu" in out
+    assert "fit to see decode change by 2.0%" in out
+
+
+def test_an_unknown_device_is_wrong_use(tda) -> None:
+    code, _, err = tda("--device", "warp")
+    assert code == 2
+    assert "unknown device 'warp'" in err
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_with_real_processes() -> None:
+    command = [sys.executable, "-m", "tda.cli.main", "doctor", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert told["noise_missing"] is None
+    series = {(one["split"], one["case"]) for one in told["noise"]}
+    assert ("decode", "dense on shape:25m") in series
+    assert all(one["processes"] == 8 and 0 < one["resolved"] < one["single"] for one in told["noise"])
+    assert "fit" in told["verdict"][-1]

@@ -1,0 +1,373 @@
+"""Profiles: names of parts, reading of traces, the kernel table, counts, the split of a step."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import model_state
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import tda
+from tda import spans
+from tda.contracts import Method
+from tda.engine import attach
+from tda.families import find_ffns
+from tda.profiler.capture import REQUESTS, STEPS, Request, count, peaks, record, tabulate
+from tda.profiler.counts import Counter, Spot
+from tda.profiler.kernels import Table, fitted
+from tda.profiler.overhead import Overhead, measure_overhead
+from tda.profiler.parts import WEIGHT_PARTS, named_parts, ranges
+from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow
+from tda.profiler.trace import read_trace
+
+FREE = Overhead(0.0, 0.0)
+
+
+# Ranges.
+
+
+def test_a_span_is_silent_until_someone_listens() -> None:
+    with spans.span("decode"):
+        pass
+    heard: list[str] = []
+
+    def recorder(name: str) -> Any:
+        heard.append(name)
+        return spans._SILENT
+
+    def stopped() -> None:
+        with spans.recording(recorder):
+            with spans.span("decode"):
+                pass
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
+    with spans.span("gather"):
+        pass
+    assert heard == ["decode"]
+
+
+def test_every_part_of_every_family_is_named(any_model: Any) -> None:
+    found: dict[str, list[str]] = {}
+    for named in named_parts(any_model):
+        found.setdefault(named.part, []).append(named.path)
+    ffns = find_ffns(any_model)
+    layers = len(ffns)
+    assert len(found["up"]) == len(found["down"]) == len(found["attention"]) == len(found["layer"]) == layers
+    assert ("gate" in found) == (ffns[0].gate is not None)
+    assert len(found["head"]) == 1
+    assert len([path for path in found["projection"] if "attn" in path]) == 4 * layers
+    assert found["model"] == ["model"]
+    linears = [path for path, module in any_model.named_modules() if isinstance(module, nn.Linear)]
+    named_linears = [path for part in WEIGHT_PARTS for path in found.get(part, [])]
+    assert sorted(named_linears) == sorted(linears)
+
+
+def test_ranges_leave_no_trace_on_the_model(llama: Any) -> None:
+    before = model_state.state(llama)
+    with pytest.raises(IndexError), ranges(llama):
+        llama(torch.tensor([[tiny.VOCABULARY]]))
+    model_state.same(before, model_state.state(llama))
+
+
+def test_ranges_close_when_a_forward_fails(llama: Any) -> None:
+    """A failed forward may not leave a range open: the next would lie inside it."""
+    depth = 0
+
+    class Open:
+        def __enter__(self) -> None:
+            nonlocal depth
+            depth += 1
+
+        def __exit__(self, *_: object) -> None:
+            nonlocal depth
+            depth -= 1
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    hook = find_ffns(llama)[1].down.register_forward_pre_hook(fail)
+    try:
+        with ranges(llama), spans.recording(lambda name: Open()), pytest.raises(RuntimeError, match="planted"):
+            llama(tiny.text(1, 4))
+    finally:
+        hook.remove()
+    assert depth == 0
+
+
+# Traces made by hand.
+
+
+def event(name: str, start: float, end: float, kind: str = "cpu_op", **more: Any) -> dict[str, Any]:
+    return {"ph": "X", "cat": kind, "name": name, "ts": start, "dur": end - start, "tid": 1, "pid": 1, "args": more}
+
+
+def phase(name: str, start: float, end: float) -> dict[str, Any]:
+    return event(name, start, end, "user_annotation")
+
+
+def written(folder: Path, events: list[dict[str, Any]]) -> Path:
+    path = folder / "t.json.gz"
+    with gzip.open(path, "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    return path
+
+
+def table(folder: Path, events: list[dict[str, Any]], counted: set[str], overhead: Overhead = FREE) -> Table:
+    return Table(read_trace(written(folder, events), counted), {}, {}, overhead)
+
+
+def by_name(rows: list[KernelRow]) -> dict[tuple[str, str, str], KernelRow]:
+    return {(row.phase, row.part, row.kernel): row for row in rows}
+
+
+CPU_TRACE = [
+    phase("prefill", 0, 1000),
+    phase("down: model.layers.0.mlp.down_proj", 100, 900),
+    event("aten::linear", 200, 600),
+    event("aten::addmm", 250, 550),
+    event("aten::copy_", 300, 350),
+    phase("statistic", 600, 800),
+    event("aten::mul", 650, 750),
+    phase("selection", 1000, 1300),
+    phase("selection", 1010, 1100),
+    event("aten::topk", 1020, 1080),
+    phase("gather", 1100, 1290),
+    event("aten::index_select", 1110, 1280),
+    phase("decode", 1300, 1500),
+    phase("up: model.layers.0.mlp.up_proj", 1310, 1490),
+    phase("selection", 1320, 1400),
+    event("aten::nonzero", 1330, 1390),
+    event("aten::mm", 1400, 1480),
+    {**event("aten::mm", 1400, 1480), "tid": 2},
+]
+
+
+def test_self_times_phases_and_parts(tmp_path: Path) -> None:
+    counted = {"aten::addmm", "aten::mul", "aten::topk", "aten::index_select", "aten::mm", "aten::nonzero"}
+    made = table(tmp_path, CPU_TRACE, counted)
+    rows = by_name(made.rows())
+    ms = {key: round(row.recorded_ms * 1e3) for key, row in rows.items()}
+    assert ms == {
+        ("prefill", "prefill", PYTHON): 200,
+        ("prefill", "down", PYTHON): 200,
+        ("prefill", "down", "aten::linear"): 100,
+        ("prefill", "down", "aten::addmm"): 250,
+        ("prefill", "down", "aten::copy_"): 50,
+        ("statistic", "statistic", PYTHON): 100,
+        ("statistic", "statistic", "aten::mul"): 100,
+        ("selection", "selection", PYTHON): 50,
+        ("selection", "selection", "aten::topk"): 60,
+        ("gather", "gather", PYTHON): 20,
+        ("gather", "gather", "aten::index_select"): 170,
+        ("decode", "decode", PYTHON): 20,
+        ("decode", "up", PYTHON): 20,
+        ("decode", "selection", PYTHON): 20,
+        ("decode", "selection", "aten::nonzero"): 60,
+        ("decode", "up", "aten::mm"): 80,
+    }
+    assert rows["prefill", "down", "aten::copy_"].op == "aten::addmm"
+    assert rows["prefill", "down", "aten::linear"].op == ""
+    assert rows["prefill", "down", "aten::linear"].role == "framework"
+    assert rows["decode", "up", "aten::mm"].role == "weights"
+    assert rows["decode", "selection", "aten::nonzero"].role == "other"
+    phases = made.phases()
+    assert phases["prefill"].whole_ms == phases["prefill"].parts_ms == pytest.approx(1.0)
+    assert phases["prefill"].recorded_ms == pytest.approx(0.8)
+    assert phases["statistic"].whole_ms is None
+    modules = {(row.phase, row.part, row.module): row.self_ms for row in made.modules()}
+    assert modules["decode", "up", "model.layers.0.mlp.up_proj"] == pytest.approx(0.1)
+    assert modules["decode", "selection", "model.layers.0.mlp.up_proj"] == pytest.approx(0.08)
+
+
+def test_the_cost_of_recording_is_taken_off_what_encloses(tmp_path: Path) -> None:
+    rows = by_name(table(tmp_path, CPU_TRACE, {"aten::addmm"}, Overhead(op=7.0, span=11.0)).rows())
+    assert rows["prefill", "down", PYTHON].self_ms == pytest.approx(0.2 - 0.007 - 0.011)
+    assert rows["prefill", "prefill", PYTHON].self_ms == pytest.approx(0.2 - 0.011)
+    assert rows["prefill", "down", "aten::addmm"].self_ms == pytest.approx(0.25 - 0.007)
+    assert rows["prefill", "down", "aten::copy_"].self_ms == pytest.approx(0.05)
+
+
+GPU_TRACE = [
+    phase("decode", 0, 100),
+    phase("up: layers.0.up", 5, 60),
+    event("aten::mm", 10, 30),
+    event("cudaLaunchKernel", 12, 14, "cuda_runtime", correlation=1),
+    event("aten::silu", 30, 40),
+    event("cudaLaunchKernel", 32, 34, "cuda_runtime", correlation=2),
+    event("cudaDeviceSynchronize", 70, 99, "cuda_runtime", correlation=3),
+    {**event("gemm", 20, 70, "kernel", correlation=1), "tid": 7},
+    {**event("silu_kernel", 70, 90, "kernel", correlation=2), "tid": 7},
+    {**event("foreign", 92, 95, "kernel", correlation=99), "tid": 7},
+]
+
+
+def test_recording_costs_what_recorded_steps_take_longer(tmp_path: Path) -> None:
+    """Proportion of empty events, size of the difference; and never less than nothing, nor without bound."""
+    trace = read_trace(written(tmp_path, CPU_TRACE), {"aten::mm"})
+    empty = Overhead(op=4.0, span=8.0)  # a decode step of two ranges and two operators
+    estimated = 8 + 8 + 4 + 4
+    found = fitted(empty, trace, [200 - 2 * estimated])
+    assert found == pytest.approx((8.0, 16.0))
+    assert fitted(empty, trace, [300.0]) == (0.0, 0.0)
+    assert fitted(empty, trace, [1.0]) == pytest.approx((20.0, 40.0))
+    assert fitted(empty, trace, []) == empty
+
+
+def test_device_kernels_belong_where_they_were_launched(tmp_path: Path) -> None:
+    made = table(tmp_path, GPU_TRACE, {"aten::mm", "aten::silu"})
+    rows = by_name(made.rows())
+    ms = {key: round(row.self_ms * 1e3) for key, row in rows.items()}
+    assert ms[("decode", "up", "gemm")] == 50
+    assert ms[("decode", "up", "silu_kernel")] == 20
+    assert ms[("decode", "decode", GPU_IDLE)] == 27
+    assert rows["decode", "up", "gemm"].op == "aten::mm"
+    assert rows["decode", "decode", GPU_IDLE].role == "framework"
+
+
+@st.composite
+def nested(draw: st.DrawFn, start: int = 0, end: int = 4096, depth: int = 4) -> list[dict[str, Any]]:
+    """Operators and ranges that nest, within whole microseconds."""
+    made: list[dict[str, Any]] = []
+    at = start
+    while depth and end - at > 2 and draw(st.booleans()):
+        first = draw(st.integers(at, end - 1))
+        last = draw(st.integers(first + 1, end))
+        name, kind = draw(
+            st.sampled_from([("aten::mm", "cpu_op"), ("aten::t", "cpu_op"), ("up: a", "user_annotation")])
+        )
+        made.append(event(name, first, last, kind))
+        made += draw(nested(first, last, depth - 1))
+        at = last
+    return made
+
+
+@given(nested())
+def test_self_times_sum_to_the_range(tmp_path_factory: pytest.TempPathFactory, inner: list[dict[str, Any]]) -> None:
+    made = table(tmp_path_factory.mktemp("t"), [phase("decode", 0, 4096), *inner], {"aten::mm"})
+    found = made.phases()["decode"]
+    assert found.parts_ms == pytest.approx(found.whole_ms)
+    assert sum(row.share for row in made.rows()) == pytest.approx(1)
+
+
+def test_a_step_out_of_line_does_not_count(tmp_path: Path) -> None:
+    events = [phase("decode", 1000 * n, 1000 * n + (900 if n == 2 else 100)) for n in range(6)]
+    made = table(tmp_path, events, set())
+    assert made.phases()["decode"].typical == 3
+    assert made.phases()["decode"].recorded_ms == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b"[]"), gzip.compress(b'{"traceEvents": []}')]
+)
+def test_what_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.json.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"t\.json\.gz"):
+        read_trace(path)
+
+
+# Counting.
+
+
+def weights_flops(model: Any) -> int:
+    return sum(2 * module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def test_counts_of_a_dense_step(any_model: Any) -> None:
+    """FLOPs of a decode step's linears, and the bytes that they read, by formula."""
+    prompt = tiny.text(1, 6)
+    with attach(any_model, tda.Dense()) as run:
+        counter = count(Request(run, prompt, tiny.text(1, STEPS + 1)))
+    held = [(spot, number) for spot, number in counter.counts.items() if spot.phase == "decode"]
+    linear = [number for spot, number in held if spot.part in WEIGHT_PARTS and number.flops]
+    assert sum(number.flops or 0 for number in linear) == weights_flops(any_model)
+    weights = [m.weight.nbytes for m in any_model.modules() if isinstance(m, nn.Linear)]
+    outputs = [m.out_features + m.in_features for m in any_model.modules() if isinstance(m, nn.Linear)]
+    biases = [m.bias.nbytes for m in any_model.modules() if isinstance(m, nn.Linear) and m.bias is not None]
+    assert sum(n.bytes for n in linear) == sum(weights) + sum(biases) + 4 * sum(outputs)
+    assert counter.drivers == {"prefill": 1, "selection": 1, "decode": 1}
+
+
+def test_views_move_nothing_and_lookups_what_they_find() -> None:
+    table_, index = torch.zeros(1000, 8), torch.tensor([3, 5])
+    with Counter() as counter, counter.span("decode"):
+        table_.t()
+        table_.view(8, 1000)
+        torch.nn.functional.embedding(index, table_)
+        table_.add_(1)
+    found = {spot.op: number.bytes for spot, number in counter.counts.items()}
+    assert found["aten::t"] == found["aten::view"] == 0
+    assert found["aten::embedding"] == 2 * 2 * 8 * 4 + 2 * 8
+    assert found["aten::add_"] == 2 * table_.nbytes
+
+
+# Real profiles of tiny models.
+
+
+@pytest.fixture(params=[tda.Dense(), tda.Griffin(sparsity=0.5), tda.CATS(sparsity=0.5)], ids=lambda m: m.name)
+def profiled(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Method, Table]:
+    model, method = tiny.model("llama"), request.param
+    with attach(model, method, tiny.thresholds("llama", method)) as run:
+        served = Request(run, tiny.text(1, 8), tiny.text(1, STEPS + 1))
+        served.serve()
+        record(served, tmp_path / "case" / "trace.json.gz")
+        counter = count(served)
+    return model, method, tabulate(tmp_path / "case" / "trace.json.gz", counter, FREE)
+
+
+def test_a_real_profile_is_whole(profiled: tuple[Any, Method, Table]) -> None:
+    """Shares sum to the whole, every operator that reads weights is there, and each layer's once."""
+    model, method, made = profiled
+    phases = made.phases()
+    assert phases["prefill"].steps == REQUESTS
+    assert phases["decode"].steps == REQUESTS * STEPS
+    for name in ("prefill", "selection", "decode"):
+        assert phases[name].parts_ms == pytest.approx(phases[name].whole_ms, rel=0.02)
+    rows = made.rows()
+    for name in phases:
+        assert sum(row.share for row in rows if row.phase == name) == pytest.approx(1)
+    layers = len(find_ffns(model))
+    decode = [row for row in rows if row.phase == "decode" and row.flops]
+    assert sum(row.calls for row in decode if row.part == "head") == 1
+    assert sum(row.calls for row in decode if row.part == "projection") == 4 * layers
+    kept = {"dense": {"gate", "up", "down"}, "griffin": {"gate_up", "down"}, "cats": {"gate", "up"}}
+    assert {row.part for row in decode if row.ffn} == kept[method.name]
+    if method.name == "griffin":
+        assert {"statistic", "gather"} <= set(phases)
+        F = find_ffns(model)[0].F
+        down = next(row for row in decode if row.part == "down")
+        assert down.flops == 2 * layers * (F - int(F * 0.5 + 0.5)) * find_ffns(model)[0].D
+
+
+def test_recording_costs_something_and_is_known() -> None:
+    found = measure_overhead()
+    assert found.op > 0
+    assert found.span > 0
+    assert found.us("launch") == 0
+
+
+def test_peaks_are_told_for_each_phase(llama: Any) -> None:
+    with attach(llama, tda.Griffin(sparsity=0.5)) as run:
+        found = peaks(Request(run, tiny.text(1, 8), tiny.text(1, STEPS + 1)))
+    assert list(found) == ["prefill", "selection", "decode"]
+    assert all((peak.bytes is None) != (peak.missing is None) for peak in found.values())
+
+
+def test_bytes_go_to_the_kernel_that_took_longest(tmp_path: Path) -> None:
+    from tda.profiler.counts import Count
+
+    trace = read_trace(written(tmp_path, CPU_TRACE), {"aten::addmm"})
+    counts = {Spot("prefill", "down", "aten::addmm"): Count(calls=2, bytes=400, flops=100)}
+    rows = by_name(Table(trace, counts, {"prefill": 2}, FREE).rows())
+    assert rows["prefill", "down", "aten::addmm"].bytes == 200
+    assert rows["prefill", "down", "aten::addmm"].flops == 50
+    assert rows["prefill", "down", "aten::addmm"].gb_per_s == pytest.approx(200 / 0.25 / 1e6)
+    assert rows["prefill", "down", "aten::copy_"].bytes is None

@@ -1,0 +1,353 @@
+"""What the machine does while work runs: sampled, read before and after, and what that says against numbers."""
+
+import os
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tda.records import Flag
+from tda.telemetry import Change, Sampler, Telemetry, Watch, cpu, flags_of, sampler
+from tda.telemetry.cpu import CpuUse, Neighbours, frequency_mhz, quota_file, thermal_events, throttled_s
+from tda.telemetry.fields import CPU_FIELDS, GPU_FIELDS, Field
+from tda.telemetry.source import NotReadableError, Reader, Source, one
+from tests.busy import half_of_the_cores
+
+CPU = torch.device("cpu")
+FIELDS = {name: Field("things", "a field of a test") for name in ("quick", "slow", "bad")}
+
+
+# Sources.
+
+
+def fails(error: Exception) -> Callable[[], float]:
+    def read() -> float:
+        raise error
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotReadableError("it is not told here"), "it is not told here"),
+        (FileNotFoundError(2, "No such file"), "FileNotFoundError: [Errno 2] No such file"),
+        (RuntimeError("planted"), "RuntimeError: planted"),
+    ],
+)
+def test_a_field_that_fails_is_given_up_with_its_reason(error: Exception, reason: str) -> None:
+    tries: list[int] = []
+
+    def read() -> float:
+        tries.append(1)
+        return fails(error)()
+
+    source = Source("cpu", FIELDS, [one("bad", read), one("quick", lambda: 7.0)])
+    assert [dict(source.read()) for _ in range(3)] == [{"quick": 7.0}] * 3
+    assert source.missing == {"bad": reason}
+    assert len(tries) == 1
+
+
+def test_one_of_several_fields_may_fail_alone() -> None:
+    values: Mapping[str, Any] = {"quick": 1.0, "bad": NotReadableError("not this one")}
+    source = Source("cpu", FIELDS, [Reader(("quick", "bad"), lambda: values)])
+    assert [dict(source.read()) for _ in range(2)] == [{"quick": 1.0}] * 2
+    assert source.missing == {"bad": "not this one"}
+
+
+# The CPU.
+
+
+def test_every_field_of_the_cpu_has_a_value_or_a_reason() -> None:
+    with Sampler(CPU) as sampled:
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+    series = sampled.telemetry.series
+    assert set(series) == {f"cpu/{name}" for name in CPU_FIELDS}
+    for name, told in series.items():
+        assert told.samples or told.missing, name
+    assert series["cpu/rss_bytes"].samples[-1] > 1 << 20
+    assert series["cpu/minor_faults"].samples[-1] > 0
+    assert max(series["cpu/own_percent"].samples) > 0
+
+
+def played_cpu(monkeypatch: pytest.MonkeyPatch, times: list[dict[str, float]], own: list[float]) -> None:
+    """Have the system tell these times, one after the other."""
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
+    kind = namedtuple("Times", names)
+    told = iter([kind(*(row.get(name, 0.0) for name in names)) for row in times])
+    used = iter(own)
+    monkeypatch.setattr(cpu.psutil, "cpu_times", lambda: next(told))
+    monkeypatch.setattr(cpu, "time", SimpleNamespace(process_time=lambda: next(used), monotonic=time.monotonic))
+
+
+seconds = st.floats(0, 1e4)
+
+
+@given(
+    user=seconds,
+    system=seconds,
+    idle=seconds,
+    iowait=seconds,
+    steal=seconds,
+    guest=st.floats(0, 1),
+    own=st.floats(0, 1),
+)
+def test_shares_of_the_cores_add_up(
+    user: float, system: float, idle: float, iowait: float, steal: float, guest: float, own: float
+) -> None:
+    """Own and foreign share and idleness make a whole; waiting for a disk is idle, stolen time is foreign."""
+    row = {"user": user, "system": system, "idle": idle, "iowait": iowait, "steal": steal, "guest": guest * user}
+    total, busy = user + system + idle + iowait + steal, user + system + steal
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        played_cpu(monkeypatch, [{}, row], [0.0, own * busy])
+        told = CpuUse().read()
+    if total == 0:
+        assert told == {}
+        return
+    assert told["own_percent"] == pytest.approx(100 * own * busy / total, abs=1e-6)
+    assert told["own_percent"] + told["foreign_percent"] == pytest.approx(100 * busy / total, abs=1e-6)
+
+
+def test_own_threads_are_not_foreign() -> None:
+    def work() -> None:
+        end = time.thread_time() + 0.5
+        while time.thread_time() < end:
+            torch.ones(1 << 16).sum()
+
+    neighbours, use, begin = Neighbours(), CpuUse(), time.process_time()
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told, others = use.read(), sum(one.share for one in neighbours.read())
+    assert time.process_time() - begin >= 1.0
+    assert told["own_percent"] > 0
+    assert told["foreign_percent"] <= 100 * others + 25  # the processes that the system lists, and its own work
+
+
+def test_a_busy_process_is_foreign_load_and_has_a_name() -> None:
+    with half_of_the_cores():
+        watch, neighbours = Watch(CPU), Neighbours()
+        time.sleep(1.0)
+        change, found = watch.read(), neighbours.read()
+    flag = flags_of(change)["foreign_load"]
+    assert flag.raised
+    assert "other processes used" in flag.detail
+    assert "python" in found[0].name
+    assert found[0].share > 0.1
+
+
+def tree(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_clock_is_that_of_the_fastest_core(tmp_path: Path) -> None:
+    own = sorted(os.sched_getaffinity(0))
+    cores = {f"cpu{core}/cpufreq/scaling_cur_freq": f"{2_000_000 + core}\n" for core in own}
+    assert frequency_mhz(tree(tmp_path, cores)) == (2_000_000 + own[-1]) / 1000
+    with pytest.raises(NotReadableError, match="no clock of its cores"):
+        frequency_mhz(tmp_path / "none")
+
+
+def test_heat_is_counted_over_cores(tmp_path: Path) -> None:
+    counts = {f"cpu{core}/thermal_throttle/core_throttle_count": f"{core + 1}\n" for core in range(3)}
+    assert thermal_events(tree(tmp_path, counts)) == 6
+    with pytest.raises(NotReadableError, match="does not count what heat slows"):
+        thermal_events(tmp_path / "none")
+
+
+V1, V2 = "nr_periods 5\nnr_throttled 2\nthrottled_time 1500000000\n", "usage_usec 9\nthrottled_usec 1500000\n"
+GROUPS = {
+    "version 2": ("0::/user/job\n", {"user/job/cpu.stat": V2, "cpu.stat": "usage_usec 9\n"}),
+    "version 2, in a container": ("0::/user/job\n", {"cpu.stat": V2}),
+    "version 1": ("4:memory:/x\n3:cpu,cpuacct:/job\n0::/\n", {"cpu/job/cpu.stat": V1, "cpu/cpu.stat": V1 + "x 1\n"}),
+    "version 1, in a container": ("3:cpuacct,cpu:/job\n", {"cpu/cpu.stat": V1}),
+}
+
+
+@pytest.mark.parametrize("where", GROUPS)
+def test_a_cpu_quota_is_found_in_either_version_of_control_groups(tmp_path: Path, where: str) -> None:
+    own, files = GROUPS[where]
+    (tmp_path / "own").write_text(own)
+    found = quota_file(tree(tmp_path / "groups", files), tmp_path / "own")
+    assert throttled_s(found.read_text()) == 1.5
+    assert found == tmp_path / "groups" / next(iter(files))
+
+
+def test_a_root_group_has_no_quota(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("4:memory:/x\n0::/\n")
+    with pytest.raises(NotReadableError, match="no control group tells of a CPU quota"):
+        quota_file(tree(tmp_path / "groups", {"cpu.stat": "usage_usec 9\n"}), tmp_path / "own")
+
+
+# The sampler.
+
+
+def play(monkeypatch: pytest.MonkeyPatch, *readers: Reader) -> None:
+    monkeypatch.setattr(sampler, "sources", lambda *devices: [Source("cpu", FIELDS, readers)])
+
+
+def counter() -> Callable[[], float]:
+    values = iter(range(10**6))
+    return lambda: float(next(values))
+
+
+def test_samples_come_before_and_after_the_block_with_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, one("quick", counter()), one("bad", fails(NotReadableError("none here"))))
+    with Sampler(CPU) as sampled:
+        assert any(thread.name == "tda-telemetry" for thread in threading.enumerate())
+    assert not any(thread.name == "tda-telemetry" for thread in threading.enumerate())
+    told = sampled.telemetry
+    quick = told.series["cpu/quick"]
+    assert quick.samples == tuple(map(float, range(len(quick.samples))))
+    assert len(quick.samples) >= 2
+    assert list(quick.stamps) == sorted(quick.stamps)
+    assert told.rise("cpu/quick") == len(quick.samples) - 1
+    assert told.rise("cpu/bad") is None
+    assert (told.series["cpu/bad"].samples, told.series["cpu/bad"].missing) == ((), "none here")
+    assert quick.missing is None
+    assert Telemetry.model_validate_json(told.model_dump_json()) == told
+
+
+def test_the_rate_is_the_one_that_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round takes longer than the interval: the rate says so, and nothing is made up for."""
+    stamps: list[float] = []
+
+    def read() -> float:
+        stamps.append(time.monotonic())
+        time.sleep(0.02)
+        return 1.0
+
+    monkeypatch.setattr(sampler, "INTERVAL_S", 0.01)
+    play(monkeypatch, one("quick", read))
+    with Sampler(CPU) as sampled:
+        time.sleep(0.2)
+    rounds = stamps[:-1]  # the last one is the block's end, whenever that comes
+    assert len(rounds) > 2
+    assert sampled.telemetry.rate_hz == pytest.approx((len(rounds) - 1) / (rounds[-1] - rounds[0]), rel=0.1)
+    assert sampled.telemetry.rate_hz < 50
+
+
+def test_a_slow_field_delays_no_last_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, over = threading.Event(), threading.Event()
+
+    def slow() -> float:
+        inside.set()
+        return float(over.wait(20))  # 1 if the last quick sample came while this one was being read
+
+    def quick() -> float:
+        if inside.is_set():
+            over.set()
+        return 0.0
+
+    monkeypatch.setattr(sampler, "INTERVAL_S", 60.0)
+    play(monkeypatch, one("quick", quick), one("slow", slow, slow=True))
+    with Sampler(CPU) as sampled:
+        assert inside.wait(20)
+    assert sampled.telemetry.series["cpu/slow"].samples == (1.0,)
+
+
+def test_a_field_with_nothing_to_tell_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, Reader(("quick",), dict))
+    with Sampler(CPU) as sampled:
+        pass
+    assert sampled.telemetry.series["cpu/quick"].missing == sampler.NOTHING_YET
+
+
+def test_an_error_inside_the_block_ends_the_thread_and_keeps_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, one("quick", counter()))
+    sampled = Sampler(CPU)
+    with pytest.raises(ZeroDivisionError), sampled:
+        1 / 0  # noqa: B018
+    assert not any(thread.name == "tda-telemetry" for thread in threading.enumerate())
+    assert len(sampled.telemetry.series["cpu/quick"].samples) >= 2
+
+
+# Two readings, and what they say.
+
+
+def change(
+    before: Mapping[str, float], after: Mapping[str, float], *, gpu: bool = False, seconds: float = 10.0
+) -> Change:
+    return Change(seconds, before, after, {"thermal_events": "no heat here"}, gpu, 2)
+
+
+def raised(flags: Mapping[Any, Flag]) -> dict[str, bool | None]:
+    return {name: flag.raised for name, flag in flags.items()}
+
+
+def test_a_watch_tells_of_the_time_between_its_readings() -> None:
+    watch = Watch(CPU)
+    block = torch.ones(1 << 22)
+    told = watch.read()
+    assert told.seconds > 0
+    assert told.rise("minor_faults") is not None
+    assert told.rise("nothing") is None
+    assert (told.most("rss_bytes") or 0) > block.nbytes
+    assert CPU_FIELDS.keys() - {"own_percent", "foreign_percent"} <= told.missing.keys() | told.after.keys()
+    assert not told.on_gpu
+
+
+QUIET = {"foreign_percent": 1.0, "quota_throttled_s": 3.0, "thermal_events": 5.0, "frequency_mhz": 3000.0}
+CALM = {"foreign_load": False, "throttling": False, "clocks": False}
+CPU_CASES = {
+    "quiet": ({}, CALM),
+    "others": ({"foreign_percent": 9.0}, {**CALM, "foreign_load": True}),
+    "a quota": ({"quota_throttled_s": 4.0}, {**CALM, "throttling": True}),
+    "a quota, hardly": ({"quota_throttled_s": 3.05}, CALM),
+    "heat": ({"thermal_events": 6.0}, {**CALM, "throttling": True}),
+    "a slower clock": ({"frequency_mhz": 2700.0}, {**CALM, "clocks": True}),
+    "nearly the same clock": ({"frequency_mhz": 2900.0}, CALM),
+}
+
+
+@pytest.mark.parametrize("case", CPU_CASES)
+def test_flags_on_a_cpu(case: str) -> None:
+    moved, expected = CPU_CASES[case]
+    flags = flags_of(change(QUIET, {**QUIET, **moved}))
+    assert raised(flags) == expected
+    assert all(flag.detail for flag in flags.values())
+
+
+def test_what_cannot_be_seen_is_neither_raised_nor_cleared() -> None:
+    assert raised(flags_of(change({}, {}))) == dict.fromkeys(CALM)
+    part = {"quota_throttled_s": 0.0}
+    flag = flags_of(change(part, part))["throttling"]
+    assert flag.raised is None
+    assert flag.detail == "a CPU quota held it back for 0.00 s; heat is not observable: no heat here"
+    assert flags_of(change(part, {"quota_throttled_s": 9.0}))["throttling"].raised  # one reason is enough
+
+
+def test_ticks_of_the_timer_are_no_foreign_load() -> None:
+    """In a short block a share of a few ticks is rounding; over a long one it is load."""
+    share = {"foreign_percent": 15.0}
+    assert flags_of(change({}, share, seconds=0.1))["foreign_load"].raised is False
+    assert flags_of(change({}, share, seconds=1.0))["foreign_load"].raised is True
+
+
+values = st.dictionaries(st.sampled_from([*CPU_FIELDS, *GPU_FIELDS]), st.floats(0, 1e12))
+
+
+@given(before=values, after=values, gpu=st.booleans(), length=st.floats(1e-3, 1e4))
+def test_any_readings_give_the_same_three_flags(
+    before: dict[str, float], after: dict[str, float], gpu: bool, length: float
+) -> None:
+    flags = flags_of(change(before, after, gpu=gpu, seconds=length))
+    assert set(flags) == set(CALM)
+    assert all(flag.detail for flag in flags.values())
+    clock = "sm_clock_mhz" if gpu else "frequency_mhz"
+    assert (flags["clocks"].raised is None) == (clock not in before or clock not in after)
