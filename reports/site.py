@@ -8,8 +8,9 @@ import matplotlib
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from reports.evidence import Evidence
-from reports.pages import Sheet, navigation
+from reports.pages import File, Sheet, navigation
 from tda.reporting.figures import STYLE
+from tda.reporting.text import number
 from tda.results import write_whole
 
 HOME = Path(__file__).resolve().parent
@@ -27,7 +28,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals["pages"] = navigation()
-    made.filters["moment"] = _moment
+    made.filters |= {"moment": _moment, "number": number}
     return made
 
 
@@ -49,10 +50,13 @@ def write_site(evidence: Evidence, folder: Path) -> list[Path]:
     made, written = environment(), []
     with matplotlib.rc_context(STYLE):
         for page in navigation():
-            for sheet in page.render(evidence):
-                path = folder / sheet.path
-                write_whole(path, _render(made, sheet, evidence, page.path))
-                written.append(path)
+            for part in page.render(evidence):
+                path = folder / part.path
+                if isinstance(part, File):
+                    write_whole(path, part.content if isinstance(part.content, bytes) else part.content.read_bytes())
+                else:
+                    write_whole(path, _render(made, part, evidence, page.path))
+                    written.append(path)
     for source in sorted((HOME / "static").iterdir()):
         write_whole(folder / "static" / source.name, source.read_bytes())
     write_whole(folder / "static" / "sort.js", (files("tda.reporting") / "templates" / "sort.js").read_bytes())

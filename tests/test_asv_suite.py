@@ -636,7 +636,7 @@ COSMETIC: Iterable[tuple[str, Callable[[str], str]]] = [
     ("tda/bench/measure.py", lambda text: "# A comment.\n" + text.replace("\n\n\n", "\n\n\n\n# Another.\n")),
     ("tda/bench/measure.py", replaced('"""Raw numbers of one case in one round.', '"""Other words.')),
     ("tda/bench/measure.py", replaced("WARM_UP_TOKENS = 3", "WARM_UP_TOKENS = (\n    3\n)")),
-    ("tda/device.py", replaced("STREAM_BYTES = 1 << 28", 'STREAM_BYTES = 1 << 28\n"""What it is."""')),
+    ("tda/limits.py", replaced("STREAM_BYTES = 1 << 28", 'STREAM_BYTES = 1 << 28\n"""What it is."""')),
     ("benchmarks/asv/suite.py", replaced('"""The prompt\'s pass, statistic included."""', '"""Prefill."""')),
 ]
 

@@ -1,15 +1,9 @@
 """The published dashboard in a real browser without a network: data is shown, nothing complains, nothing leaves."""
 
-import itertools
 import json
 import os
-import select
-import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,159 +30,24 @@ from test_reports_pages import (
     units,
 )
 
-from reports.serve import publish, server
+from reports.serve import publish
 from tda.regression.findings import Alarms
 from tda.regression.units import History, Night
 from tda.results import append, write_whole
+from tests import profiles
+from tests.browser import Browser, opened, serving, watching
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parent.parent
 COMMITS, BROKEN, SLOWER, WORSE, DIRTY = 14, 5, 8, 11, 12
 """How many commits, and which of them did not build, slowed Griffin, harmed TDA, and was measured on a dirty tree."""
 EFFECTS = (Effect(SLOWER, {"griffin": 1.15}, {}), Effect(WORSE, {}, {"tda": 0.05}))
-SECONDS = 30.0
-
-
-# The browser, driven over a pipe: no port, no driver, no library.
-
-
-class BrowserError(Exception):
-    """What the browser or a script answered in place of a value."""
-
-
-class Browser:
-    """Chromium with one tab; keeps what it requested and complained about.
-
-    Parameters
-    ----------
-    program : str
-        Path of Chromium.
-    profile : Path
-        An empty folder.
-    """
-
-    FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")  # fmt: skip
-
-    def __init__(self, program: str, profile: Path) -> None:
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes to 4, whatever these pipes are called here.
-        script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        command = ["bash", "-c", script, "bash", program, *self.FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self._process = subprocess.Popen(
-            command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._numbers = itertools.count(1)
-        self._read = b""
-        self._session: str | None = None
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=1280, height=1600, deviceScaleFactor=1, mobile=False)
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command of the DevTools protocol, and return its result."""
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._message()
-            if answer.get("id") == number:
-                if "error" in answer:
-                    raise BrowserError(answer["error"]["message"])
-                return dict(answer["result"])
-            self._note(answer["method"], answer["params"])
-
-    def _message(self) -> dict[str, Any]:
-        while b"\0" not in self._read:
-            ready, _, _ = select.select([self._in], [], [], SECONDS)
-            assert ready, "the browser does not answer"
-            piece = os.read(self._in, 1 << 16)
-            assert piece, "the browser has ended"
-            self._read += piece
-        message, self._read = self._read.split(b"\0", 1)
-        return dict(json.loads(message))
-
-    def _note(self, method: str, event: dict[str, Any]) -> None:
-        if method == "Network.requestWillBeSent":
-            self.requests.append(event["request"]["url"])
-        elif method == "Runtime.exceptionThrown":
-            self.complaints.append(str(event["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and event["type"] in ("error", "warning", "assert"):
-            self.complaints.append(str(event["args"]))
-        elif method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(f"{event['entry']['text']} {event['entry'].get('url')}")
-
-    def ask(self, expression: str) -> Any:
-        """Value of a JavaScript expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        if "exceptionDetails" in answer:
-            raise BrowserError(answer["result"]["description"])
-        return answer["result"].get("value")
-
-    def until(self, expression: str) -> Any:
-        """Wait until an expression is true, and return its value; while a page changes it may not make sense yet."""
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            try:
-                value = self.ask(expression)
-            except BrowserError as error:
-                value, told_last = None, str(error)
-            else:
-                told_last = str(value)
-            if value:
-                return value
-            time.sleep(0.05)
-        raise AssertionError(f"never true: {expression}; it is {told_last}; the page shows {self.text()[:2000]}")
-
-    def find(self, selector: str) -> None:
-        """Wait until there is an element."""
-        self.until(f"document.querySelector({json.dumps(selector)}) !== null")
-
-    def click(self, selector: str, words: str) -> None:
-        """Click the first element that holds some words."""
-        which = f"(found) => found.innerText.includes({json.dumps(words)})"
-        self.ask(f"[...document.querySelectorAll({json.dumps(selector)})].find({which}).click()")
-
-    def open(self, url: str) -> None:
-        """Load a page afresh, whatever was shown before."""
-        self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=url)
-        self.until(f"location.href.startsWith({json.dumps(url.split('#')[0])}) && document.readyState === 'complete'")
-
-    def text(self, selector: str = "body") -> str:
-        """What a reader sees of an element, on one line."""
-        return " ".join(str(self.ask(f"document.querySelector({json.dumps(selector)}).innerText")).split())
-
-    def press(self, key: str, code: int) -> None:
-        """Press a key where the focus is."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def close(self) -> None:
-        """End it."""
-        self._session = None
-        self.call("Browser.close")
-        self._process.wait(20)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    started = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
+    with opened(tmp_path_factory.mktemp("profile")) as started:
+        yield started
 
 
 # What is published: a scratch repository, nights on two machines, asv results with a step.
@@ -262,6 +121,8 @@ def write_nights(history: Path, hashes: list[str]) -> None:
         held.write(night(name, places, machine, hashes))
     alarms = (an_alarm(slower), an_alarm(worse, "acknowledged", reason="being looked at"), an_alarm(elsewhere))
     write_whole(history / "alarms.json", Alarms(alarms=alarms).model_dump_json())
+    planted = {"griffin": {"extra": [profiles.row("decode", "ffn", "aten::mm", EVIL, 0.9)]}}
+    profiles.session(history / "profiles", {hashes[7]: {}, hashes[SLOWER]: planted}, machine=CPU)
     bench = history / "bench" / "by-hand"
     bench.mkdir(parents=True)
     append(bench, [a_record(case, hashes[-1], COMMITS - 1, machine=NEWER, seed=9, effects=EFFECTS, dirty=True,
@@ -328,18 +189,6 @@ def publish_here(config: Path) -> None:
         publish(config)
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Serve a folder on loopback; the value is its address."""
-    served = server(folder)
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{served.server_port}"
-    finally:
-        served.shutdown()
-        served.server_close()
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("dashboard")
@@ -352,20 +201,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     publish_here(path)
     with serving(folder / "html") as address:
         yield Site(address, tuple(hashes))
-
-
-@contextmanager
-def watching(browser: Browser, address: str) -> Iterator[None]:
-    """Inside, nothing may complain, and nothing may be asked of another address."""
-    browser.call("Page.navigate", url="about:blank")
-    browser.complaints.clear()
-    browser.requests.clear()
-    yield
-    browser.ask("1")  # whatever was said until now has been heard
-    assert browser.complaints == []
-    asked = [url for url in browser.requests if not url.startswith(("data:", "about:"))]
-    assert asked, "the page asked for nothing at all"
-    assert [url for url in asked if not url.startswith(f"{address}/")] == []
 
 
 @pytest.fixture
@@ -519,12 +354,34 @@ def test_commit_pages(page: Browser, site: Site) -> None:
         assert words in shown
 
 
-@pytest.mark.parametrize("name", ["alarms", "frontier", "over_time", "methods", "commits"])
+def test_an_alarm_leads_to_its_kernels_and_to_a_trace(page: Browser, site: Site) -> None:
+    page.open(f"{site.address}/tda/alarms.html")
+    assert "appeared, which is" in page.text(".kernels")
+    page.click(".finding a.pair", "What changed in its kernels")
+    page.find(".compared svg")
+    first = page.text(".compared")
+    assert first.startswith("griffin 0.5 on shape:25m 2 and 2 processes in turn")
+    assert "appeared <script>alert(1)</script>" in first
+    page.click(".files a", "open the trace")
+    page.until("document.title.startsWith('griffin 0.5 on shape:25m') && document.title.endsWith('speedscope')")
+
+
+@pytest.mark.parametrize("name", ["alarms", "frontier", "over_time", "methods", "profiles", "commits"])
 def test_pages_fit_a_phone(page: Browser, site: Site, name: str) -> None:
+    fits(page, f"{site.address}/tda/{name}.html")
+
+
+def test_pages_of_a_profile_fit_a_phone(page: Browser, site: Site) -> None:
+    for name in ("index", f"since-{site.short(7)}"):
+        fits(page, f"{site.address}/tda/profile/{site.short(SLOWER)}/{name}.html")
+
+
+def fits(page: Browser, address: str) -> None:
+    """Nothing of a page is wider than a phone."""
     size: dict[str, Any] = {"height": 800, "deviceScaleFactor": 1}
     page.call("Emulation.setDeviceMetricsOverride", width=390, mobile=True, **size)
     try:
-        page.open(f"{site.address}/tda/{name}.html")
+        page.open(address)
         assert page.ask("document.documentElement.scrollWidth") <= 390
     finally:
         page.call("Emulation.setDeviceMetricsOverride", width=1280, mobile=False, **size)
@@ -536,7 +393,7 @@ def test_a_history_without_anything_is_published_too(browser: Browser, tmp_path:
     with serving(tmp_path / "html") as address, watching(browser, address):
         browser.open(f"{address}/index.html")
         browser.find("#nav-li-tda-alarms")
-        for name in ("alarms", "frontier", "over_time", "methods", "commits"):
+        for name in ("alarms", "frontier", "over_time", "methods", "profiles", "commits"):
             browser.open(f"{address}/tda/{name}.html")
             assert "yet" in browser.text(".empty")
 

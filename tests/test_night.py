@@ -1,5 +1,6 @@
 """A night from end to end over real commits of a fake package; killed anywhere, it ends with the same account."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tda.profiler.records import KernelRow
 from tda.regression.account import account
 from tda.regression.alarms import raised_in, replay
 from tda.regression.builds import Builds
 from tda.regression.config import Decision, load_config, load_decisions
 from tda.regression.findings import Alarms, Finding
 from tda.regression.night import NightRun
+from tda.regression.profiles import SHELF, Shelf
 from tda.regression.publish import write_account
 from tda.regression.repository import Repository
 from tda.regression.units import History, Night
-from tests import nights
+from tests import nights, profiles
 
 CONFIG = """
 blocks = 4
@@ -219,6 +222,113 @@ def test_extras_run_newest_first_and_once(scene: Scene) -> None:
     newer = scene.repository.commit("Nothing again")
     scene.night()
     assert log.read_text().split() == [made[1], made[0], newer]
+
+
+PROFILES = """
+import json
+from tda.made import LINES
+
+def run_profile(out, **options):
+    folder = Path(__file__).parent
+    with open(folder.parent.parent / "ran.log", "a") as log:
+        log.write(folder.parent.name + " profile " + json.dumps(options, sort_keys=True) + "\\n")
+    for number, line in enumerate(LINES):
+        (Path(out) / str(number)).mkdir()
+        (Path(out) / str(number) / "profile.json").write_text(line)
+"""
+
+
+def profiled(*extra: KernelRow) -> dict[str, str]:
+    """Files of a commit whose Griffin does this beside what it always does."""
+    made = [profiles.profile(machine=nights.MACHINE)]
+    made.append(profiles.profile("griffin", machine=nights.MACHINE, extra=extra))
+    lines = [one.model_dump_json() for one in made]
+    return {"tda/__init__.py": nights.FAKE + PROFILES, "tda/made.py": f"LINES = {lines!r}\n"}
+
+
+def slower_product(scene: Scene) -> list[str]:
+    """Three commits; the second makes Griffin slower by a product more."""
+    product = profiles.row("decode", "ffn", "aten::mm", "aten::mm", 0.9)
+    return [
+        scene.repository.commit("Begin", records(), files=profiled()),
+        scene.repository.commit("Slower", records(6.6), files=profiled(product)),
+        scene.repository.commit("Other sets", records(6.6, 3.1, 2.0)),
+    ]
+
+
+def test_an_alarm_is_explained_by_profiles(scene: Scene) -> None:
+    made = slower_product(scene)
+    night = scene.night(since=made[0], alarm_processes=2)
+    assert night is not None
+    assert {finding.split for finding in night.findings} == {"decode", "quality"}
+    options = {"batch": 1, "device": "cpu", "dtype": "float32", "execution": "auto", "method": ["griffin"],
+               "model": ["shape:25m"], "new_tokens": 16, "prompt_tokens": 64, "seed": 0, "sparsity": [0.5]}  # fmt: skip
+    asked = {line for line in scene.ran() if " profile " in line}
+    words = json.dumps(options, sort_keys=True)
+    assert asked == {f"{commit}-commit profile {words}" for commit in made[:2]}, (
+        "the alarm about quality is not profiled"
+    )
+    shelf = Shelf(scene.history.folder / SHELF)
+    units = shelf.units()[0]
+    assert [(unit.commit, unit.block) for unit in units] == [(made[0], 1), (made[1], 1), (made[1], 2), (made[0], 2)]
+    text = write_account(scene.history, scene.folder / "none.toml", scene.folder / "out").path.read_text()
+    assert "Profiled, griffin 0.5 on shape:25m, 2 and 2 processes in turn:" in text
+    assert "aten::mm in ffn appeared, which is 100% of it." in text
+    assert "| decode | ffn | aten::mm | appeared | 0 → 0.9 | 100% |" in text
+
+
+def test_a_night_that_is_stopped_while_it_profiles_goes_on(scene: Scene) -> None:
+    made = slower_product(scene)
+
+    def stop(sentence: str) -> None:
+        if "alarm, block 2" in sentence:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scene.night(since=made[0], say=stop, alarm_processes=2)
+    assert scene.history.nights()[0][0].finished is None
+    night = scene.night(alarm_processes=2)
+    assert night is not None
+    assert night.finished
+    assert sum(count for line, count in scene.ran().items() if " profile " in line) == 4
+
+
+def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene) -> None:
+    made = slower_product(scene)
+    scene.night(since=made[0])
+    assert not (scene.history.folder / SHELF).exists()
+    scene.repository.commit("Slower still", records(8.0, 3.1, 2.0))
+    later = NightRun._explain
+
+    def at_the_cap(run: NightRun, night: Night) -> None:
+        run._deadline = time.monotonic()
+        later(run, night)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NightRun, "_explain", at_the_cap)
+        scene.night(alarm_processes=2)
+    assert any("no time left to profile what changed at" in sentence for sentence in scene.said)
+    assert not (scene.history.folder / SHELF).exists()
+
+
+def test_commits_without_profiles_leave_an_alarm_as_it_is(scene: Scene) -> None:
+    made = regression(scene)
+    night = scene.night(since=made[0], alarm_processes=1)
+    assert night is not None
+    assert night.finished
+    assert any(f"{made[2][:10]}: it has no tda.run_profile" in sentence for sentence in scene.said)
+    told = write_account(scene.history, scene.folder / "none.toml", scene.folder / "out")
+    assert "Profiled" not in told.path.read_text()
+
+
+def test_an_extra_knows_what_its_commit_is_compared_with(scene: Scene) -> None:
+    made = [scene.repository.commit("Begin", records()), scene.repository.commit("Nothing")]
+    scene.config.write_text(
+        CONFIG + '[[extras]]\nname = "mark"\nminutes = 1\nproduces = "{history}/{parent}-{commit}"\n'
+        'command = ["touch", "{history}/{parent}-{commit}"]\n'
+    )
+    scene.night(since=made[0])
+    assert {path.name for path in scene.history.folder.glob("*-*")} == {f"{made[0]}-{made[0]}", f"{made[0]}-{made[1]}"}
 
 
 def test_extras_wait_for_a_later_night_when_the_cap_is_near(scene: Scene) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from asv.util import UserError
 from matplotlib.text import Annotation
 
+from reports import profiled as profiled_module
 from reports import publisher, vendor
 from reports.blocks import DELTA, RATIO, SETS, Block, Level, Run, Stop, is_quality
 from reports.evidence import Evidence
@@ -32,10 +33,14 @@ from reports.words import change_text, level_text
 from tda.records import Case, Commit, Machine, Measurement, Record
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.history import Table, load_history
+from tda.regression.profiles import Shelf
 from tda.regression.units import History, Night, NightCommit, Unit
 from tda.reporting.figures import STYLE
+from tda.reporting.npm import PackageError
 from tda.results import append, write_whole
 from tda.statistics import Estimate
+from tests import profiles
+from tests.nights import FakeRepository
 
 CPU = Machine(
     cpu="Desk CPU", cores=2, threads=2, memory_bytes=24_000_000_000, python="3.12", torch="2.13", transformers="5.24",
@@ -211,7 +216,19 @@ def write_history(folder: Path) -> Path:
     history.keep(Unit(night="2026-01-05", commit=C, grid="speed", block=3, order=1, status="crash",
                       reason=f"signal 9 {EVIL}", started="2026-01-05T01:00:00+00:00", seconds=2.0))  # fmt: skip
     write_whole(folder / "alarms.json", Alarms(alarms=ALARMS).model_dump_json())
+    write_profiles(folder / "profiles")
     return folder
+
+
+def write_profiles(shelf: Path) -> None:
+    """Two commits on the desk in turn, the later with a product more; one on newer software; one that is too old."""
+    planted = {"griffin": {"extra": [profiles.row("decode", "ffn", "aten::mm", EVIL, 0.9)]}}
+    profiles.session(shelf, {A: {}, B: planted}, machine=CPU)
+    alone = [profiles.profile(method, commit=D, machine=NEWER) for method in ("dense", "griffin")]
+    profiles.shelve(shelf, D, alone, session="cases-11111111", traced=False)
+    old = Unit(night="cases-22222222", commit=C, grid="cases", block=1, order=0, status="error", seconds=0.0,
+               reason=f"too old {EVIL}", started="2026-01-05T01:00:00+00:00")  # fmt: skip
+    Shelf(shelf).keep(old)
 
 
 FINDINGS = (
@@ -668,7 +685,8 @@ def test_hostile_text_is_inert(pages: dict[str, Page]) -> None:
         assert "<b>Syntax" not in page.source
         assert all("src" in held for tag, held in page.tags if tag == "script")
     showing = [name for name, page in pages.items() if EVIL in page.text]
-    assert {"alarms.html", "commits.html", "commit/01c0ffee/index.html", "commit/03c0ffee/index.html"} <= set(showing)
+    assert {"alarms.html", "commits.html", "commit/01c0ffee/index.html", "commit/03c0ffee/index.html", "profiles.html",
+            "profile/02c0ffee/index.html", "profile/02c0ffee/since-00c0ffee.html"} <= set(showing)  # fmt: skip
 
 
 def test_pages_ask_nothing_of_a_network(pages: dict[str, Page]) -> None:
@@ -817,7 +835,130 @@ def test_failed_cases_are_shown_with_their_reason(tmp_path: Path) -> None:
 def test_one_file_is_one_page() -> None:
     files = {path.stem for path in Path(frontier_module.__file__).parent.glob("*.py")} - {"__init__"}
     assert {name.removesuffix(".html") for name in (entry.path for entry in navigation())} == files
-    assert [entry.label for entry in navigation()] == ["Alarms", "Frontier", "Over time", "Methods", "Commits"]
+    assert [entry.label for entry in navigation()] == [
+        "Alarms",
+        "Frontier",
+        "Over time",
+        "Methods",
+        "Profiles",
+        "Commits",
+    ]
+
+
+# Profiles.
+
+
+def test_commits_and_pairs_have_a_page(evidence: Evidence, pages: dict[str, Page]) -> None:
+    made = sorted(name for name in pages if name.startswith("profile/"))
+    assert made == [
+        *("profile/00c0ffee/index.html", "profile/02c0ffee/index.html"),
+        *("profile/02c0ffee/since-00c0ffee.html", "profile/04c0ffee/index.html"),
+    ]
+    listed = pages["profiles.html"]
+    assert re.findall(r'<a class="hash" href="profile/(\w+)/', listed.source) == ["04c0ffee", "02c0ffee", "00c0ffee"]
+    for words in ("since 00c0ffee alarm", "dense on shape:25m, griffin 0.5 on shape:25m", "too old <script>"):
+        assert words in listed.text, words
+    assert "No older commit was profiled" in pages["profile/04c0ffee/index.html"].text, "it ran on newer software"
+    assert "What changed since 00c0ffee" in pages["profile/02c0ffee/index.html"].text
+    assert "What changed from here to 02c0ffee" in pages["profile/00c0ffee/index.html"].text
+    assert "Its profile" in pages["commit/02c0ffee/index.html"].text
+    assert "Its profile" not in pages["commit/03c0ffee/index.html"].text
+
+
+def test_a_profile_says_where_a_step_spends_its_time(pages: dict[str, Page]) -> None:
+    page = pages["profile/00c0ffee/index.html"]
+    for words in ("Desk CPU, 2 cores, torch 2.13", "shape:25m · cpu, bfloat16, batch 1, 64 prompt, 16 new tokens",
+                  "instead of", "is in FFN projections", "aten::mm", "kernels.csv",
+                  "no viewer: speedscope could not be had"):  # fmt: skip
+        assert words in page.text, words
+    heads = re.findall(r"<summary><h3>([^<]+)</h3>", page.source)
+    assert heads == ["dense", "griffin 0.5", "tda 0.5"]
+    old = pages["profile/04c0ffee/index.html"]
+    assert "no trace is kept here: old ones are deleted" in old.text
+    assert not [link for link in old.values("href") if link.endswith(".gz")]
+
+
+def test_a_difference_names_what_appeared_first(evidence: Evidence, pages: dict[str, Page]) -> None:
+    page = pages["profile/02c0ffee/since-00c0ffee.html"]
+    sections = re.findall(r'<section class="compared".*?</section>', page.source, re.DOTALL)
+    assert [re.search(r"<h2>([^<]+?) <", part)[1] for part in sections] == [  # type: ignore[index]
+        "griffin 0.5 on shape:25m",  # what the alarm is about comes first
+        "dense on shape:25m",
+        "tda 0.5 on shape:25m",
+    ]
+    assert "2 and 2 processes in turn" in sections[0]
+    first = Page(sections[0]).text
+    assert re.search(r"appeared <script>alert\(1\)</script>.* in ffn: (9[5-9]|10[0-5])% of it", first)
+    assert "<svg" in sections[0]
+    assert "<svg" not in sections[1], "nothing of dense changed"
+    assert "nothing beyond the noise" in sections[1]
+    assert "Griffin is slower." in page.text
+    assert "did not run in turn" not in page.text
+
+
+def test_alarms_lead_to_what_explains_them(pages: dict[str, Page]) -> None:
+    cards = re.findall(r'<article class="finding.*?</article>', pages["alarms.html"].source, re.DOTALL)
+    led = {card for card in cards if "What changed in its kernels" in card}
+    assert len(led) == 2, "the desk's alarms of time and memory; not the GPU's, nor the one of quality"
+    slower = next(card for card in led if "Griffin is slower" in card)
+    assert "in ffn appeared, which is" in slower
+    assert 'href="profile/02c0ffee/since-00c0ffee.html"' in slower
+
+
+def test_commits_that_did_not_run_in_turn_are_compared_with_a_warning(tmp_path: Path) -> None:
+    for number, commit in enumerate((A, B)):
+        profiles.session(tmp_path / "profiles", {commit: {}}, name=f"cases-{number}", machine=CPU, methods=("dense",))
+    write_site(Evidence.load(tmp_path, order=HASHES), tmp_path / "html")
+    page = Page((tmp_path / "html" / "profile" / "02c0ffee" / "since-00c0ffee.html").read_text())
+    assert "These did not run in turn" in page.text
+
+
+def test_old_profiles_have_no_page_unless_an_alarm_leads_there(
+    evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiled_module, "NEWEST", 1)
+    assert [commit.hash for commit in profiled_module.shown(evidence)] == [A, B, D]
+    quiet = replace(evidence, alarms=(), nights=())
+    assert [commit.hash for commit in profiled_module.shown(quiet)] == [D]
+    assert profiled_module.pairs(quiet) == []
+    write_site(quiet, tmp_path)
+    assert sorted(path.parent.name for path in tmp_path.glob("profile/*/index.html")) == ["04c0ffee"]
+
+
+def test_tables_traces_and_viewers_are_published(evidence: Evidence, tmp_path: Path) -> None:
+    write_site(replace(evidence, speedscope=profiles.viewer_package(tmp_path)), tmp_path / "html")
+    kept = next(one for one in evidence.profiles.by_commit[B] if one.profile.case.method == "griffin")
+    home = tmp_path / "html" / "profile" / "02c0ffee"
+    (folder,) = {path.parent for path in home.rglob("trace.html") if path.parent.name == kept.folder.name
+                 and path.parent.parent.name == kept.folder.parent.name}  # fmt: skip
+    for name in ("kernels.csv", "modules.csv", "trace.pt.trace.json.gz"):
+        assert (folder / name).read_bytes() == (kept.folder / name).read_bytes()
+    assert "<title>griffin 0.5 on shape:25m, 02c0ffee</title>" in (folder / "trace.html").read_text()
+    page = Page((home / "index.html").read_text())
+    links = [link for link in page.values("href") if link.endswith("trace.html")]
+    assert len(links) == 3
+    assert all((home / link).resolve().is_file() for link in links)
+
+
+def test_a_damaged_trace_is_said(tmp_path: Path) -> None:
+    profiles.session(tmp_path / "profiles", {A: {}}, machine=CPU, methods=("dense",), processes=1)
+    for trace in tmp_path.rglob("*.gz"):
+        trace.write_bytes(b"broken")
+    write_site(replace(Evidence.load(tmp_path), speedscope=profiles.viewer_package(tmp_path)), tmp_path / "html")
+    (page,) = (tmp_path / "html").glob("profile/*/index.html")
+    assert "is no gzipped Chrome trace" in Page(page.read_text()).text
+
+
+def test_commits_beside_all_nights_are_looked_up(tmp_path: Path) -> None:
+    repository = FakeRepository(tmp_path / "repository")
+    commit = repository.commit(f"Change {EVIL}")
+    gone = "f" * 40
+    profiles.session(tmp_path / "shelf", {commit: {}, gone: {}}, machine=CPU, methods=("dense",), processes=1)
+    evidence = Evidence.load(tmp_path / "none", repo=repository.folder, shelves=[tmp_path / "shelf"])
+    known = evidence.by_hash[commit]
+    assert (known.subject, known.status, bool(known.day)) == (f"Change {EVIL}", "profiled", True)
+    assert (evidence.by_hash[gone].subject, evidence.by_hash[gone].day) == ("", "")
+    write_site(evidence, tmp_path / "html")
 
 
 # Publishing.
@@ -873,7 +1014,7 @@ def test_a_kept_package_needs_no_npm(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_other_contents_than_pinned_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = pinned(tmp_path, monkeypatch)
     (cache / "lib-1.0.tgz").write_bytes((cache / "lib-1.0.tgz").read_bytes() + b"0")
-    with pytest.raises(vendor.VendorError, match=r"not what vendor\.json pins"):
+    with pytest.raises(PackageError, match=r"not what is pinned for lib@1\.0"):
         vendor.copy_libraries(tmp_path / "out", cache)
     assert not (tmp_path / "out").exists()
 
@@ -881,7 +1022,7 @@ def test_other_contents_than_pinned_are_refused(tmp_path: Path, monkeypatch: pyt
 def test_missing_npm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = pinned(tmp_path, monkeypatch)
     (cache / "lib-1.0.tgz").unlink()
-    with pytest.raises(vendor.VendorError, match=r"npm is needed once to fetch lib@1\.0.*tarball to .*lib-1\.0\.tgz"):
+    with pytest.raises(PackageError, match=r"npm is needed once to fetch lib@1\.0.*tarball to .*lib-1\.0\.tgz"):
         vendor.copy_libraries(tmp_path / "out", cache)
 
 
@@ -891,7 +1032,7 @@ def test_npm_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'no such package' >&2\nexit 1\n")
     npm.chmod(0o755)
-    with pytest.raises(vendor.VendorError, match=r"npm could not deliver lib@1\.0: no such package"):
+    with pytest.raises(PackageError, match=r"npm could not deliver lib@1\.0: no such package"):
         vendor.copy_libraries(tmp_path / "out", cache)
 
 

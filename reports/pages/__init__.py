@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from reports.evidence import Evidence
@@ -30,7 +31,23 @@ class Sheet:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-Render = Callable[[Evidence], Iterable[Sheet]]
+@dataclass(frozen=True)
+class File:
+    """A file that sheets link to.
+
+    Attributes
+    ----------
+    path : str
+        Below the pages' folder, with slashes.
+    content : bytes or Path
+        What it holds, or the file that it is a copy of.
+    """
+
+    path: str
+    content: bytes | Path
+
+
+Render = Callable[[Evidence], Iterable[Sheet | File]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Page:
     path : str
         The sheet that the navigation leads to.
     render : callable
-        All its sheets.
+        All its sheets, and the files that they link to.
     """
 
     order: int

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from reports.evidence import Evidence
 from reports.pages import Sheet, page
+from reports.profiled import kernels_of, pair_of
 from reports.trends import FAILED, place_of
 from reports.words import ACTIVE, COLOURS, percent, size_text, standing
 from tda.regression.findings import Alarm, Finding
@@ -62,6 +63,8 @@ def card(evidence: Evidence, finding: Finding) -> dict[str, object]:
         "floor": None if finding.floor is None else percent(finding.floor).lstrip("+"),
         "machine": evidence.label_of(finding.machine),
         "figure": place_of(evidence, finding),
+        "pair": pair_of(evidence, finding),
+        "kernels": kernels_of(evidence, finding),
     }
 
 

@@ -6,6 +6,7 @@ from reports.blocks import SETS, Block, Stop, is_quality
 from reports.evidence import Evidence, KnownCommit
 from reports.pages import Sheet, page
 from reports.pages.alarms import card
+from reports.profiled import page_of, shown
 from reports.words import change_text, headed, level_text, standing
 from tda.reporting.text import MISSING
 
@@ -44,6 +45,7 @@ def _values(evidence: Evidence, commit: KnownCommit, place: int) -> dict[str, ob
         "around": [card(evidence, finding) for finding in evidence.findings
                    if finding.commit != commit.hash and _inside(evidence, finding.good, place, finding.commit)],
         "failures": evidence.failures.get(commit.hash, ()),
+        "profile": page_of(commit) if commit in shown(evidence) else None,
         "tables": [_table(evidence, commit, block, stop)
                    for block in evidence.blocks for stop in _stops(block, commit)],
     }  # fmt: skip

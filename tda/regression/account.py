@@ -3,12 +3,17 @@
 from collections.abc import Iterable, Sequence
 
 from tda.regression.alarms import raised_in
+from tda.regression.explain import SPLIT_PHASES, explanation, headline, main_changes, name_of
 from tda.regression.findings import Alarm, Alarms, Finding
+from tda.regression.profiles import Profiles
 from tda.regression.units import Night, NightCommit
 from tda.regression.wording import short
 
+TOLD_ROWS = 6
+"""Rows of a kernel table that are attached to an alarm."""
 
-def account(night: Night, alarms: Alarms, problems: Sequence[str]) -> str:
+
+def account(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Profiles | None = None) -> str:
     """Markdown of a night: what was raised, what is known already, every commit, and how to go on.
 
     Parameters
@@ -19,10 +24,12 @@ def account(night: Night, alarms: Alarms, problems: Sequence[str]) -> str:
         As they stand after it.
     problems : sequence of str
         Files that were skipped, decisions about unknown alarms.
+    profiles : Profiles, optional
+        What was profiled: an alarm whose two commits were says which kernels changed.
     """
     raised = raised_in(alarms, night.id)
     parts = [_head(night, raised)]
-    parts += [_alarm(alarm) for alarm in raised]
+    parts += [_alarm(alarm) + _explained(alarm.finding, profiles or Profiles()) for alarm in raised]
     parts += _list("Faster or smaller", (f for f in night.findings if f.verdict == "improvement"))
     parts += _list("Not confirmed", (f for f in night.findings if f.verdict == "warning"))
     earlier = [alarm for alarm in alarms.alarms if alarm not in raised]
@@ -61,6 +68,28 @@ def _alarm(alarm: Alarm) -> str:
         "Intended, or known? Commit to `benchmarks/decisions.toml`:\n\n"
         f"```toml\n{decision}\n```"
     )
+
+
+def _explained(finding: Finding, profiles: Profiles) -> str:
+    """What profiles of the two commits say, where there are any."""
+    compared = explanation(finding, profiles)
+    if compared is None:
+        return ""
+    many = f"{len(compared.before)} and {len(compared.after)} processes{' in turn' if compared.paired else ''}"
+    lines = [f"\n\nProfiled, {_cell(compared.label)}, {many}:\n"]
+    phases = [one.phase for one in compared.phases if one.phase in SPLIT_PHASES[finding.split]]
+    lines += [f"- {_cell(headline(compared, phase))}" for phase in phases]
+    changes = main_changes(finding, compared, TOLD_ROWS)
+    if changes:
+        lines += ["", "| phase | part | kernel | | before → after (ms) | share of the phase's change |"]
+        lines.append("|---|---|---|---|---|---|")
+    certain = {one.phase for one in compared.phases if one.certain}
+    for change in changes:
+        share = f"{change.share:.0%}" if change.phase in certain else "–"
+        times = f"{change.before_ms:.3g} → {change.after_ms:.3g}"
+        kernel = _cell(name_of(change).removesuffix(f" in {change.part}"))
+        lines.append(f"| {_cell(change.phase)} | {_cell(change.part)} | {kernel} | {change.kind} | {times} | {share} |")
+    return "\n".join(lines)
 
 
 def _list(title: str, findings: Iterable[Finding]) -> list[str]:

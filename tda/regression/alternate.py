@@ -14,18 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, Protocol
 
-from tda.records import merge
+from tda.records import Record, merge
 from tda.regression.builds import Build, last_words
 from tda.regression.units import Role, Stage, Unit, UnitStatus
 from tda.results import RESULTS, Loaded, load
 
 GIVE_UP = 2
 """A commit whose processes failed this often is not tried again."""
+COMPLAINT = "stderr.txt"
+"""What a process complained of."""
 CHILD = """
 import json, os, sys, threading
 from pathlib import Path
@@ -35,9 +37,10 @@ threading.Thread(target=lambda: (os.read(0, 1), os._exit(70)), daemon=True).star
 import tda
 if not Path(tda.__file__).is_relative_to(order["site"]):
     sys.exit(f"measured the wrong build: {tda.__file__}")
-if not hasattr(tda, "run_bench"):
-    sys.exit("this commit has no tda.run_bench: it is older than the suite")
-tda.run_bench(order["out"], **order["options"])
+call = getattr(tda, order["call"], None)
+if call is None:
+    sys.exit(f"this commit has no tda.{order['call']}: it is older than the suite")
+call(order["out"], **order["options"])
 sys.stdout.flush()
 os._exit(0)
 """
@@ -79,10 +82,91 @@ class Task:
         """As `Unit.place`."""
         return self.build.commit, self.role, self.grid.name, self.stage, self.block
 
+    def unit(self, night: str, ended: "Ended", records: Sequence[Record] = ()) -> Unit:
+        """What it is once its process has ended."""
+        return Unit(
+            night=night,
+            commit=self.build.commit,
+            role=self.role,
+            grid=self.grid.name,
+            stage=self.stage,
+            block=self.block,
+            order=self.order,
+            records=tuple(records),
+            **ended._asdict(),
+        )
+
+
+class Ended(NamedTuple):
+    """How a process ended.
+
+    Attributes
+    ----------
+    status : str
+        As a unit's.
+    reason : str or None
+        Why, if it did not end well.
+    started : str
+        When it began.
+    seconds : float
+        How long it took.
+    """
+
+    status: UnitStatus
+    reason: str | None
+    started: str
+    seconds: float
+
+
+def call(build: Build, name: str, out: Path, options: Mapping[str, Any], timeout_s: float) -> Ended:
+    """Have a build make a public call, ``tda.NAME(out, **options)``, in a process of its own.
+
+    What the process complained of stays in ``stderr.txt`` in the folder `out`, which must be there.
+    """
+    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    site = str(build.site.resolve())
+    order = {"site": site, "call": name, "out": str(out.resolve()), "options": dict(options)}
+    command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
+    complaint = out / COMPLAINT
+    with open(complaint, "wb") as errors:
+        status, reason = _wait(command, timeout_s, errors, out, {**os.environ, "PYTHONPATH": site})
+    if status in ("error", "crash"):
+        said = last_words(complaint.read_text(errors="replace"), lines=1) or "it said nothing"
+        reason = f"{reason}: {said}"
+    return Ended(status, reason, started, round(time.monotonic() - begin, 2))
+
+
+def _wait(
+    command: Sequence[str], timeout_s: float, errors: IO[bytes], folder: Path, environment: Mapping[str, str]
+) -> tuple[UnitStatus, str | None]:
+    """Run a command to its end, or to the end of its time; it never outlives us."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder, env=environment
+    ) as process:
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return "timeout", f"no end after {timeout_s:.0f} s"
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
+        return "ok", None
+    return "crash" if process.returncode < 0 else "error", f"exit code {process.returncode}"
+
+
+class Runs(Protocol):
+    """Runs tasks."""
+
+    def run(self, task: Task) -> Unit:
+        """Run one; whatever goes wrong in it is the unit's status and reason."""
+        ...
+
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs tasks as processes.
+    """Runs tasks as processes that bench.
 
     Attributes
     ----------
@@ -92,14 +176,11 @@ class Runner:
         Folder for the children's results; thresholds stay there from block to block.
     timeout_s : float
         After this a process is ended, and its unit says so.
-    environment : mapping
-        Variables for the children beside this process's own.
     """
 
     night: str
     work: Path
     timeout_s: float = 900.0
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, task: Task) -> Unit:
         """Measure one unit; whatever goes wrong in the process is the unit's status and reason."""
@@ -107,51 +188,11 @@ class Runner:
         out.mkdir(parents=True, exist_ok=True)
         for left in (RESULTS, "running.json"):  # of a process that was killed
             (out / left).unlink(missing_ok=True)
-        begin = time.monotonic()
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        status, reason = self._process(task, out)
+        ended = call(task.build, "run_bench", out, task.grid.options, self.timeout_s)
         found = load(out) if (out / RESULTS).is_file() else Loaded([], [])
-        if status == "ok" and (found.problems or not found.records):
-            status, reason = "error", "; ".join(found.problems) or "it measured nothing"
-        return Unit(
-            night=self.night,
-            commit=task.build.commit,
-            role=task.role,
-            grid=task.grid.name,
-            stage=task.stage,
-            block=task.block,
-            order=task.order,
-            status=status,
-            reason=reason,
-            records=tuple(merge(found.records)),
-            started=started,
-            seconds=round(time.monotonic() - begin, 2),
-        )
-
-    def _process(self, task: Task, out: Path) -> tuple[UnitStatus, str | None]:
-        order = {"site": str(task.build.site.resolve()), "out": str(out.resolve()), "options": dict(task.grid.options)}
-        environment = {**os.environ, **self.environment, "PYTHONPATH": str(task.build.site.resolve())}
-        command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
-        complaint = out / "stderr.txt"
-        with (
-            open(complaint, "wb") as errors,
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, cwd=out, env=environment
-            ) as process,
-        ):
-            try:
-                process.wait(self.timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return "timeout", f"no end after {self.timeout_s:.0f} s"
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode == 0:
-            return "ok", None
-        said = last_words(complaint.read_text(errors="replace"), lines=1) or "it said nothing"
-        kind: UnitStatus = "crash" if process.returncode < 0 else "error"
-        return kind, f"exit code {process.returncode}: {said}"
+        if ended.status == "ok" and (found.problems or not found.records):
+            ended = ended._replace(status="error", reason="; ".join(found.problems) or "it measured nothing")
+        return task.unit(self.night, ended, merge(found.records))
 
 
 def block(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, number: int) -> list[Task]:
@@ -168,7 +209,7 @@ def design(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, block
 
 def measure(
     tasks: Sequence[Task],
-    runner: Runner,
+    runner: Runs,
     done: Sequence[Unit],
     keep: Callable[[Unit], None],
     say: Callable[[str], None],

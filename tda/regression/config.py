@@ -23,8 +23,9 @@ class GridConfig(Frozen):
 class Extra(Frozen):
     """A command that is run for a commit when the gating grids are done and time is left.
 
-    ``{python}``, ``{commit}``, ``{site}`` (the installed build) and ``{history}`` are filled in. `produces` is a glob
-    pattern: where it matches, the command has been run for the commit already.
+    ``{python}``, ``{commit}``, ``{parent}`` (the measured commit that it is compared with, or itself), ``{site}`` (the
+    installed build) and ``{history}`` are filled in. `produces` is a glob pattern: where it matches, the command has
+    been run for the commit already.
     """
 
     name: str
@@ -42,6 +43,9 @@ class NightlyConfig(Frozen):
     cap_minutes: float = Field(default=240.0, gt=0)
     unit_timeout_s: float = Field(default=900.0, gt=0)
     keep_nights: int = Field(default=60, ge=1, description="nights whose raw units are kept; their accounts stay")
+    alarm_processes: int = Field(
+        default=0, ge=0, description="processes that profile either commit of an alarm of time or memory; 0: none"
+    )
     grids: tuple[GridConfig, ...] = Field(min_length=1)
     extras: tuple[Extra, ...] = ()
 
@@ -52,6 +56,15 @@ class NightlyConfig(Frozen):
         if len(set(names)) < len(names):
             raise ValueError(f"two grids have one name: {names}")
         return grids
+
+
+class ProfilesConfig(Frozen):
+    """What is profiled of every commit, and how long its traces are kept."""
+
+    processes: int = Field(default=2, ge=1, description="of each commit, in turn, where several are compared")
+    timeout_s: float = Field(default=900.0, gt=0)
+    keep_traces: int = Field(default=10, ge=1, description="commits that keep their traces: those profiled last")
+    options: dict[str, Any] = Field(default_factory=dict, description="of tda.run_profile")
 
 
 class Decision(Frozen):
@@ -79,6 +92,11 @@ def load_config(path: Path) -> NightlyConfig:
         If it cannot be read.
     """
     return _load(path, NightlyConfig)
+
+
+def load_profiles(path: Path) -> ProfilesConfig:
+    """Read what is profiled. Raises as `load_config`."""
+    return _load(path, ProfilesConfig)
 
 
 def load_decisions(path: Path) -> tuple[Decision, ...]:

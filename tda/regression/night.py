@@ -17,13 +17,17 @@ from tda.regression import alternate
 from tda.regression.alternate import Grid, Runner, Task
 from tda.regression.builds import Build, BuildFailedError, Builds
 from tda.regression.config import Extra, NightlyConfig
+from tda.regression.explain import explainable, options_of
 from tda.regression.floor import Floors
 from tda.regression.judge import Judge
+from tda.regression.profiles import SHELF, Question, Shelf, capture
 from tda.regression.repository import Repository
 from tda.regression.units import CommitStatus, History, Night, NightCommit, Role, Unit
 
 UNIT_SECONDS = 20.0
 """What a process is expected to take before any has ended on this history."""
+PROFILE_SECONDS = 30.0
+"""What a process is expected to take that profiles one case beside dense."""
 
 
 @dataclass
@@ -66,6 +70,8 @@ class NightRun:
                 return None
             self.say(f"night {night.id}: {len(night.commits)} commits, anchor {night.anchor[:10]}")
             night = self._measured(night)
+            self.history.write(night)
+            self._explain(night)
             self._extras(night)
             night = night.model_copy(update={"finished": _now()})
             self.history.write(night)
@@ -228,15 +234,34 @@ class NightRun:
 
     # What is measured beside it, when there is time.
 
+    def _explain(self, night: Night) -> None:
+        """Profile both commits of each alarm of time or memory, in turn, until the cap."""
+        if not self.config.alarm_processes or night.machine is None:
+            return
+        shelf, builds = Shelf(self.history.folder / SHELF), Builds(self.repository, self.work / "builds")
+        units = self.history.units(night.id)[0]
+        for finding in filter(explainable, night.findings):
+            options = options_of(finding, units)
+            if options is None:
+                continue
+            if time.monotonic() + 2 * self.config.alarm_processes * PROFILE_SECONDS > self._deadline:
+                self.say(f"no time left to profile what changed at {finding.commit[:10]}")
+                continue
+            self.say(f"profiling {finding.cases[0]} at {finding.good[:10]} and {finding.commit[:10]}")
+            question = Question("alarm", options, self.config.alarm_processes, self.config.unit_timeout_s)
+            pair = [builds.install(commit) for commit in (finding.good, finding.commit)]
+            capture(shelf, question, pair, night.machine.fingerprint, self.say)
+
     def _extras(self, night: Night) -> None:
         """Run the extra commands, newest commit first, until the cap; one that fails is named and not tried again."""
         builds = Builds(self.repository, self.work / "builds")
-        for commit in reversed([commit.hash for commit in night.commits if commit.status == "measured"]):
+        for listed in reversed([commit for commit in night.commits if commit.status == "measured"]):
             for extra in self.config.extras:
                 names = {
                     "python": sys.executable,
-                    "commit": commit,
-                    "site": str(builds.install(commit).site.resolve()),
+                    "commit": listed.hash,
+                    "parent": listed.parent or listed.hash,
+                    "site": str(builds.install(listed.hash).site.resolve()),
                     "history": str(self.history.folder.resolve()),
                 }
                 if not self._ran(extra, names):

@@ -7,6 +7,7 @@ from tda.regression.account import account
 from tda.regression.alarms import raised_in, replay
 from tda.regression.config import load_decisions
 from tda.regression.findings import Alarm
+from tda.regression.profiles import SHELF, Shelf
 from tda.regression.units import History
 from tda.results import write_whole
 
@@ -37,7 +38,10 @@ def write_account(history: History, decisions: Path, out: Path) -> Told:
         raise ValueError(f"no night has finished in {history.folder}")
     alarms, unknown = replay(finished, load_decisions(decisions))
     write_whole(history.folder / ALARMS, alarms.model_dump_json(indent=1) + "\n")
-    problems += [*unknown, *history.units(finished[-1].id)[1]]
+    raised = tuple(raised_in(alarms, finished[-1].id))
+    ends = {commit for alarm in raised for commit in (alarm.finding.good, alarm.finding.commit)}
+    profiles = Shelf(history.folder / SHELF).read(ends)
+    problems += [*unknown, *history.units(finished[-1].id)[1], *profiles.problems]
     path = out / ACCOUNT
-    write_whole(path, account(finished[-1], alarms, problems))
-    return Told(path, tuple(raised_in(alarms, finished[-1].id)), tuple(problems))
+    write_whole(path, account(finished[-1], alarms, problems, profiles))
+    return Told(path, raised, tuple(problems))

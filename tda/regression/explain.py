@@ -1,0 +1,79 @@
+"""What changed in the kernels of an alarm's two commits, as profiles of both tell it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tda.profiler.difference import Change, telling
+from tda.records import Case, label
+from tda.regression.findings import Finding, Split
+from tda.regression.profiles import Compared, Profiles
+from tda.regression.units import Unit
+from tda.spans import PHASES
+
+SPLIT_PHASES: Mapping[Split, tuple[str, ...]] = {
+    "prefill": ("prefill", "statistic"),
+    "select": ("statistic", "selection", "gather"),
+    "decode": ("decode",),
+    "memory": PHASES,
+}
+"""Phases in which a finding of a split shows; one of quality shows in none."""
+SIZES = ("prompt_tokens", "new_tokens", "batch", "dtype", "device", "execution", "seed")
+"""Fields of a case that are options of `tda.run_profile` by the same names."""
+
+
+def explainable(finding: Finding) -> bool:
+    """Whether profiles can explain it: an alarm about time or memory."""
+    return finding.verdict == "alarm" and finding.split in SPLIT_PHASES
+
+
+def options_of(finding: Finding, units: Iterable[Unit]) -> dict[str, Any] | None:
+    """Options that profile the first of a finding's cases; None where no unit of the night has any of them."""
+    cases = {label(record.case): record.case for unit in units for record in unit.records}
+    found = next((cases[name] for name in finding.cases if name in cases), None)
+    return None if found is None else _options(found)
+
+
+def _options(case: Case) -> dict[str, Any]:
+    dial = {} if case.method == "dense" else {"sparsity": [case.sparsity]}
+    sizes = case.model_dump(mode="json", include=set(SIZES))
+    return {"model": [case.model], "method": [case.method], **dial, **sizes}
+
+
+def explanation(finding: Finding, profiles: Profiles) -> Compared | None:
+    """The comparison that explains a finding: of one of its cases, on its machine; None where there is none."""
+    if not explainable(finding):
+        return None
+    found = [
+        compared
+        for compared in profiles.compare(finding.good, finding.commit)
+        if compared.label in finding.cases and compared.machine == finding.machine
+    ]
+    return min(found, key=lambda one: (not one.paired, finding.cases.index(one.label)), default=None)
+
+
+def main_changes(finding: Finding, compared: Compared, most: int) -> list[Change]:
+    """The rows to be named first: what changed in the phases that a finding is about, most beyond the noise first."""
+    found = [change for phase in SPLIT_PHASES[finding.split] for change in telling(compared.changes, phase)]
+    return sorted(found, key=lambda change: -change.sure_ms)[:most]
+
+
+def headline(compared: Compared, phase: str) -> str:
+    """What became of a phase, in a sentence: how much it changed, and what the greatest change in it explains."""
+    whole = next((one for one in compared.phases if one.phase == phase), None)
+    if whole is None:
+        return f"{phase}: not in these profiles."
+    size = f"{phase} {whole.before_ms:.3g} → {whole.after_ms:.3g} ms"
+    changes = telling(compared.changes, phase)
+    if not whole.certain:
+        row = f", but {name_of(changes[0])} {changes[0].kind}: {changes[0].delta_ms:+.3g} ms" if changes else ""
+        return f"{size}: the whole did not change beyond the noise{row}."
+    size += f" ({whole.delta_ms / whole.before_ms:+.1%})" if whole.before_ms else ""
+    if not changes:
+        return f"{size}: no single row changed beyond the noise."
+    return f"{size}: {name_of(changes[0])} {changes[0].kind}, which is {changes[0].share:.0%} of it."
+
+
+def name_of(change: Change) -> str:
+    """A row in a few words."""
+    inside = f" of {change.op}" if change.op not in ("", change.kernel) else ""
+    return f"{change.kernel}{inside} in {change.part}"
