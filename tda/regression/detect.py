@@ -235,7 +235,7 @@ class _Naming:
     def _as_dense(self, case: str, own: Effect, shift: Effect) -> bool:
         """Whether a method moved as dense did: by about the same share, or by as many milliseconds.
 
-        The same time is a greater share of a method's shorter step, so its ratio to dense moves between nothing and that.
+        The same time is a greater share of a shorter step, so its ratio to dense moves by something from 0 to that.
         """
         if abs(own.log_ratio) <= OWN_SHARE * abs(shift.log_ratio):
             return True
