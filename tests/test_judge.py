@@ -129,6 +129,18 @@ def test_everything_slower(tmp_path: Path) -> None:
     assert set(finding.cases) == {"dense on shape:25m", "griffin 0.5 on shape:25m", "tda 0.5 on shape:25m"}
 
 
+def test_the_same_time_on_everything_is_no_change_of_methods(tmp_path: Path) -> None:
+    """A fixed cost is a greater share of a shorter step."""
+
+    def levels(number: int, method: str) -> dict[str, float]:
+        own = 8.0 if method == "dense" else 5.0
+        return {"decode_ms": (own + (1.0 if number >= 5 else 0.0)) / 8.0}
+
+    finding = only(findings(tmp_path, 8, levels))
+    assert (finding.split, finding.scope, place(finding)) == ("decode", "everything", 5)
+    assert finding.size == pytest.approx(1 / 8, abs=0.03)
+
+
 def test_everything_slower_where_dense_is_too_noisy_to_say(tmp_path: Path) -> None:
     """Methods moved and their ratio to dense did not: dense moved with them, sure or not."""
     draw = np.random.default_rng(3)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from tda.regression import detect, drift
+from tda.regression.config import load_config
 from tda.regression.detect import Rules
 from tda.regression.effects import prior, resolution
 from tda.regression.series import Blocks, Build, Key, series_of
@@ -24,7 +25,7 @@ RECORDS = Path(__file__).resolve().parent.parent / "records" / "nightly"
 NIGHTS = 1000
 POWER_NIGHTS = 200
 COMMITS = 20
-BLOCKS = 8
+CONFIG = load_config(Path(__file__).resolve().parent.parent / "nightly.toml")
 SIZES = (0.02, 0.05, 0.10, 0.20)
 POWER_COMMITS = 6
 
@@ -85,17 +86,17 @@ def judge(measured: Pool, commits: int, draw: np.random.Generator, change: Chang
     builds: list[Build] = [("0", "control"), *((commit, "commit") for commit in line)]
     order = draw.permutation(len(measured))
     halves = [[measured[place] for place in half] for half in np.array_split(order, 2)]
-    first = synthetic(halves[0], builds, BLOCKS, draw, change)
-    pairs, rules = detect.step_pairs(line), Rules()
+    first = synthetic(halves[0], builds, CONFIG.blocks, draw, change)
+    pairs, rules = detect.step_pairs(line), Rules(CONFIG.smallest_change)
     priors = detect.noise(first, pairs, "0")
     steps = detect.suspects(first, pairs, priors, rules)
-    search = drift.Search(line, "0", priors, BLOCKS, rules)
+    search = drift.Search(line, "0", priors, CONFIG.blocks, rules)
     suspects = steps + search.suspects([first], steps, ())
     if not suspects:
         return []
     involved = {commit for suspect in suspects for commit in (suspect.pair.old, suspect.pair.new)}
     again: list[Build] = [(commit, "commit") for commit in line if commit in involved]
-    fresh = synthetic(halves[1], again, BLOCKS, draw, change)
+    fresh = synthetic(halves[1], again, CONFIG.confirm_blocks, draw, change)
     return detect.changes(fresh, detect.confirm(fresh, suspects, priors), priors, rules)
 
 
@@ -125,14 +126,14 @@ def power(measured: Pool, nights: int) -> pd.DataFrame:
 
 
 def floor(measured: Pool, key: Key) -> float:
-    """Between-process A/A floor of a comparison of two builds: what its noise stays within at 99%."""
+    """What between-process A/A noise stays within at the level at which a night suspects a step."""
     steps = [
         np.array([np.log(block[place + 1][key] / block[place][key]) for block in measured if len(block) > place + 1])
         for place in range(len(measured[0]) - 1)
     ]
     noise = prior(steps)
     assert noise is not None
-    return resolution(noise, BLOCKS).floor()
+    return resolution(noise, CONFIG.blocks).floor(1 - detect.SUSPECT)
 
 
 def _found(measured: Pool, key: Key, size: float, number: int) -> bool:

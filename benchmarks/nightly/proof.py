@@ -17,6 +17,7 @@ import pandas as pd
 
 from tda.regression.config import load_config
 from tda.regression.findings import Finding
+from tda.regression.judge import Judge
 from tda.regression.night import NightRun
 from tda.regression.publish import write_account
 from tda.regression.repository import Repository
@@ -51,10 +52,11 @@ class Scratch:
         return History(self.folder / "history")
 
     def measure(self, nights: int) -> None:
-        """Run so many nights, each over the next part of the commits."""
+        """Run so many nights, each over the next part of the commits; those that have ended are not run again."""
         repository = Repository(self.folder / "repository")
         count = len(self.planted)
-        for number in range(1, nights + 1):
+        ended = sum(night.finished is not None for night in self.history.nights()[0])
+        for number in range(ended + 1, nights + 1):
             newest = self.planted[round(count * number / nights) - 1][0]
             run = NightRun(
                 repository,
@@ -68,20 +70,24 @@ class Scratch:
             run.run()
             write_account(self.history, self.folder / "decisions.toml", self.folder / f"night-{number}")
 
-    def finished(self) -> list[Night]:
-        """Accounts of all nights."""
-        return self.history.nights()[0]
+    def judged(self) -> list[Night]:
+        """Accounts of all nights, their units judged by the code of today."""
+        repository, config = Repository(self.folder / "repository"), load_config(CONFIG)
+        return [
+            night.model_copy(update={"findings": Judge(self.history, night, config, repository).findings()})
+            for night in self.history.nights()[0]
+        ]
 
 
-def judged(planted: Sequence[tuple[str, Planted]], nights: Sequence[Night]) -> pd.DataFrame:
+def compared(planted: Sequence[tuple[str, Planted]], nights: Sequence[Night]) -> pd.DataFrame:
     """One row a commit: what was planted, what was found, and whether that is right."""
     status = {commit.hash: commit.status for night in nights for commit in night.commits}
+    place = {commit: number for number, (commit, _) in enumerate(planted)}
+    subjects = {one.subject: number for number, (_, one) in enumerate(planted)}
     found: dict[str, list[Finding]] = {}
     for night in nights:
         for finding in night.findings:
-            found.setdefault(finding.commit, []).append(finding)
-    place = {commit: number for number, (commit, _) in enumerate(planted)}
-    subjects = {one.subject: number for number, (_, one) in enumerate(planted)}
+            found.setdefault(_owner(finding, planted, place, subjects), []).append(finding)
     rows = []
     for commit, one in planted:
         findings = [finding for finding in found.get(commit, []) if finding.verdict != "warning"]
@@ -108,8 +114,21 @@ def _told(one: Planted) -> str:
     return f"{one.expected.verdict}: {one.expected.split} of {one.expected.scope}"
 
 
+def _owner(
+    finding: Finding, planted: Sequence[tuple[str, Planted]], place: dict[str, int], subjects: dict[str, int]
+) -> str:
+    """The commit that a finding is held against: of a drift that a night saw before it ended, its last."""
+    for commit, one in planted:
+        if _is(finding, one, place, subjects) and finding.shape == "drift":
+            return commit
+    return finding.commit
+
+
 def _is(finding: Finding, one: Planted, place: dict[str, int], subjects: dict[str, int]) -> bool:
-    """Whether a finding is what was planted; a drift may begin a commit late or early, since a step of it is small."""
+    """Whether a finding is what was planted.
+
+    A drift may begin a commit late or early, since a step of it is small, and end with the night that saw enough of it.
+    """
     if one.expected is None:
         return False
     named = (finding.verdict, finding.split, finding.scope)
@@ -117,8 +136,9 @@ def _is(finding: Finding, one: Planted, place: dict[str, int], subjects: dict[st
         return False
     if one.expected.since is None:
         return finding.shape == "step"
-    before = subjects[one.expected.since] - 1
-    return finding.shape == "drift" and abs(place[finding.good] - before) <= 1
+    first, last = subjects[one.expected.since], subjects[one.subject]
+    begins = abs(place[finding.good] - (first - 1)) <= 1
+    return finding.shape == "drift" and begins and first < place[finding.commit] <= last + 1
 
 
 def main() -> int:
@@ -133,7 +153,7 @@ def main() -> int:
     plants = history(sizes) if chosen.which == "planted" else unchanged(chosen.commits)
     scratch = Scratch.open(folder, plants, sizes)
     scratch.measure(NIGHTS if chosen.which == "planted" else 1)
-    table = judged(scratch.planted, scratch.finished())
+    table = compared(scratch.planted, scratch.judged())
     table.to_csv(folder / "table.csv", index=False)
     print(table.to_string(index=False, max_colwidth=90))
     wrong = int((~table["right"]).sum() + table["false findings"].sum())

@@ -7,8 +7,11 @@ series, and a burst of foreign load that fooled the first blocks is not there in
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tda.regression.effects import MIN_BLOCKS, Effect, Prior, Values, effect, holm, prior
 from tda.regression.findings import Scope, Shape, Split, Verdict
@@ -146,8 +149,14 @@ def changes(fresh: Blocks, confirmed: Sequence[Confirmed], priors: Mapping[Key, 
     found = []
     for pair in dict.fromkeys(one.suspect.pair for one in confirmed if one.holds):
         sure = {one.suspect.key: one.p for one in confirmed if one.holds and one.suspect.pair == pair}
-        found += _Naming(pair, effects(fresh, pair, priors), sure, rules).changes()
+        found += _Naming(pair, effects(fresh, pair, priors), sure, rules, _ratios(fresh, pair)).changes()
     return found
+
+
+def _ratios(blocks: Blocks, pair: Pair) -> dict[str, float]:
+    """Decode of each method over dense in the older build: median over blocks."""
+    held = {key.case: blocks.of(key).get((pair.old, "commit"), {}) for key in blocks.keys if key.relative}
+    return {case: float(np.median(list(values.values()))) for case, values in held.items() if values}
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,7 @@ class _Naming:
     effects: Mapping[Key, Effect]
     sure: Mapping[Key, float]
     rules: Rules
+    ratios: Mapping[str, float]
 
     def changes(self) -> list[Change]:
         found = self._decode()
@@ -211,7 +221,7 @@ class _Naming:
             if dense is not None and cases and not any(case in own or self._apart(absolute[case]) for case in cases):
                 return self._change("decode", "everything", [*(absolute[case] for case in cases), dense])
             return self._change("decode", "method", [key for case in cases for key in (relative[case], absolute[case])])
-        own = {c: key for c, key in own.items() if abs(self.effects[key].log_ratio) > OWN_SHARE * abs(shift.log_ratio)}
+        own = {case: key for case, key in own.items() if not self._as_dense(case, self.effects[key], shift)}
         still = [c for c in own if abs(self.effects[absolute[c]].log_ratio) < OWN_SHARE * abs(shift.log_ratio)]
         if relative and len(still) == len(relative):
             ratios = [relative[case] for case in still]
@@ -221,6 +231,19 @@ class _Naming:
         along = ("prefill",) if prefill is not None and self._moved(prefill) is not None else ()
         common = self._with_witness("everything", dense, alike, alike, along)
         return common + self._change("decode", "method", list(own.values()))
+
+    def _as_dense(self, case: str, own: Effect, shift: Effect) -> bool:
+        """Whether a method moved as dense did: by about the same share, or by as many milliseconds.
+
+        The same time is a greater share of a shorter step, so its ratio to dense moves by something from 0 to that.
+        """
+        if abs(own.log_ratio) <= OWN_SHARE * abs(shift.log_ratio):
+            return True
+        if case not in self.ratios:
+            return False
+        same_time = math.log(max(1 + shift.size / self.ratios[case], 1e-6)) - shift.log_ratio
+        low, high = own.bounds(1 - MEMBER)
+        return low <= math.expm1(max(same_time, 0.0)) and high >= math.expm1(min(same_time, 0.0))
 
     def _apart(self, key: Key) -> bool:
         """Whether a method's ratio to dense moved rather as the method did than not at all: dense stood still."""
