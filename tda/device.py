@@ -82,7 +82,7 @@ def commit() -> Commit:
         return Commit()
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str | torch.device) -> torch.device:
     """The device of a name.
 
     Raises

@@ -167,6 +167,7 @@ def test_run_profile_names_what_it_does_not_accept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_folder_for_each_case_and_a_page(tmp_path: Path) -> None:
     words = ["profile", "--model", "shape:25m", "--method", "griffin", "--sparsity", "0.5", "--prompt-tokens", "8"]
     done = CliRunner().invoke(app, [*words, "--new-tokens", "6", "--json", "--out", str(tmp_path)])

@@ -323,6 +323,7 @@ def suite(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
     """Installed by the real installer: a commit without profiles is a sentence, one that does not build fails."""
     repository = nights.FakeRepository(tmp_path / "repository")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from tda.device import torch_device
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "reference" / "weights"
@@ -62,7 +63,7 @@ def load_model(
         If the name, dtype or device is unknown, or the folder or hub id holds no model.
     """
     kind = _dtype(dtype)
-    where = _device(device)
+    where = torch_device(device)
     if is_shape(name):
         return LoadedModel(build_shape(name.removeprefix("shape:"), kind, where), None)
     path = _reference(name) if name.startswith("ref:") else name
@@ -154,13 +155,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
         assert isinstance(dtype, torch.dtype)
         return dtype
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}; e.g. cpu, cuda, cuda:1") from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} asked for, but torch sees no CUDA device")
-    return where
