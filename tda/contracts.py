@@ -235,7 +235,7 @@ class Method(ABC):
         """The executions that it can run in, the one that skips first."""
         if not self.fast:
             return ("masked",)
-        return ("indexed", "masked") if self.scope == "token" else ("compact", "masked")
+        return ("indexed", "masked") if self.scope == "token" else ("indexed", "compact", "masked")
 
     def check(self, ffn: FFN) -> None:
         """Raise ValueError if this method is not defined for such an FFN."""
@@ -295,6 +295,33 @@ class TokenMethod(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThresholdMethod(TokenMethod):
+    """A per-token method that keeps what reaches a cut: abs(a)·weight ≥ cut of the layer. Kernels know this rule."""
+
+    needs_thresholds: ClassVar[bool] = True
+
+    def weights(self, ffn: FFN) -> Tensor | None:
+        """Factor of each neuron: float32 [F]; None is 1."""
+        return None
+
+    def importance(self, ffn: FFN, a: Tensor) -> Tensor:
+        """abs(a)·weight: [..., F] -> float32 [..., F]."""
+        weights = self.weights(ffn)
+        return a.abs().float() if weights is None else a.abs().float() * weights
+
+    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+        """Importance at or above the layer's threshold."""
+        return importance >= self.cut(ffn, thresholds)
+
+    def cut(self, ffn: FFN, thresholds: Thresholds | None) -> float:
+        """The layer's threshold; everything reaches it where nothing is to be left out."""
+        if self.keeps_all:
+            return 0.0
+        assert thresholds is not None
+        return thresholds.cut(ffn.index)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ErrorControlled(Method):
     """Options of the methods whose thresholds are controlled by the error they make (CETT).
 
@@ -340,6 +367,76 @@ class Executor(Protocol):
         """FFN output for inputs x: [..., D] -> [..., D]."""
 
 
+@dataclass(frozen=True, eq=False)
+class DecoderLayer:
+    """One layer of a decoder around its FFN, for kernels that run a whole decode step.
+
+    ``h = h + out(attention(in(h)))`` and ``h = h + out(ffn(in(h)))``; a norm "sum" comes after the addition. A norm that a
+    layer does not have is None.
+
+    Attributes
+    ----------
+    query, key, value, output : nn.Linear
+        Projections of the attention.
+    scale, softcap : float
+        Factor of the attention scores; bound c of ``c·tanh(score / c)``, 0 for none.
+    window : int or None
+        Tokens that a token sees, itself among them; None is all.
+    query_norm, key_norm : nn.Module or None
+        Norms of each head.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    scale: float
+    softcap: float = 0.0
+    window: int | None = None
+    query_norm: nn.Module | None = None
+    key_norm: nn.Module | None = None
+    attention_in: nn.Module | None = None
+    attention_out: nn.Module | None = None
+    attention_sum: nn.Module | None = None
+    ffn_in: nn.Module | None = None
+    ffn_out: nn.Module | None = None
+    ffn_sum: nn.Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A decoder as a decode step of one token sees it.
+
+    Attributes
+    ----------
+    layers : tuple of DecoderLayer
+        All layers.
+    heads, kv_heads, head_dim : int
+        Of the attention.
+    head : nn.Linear
+        The language model's head.
+    embed : callable
+        Token ids and positions, int64 [1, 1] each -> hidden state [1, 1, D].
+    rotary : callable or None
+        Hidden state and positions -> cosines and sines [1, 1, R]; None without rotary positions.
+    last, project : nn.Module or None
+        Norm after the last layer; linear between it and the head.
+    softcap : float
+        Bound of the logits, 0 for none.
+    """
+
+    layers: tuple[DecoderLayer, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head: nn.Linear
+    embed: Callable[[Tensor, Tensor], Tensor]
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    last: nn.Module | None = None
+    project: nn.Linear | None = None
+    softcap: float = 0.0
+
+
 @dataclass(frozen=True)
 class Family:
     """Where a decoder's FFN lives, said in dotted paths.
@@ -360,6 +457,8 @@ class Family:
         Path to the module whose forward is the whole FFN; None where the layer calls the linears itself.
     attention : str
         Path to the attention module.
+    decoder : callable or None
+        Describes a model's whole decode step; None where only its FFN is known.
     """
 
     name: str
@@ -371,3 +470,4 @@ class Family:
     gate: str | None = None
     block: str | None = None
     attention: str = "self_attn"
+    decoder: Callable[[Any], Decoder] | None = None

@@ -14,9 +14,19 @@ from tda.families import find_ffns
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
 from tda.methods import method as build_method
+from tda.names import Execution
 
 LENGTHS = (7, 1, 13)
-FAST_CASES = [case for case in tiny.method_cases() if case[1].executions[0] in ("compact", "indexed")]
+FAST_CASES = [
+    (name, method, execution)
+    for name, method in tiny.method_cases()
+    for execution in method.executions
+    if method.name != "dense" and execution in ("compact", "indexed")
+]
+
+
+def fast_id(value: Any) -> str:
+    return "-".join((value[0], value[1].name, value[2])) if isinstance(value, tuple) else str(value)
 
 
 def decode_logits(
@@ -36,11 +46,10 @@ def decode_logits(
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (9,)], ids=["batch", "alone"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("case", FAST_CASES, ids=tiny.case_id)
-def test_fast_equals_masked(case: tuple[str, Method], sparsity: float, lengths: tuple[int, ...]) -> None:
-    name, method = case[0], build_method(case[1].name, sparsity)
+@pytest.mark.parametrize("case", FAST_CASES, ids=fast_id)
+def test_fast_equals_masked(case: tuple[str, Method, Execution], sparsity: float, lengths: tuple[int, ...]) -> None:
+    name, method, fast = case[0], build_method(case[1].name, sparsity), case[2]
     model, thresholds = tiny.model(name), tiny.thresholds(name, method)
-    fast = method.executions[0]
     masked, selection, achieved, ran = decode_logits(model, method, thresholds, "masked", lengths)
     assert ran == "masked"
     found, same_selection, same_achieved, ran = decode_logits(model, method, thresholds, fast, lengths)
@@ -60,20 +69,22 @@ def test_shared_rows_in_compact(method: Method) -> None:
     assert (found - masked).abs().max() <= 1e-4 * masked.abs().max()
 
 
-@pytest.mark.parametrize("case", FAST_CASES, ids=tiny.case_id)
-def test_bfloat16(case: tuple[str, Method]) -> None:
-    """The same sets; logits apart by the rounding of bfloat16 only."""
-    name, method = case
+@pytest.mark.parametrize("case", FAST_CASES, ids=fast_id)
+def test_bfloat16(case: tuple[str, Method, Execution]) -> None:
+    """The same sets; logits apart by the rounding of bfloat16 only. A token's set may differ by neurons at the cut."""
+    name, method, fast = case
     model = tiny.build(name).to(torch.bfloat16)
     thresholds = tiny.thresholds(name, method)
-    masked, selection, _, _ = decode_logits(model, method, thresholds, "masked")
-    found, same_selection, _, _ = decode_logits(model, method, thresholds, method.executions[0])
+    masked, selection, _, _ = decode_logits(model, method, thresholds, "masked", steps=1)
+    found, same_selection, _, _ = decode_logits(model, method, thresholds, fast, steps=1)
     assert masked.dtype == found.dtype == torch.bfloat16
     tolerance = 0.05 * masked.double().abs().max()
-    assert (found.double() - masked.double()).abs().max() <= tolerance
+    alike = torch.stack([(one == other).all(1) for one, other in zip(selection, same_selection, strict=True)]).all(0)
+    assert ((found.double() - masked.double()).abs() <= tolerance)[alike].all()
     if isinstance(method, PromptMethod):
+        assert alike.all()
         assert all(torch.equal(one, other) for one, other in zip(selection, same_selection, strict=True))
-        dense = decode_logits(model, tda.Dense(), None, "auto")[0]
+        dense = decode_logits(model, tda.Dense(), None, "auto", steps=1)[0]
         assert (dense.double() - masked.double()).abs().max() > 2 * tolerance, "the tolerance tells dense from sparse"
     else:
         equal = torch.cat(selection) == torch.cat(same_selection)
@@ -133,7 +144,7 @@ class TestAuto:
 
     def test_rows_with_sets_of_their_own_run_dense_arithmetic_when_gathering_would_read_more(self) -> None:
         assert self.ran(tda.Griffin(sparsity=0.5), (9,) * 8) == "masked"
-        assert self.ran(tda.Griffin(sparsity=0.9), (9,) * 8) == "compact"
+        assert self.ran(tda.Griffin(sparsity=0.9), (9,) * 8) == "indexed"
         assert self.ran(tda.TT(sparsity=0.5), (9,) * 8) == "masked"
 
     @pytest.mark.parametrize("lengths", [(9,), LENGTHS])

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
+from tda.engine.executors import executors
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
 from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
-from tda.engine.transformers_api import cached_tokens, given_cache
+from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import find_ffns
 from tda.names import Execution
 from tda.thresholds import Thresholds
@@ -41,8 +42,8 @@ def attach(
         The artifact of `tda.calibrate`, for methods that need one.
     execution : {"auto", "masked", "compact", "indexed"}
         "masked": dense arithmetic with left-out activations zeroed, the reference, without a speed; "compact":
-        weights gathered once per prompt (methods that choose per prompt); "indexed": kept rows looked up per
-        token (tt and cats); "auto": the fastest that is right here.
+        weights gathered once per prompt (methods that choose per prompt); "indexed": only kept rows are read, where
+        they lie; "auto": the fastest that is right here.
 
     Yields
     ------
@@ -65,6 +66,7 @@ def attach(
     try:
         _ATTACHED.add(model)
         overrides.later(lambda: _ATTACHED.discard(model))
+        run.fast = executors(model, ffns, method, thresholds, execution, run.observe, overrides)
         _hook(run, overrides)
         yield run
     finally:

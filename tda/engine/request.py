@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Request:
     device: torch.device
     kept: list[Tensor] | None = None
     left_out: Tensor | None = None
-    execution: Execution | None = None
+    execution: Execution | Literal["dense"] | None = None
     unfed: Tensor | None = None
     _prompt: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 

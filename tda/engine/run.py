@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN, Method, PromptMethod, TokenMethod
+from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod
+from tda.engine.executors import Executors, Ran
 from tda.engine.request import Request
-from tda.engine.transformers_api import by_name, cached_tokens, given_cache, returned_cache
-from tda.kernels.compact import CompactFFN
-from tda.kernels.indexed import IndexedFFN
+from tda.engine.transformers_api import by_name, cached_tokens, given_cache, model_output, returned_cache
 from tda.names import Execution
 from tda.spans import span
 from tda.thresholds import Thresholds
 
 Phase = Literal["prefill", "decode"]
+_MORE_THAN_LOGITS = ("labels", "output_attentions", "output_hidden_states")
 WORTHWHILE_ROWS = 1.2
 """Gathered rows pay while batch rows times density stays below this; beyond, "auto" runs dense arithmetic."""
 
@@ -32,6 +32,7 @@ class Call:
     tokens: int
     mask: Tensor  # bool [B, T]
     request: Request
+    execution: Ran | None = None  # of a decode step
 
 
 class Run:
@@ -47,6 +48,8 @@ class Run:
         Its artifact.
     asked_execution : str
         The execution asked for; `execution` is the one that really ran.
+    fast : Executors
+        What runs decode where it can be fast.
     """
 
     def __init__(
@@ -68,19 +71,14 @@ class Run:
         self._prompt_mask: Tensor | None = None
         self._requests: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
         self._request: Request | None = None
-        self._loaded: Request | None = None
+        self._loaded: dict[Ran, Request] = {}
         self._imposed: Sequence[Tensor] | None = None
         device = ffns[0].up.weight.device
         self._left_out = torch.zeros(len(ffns), dtype=torch.float64, device=device)  # token-weighted, per layer
         self._decoded = torch.zeros(len(ffns), dtype=torch.float64, device=device)
         self._token_kept: list[Tensor | None] = [None] * len(ffns)
-        self._compact: list[CompactFFN] = []
-        self._indexed: list[IndexedFFN] = []
-        self._executed: str | None = None
-        if isinstance(method, PromptMethod) and execution in ("compact", "auto"):
-            self._compact = [CompactFFN(ffn) for ffn in ffns]
-        if isinstance(method, TokenMethod) and execution in ("indexed", "auto") and "indexed" in method.executions:
-            self._indexed = [IndexedFFN(ffn, method, thresholds, self._observe) for ffn in ffns]
+        self._executed: Ran | None = None
+        self.fast = Executors(ffns, "masked", "torch")
 
     # What a caller may ask.
 
@@ -158,6 +156,11 @@ class Run:
         """The execution that the last decode step really ran: dense, masked, compact or indexed."""
         return self._executed
 
+    @property
+    def backend(self) -> str:
+        """The kernels that run decode: "c", or "torch" with the reason."""
+        return self.fast.backend if self._executed != "masked" else "torch"
+
     # Phases.
 
     @contextmanager
@@ -202,7 +205,7 @@ class Run:
         self._call = Call(phase, rows, count, mask, request)
         self._request = request
         if phase == "decode":
-            self._begin_decode(request, mask)
+            self._begin_decode(self._call)
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Post-hook of the model: the cache that it made belongs to this request."""
@@ -275,44 +278,54 @@ class Run:
         with span("selection"):
             kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
             request.execution = self._choose_execution(request)
-        if request.execution == "compact":
-            self._load(request, kept)
+        self._load(request, kept)
 
-    def _choose_execution(self, request: Request) -> Execution:
-        if self.asked_execution != "auto":
-            return self.asked_execution
-        if not self._compact:
-            return "masked"
+    def _choose_execution(self, request: Request) -> Ran:
+        """What decode of a prompt's sets runs as: reading each row's weights pays while rows are few."""
+        if self.asked_execution != "auto" or self.fast.execution == "masked":
+            return self.fast.execution
+        if request.rows == 1:
+            return self.fast.execution
         assert request.kept is not None
-        alike = all(bool((layer == layer[:1]).all()) for layer in request.kept) if request.rows > 1 else True
-        assert request.left_out is not None
-        density = 1 - float(request.left_out.mean())
-        return "compact" if alike or request.rows * density < WORTHWHILE_ROWS else "masked"
+        if all(bool((layer == layer[:1]).all()) for layer in request.kept):
+            return "compact"
+        return self.fast.execution if self._pays(request.rows, request) else "masked"
+
+    def _pays(self, rows: int, request: Request) -> bool:
+        """Whether reading the weights that each of some rows keeps is less work than dense arithmetic for all of them."""
+        if request.left_out is not None:
+            density = 1 - float(request.left_out.mean())
+        else:
+            density = 1 - (self.method.sparsity or 0)
+        return rows == 1 or rows * density < WORTHWHILE_ROWS
 
     def _load(self, request: Request, kept: Sequence[Tensor]) -> None:
-        with span("gather"):
-            for executor, layer in zip(self._compact, kept, strict=True):
-                executor.load(layer)
-        self._loaded = request
+        if request.execution in ("compact", "indexed"):
+            with span("gather"):
+                self.fast.load(request.execution, kept)
+            self._loaded[request.execution] = request
 
-    def _begin_decode(self, request: Request, mask: Tensor) -> None:
+    def _begin_decode(self, call: Call) -> None:
+        request = call.request
         if isinstance(self.method, PromptMethod):
-            self._executed = request.execution
-            if request.execution == "compact" and self._loaded is not request:
+            call.execution = request.execution
+            if call.execution == "indexed" and call.tokens > 1 and self.asked_execution == "auto":
+                call.execution = "indexed" if self._pays(call.rows * call.tokens, request) else "masked"
+            if call.execution in ("compact", "indexed") and self._loaded.get(call.execution) is not request:
                 assert request.kept is not None
                 self._load(request, request.kept)
             assert request.left_out is not None
-            self._left_out += request.left_out @ mask.sum(1).double()
-            self._decoded += mask.sum()
+            self._left_out += request.left_out @ call.mask.sum(1).double()
+            self._decoded += call.mask.sum()
         elif isinstance(self.method, TokenMethod):
-            worthwhile = request.rows * (1 - (self.method.sparsity or 0)) < WORTHWHILE_ROWS
-            fast = self._indexed and (worthwhile or self.asked_execution == "indexed")
-            request.execution = self._executed = "indexed" if fast else "masked"
+            fast = self.asked_execution == "indexed" or self._pays(call.rows * call.tokens, request)
+            call.execution = self.fast.execution if fast else "masked"
         else:
-            self._executed = "dense"
-            self._decoded += mask.sum()
+            call.execution = "dense"
+            self._decoded += call.mask.sum()
+        self._executed = call.execution
 
-    def _observe(self, layer: int, kept: Tensor) -> None:
+    def observe(self, layer: int, kept: Tensor) -> None:
         """Count what a per-token method kept: bool [N, F], N = B·T tokens."""
         call = self._call
         assert call is not None
@@ -321,7 +334,33 @@ class Run:
         self._left_out[layer] += share @ call.mask.reshape(-1).double()
         self._decoded[layer] += call.mask.sum()
 
-    # What the layers ask.
+    # What the model and its layers ask.
+
+    def step(self, given: dict[str, Any]) -> Any:
+        """Output of a whole decode step of one row, of a forward's arguments by name; None where it cannot run."""
+        call, step = self._call, self.fast.step
+        if call is None or step is None or call.phase != "decode" or call.rows * call.tokens != 1:
+            return None
+        if call.execution != self.fast.execution or given.get("input_ids") is None:
+            return None
+        if any(given.get(name) for name in _MORE_THAN_LOGITS) or given.get("return_dict") is False:
+            return None
+        cache, mask = given_cache(given), given.get("attention_mask")
+        if step.problem(cache) is not None or (mask is not None and not bool(mask.all())):
+            return None
+        token, position = given["input_ids"], given.get("position_ids")
+        if position is None:
+            position = torch.full_like(token, cached_tokens(cache))
+        logits = step(token, position, cache)
+        if self.fast.kept is not None:
+            self._observe_step(call, self.fast.kept)
+        return model_output(logits, cache)
+
+    def _observe_step(self, call: Call, kept: Tensor) -> None:
+        """Count what a per-token method kept in a whole step: uint8 [L, F]."""
+        self._token_kept = list(kept.bool().unsqueeze(1))
+        self._left_out += 1 - kept.sum(1, dtype=torch.float64) / kept.shape[1]
+        self._decoded += 1
 
     def collect(self, layer: int, a: Tensor) -> None:
         """Add a prompt's activations, [B, T, F] or [B·T, F], to the layer's statistic."""
@@ -333,14 +372,11 @@ class Run:
             with span("statistic"):
                 statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
 
-    def executor(self, layer: int) -> CompactFFN | IndexedFFN | None:
+    def executor(self, layer: int) -> Executor | None:
         """The fast path that runs this layer in the forward in progress; None where the model's own code does."""
         call = self._call
-        if call is None or call.phase != "decode":
-            return None
-        if call.request.execution == "compact":
-            return self._compact[layer]
-        return self._indexed[layer] if call.request.execution == "indexed" else None
+        layers = self.fast.running(call.execution) if call is not None and call.phase == "decode" else ()
+        return layers[layer] if layers else None
 
     def mask(self, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
         """Masked execution: z with left-out activations zeroed; None outside decode and in other executions.
@@ -355,12 +391,12 @@ class Run:
             The activation that the method looks at, of the same shape.
         """
         call = self._call
-        if call is None or call.phase != "decode" or call.request.execution != "masked":
+        if call is None or call.phase != "decode" or call.execution != "masked":
             return None
         if isinstance(self.method, TokenMethod):
             with span("selection"):
                 kept = self.method.select(self.ffns[layer], a, self.thresholds)
-                self._observe(layer, kept.reshape(-1, kept.shape[-1]))
+                self.observe(layer, kept.reshape(-1, kept.shape[-1]))
             return z.masked_fill(~kept, 0)
         assert call.request.kept is not None
         left_out = ~call.request.kept[layer].unsqueeze(1)  # [B, 1, F]

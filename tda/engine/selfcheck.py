@@ -1,4 +1,4 @@
-"""Check a family's description before it is trusted: it must compute what the model computes."""
+"""Check a family's descriptions before they are trusted: they must compute what the model computes."""
 
 import weakref
 from typing import Any
@@ -6,12 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN
+from tda.contracts import FFN, Decoder
 from tda.engine.overrides import Overrides
+from tda.engine.phases import decode, prefill
 from tda.engine.transformers_api import text_config
 from tda.kernels.compact import CompactFFN
+from tda.kernels.native import describe
+from tda.kernels.native.step import Step
 
 _CHECKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_STEPS: "weakref.WeakKeyDictionary[nn.Module, str | None]" = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
 
 
@@ -36,14 +40,52 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         for hook in _record(ffn, seen):
             overrides.later(hook.remove)
     try:
-        vocabulary = text_config(model).vocab_size
-        tokens = torch.arange(PROBE_TOKENS, device=ffns[0].up.weight.device) * 7 % vocabulary
-        model(input_ids=tokens.unsqueeze(0), use_cache=False)
+        model(input_ids=_probe(model), use_cache=False)
     finally:
         overrides.undo()
     for ffn in ffns:
         _compare(ffn, *seen[ffn.index])
     _CHECKED.add(model)
+
+
+def _probe(model: nn.Module) -> Tensor:
+    """Some tokens: int64 [1, T]."""
+    tokens = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) * 7 % text_config(model).vocab_size
+    return tokens.unsqueeze(0)
+
+
+@torch.no_grad()
+def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | None:
+    """Check once per model that a whole decode step, as the family describes it, gives the model's logits.
+
+    Returns
+    -------
+    str or None
+        Why the step is not to be trusted; None where it agrees.
+
+    Raises
+    ------
+    UndescribedError
+        If the kernels do not know something that the model computes.
+    """
+    if model not in _STEPS:
+        _STEPS[model] = _compare_steps(model, decoder, ffns)
+    return _STEPS[model]
+
+
+def _compare_steps(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | None:
+    step = Step(decoder, [describe.feed_forward(ffn) for ffn in ffns])
+    probe = _probe(model)
+    ours, theirs = (prefill(model, probe[:, :-1]).cache for _ in range(2))
+    problem = step.problem(ours)
+    if problem is not None:
+        return problem
+    tolerance = 1e-4 if step.dtype == torch.float32 else 5e-2
+    for token in (probe[:, -1:], probe[:, :1]):
+        position = torch.full_like(token, ours.get_seq_length())
+        if not _close(step(token, position, ours), decode(model, token, theirs), tolerance):
+            return "a whole step as its family describes it does not give the model's logits"
+    return None
 
 
 def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> list[Any]:

@@ -1,5 +1,6 @@
 """The few places where transformers differs between versions."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -40,6 +41,18 @@ def returned_cache(output: Any) -> Any:
     """The key-value cache of a model output, by either name; None where there is none."""
     found = getattr(output, "cache", None)
     return getattr(output, "past_key_values", None) if found is None else found
+
+
+def model_output(logits: Tensor, cache: Any) -> Any:
+    """Output of a causal language model, its cache under the name of this version."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return CausalLMOutputWithPast(**{"logits": logits, _cache_field(CausalLMOutputWithPast): cache})
+
+
+@functools.cache
+def _cache_field(kind: type) -> str:
+    return "cache" if "cache" in {field.name for field in dataclasses.fields(kind)} else "past_key_values"
 
 
 def cached_tokens(key_values: Any) -> int:

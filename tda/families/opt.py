@@ -1,7 +1,47 @@
 """OPT: plain FFN with biases, called by the layer itself; 350M has post-norm and projection layers around it."""
 
-from tda.contracts import Family
+from typing import Any
+
+from torch import Tensor
+
+from tda.contracts import Decoder, DecoderLayer, Family
 from tda.families import FAMILIES
+
+
+def _decoder(model: Any) -> Decoder:
+    config, inner = model.config, model.model.decoder
+
+    def embed(tokens: Tensor, positions: Tensor) -> Tensor:
+        embedded: Tensor = inner.embed_tokens(tokens)
+        if inner.project_in is not None:
+            embedded = inner.project_in(embedded)
+        place: Tensor = inner.embed_positions(None, 0, position_ids=positions)
+        return embedded + place
+
+    return Decoder(
+        layers=tuple(_layer(layer) for layer in inner.layers),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        head=model.lm_head,
+        embed=embed,
+        last=inner.final_layer_norm,
+        project=inner.project_out,
+    )
+
+
+def _layer(layer: Any) -> DecoderLayer:
+    attention, before = layer.self_attn, layer.do_layer_norm_before
+    norms = ("attention_in", "ffn_in") if before else ("attention_sum", "ffn_sum")
+    return DecoderLayer(
+        query=attention.q_proj,
+        key=attention.k_proj,
+        value=attention.v_proj,
+        output=attention.out_proj,
+        scale=attention.scaling,
+        **dict(zip(norms, (layer.self_attn_layer_norm, layer.final_layer_norm), strict=True)),
+    )
+
 
 FAMILIES.register("opt")(
     Family(
@@ -11,5 +51,6 @@ FAMILIES.register("opt")(
         up="fc1",
         down="fc2",
         act="activation_fn",
+        decoder=_decoder,
     )
 )

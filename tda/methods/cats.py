@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from tda.contracts import FFN, Reads, Source, TokenMethod
+from tda.contracts import Reads, Source, ThresholdMethod
 from tda.methods import METHODS
-from tda.thresholds import Thresholds
 
 
 @METHODS.register("cats")
 @dataclass(frozen=True, kw_only=True)
-class CATS(TokenMethod):
+class CATS(ThresholdMethod):
     """Leave out, for each decode token, the neurons whose gate is closed.
 
     Kept where abs(act(W_gate x)_j) ≥ τ of the layer, each layer leaving out the asked share on calibration text.
@@ -26,18 +23,8 @@ class CATS(TokenMethod):
 
     name: ClassVar[str] = "cats"
     reads: ClassVar[Reads] = Reads(gate=False, up=True, down=True)
-    needs_thresholds: ClassVar[bool] = True
 
     @property
     def activation(self) -> Source:
         """The gate's activation."""
         return "gate"
-
-    def importance(self, ffn: FFN, a: Tensor) -> Tensor:
-        """How far each gate is open."""
-        return a.abs().float()
-
-    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
-        """Gate at or above the layer's threshold."""
-        assert thresholds is not None
-        return importance >= thresholds.cut(ffn.index)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tda.contracts import Method, Reads, Scope
+from tda.contracts import Method, Reads, Scope, check_choice
 from tda.methods import METHODS
 from tda.names import Execution
 
@@ -15,8 +15,8 @@ class Dense(Method):
 
     Attributes
     ----------
-    dense_kernel : {"torch"}
-        Kernels that run the linears: the model's own ("torch").
+    dense_kernel : {"torch", "own"}
+        Kernels that run decode: the model's own ("torch"), or tda's, where they can run the model ("own").
     """
 
     name: ClassVar[str] = "dense"
@@ -27,10 +27,9 @@ class Dense(Method):
     dense_kernel: str = "torch"
 
     def __post_init__(self) -> None:
-        if self.dense_kernel != "torch":
-            raise ValueError(f"dense_kernel must be 'torch', got {self.dense_kernel!r}")
+        check_choice("dense_kernel", self.dense_kernel, ("torch", "own"))
 
     @property
     def executions(self) -> tuple[Execution, ...]:
-        """Dense needs no execution of ours; any asked one means the model's own."""
+        """Any may be asked; "masked" and "compact" mean the model's own kernels."""
         return ("auto", "masked", "compact", "indexed")

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tda.contracts import FFN, Reads, TokenMethod, keep_top, kept_count
 from tda.methods import METHODS
-from tda.methods.tt import contribution
 from tda.thresholds import Thresholds
 
 
@@ -31,7 +30,7 @@ class Oracle(TokenMethod):
 
     def importance(self, ffn: FFN, a: Tensor) -> Tensor:
         """Size of each neuron's contribution to the output."""
-        return contribution(ffn, a)
+        return a.abs().float() * ffn.down_norms
 
     def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
         """Top k of each token."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tda.device import torch_device
+from tda.kernels.pages import rehome
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "reference" / "weights"
@@ -95,6 +96,7 @@ def load_model(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    rehome(model)
     return LoadedModel(model.to(where).eval(), tokenizer)
 
 

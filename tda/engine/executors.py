@@ -1,0 +1,164 @@
+"""What runs an attached method's decode on this machine: kernels in C where they can, else torch operators."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tda.contracts import FFN, Executor, Method, PromptMethod, ThresholdMethod, TokenMethod
+from tda.engine.overrides import Overrides
+from tda.engine.selfcheck import check_step
+from tda.families import family_of
+from tda.kernels import native
+from tda.kernels.compact import CompactFFN
+from tda.kernels.indexed import IndexedFFN
+from tda.kernels.native.describe import UndescribedError
+from tda.kernels.native.ffn import ListedFFN, NativeFFN, ThresholdFFN
+from tda.kernels.native.layout import lay_rows
+from tda.kernels.native.step import Step
+from tda.names import Execution
+from tda.thresholds import Thresholds
+
+Observer = Callable[[int, Tensor], None]
+Ran = Execution | Literal["dense"]
+"""What a decode step ran as."""
+
+
+@dataclass
+class Executors:
+    """The fast paths of one attachment.
+
+    Attributes
+    ----------
+    ffns : list of FFN
+        The model's feed-forward networks.
+    execution : {"compact", "indexed", "dense", "masked"}
+        What decode runs as where it can be fast; "masked" where no fast path was asked for or exists.
+    backend : str
+        Kernels that run it: "c" or "torch", and for "torch" why not "c".
+    layers : list of Executor
+        One per layer; empty where the model's own code computes the FFN.
+    step : Step or None
+        What runs a whole decode step of one row; None where layers are run one by one.
+    kept : Tensor or None
+        Neurons that a whole step of a per-token method kept: uint8 [L, F].
+    """
+
+    ffns: list[FFN]
+    execution: Ran
+    backend: str
+    layers: Sequence[Executor] = ()
+    step: Step | None = None
+    kept: Tensor | None = None
+
+    @cached_property
+    def gathered(self) -> Sequence[Executor]:
+        """Executors over gathered weights, made when they are first needed: they pay where rows share a set."""
+        return self.layers if self.execution == "compact" else [CompactFFN(ffn) for ffn in self.ffns]
+
+    def running(self, execution: Ran | None) -> Sequence[Executor]:
+        """The executors of an execution, one per layer; empty where the model's own code runs."""
+        if execution == self.execution:
+            return self.layers
+        return self.gathered if execution == "compact" else ()
+
+    def load(self, execution: Ran, kept: Sequence[Tensor]) -> None:
+        """Let the executors of an execution take a prompt's sets: bool [B, F] per layer."""
+        for executor, layer in zip(self.running(execution), kept, strict=True):
+            assert isinstance(executor, CompactFFN | ListedFFN)
+            executor.load(layer)
+        if self.step is not None and execution == self.execution:
+            self.step.load([executor.description for executor in self.layers if isinstance(executor, NativeFFN)])
+
+
+def executors(
+    model: nn.Module,
+    ffns: list[FFN],
+    method: Method,
+    thresholds: Thresholds | None,
+    asked: Execution,
+    observe: Observer,
+    overrides: Overrides,
+) -> Executors:
+    """Choose and prepare what runs decode; `overrides` undoes what that changes in the model.
+
+    Raises
+    ------
+    ValueError
+        If execution "indexed" is asked for a method that chooses per prompt, and the kernels cannot run here.
+    """
+    if asked == "masked" or not method.fast:
+        return Executors(ffns, "masked", "torch")
+    if not isinstance(method, PromptMethod | TokenMethod):
+        return _dense(model, ffns, "torch" if asked == "compact" else getattr(method, "dense_kernel", "torch"))
+    if asked == "compact":
+        return _compact(ffns, "torch")
+    reason = native.problem(ffns)
+    if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
+        reason = f"the kernels do not know the rule of {method.name!r}"
+    if reason is None:
+        return _native(model, ffns, method, thresholds, observe, overrides)
+    if isinstance(method, TokenMethod):
+        looked_up = [IndexedFFN(ffn, method, thresholds, observe) for ffn in ffns]
+        return Executors(ffns, "indexed", f"torch ({reason})", looked_up)
+    if asked == "indexed":
+        raise ValueError(f"execution 'indexed' of {method.name!r} needs kernels of our own: {reason}; use 'compact'")
+    return _compact(ffns, f"torch ({reason})")
+
+
+def _compact(ffns: list[FFN], backend: str) -> Executors:
+    return Executors(ffns, "compact", backend, [CompactFFN(ffn) for ffn in ffns])
+
+
+def _dense(model: nn.Module, ffns: list[FFN], kernel: str) -> Executors:
+    if kernel == "torch":
+        return Executors(ffns, "dense", "torch")
+    reason = native.problem(ffns)
+    if reason is not None:
+        return Executors(ffns, "dense", f"torch ({reason})")
+    step, reason = _step(model, ffns, [NativeFFN(ffn) for ffn in ffns])
+    return Executors(ffns, "dense", "c" if step is not None else f"torch ({reason})", step=step)
+
+
+def _native(
+    model: nn.Module,
+    ffns: list[FFN],
+    method: PromptMethod | TokenMethod,
+    thresholds: Thresholds | None,
+    observe: Observer,
+    overrides: Overrides,
+) -> Executors:
+    for ffn in ffns:
+        overrides.later(lay_rows(ffn.down))
+    if isinstance(method, PromptMethod):
+        listed = [ListedFFN(ffn) for ffn in ffns]
+        step, reason = _step(model, ffns, listed)
+        return Executors(ffns, "indexed", _named(reason), listed, step)
+    assert isinstance(method, ThresholdMethod)
+    with torch.inference_mode(False):
+        kept = torch.zeros(len(ffns), max(ffn.F for ffn in ffns), dtype=torch.uint8)
+    layers = [ThresholdFFN(ffn, method, thresholds, observe, kept[ffn.index]) for ffn in ffns]
+    step, reason = _step(model, ffns, layers)
+    return Executors(ffns, "indexed", _named(reason), layers, step, kept)
+
+
+def _named(reason: str | None) -> str:
+    return "c" if reason is None else f"c, layer by layer ({reason})"
+
+
+def _step(model: nn.Module, ffns: list[FFN], layers: Sequence[NativeFFN]) -> tuple[Step | None, str | None]:
+    """The whole step of a model, or why there is none."""
+    family = family_of(model)
+    if family.decoder is None:
+        return None, f"family {family.name!r} does not describe its decoder"
+    if len({ffn.F for ffn in ffns}) > 1:
+        return None, "its layers differ in size"
+    try:
+        decoder = family.decoder(model)
+        reason = check_step(model, decoder, ffns)
+        return (None, reason) if reason is not None else (Step(decoder, [layer.description for layer in layers]), None)
+    except UndescribedError as error:
+        return None, str(error)

@@ -1,0 +1,23 @@
+"""Kernels in C for decode on a CPU: whole steps, and feed-forward networks that read only what is kept."""
+
+from collections.abc import Sequence
+
+from tda.contracts import FFN
+from tda.kernels.native import library
+from tda.kernels.native.describe import UndescribedError, check_linear
+from tda.kernels.native.describe import activation as _activation
+
+
+def problem(ffns: Sequence[FFN]) -> str | None:
+    """Why the kernels cannot run a model's feed-forward networks here; None if they can.
+
+    The kernels are built on the first call.
+    """
+    try:
+        for ffn in ffns:
+            for linear in ffn.linears:
+                check_linear(linear)
+        _activation(ffns[0].act)
+    except UndescribedError as error:
+        return str(error)
+    return library.problem()

@@ -1,0 +1,121 @@
+"""Indexed execution by the C kernels: the weights of kept neurons are read where they lie, and no others."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tda.contracts import FFN, ThresholdMethod
+from tda.kernels.native import describe
+from tda.kernels.native import library as c
+from tda.thresholds import Thresholds
+
+Observer = Callable[[int, Tensor], None]
+
+
+class NativeFFN:
+    """One layer's FFN in decode, described to the kernels.
+
+    Parameters
+    ----------
+    ffn : FFN
+        The layer's FFN; a method that leaves neurons out needs its down projection in rows (`lay_rows`).
+
+    Attributes
+    ----------
+    description : ctypes FFN
+        What the kernels run for a single row.
+    """
+
+    def __init__(self, ffn: FFN) -> None:
+        self.ffn = ffn
+        self.description = describe.feed_forward(ffn)
+        self._scratch = torch.empty(0)
+
+    def run(self, x: Tensor, descriptions: Sequence[c.FFN]) -> Tensor:
+        """FFN outputs of rows x [N, D], each by its own description: [N, D]."""
+        library, threads = c.library(), torch.get_num_threads()
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        y = torch.empty(x.shape, dtype=x.dtype)
+        floats = library.tda_ffn_floats(ctypes.byref(self.description), threads)
+        if len(self._scratch) < floats:
+            with torch.inference_mode(False):
+                self._scratch = torch.empty(floats)
+        library.tda_ffn(
+            (c.FFN * len(descriptions))(*descriptions),
+            len(x),
+            x.data_ptr(),
+            x.stride(0) * x.element_size(),
+            y.data_ptr(),
+            self._scratch.data_ptr(),
+            c.KINDS[x.dtype],
+            threads,
+        )
+        return y
+
+
+class ListedFFN(NativeFFN):
+    """An FFN over the neurons that each batch row keeps."""
+
+    def __init__(self, ffn: FFN) -> None:
+        super().__init__(ffn)
+        self._descriptions = [self.description]
+        self._lists = torch.empty(0, 0, dtype=torch.int32)  # [B, F]
+
+    @torch.no_grad()
+    def load(self, kept: Tensor) -> None:
+        """List the kept neurons: bool [B, F]."""
+        if self._lists.shape != kept.shape:
+            with torch.inference_mode(False):
+                self._lists = torch.empty(kept.shape, dtype=torch.int32)
+            self._descriptions = [self.description, *(c.FFN.from_buffer_copy(self.description) for _ in kept[1:])]
+        masks = kept.contiguous()
+        for description, mask, places in zip(self._descriptions, masks, self._lists, strict=True):
+            description.count = c.library().tda_list(mask.data_ptr(), self.ffn.F, places.data_ptr())
+            description.index = places.data_ptr()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """FFN output over the kept neurons: [..., D] -> [..., D]; x holds each batch row's tokens in turn."""
+        rows = x.reshape(-1, x.shape[-1])  # [N, D]
+        each = len(rows) // len(self._descriptions)
+        return self.run(rows, [row for row in self._descriptions for _ in range(each)]).view_as(x)
+
+
+class ThresholdFFN(NativeFFN):
+    """An FFN whose neurons are kept token by token, where they reach the layer's cut.
+
+    Parameters
+    ----------
+    ffn : FFN
+        The layer's FFN.
+    method, thresholds
+        What says weights and cut.
+    observe : callable
+        Told the layer's number and the kept sets [N, F] of each call.
+    kept : Tensor
+        Where a whole step leaves which neurons it kept: uint8 [F].
+    """
+
+    def __init__(
+        self, ffn: FFN, method: ThresholdMethod, thresholds: Thresholds | None, observe: Observer, kept: Tensor
+    ) -> None:
+        super().__init__(ffn)
+        self._observe = observe
+        self._weights = method.weights(ffn)
+        self.description.norms = None if self._weights is None else self._weights.data_ptr()
+        self.description.cut = method.cut(ffn, thresholds)
+        self.description.rule = c.RULES.index("gate" if method.activation == "gate" else "contribution")
+        self.description.kept = kept.data_ptr()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """FFN output with each token's own set: [..., D] -> [..., D]."""
+        rows = x.reshape(-1, x.shape[-1])  # [N, D]
+        kept = torch.empty(len(rows), self.ffn.F, dtype=torch.uint8)
+        descriptions = []
+        for places in kept:
+            descriptions.append(c.FFN.from_buffer_copy(self.description))
+            descriptions[-1].kept = places.data_ptr()
+        y = self.run(rows, descriptions).view_as(x)
+        self._observe(self.ffn.index, kept.bool())
+        return y

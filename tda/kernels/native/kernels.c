@@ -1,0 +1,845 @@
+/* Decode kernels: one row of activations against weights that are read once.
+ *
+ * Batch-1 decode is bound by the bytes of weights, so a kernel here walks each weight row once, widens bfloat16 by a
+ * shift and accumulates in float32. Rows are read several at a time while those to come are prefetched, so that rows picked
+ * by an index stream as well as neighbours do. Every function that ends in _part is run by each thread of a parallel
+ * region with its own number; barriers stand where one thread needs what another made.
+ *
+ * Widening bfloat16 by a shift leaves the even elements of a block in one vector and the odd ones in another. Vectors that
+ * meet weights (x, and sums over rows) are therefore kept "packed": each block of 2W elements holds its even elements
+ * first. In float32 the packed order is the natural one.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <omp.h>
+
+#if defined(__AVX512F__)
+#define VECTOR 64
+#define ROWS 8 /* most weight rows read together: there must be registers for their sums */
+#elif defined(__AVX__)
+#define VECTOR 32
+#define ROWS 4
+#else
+#define VECTOR 16
+#define ROWS 4
+#endif
+#define W (VECTOR / 4) /* floats in a vector */
+#define STEP (2 * W)   /* elements in a packed block */
+#define NEIGHBOURS 4   /* rows read together where they follow each other */
+#define BLOCK 64       /* neurons between two visits of the activation function */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(VECTOR)));
+typedef int32_t vi __attribute__((vector_size(VECTOR)));
+typedef uint32_t vu __attribute__((vector_size(VECTOR)));
+typedef float vf_any __attribute__((vector_size(VECTOR), aligned(4), may_alias));
+typedef uint32_t vu_any __attribute__((vector_size(VECTOR), aligned(2), may_alias));
+
+enum { BFLOAT16 = 0, FLOAT32 = 1 };
+enum { NO_NORM = 0, RMS = 1, RMS_PLUS_ONE = 2, LAYER = 3 };
+enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU_SQUARED = 4, IDENTITY = 5 };
+enum { LISTED = 0, GATE_THRESHOLD = 1, CONTRIBUTION_THRESHOLD = 2 };
+
+/* Weights, row by row; `stride` is the bytes from a row to the next. */
+typedef struct {
+    const char *data;
+    int64_t stride, rows, columns;
+    const void *bias;
+} Matrix;
+
+typedef struct {
+    const void *weight, *bias;
+    float eps;
+    int32_t kind;
+} Norm;
+
+/* z = act(gate x) * (up x), or act(up x) without a gate; y = down z.
+ * With `down_rows` the down projection is stored transposed: a row for each neuron. */
+typedef struct {
+    Matrix gate, up, down;
+    const int32_t *index; /* kept neurons, ascending; NULL: all */
+    int64_t count;
+    const float *norms; /* CONTRIBUTION_THRESHOLD: factor of each neuron */
+    uint8_t *kept;      /* thresholds: which neurons the last call kept */
+    float cut;
+    int32_t rule, act, down_rows;
+} FFN;
+
+typedef struct {
+    Norm attention_in, attention_out, attention_sum, query_norm, key_norm, ffn_in, ffn_out, ffn_sum;
+    Matrix query, key, value, output;
+    FFN ffn;
+    char *keys, *values; /* [kv_heads, capacity, head_dim] */
+    int64_t head_stride; /* bytes from a key-value head to the next */
+    int64_t cached;
+    float scale, softcap;
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    int64_t count, hidden, heads, kv_heads, head_dim, rotary_dim;
+    Norm last;
+    Matrix project, head;
+    float softcap;
+    int32_t kind;
+} Model;
+
+/* ---- elements ---- */
+
+INLINE int64_t size_of(int kind) { return kind == BFLOAT16 ? 2 : 4; }
+
+INLINE float widen(uint16_t half) {
+    union { uint32_t bits; float value; } u = {(uint32_t)half << 16};
+    return u.value;
+}
+
+INLINE uint16_t narrow(float value) {
+    union { float value; uint32_t bits; } u = {value};
+    if (value != value) return 0x7fc0;
+    return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
+}
+
+INLINE float element(const void *data, int64_t i, int kind) {
+    return kind == BFLOAT16 ? widen(((const uint16_t *)data)[i]) : ((const float *)data)[i];
+}
+
+INLINE void put(void *data, int64_t i, float value, int kind) {
+    if (kind == BFLOAT16) ((uint16_t *)data)[i] = narrow(value);
+    else ((float *)data)[i] = value;
+}
+
+/* What storing and loading again makes of a value. */
+INLINE float rounded(float value, int kind) { return kind == BFLOAT16 ? widen(narrow(value)) : value; }
+
+INLINE vf load(const float *data) { return *(const vf_any *)data; }
+INLINE void store(float *data, vf value) { *(vf_any *)data = value; }
+
+/* A block of 2W elements in packed order. */
+INLINE void load_block(const char *row, int64_t i, int kind, vf *a, vf *b) {
+    if (kind == BFLOAT16) {
+        vu both = *(const vu_any *)(row + 2 * i);
+        *a = (vf)(both << 16);
+        *b = (vf)(both & 0xffff0000u);
+    } else {
+        *a = load((const float *)row + i);
+        *b = load((const float *)row + i + W);
+    }
+}
+
+/* a where the mask is set, b elsewhere. */
+INLINE vf pick(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+INLINE float sum(vf v) {
+    float total = 0;
+    for (int i = 0; i < W; i++) total += v[i];
+    return total;
+}
+
+INLINE int64_t blocks_end(int64_t n) { return n - n % STEP; }
+
+INLINE int64_t packed_place(int64_t i, int64_t n, int kind) {
+    if (kind == FLOAT32 || i >= blocks_end(n)) return i;
+    int64_t within = i % STEP;
+    return i - within + within / 2 + within % 2 * W;
+}
+
+static void pack(const float *x, int64_t n, int kind, float *packed) {
+    if (kind == FLOAT32) {
+        memcpy(packed, x, n * sizeof *x);
+        return;
+    }
+    int64_t i = 0;
+    for (; i < blocks_end(n); i += STEP)
+        for (int k = 0; k < W; k++) {
+            packed[i + k] = x[i + 2 * k];
+            packed[i + W + k] = x[i + 2 * k + 1];
+        }
+    for (; i < n; i++) packed[i] = x[i];
+}
+
+static void unpack(const float *packed, int64_t n, int kind, float *x) {
+    if (kind == FLOAT32) {
+        memcpy(x, packed, n * sizeof *x);
+        return;
+    }
+    int64_t i = 0;
+    for (; i < blocks_end(n); i += STEP)
+        for (int k = 0; k < W; k++) {
+            x[i + 2 * k] = packed[i + k];
+            x[i + 2 * k + 1] = packed[i + W + k];
+        }
+    for (; i < n; i++) x[i] = packed[i];
+}
+
+/* ---- rows against a vector ---- */
+
+INLINE void prefetch(const char *row, int64_t i, int kind) {
+    __builtin_prefetch(row + size_of(kind) * i, 0, 2);
+    if (kind == FLOAT32) __builtin_prefetch(row + size_of(kind) * (i + W), 0, 2);
+}
+
+/* Dot products of `count` rows with packed x; the same places of the rows in `ahead` are prefetched. */
+INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, const char *const *ahead,
+                     float *out) {
+    vf even[ROWS], odd[ROWS];
+    for (int r = 0; r < count; r++) even[r] = odd[r] = (vf){0};
+    int64_t i = 0;
+    for (; i < blocks_end(n); i += STEP) {
+        vf x0 = load(x + i), x1 = load(x + i + W);
+        for (int r = 0; r < count; r++) {
+            vf a, b;
+            load_block(row[r], i, kind, &a, &b);
+            even[r] += a * x0;
+            odd[r] += b * x1;
+            prefetch(ahead[r], i, kind);
+        }
+    }
+    for (int r = 0; r < count; r++) out[r] = sum(even[r] + odd[r]);
+    for (; i < n; i++)
+        for (int r = 0; r < count; r++) out[r] += element(row[r], i, kind) * x[i];
+}
+
+/* Packed y += sum of factor·row. */
+INLINE void add_rows(const char *const *row, int count, const float *factor, int64_t n, int kind,
+                     const char *const *ahead, float *y) {
+    int64_t i = 0;
+    for (; i < blocks_end(n); i += STEP) {
+        vf y0 = load(y + i), y1 = load(y + i + W);
+        for (int r = 0; r < count; r++) {
+            vf a, b;
+            load_block(row[r], i, kind, &a, &b);
+            y0 += factor[r] * a;
+            y1 += factor[r] * b;
+            prefetch(ahead[r], i, kind);
+        }
+        store(y + i, y0);
+        store(y + i + W, y1);
+    }
+    for (; i < n; i++)
+        for (int r = 0; r < count; r++) y[i] += factor[r] * element(row[r], i, kind);
+}
+
+/* Some rows of a matrix: those in `index`, or `count` from `first` on. */
+typedef struct {
+    const Matrix *matrix;
+    const int32_t *index;
+    int64_t first, count;
+} Rows;
+
+INLINE const char *row_at(const Rows *rows, int64_t i) {
+    int64_t row = rows->index ? rows->index[i] : rows->first + i;
+    return rows->matrix->data + row * rows->matrix->stride;
+}
+
+/* Where to prefetch from while row i is read: the row a group later, of the rows that come next if these end. */
+INLINE const char *row_ahead(const Rows *rows, int64_t i, int group, const Rows *next) {
+    int64_t later = i + group;
+    if (later < rows->count) return row_at(rows, later);
+    later -= rows->count;
+    if (next && later < next->count && next->matrix->columns == rows->matrix->columns) return row_at(next, later);
+    return row_at(rows, i);
+}
+
+INLINE void dot_kind(const Rows *rows, const float *x, int kind, int group, const Rows *next, float *out) {
+    const char *row[ROWS], *ahead[ROWS];
+    int64_t n = rows->matrix->columns, i = 0;
+    for (; i + group <= rows->count; i += group) {
+        for (int r = 0; r < group; r++) {
+            row[r] = row_at(rows, i + r);
+            ahead[r] = row_ahead(rows, i + r, group, next);
+        }
+        dot_rows(row, group, x, n, kind, ahead, out + i);
+    }
+    for (; i < rows->count; i++) {
+        row[0] = row_at(rows, i);
+        ahead[0] = row_ahead(rows, i, group, next);
+        dot_rows(row, 1, x, n, kind, ahead, out + i);
+    }
+    if (rows->matrix->bias)
+        for (i = 0; i < rows->count; i++)
+            out[i] += element(rows->matrix->bias, rows->index ? rows->index[i] : rows->first + i, kind);
+}
+
+/* out = rows x + bias, with x packed. */
+static void dot_all(const Rows *rows, const float *x, int kind, const Rows *next, float *out) {
+    if (kind == FLOAT32) dot_kind(rows, x, FLOAT32, NEIGHBOURS, next, out);
+    else if (rows->index) dot_kind(rows, x, BFLOAT16, ROWS, next, out);
+    else dot_kind(rows, x, BFLOAT16, NEIGHBOURS, next, out);
+}
+
+INLINE void add_kind(const Rows *rows, const float *factor, int kind, int group, const Rows *next, float *y) {
+    const char *row[ROWS], *ahead[ROWS];
+    int64_t n = rows->matrix->columns, i = 0;
+    for (; i + group <= rows->count; i += group) {
+        for (int r = 0; r < group; r++) {
+            row[r] = row_at(rows, i + r);
+            ahead[r] = row_ahead(rows, i + r, group, next);
+        }
+        add_rows(row, group, factor + i, n, kind, ahead, y);
+    }
+    for (; i < rows->count; i++) {
+        row[0] = row_at(rows, i);
+        ahead[0] = row_ahead(rows, i, group, next);
+        add_rows(row, 1, factor + i, n, kind, ahead, y);
+    }
+}
+
+/* Packed y += sum of factor·row. */
+static void add_all(const Rows *rows, const float *factor, int kind, const Rows *next, float *y) {
+    if (kind == BFLOAT16) add_kind(rows, factor, BFLOAT16, ROWS, next, y);
+    else add_kind(rows, factor, FLOAT32, NEIGHBOURS, next, y);
+}
+
+/* This thread's share of `total` pieces, in whole groups. */
+INLINE void share_of(int64_t total, int64_t group, int thread, int threads, int64_t *begin, int64_t *end) {
+    int64_t groups = (total + group - 1) / group;
+    *begin = groups * thread / threads * group;
+    *end = groups * (thread + 1) / threads * group;
+    if (*begin > total) *begin = total;
+    if (*end > total) *end = total;
+}
+
+/* out = matrix x (natural order), this thread's rows of it. */
+static void linear_part(const Matrix *matrix, const float *x, int kind, int thread, int threads, float *out) {
+    int64_t begin, end;
+    share_of(matrix->rows, ROWS, thread, threads, &begin, &end);
+    Rows rows = {matrix, NULL, begin, end - begin};
+    dot_all(&rows, x, kind, NULL, out + begin);
+}
+
+/* ---- activation functions ---- */
+
+/* e^x to about two units in the last place; 0 and infinity beyond the range of float32. */
+INLINE vf exponential(vf x) {
+    const vf zero = {0};
+    vf top = zero + 88.72f, bottom = zero - 87.3f;
+    x = pick(x > top, top, x);
+    vi tiny = x < bottom;
+    x = pick(tiny, bottom, x);
+    vf n = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer in the low bits */
+    vi power = (vi)n - 0x4b400000;
+    n -= 12582912.0f;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf p = zero + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return pick(tiny, zero, (vf)((vi)p + (power << 23)));
+}
+
+static vf activated(vf x, int act) {
+    const vf zero = {0};
+    switch (act) {
+    case SILU: return x / (1.0f + exponential(-x));
+    case GELU_TANH: return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x)));
+    case RELU: return pick(x > zero, x, zero);
+    case RELU_SQUARED: return pick(x > zero, x * x, zero);
+    case GELU:
+        for (int i = 0; i < W; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.70710678f));
+        return x;
+    default: return x;
+    }
+}
+
+/* In place, over a buffer whose size is a multiple of W. */
+static void activate(float *values, int64_t n, int act) {
+    for (int64_t i = 0; i < n; i += W) store(values + i, activated(load(values + i), act));
+}
+
+/* ---- feed-forward network ---- */
+
+/* Packed y += the part of the down projection that neurons [begin, end) of the list give. Needs `down_rows`. */
+static void ffn_rows(const FFN *ffn, const float *x, int kind, int64_t begin, int64_t end, float *y) {
+    float z[BLOCK], u[BLOCK];
+    int32_t chosen[BLOCK];
+    int gated = ffn->gate.data != NULL;
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t n = end - start < BLOCK ? end - start : BLOCK;
+        const int32_t *index = ffn->index ? ffn->index + start : NULL;
+        Rows gate = {&ffn->gate, index, start, n}, up = {&ffn->up, index, start, n}, down = {&ffn->down, index, start, n};
+        memset(z, 0, sizeof z);
+        dot_all(gated ? &gate : &up, x, kind, gated && ffn->rule != GATE_THRESHOLD ? &up : &down, z);
+        activate(z, BLOCK, ffn->act);
+        if (ffn->rule != LISTED) {
+            if (ffn->rule == CONTRIBUTION_THRESHOLD && gated) {
+                dot_all(&up, x, kind, NULL, u);
+                for (int64_t i = 0; i < n; i++) z[i] *= u[i];
+            }
+            int64_t kept = 0;
+            for (int64_t i = 0; i < n; i++) {
+                float size = fabsf(z[i]) * (ffn->norms ? ffn->norms[start + i] : 1.0f);
+                int keep = size >= ffn->cut;
+                ffn->kept[start + i] = keep;
+                chosen[kept] = start + i;
+                z[kept] = z[i];
+                kept += keep;
+            }
+            up.index = down.index = chosen;
+            up.count = down.count = n = kept;
+        }
+        if (gated && ffn->rule != CONTRIBUTION_THRESHOLD) {
+            dot_all(&up, x, kind, &down, u);
+            for (int64_t i = 0; i < n; i++) z[i] *= u[i];
+        }
+        Rows next = {gated ? &ffn->gate : &ffn->up, index ? index + n : NULL, start + BLOCK,
+                     start + BLOCK < end ? (end - start - BLOCK < ROWS ? end - start - BLOCK : ROWS) : 0};
+        add_all(&down, z, kind, next.count ? &next : NULL, y);
+    }
+}
+
+/* Feed-forward network of one row: x packed; y natural [hidden], the same in every thread.
+ * `shared` holds threads·hidden floats, or neurons floats where the down projection is stored as the model has it. */
+static void ffn_part(const FFN *ffn, const float *x, int kind, int thread, int threads, float *shared, float *own,
+                     float *y) {
+    int64_t total = ffn->index ? ffn->count : ffn->up.rows, hidden = ffn->down_rows ? ffn->down.columns : ffn->down.rows;
+    int64_t begin, end;
+    if (ffn->down_rows) {
+        share_of(total, ROWS, thread, threads, &begin, &end);
+        float *part = shared + thread * hidden;
+        memset(part, 0, hidden * sizeof *part);
+        ffn_rows(ffn, x, kind, begin, end, part);
+#pragma omp barrier
+        memcpy(own, shared, hidden * sizeof *own);
+        for (int t = 1; t < threads; t++)
+            for (int64_t i = 0; i < hidden; i++) own[i] += shared[t * hidden + i];
+        unpack(own, hidden, kind, y);
+        if (ffn->down.bias)
+            for (int64_t i = 0; i < hidden; i++) y[i] += element(ffn->down.bias, i, kind);
+        return;
+    }
+    float u[BLOCK], z[BLOCK];
+    int gated = ffn->gate.data != NULL;
+    share_of(total, BLOCK, thread, threads, &begin, &end);
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t n = end - start < BLOCK ? end - start : BLOCK;
+        Rows gate = {&ffn->gate, NULL, start, n}, up = {&ffn->up, NULL, start, n};
+        memset(z, 0, sizeof z);
+        dot_all(gated ? &gate : &up, x, kind, gated ? &up : NULL, z);
+        activate(z, BLOCK, ffn->act);
+        if (gated) {
+            dot_all(&up, x, kind, NULL, u);
+            for (int64_t i = 0; i < n; i++) z[i] *= u[i];
+        }
+        for (int64_t i = 0; i < n; i++) shared[packed_place(start + i, total, kind)] = z[i];
+    }
+#pragma omp barrier
+    linear_part(&ffn->down, shared, kind, thread, threads, shared + (total + W - 1) / W * W);
+#pragma omp barrier
+    memcpy(y, shared + (total + W - 1) / W * W, hidden * sizeof *y);
+}
+
+/* ---- norms, attention ---- */
+
+static float mean_square(const float *x, int64_t n, float centre) {
+    vf total = {0};
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+        vf v = load(x + i) - centre;
+        total += v * v;
+    }
+    for (; i < n; i++) rest += (x[i] - centre) * (x[i] - centre);
+    return (sum(total) + rest) / n;
+}
+
+static float mean(const float *x, int64_t n) {
+    vf total = {0};
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + W <= n; i += W) total += load(x + i);
+    for (; i < n; i++) rest += x[i];
+    return (sum(total) + rest) / n;
+}
+
+static void normalise(const Norm *norm, const float *x, int64_t n, int kind, float *out) {
+    float centre = norm->kind == LAYER ? mean(x, n) : 0;
+    float factor = 1 / sqrtf(mean_square(x, n, centre) + norm->eps), one = norm->kind == RMS_PLUS_ONE;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (x[i] - centre) * factor * (norm->weight ? one + element(norm->weight, i, kind) : 1.0f);
+    if (norm->bias)
+        for (int64_t i = 0; i < n; i++) out[i] += element(norm->bias, i, kind);
+}
+
+/* Rotate the first `rotary` elements of each head by halves. */
+static void rotate(float *x, int64_t rotary, const float *cosine, const float *sine) {
+    int64_t half = rotary / 2;
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a * cosine[i] - b * sine[i];
+        x[i + half] = b * cosine[i + half] + a * sine[i + half];
+    }
+}
+
+/* Scratch of a step, cut from one buffer: what threads share, then what each has for itself. */
+typedef struct {
+    float *heads, *scores, *mixed, *output, *ffn; /* shared */
+    float *residual, *x, *packed, *query, *key;   /* this thread's */
+} Scratch;
+
+INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16 + 16; }
+
+static int64_t ffn_shared(const FFN *ffn, int64_t hidden, int threads) {
+    return ffn->down_rows ? padded(threads * hidden) : padded(ffn->up.rows + hidden + W);
+}
+
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t scratch_floats(const Model *m, int thread, int threads, float *base, Scratch *s) {
+    int64_t cached = 0, ffn = 0, query = m->heads * m->head_dim, key = m->kv_heads * m->head_dim, at = 0;
+    for (int64_t l = 0; l < m->count; l++) {
+        cached = largest(cached, m->layers[l].cached);
+        ffn = largest(ffn, ffn_shared(&m->layers[l].ffn, m->hidden, threads));
+    }
+    int64_t widest = largest(largest(m->hidden, query), m->project.rows);
+    int64_t sizes[] = {query + 2 * key, m->heads * (cached + 1), query, largest(m->hidden, m->project.rows), ffn};
+    float **places[] = {&s->heads, &s->scores, &s->mixed, &s->output, &s->ffn};
+    int64_t own_sizes[] = {m->hidden, widest, widest, query, key};
+    float **own_places[] = {&s->residual, &s->x, &s->packed, &s->query, &s->key};
+    for (int i = 0; i < 5; at += padded(sizes[i++])) *places[i] = base + at;
+    for (int t = 0; t < threads; t++)
+        for (int i = 0; i < 5; at += padded(own_sizes[i++]))
+            if (t == thread) *own_places[i] = base + at;
+    return at;
+}
+
+/* Scores of all heads of one key-value head for tokens [begin, end); token `cached` is the new one. */
+INLINE void score_kind(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
+                         int kind) {
+    int64_t group = m->heads / m->kv_heads, width = m->head_dim, total = layer->cached + 1;
+    const char *keys = layer->keys + head * layer->head_stride;
+    const float *queries = s->query + head * group * width;
+    for (int64_t t = begin; t < end; t++) {
+        const char *key = t < layer->cached ? keys + t * width * size_of(kind) : NULL;
+        const float *fresh = s->key + head * width;
+        for (int64_t g = 0; g < group; g++) {
+            vf total_v = {0};
+            float rest = 0;
+            const float *q = queries + g * width;
+            int64_t i = 0;
+            for (; i < blocks_end(width); i += STEP) {
+                vf a, b;
+                if (key) load_block(key, i, kind, &a, &b);
+                else a = load(fresh + i), b = load(fresh + i + W);
+                total_v += a * load(q + i) + b * load(q + i + W);
+            }
+            for (; i < width; i++) rest += (key ? element(key, i, kind) : fresh[i]) * q[i];
+            float score = (sum(total_v) + rest) * layer->scale;
+            if (layer->softcap > 0) score = tanhf(score / layer->softcap) * layer->softcap;
+            s->scores[(head * group + g) * total + t] = score;
+        }
+    }
+}
+
+static void score_tokens(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
+                         int kind) {
+    if (kind == BFLOAT16) score_kind(m, layer, s, head, begin, end, BFLOAT16);
+    else score_kind(m, layer, s, head, begin, end, FLOAT32);
+}
+
+static void softmax(float *x, int64_t n) {
+    float top = x[0], total = 0;
+    int64_t i;
+    for (i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
+    vf sums = {0};
+    for (i = 0; i + W <= n; i += W) {
+        vf e = exponential(load(x + i) - top);
+        store(x + i, e);
+        sums += e;
+    }
+    for (; i < n; i++) total += x[i] = expf(x[i] - top);
+    total = 1 / (total + sum(sums));
+    for (i = 0; i < n; i++) x[i] *= total;
+}
+
+/* Elements from `from` on, a block of them, of the values of one key-value head, mixed for all heads that share it. */
+INLINE void mix_kind(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t from, const float *fresh,
+                     int kind) {
+    int64_t group = m->heads / m->kv_heads, width = m->head_dim, total = layer->cached + 1;
+    int64_t n = width - from < STEP ? width - from : STEP;
+    const char *values = layer->values + head * layer->head_stride;
+    for (int64_t g = 0; g < group; g++) {
+        const float *p = s->scores + (head * group + g) * total;
+        float *out = s->mixed + (head * group + g) * width + from, sums[STEP] = {0}, packed[STEP];
+        if (n == STEP) {
+            vf even = {0}, odd = {0};
+            for (int64_t t = 0; t < layer->cached; t++) {
+                vf a, b;
+                load_block(values + t * width * size_of(kind), from, kind, &a, &b);
+                even += p[t] * a;
+                odd += p[t] * b;
+            }
+            store(packed, even);
+            store(packed + W, odd);
+            unpack(packed, STEP, kind, sums);
+        } else {
+            for (int64_t t = 0; t < layer->cached; t++)
+                for (int64_t i = 0; i < n; i++) sums[i] += p[t] * element(values, t * width + from + i, kind);
+        }
+        for (int64_t i = 0; i < n; i++) out[i] = sums[i] + p[layer->cached] * rounded(fresh[from + i], kind);
+    }
+}
+
+static void mix_values(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t from, const float *fresh,
+                       int kind) {
+    if (kind == BFLOAT16) mix_kind(m, layer, s, head, from, fresh, BFLOAT16);
+    else mix_kind(m, layer, s, head, from, fresh, FLOAT32);
+}
+
+/* Self-attention of one row: s->residual goes in, the output projection is left in s->output. */
+static void attention_part(const Model *m, const Layer *layer, const Scratch *s, const float *cosine, const float *sine,
+                           int kind, int thread, int threads) {
+    int64_t width = m->head_dim, query = m->heads * width, key = m->kv_heads * width, total = layer->cached + 1;
+    int64_t begin, end;
+    if (layer->attention_in.kind) normalise(&layer->attention_in, s->residual, m->hidden, kind, s->x);
+    else memcpy(s->x, s->residual, m->hidden * sizeof(float));
+    pack(s->x, m->hidden, kind, s->packed);
+    linear_part(&layer->query, s->packed, kind, thread, threads, s->heads);
+    linear_part(&layer->key, s->packed, kind, thread, threads, s->heads + query);
+    linear_part(&layer->value, s->packed, kind, thread, threads, s->heads + query + key);
+#pragma omp barrier
+    /* Every thread turns all heads by itself: cheaper than waiting for one that does. */
+    const float *fresh_value = s->heads + query + key;
+    for (int64_t h = 0; h < m->heads; h++) {
+        float *at = s->x;
+        memcpy(at, s->heads + h * width, width * sizeof *at);
+        if (layer->query_norm.kind) normalise(&layer->query_norm, s->heads + h * width, width, kind, at);
+        if (cosine) rotate(at, m->rotary_dim, cosine, sine);
+        pack(at, width, kind, s->query + h * width);
+    }
+    for (int64_t h = 0; h < m->kv_heads; h++) {
+        float *at = s->x;
+        memcpy(at, s->heads + query + h * width, width * sizeof *at);
+        if (layer->key_norm.kind) normalise(&layer->key_norm, s->heads + query + h * width, width, kind, at);
+        if (cosine) rotate(at, m->rotary_dim, cosine, sine);
+        for (int64_t i = 0; i < width; i++) at[i] = rounded(at[i], kind);
+        pack(at, width, kind, s->key + h * width);
+        if (thread == 0)
+            for (int64_t i = 0; i < width; i++) {
+                put(layer->keys + h * layer->head_stride, layer->cached * width + i, at[i], kind);
+                put(layer->values + h * layer->head_stride, layer->cached * width + i, fresh_value[h * width + i], kind);
+            }
+    }
+    share_of(m->kv_heads * total, 1, thread, threads, &begin, &end);
+    for (int64_t at = begin; at < end;) {
+        int64_t head = at / total, from = at % total, until = end - at + from < total ? end - at + from : total;
+        score_tokens(m, layer, s, head, from, until, kind);
+        at += until - from;
+    }
+#pragma omp barrier
+    share_of(m->heads, 1, thread, threads, &begin, &end);
+    for (int64_t h = begin; h < end; h++) softmax(s->scores + h * total, total);
+#pragma omp barrier
+    /* Values are summed in pieces of a block of every key-value head. */
+    int64_t pieces = (width + STEP - 1) / STEP;
+    share_of(m->kv_heads * pieces, 1, thread, threads, &begin, &end);
+    for (int64_t item = begin; item < end; item++)
+        mix_values(m, layer, s, item / pieces, item % pieces * STEP, fresh_value + item / pieces * width, kind);
+#pragma omp barrier
+    pack(s->mixed, query, kind, s->packed);
+    linear_part(&layer->output, s->packed, kind, thread, threads, s->output);
+#pragma omp barrier
+}
+
+/* residual += y, with the norms that a family puts before and after the sum. */
+static void add_to_residual(const Norm *before, const Norm *after, float *y, const Scratch *s, int64_t n, int kind) {
+    if (before->kind) normalise(before, y, n, kind, s->x);
+    else memcpy(s->x, y, n * sizeof *y);
+    for (int64_t i = 0; i < n; i++) s->residual[i] += s->x[i];
+    if (!after->kind) return;
+    memcpy(s->x, s->residual, n * sizeof *y);
+    normalise(after, s->x, n, kind, s->residual);
+}
+
+static void feed_forward_part(const Model *m, const Layer *layer, const Scratch *s, int kind, int thread, int threads) {
+    add_to_residual(&layer->attention_out, &layer->attention_sum, s->output, s, m->hidden, kind);
+    if (layer->ffn_in.kind) normalise(&layer->ffn_in, s->residual, m->hidden, kind, s->x);
+    else memcpy(s->x, s->residual, m->hidden * sizeof(float));
+    pack(s->x, m->hidden, kind, s->packed);
+    ffn_part(&layer->ffn, s->packed, kind, thread, threads, s->ffn, s->packed, s->x);
+    memcpy(s->packed, s->x, m->hidden * sizeof(float));
+    add_to_residual(&layer->ffn_out, &layer->ffn_sum, s->packed, s, m->hidden, kind);
+}
+
+static void head_part(const Model *m, const Scratch *s, int kind, int thread, int threads, char *logits) {
+    float out[BLOCK];
+    int64_t begin, end, n = m->hidden;
+    if (m->last.kind) normalise(&m->last, s->residual, n, kind, s->x);
+    else memcpy(s->x, s->residual, n * sizeof(float));
+    pack(s->x, n, kind, s->packed);
+    if (m->project.data) {
+#pragma omp barrier
+        linear_part(&m->project, s->packed, kind, thread, threads, s->output);
+#pragma omp barrier
+        n = m->project.rows;
+        pack(s->output, n, kind, s->packed);
+    }
+    share_of(m->head.rows, BLOCK, thread, threads, &begin, &end);
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t count = end - start < BLOCK ? end - start : BLOCK;
+        Rows rows = {&m->head, NULL, start, count};
+        Rows next = {&m->head, NULL, start + count, start + count < end ? ROWS : 0};
+        if (next.first + next.count > m->head.rows) next.count = 0;
+        dot_all(&rows, s->packed, kind, &next, out);
+        for (int64_t i = 0; i < count; i++) {
+            float value = m->softcap > 0 ? tanhf(out[i] / m->softcap) * m->softcap : out[i];
+            put(logits, start + i, value, kind);
+        }
+    }
+}
+
+/* Stages [from, to) of a decode step: 0 takes the embedded token in, 1 + 2l is the attention and 2 + 2l the feed-forward
+ * network of layer l, the last is the head. Between stages the scratch holds all that later ones need. */
+static void step_part(const Model *m, int64_t from, int64_t to, const char *hidden, const float *cosine, const float *sine,
+                      char *logits, float *base, int kind, int thread, int threads) {
+    Scratch s;
+    scratch_floats(m, thread, threads, base, &s);
+    for (int64_t stage = from; stage < to; stage++) {
+        const Layer *layer = &m->layers[(stage - 1) / 2];
+        if (stage == 0)
+            for (int64_t i = 0; i < m->hidden; i++) s.residual[i] = element(hidden, i, kind);
+        else if (stage > 2 * m->count) head_part(m, &s, kind, thread, threads, logits);
+        else if (stage % 2) attention_part(m, layer, &s, cosine, sine, kind, thread, threads);
+        else feed_forward_part(m, layer, &s, kind, thread, threads);
+    }
+}
+
+/* ---- what is called from outside ---- */
+
+/* Floats of scratch that `tda_step` needs. */
+int64_t tda_step_floats(const Model *m, int threads) {
+    Scratch s;
+    return scratch_floats(m, 0, threads, NULL, &s);
+}
+
+/* Stages [from, to) of one decode step of a model: hidden [hidden] -> logits [head.rows]; key-value caches grow by a token. */
+void tda_step(const Model *m, int64_t from, int64_t to, const char *hidden, const float *cosine, const float *sine,
+              char *logits, float *scratch, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), all = omp_get_num_threads();
+        step_part(m, from, to, hidden, cosine, sine, logits, scratch, m->kind, thread, all);
+    }
+}
+
+static void linear_rows(const Matrix *matrix, int64_t rows, const char *x, int64_t x_stride, char *y, float *scratch, int kind,
+                        int thread, int threads) {
+    int64_t n = matrix->columns, begin, end;
+    float *own = scratch + thread * 2 * padded(n), *packed = own + padded(n), out[BLOCK];
+    share_of(matrix->rows, BLOCK, thread, threads, &begin, &end);
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < n; i++) own[i] = element(x + row * x_stride, i, kind);
+        pack(own, n, kind, packed);
+        for (int64_t start = begin; start < end; start += BLOCK) {
+            Rows some = {matrix, NULL, start, end - start < BLOCK ? end - start : BLOCK};
+            dot_all(&some, packed, kind, NULL, out);
+            for (int64_t i = 0; i < some.count; i++) put(y, row * matrix->rows + start + i, out[i], kind);
+        }
+    }
+}
+
+/* y [rows, matrix.rows] = x [rows, columns] times the matrix; `x_stride` in bytes. Scratch as `tda_linear_floats` says. */
+void tda_linear(const Matrix *matrix, int64_t rows, const char *x, int64_t x_stride, char *y, float *scratch, int kind,
+                int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), all = omp_get_num_threads();
+        linear_rows(matrix, rows, x, x_stride, y, scratch, kind, thread, all);
+    }
+}
+
+int64_t tda_linear_floats(const Matrix *matrix, int threads) { return threads * 2 * padded(matrix->columns); }
+
+static void ffn_each(const FFN *ffns, int64_t rows, const char *x, int64_t x_stride, char *y, float *scratch, int kind,
+                     int thread, int threads) {
+    int64_t hidden = ffns->up.columns;
+    float *own = scratch + thread * 3 * padded(hidden), *packed = own + padded(hidden), *out = packed + padded(hidden);
+    float *shared = scratch + threads * 3 * padded(hidden);
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < hidden; i++) own[i] = element(x + row * x_stride, i, kind);
+        pack(own, hidden, kind, packed);
+        ffn_part(&ffns[row], packed, kind, thread, threads, shared, packed, out);
+        if (thread == 0)
+            for (int64_t i = 0; i < hidden; i++) put(y, row * hidden + i, out[i], kind);
+#pragma omp barrier
+    }
+}
+
+/* Feed-forward networks of rows, each with a description (a list of neurons) of its own: x [rows, hidden] -> y alike. */
+void tda_ffn(const FFN *ffns, int64_t rows, const char *x, int64_t x_stride, char *y, float *scratch, int kind, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), all = omp_get_num_threads();
+        ffn_each(ffns, rows, x, x_stride, y, scratch, kind, thread, all);
+    }
+}
+
+int64_t tda_ffn_floats(const FFN *ffn, int threads) {
+    return threads * 3 * padded(ffn->up.columns) + ffn_shared(ffn, ffn->up.columns, threads);
+}
+
+/* sums += the squares of each token's activations, taken relative to the token's norm where `relative`.
+ * A thread reads its tokens once: the second look at a token, when its norm is known, finds it in the cache. */
+INLINE void squares_part(const char *a, int64_t tokens, int64_t n, int64_t stride, const uint8_t *inside, const float *weights,
+                         int relative, float *sums, float *scratch, int kind, int thread, int threads) {
+    float *values = scratch + thread * 2 * padded(n), *own = values + padded(n);
+    int64_t begin, end;
+    memset(own, 0, n * sizeof *own);
+    share_of(tokens, 1, thread, threads, &begin, &end);
+    for (int64_t t = begin; t < end; t++) {
+        if (!inside[t]) continue;
+        const char *token = a + t * stride;
+        vf total = {0};
+        float norm = 0;
+        for (int64_t i = 0; i < n; i++) values[i] = element(token, i, kind);
+        if (weights)
+            for (int64_t i = 0; i < n; i++) values[i] *= weights[i];
+        int64_t i = 0;
+        for (; i + W <= n; i += W) {
+            vf square = load(values + i) * load(values + i);
+            store(values + i, square);
+            total += square;
+        }
+        for (; i < n; i++) norm += values[i] *= values[i];
+        norm += sum(total);
+        float factor = relative ? (norm > 0 ? 1 / norm : 0) : 1;
+        for (i = 0; i < n; i++) own[i] += factor * values[i];
+    }
+#pragma omp barrier
+    share_of(n, W, thread, threads, &begin, &end);
+    for (int t = 0; t < threads; t++)
+        for (int64_t i = begin; i < end; i++) sums[i] += scratch[t * 2 * padded(n) + padded(n) + i];
+}
+
+void tda_squares(const char *a, int64_t tokens, int64_t n, int64_t stride, const uint8_t *inside, const float *weights,
+                 int relative, float *sums, float *scratch, int kind, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), all = omp_get_num_threads();
+        if (kind == BFLOAT16)
+            squares_part(a, tokens, n, stride, inside, weights, relative, sums, scratch, BFLOAT16, thread, all);
+        else squares_part(a, tokens, n, stride, inside, weights, relative, sums, scratch, FLOAT32, thread, all);
+    }
+}
+
+int64_t tda_squares_floats(int64_t n, int threads) { return threads * 2 * padded(n); }
+
+/* Places of the nonzero bytes of mask [n], ascending; returns how many. */
+int64_t tda_list(const uint8_t *mask, int64_t n, int32_t *index) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (mask[i]) index[count++] = (int32_t)i;
+    return count;
+}
+
+/* Sizes of the structs, for the caller to compare with its own. */
+void tda_sizes(int64_t *sizes) {
+    sizes[0] = sizeof(Matrix);
+    sizes[1] = sizeof(Norm);
+    sizes[2] = sizeof(FFN);
+    sizes[3] = sizeof(Layer);
+    sizes[4] = sizeof(Model);
+}

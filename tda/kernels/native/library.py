@@ -1,0 +1,153 @@
+"""The C kernels as Python sees them: descriptions that mirror the C structs, and the functions that take them."""
+
+import ctypes
+import functools
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor, nn
+
+from tda.kernels.native.build import BuildError, build
+
+KINDS = {torch.bfloat16: 0, torch.float32: 1}
+"""Types of weights and activations that the kernels take, as the C source numbers them."""
+NORMS = ("none", "rms", "rms_plus_one", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared", "identity")
+RULES = ("listed", "gate", "contribution")
+
+
+class Matrix(ctypes.Structure):
+    """Weights, row by row."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("stride", c_int64),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("bias", c_void_p),
+    )
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Matrix":
+        """Describe a weight [rows, columns] whose rows are contiguous.
+
+        Raises
+        ------
+        ValueError
+            If a row is not contiguous.
+        """
+        rows, columns = weight.shape
+        if weight.stride(1) != 1:
+            raise ValueError(f"rows must be contiguous, got strides {weight.stride()}")
+        stride = weight.stride(0) * weight.element_size()
+        return cls(weight.data_ptr(), stride, rows, columns, None if bias is None else bias.data_ptr())
+
+
+class Norm(ctypes.Structure):
+    """A normalisation; all zeros is none."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("eps", c_float), ("kind", c_int32))
+
+
+class FFN(ctypes.Structure):
+    """A feed-forward network, and which of its neurons take part."""
+
+    _fields_ = (
+        ("gate", Matrix),
+        ("up", Matrix),
+        ("down", Matrix),
+        ("index", c_void_p),
+        ("count", c_int64),
+        ("norms", c_void_p),
+        ("kept", c_void_p),
+        ("cut", c_float),
+        ("rule", c_int32),
+        ("act", c_int32),
+        ("down_rows", c_int32),
+    )
+
+
+class Layer(ctypes.Structure):
+    """A decoder layer, and its place in the key-value cache."""
+
+    _fields_ = (
+        *(
+            (name, Norm)
+            for name in (
+                "attention_in",
+                "attention_out",
+                "attention_sum",
+                "query_norm",
+                "key_norm",
+                "ffn_in",
+                "ffn_out",
+                "ffn_sum",
+            )
+        ),
+        *((name, Matrix) for name in ("query", "key", "value", "output")),
+        ("ffn", FFN),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("head_stride", c_int64),
+        ("cached", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
+class Model(ctypes.Structure):
+    """A decoder."""
+
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        *((name, c_int64) for name in ("count", "hidden", "heads", "kv_heads", "head_dim", "rotary_dim")),
+        ("last", Norm),
+        ("project", Matrix),
+        ("head", Matrix),
+        ("softcap", c_float),
+        ("kind", c_int32),
+    )
+
+
+_POINTER, _LONG, _INT = c_void_p, c_int64, c_int
+SIGNATURES = {
+    "tda_sizes": (None, [POINTER(c_int64)]),
+    "tda_step_floats": (_LONG, [POINTER(Model), _INT]),
+    "tda_step": (None, [POINTER(Model), _LONG, _LONG, *[_POINTER] * 5, _INT]),
+    "tda_linear_floats": (_LONG, [POINTER(Matrix), _INT]),
+    "tda_linear": (None, [POINTER(Matrix), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
+    "tda_ffn_floats": (_LONG, [POINTER(FFN), _INT]),
+    "tda_ffn": (None, [POINTER(FFN), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
+    "tda_squares_floats": (_LONG, [_LONG, _INT]),
+    "tda_squares": (None, [_POINTER, _LONG, _LONG, _LONG, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _INT]),
+    "tda_list": (_LONG, [_POINTER, _LONG, _POINTER]),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels, built and loaded on the first call.
+
+    Raises
+    ------
+    BuildError
+        If they cannot be built or loaded here.
+    """
+    try:
+        loaded = ctypes.CDLL(str(build()))
+    except OSError as error:
+        raise BuildError(f"what was built does not load: {error}") from None
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why the kernels cannot run here; None where they can."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
