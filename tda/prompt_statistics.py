@@ -1,9 +1,11 @@
-"""Sums over a prompt's tokens, accumulated in float32 in blocks, without a float copy of all of z."""
+"""Sums over a prompt's tokens in float32, without a float copy of all of z: by the kernels in C, else in blocks."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from tda.kernels.native.statistic import add_squares
 
 BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
@@ -29,6 +31,9 @@ class PromptSum:
             self.sums = torch.zeros(a.shape[0], a.shape[2], device=a.device)  # [B, F]
             self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
         self.tokens += mask.sum(1)
+        self._sum(a, mask)
+
+    def _sum(self, a: Tensor, mask: Tensor) -> None:
         for block, inside in self._blocks(a, mask):
             self._add(block, inside)
 
@@ -53,6 +58,10 @@ def _inverse(values: Tensor, inside: Tensor) -> Tensor:
 class RelativeSquares(PromptSum):
     """Σ_t (a_tj / ‖a_t‖₂)²."""
 
+    def _sum(self, a: Tensor, mask: Tensor) -> None:
+        if not add_squares(a, mask, self.weights, self.sums, relative=True):
+            super()._sum(a, mask)
+
     def _add(self, block: Tensor, inside: Tensor) -> None:
         squares = block.square()
         self.sums += torch.bmm(_inverse(squares.sum(-1), inside).unsqueeze(1), squares).squeeze(1)
@@ -60,6 +69,10 @@ class RelativeSquares(PromptSum):
 
 class Squares(PromptSum):
     """Σ_t a_tj²."""
+
+    def _sum(self, a: Tensor, mask: Tensor) -> None:
+        if not add_squares(a, mask, self.weights, self.sums, relative=False):
+            super()._sum(a, mask)
 
     def _add(self, block: Tensor, inside: Tensor) -> None:
         self.sums += torch.bmm(inside.float().unsqueeze(1), block.square()).squeeze(1)
