@@ -166,8 +166,12 @@ def keep_top(scores: Tensor, count: int) -> Tensor:
     Tensor
         bool [..., F]
     """
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = torch.topk(scores, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, level = scores > least, scores == least
+    room = count - above.sum(-1, keepdim=True)
+    return above | (level & (level.cumsum(-1) <= room))
 
 
 def check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:
@@ -371,13 +375,15 @@ class Executor(Protocol):
 class DecoderLayer:
     """One layer of a decoder around its FFN, for kernels that run a whole decode step.
 
-    ``h = h + out(attention(in(h)))`` and ``h = h + out(ffn(in(h)))``; a norm "sum" comes after the addition. A norm that a
-    layer does not have is None.
+    ``h = h + out(attention(in(h)))`` and ``h = h + out(ffn(in(h)))``; a norm "sum" comes after the addition. A norm
+    that a layer does not have is None.
 
     Attributes
     ----------
     query, key, value, output : nn.Linear
         Projections of the attention.
+    name, ffn_name : str
+        Paths of attention and FFN in the model.
     scale, softcap : float
         Factor of the attention scores; bound c of ``c·tanh(score / c)``, 0 for none.
     window : int or None
@@ -390,6 +396,8 @@ class DecoderLayer:
     key: nn.Linear
     value: nn.Linear
     output: nn.Linear
+    name: str
+    ffn_name: str
     scale: float
     softcap: float = 0.0
     window: int | None = None

@@ -18,6 +18,11 @@ def span(name: str) -> AbstractContextManager[object]:
     return _SILENT if _recorder is None else _recorder(name)
 
 
+def listening() -> bool:
+    """Whether anybody records ranges."""
+    return _recorder is not None
+
+
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
     """Have a recorder open every range inside the block."""

@@ -72,7 +72,7 @@ def test_every_case_is_measured_and_says_why_not_what(finished):
             assert timed or record.measurements[measure].missing
     griffin = merged["griffin", False, None]
     assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
-    assert griffin.execution == "compact"
+    assert (griffin.execution, griffin.backend) == ("indexed", "c")
     assert merged["tt", False, None].execution == "indexed"
     assert merged["oracle", False, None].execution == "masked"
     assert len(griffin.samples("nll_nats")) == 3 + 2  # scored documents, and one per timed round
@@ -100,7 +100,9 @@ def test_truncated_last_line_is_measured_again(finished, tmp_path):
 
 def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
     weights = 2e6 if name == "dense" else 1e6
-    return Timing(8.0, 1.0, 20.0, [ms] * 3, None, execution, (0.5,), Traffic(weights, 0.0), others_used(0.0), None)
+    return Timing(
+        8.0, 1.0, 20.0, [ms] * 3, None, execution, "torch", (0.5,), Traffic(weights, 0.0), others_used(0.0), None
+    )
 
 
 def others_used(percent: float) -> Change:

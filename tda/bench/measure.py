@@ -34,8 +34,8 @@ class Timing:
         One per decode step.
     logits : Tensor or None
         What predicted each continuation token, [B, G, V]; None where no quality is asked.
-    execution : str
-        What really ran.
+    execution, backend : str
+        What really ran, and the kernels that ran it.
     achieved_sparsity : tuple of float
         Share left out per layer.
     traffic : Traffic
@@ -52,6 +52,7 @@ class Timing:
     decode_ms: list[float]
     logits: Tensor | None
     execution: str
+    backend: str
     achieved_sparsity: tuple[float, ...]
     traffic: Traffic
     change: Change
@@ -108,6 +109,7 @@ def time_case(
             decode_ms=decode_ms,
             logits=torch.cat(predicted, 1) if keep_logits else None,
             execution=run.execution or "dense",
+            backend=run.backend,
             achieved_sparsity=tuple(run.achieved_sparsity()),
             traffic=_traffic(run, prompts.shape[1] + continuations.shape[1] / 2, len(prompts)),
             change=change,

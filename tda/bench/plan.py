@@ -93,7 +93,13 @@ class Plan:
         """Every method at every sparsity; dense once and first, asked or not, since every ratio needs it."""
         for name in dict.fromkeys(("dense", *self.methods)):
             for sparsity in (0.0,) if name == "dense" else dict.fromkeys(self.sparsities):
-                yield method(name, sparsity, **({"seed": self.seed} if name == "random" else {}))
+                yield method(name, sparsity, **self._options(name))
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """Dense runs on the methods' kernels: else a ratio to it would count better kernels as a method's gain."""
+        if name == "dense":
+            return {"dense_kernel": "own" if self.execution in ("auto", "indexed") else "torch"}
+        return {"seed": self.seed} if name == "random" else {}
 
     def case(self, subject: Subject, built: Method, extra: dict[str, Any] | None = None) -> Case:
         """The case of one method on one model."""

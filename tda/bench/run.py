@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from tda import device as facts
-from tda import kernels, limits
+from tda import limits
 from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.plan import Plan, Subject, plan_of
@@ -272,6 +272,7 @@ class _SubjectRun:
             measurements=measurements,
             achieved_sparsity=achieved,
             execution="dense" if cell.method.name == "dense" else "masked" if self.subject.quality else None,
+            backend="torch" if self.subject.quality else None,
         )
         self.store.keep([record])
 
@@ -390,6 +391,7 @@ class _SubjectRun:
             measurements=measurements,
             achieved_sparsity=timing.achieved_sparsity,
             execution=timing.execution,
+            backend=timing.backend,
             flags=doubts(timing, self.plan.device, self.plan.rounds),
         )
 
@@ -431,7 +433,6 @@ def _record(plan: Plan, place: Place, status: Status, span: Span, **found: Any) 
         commit=facts.commit(),
         machine=facts.machine(plan.device),
         status=status,
-        backend=kernels.backend().name,
         conditions={"threads": float(torch.get_num_threads()), "load_average": os.getloadavg()[0]},
         started=span.started,
         seconds=span.seconds,

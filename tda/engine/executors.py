@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from tda.families import family_of
 from tda.kernels import native
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
+from tda.kernels.native import describe
 from tda.kernels.native.describe import UndescribedError
 from tda.kernels.native.ffn import ListedFFN, NativeFFN, ThresholdFFN
 from tda.kernels.native.layout import lay_rows
@@ -119,7 +120,7 @@ def _dense(model: nn.Module, ffns: list[FFN], kernel: str) -> Executors:
     reason = native.problem(ffns)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
-    step, reason = _step(model, ffns, [NativeFFN(ffn) for ffn in ffns])
+    step, reason = _step(model, ffns, [describe.feed_forward(ffn) for ffn in ffns])
     return Executors(ffns, "dense", "c" if step is not None else f"torch ({reason})", step=step)
 
 
@@ -135,13 +136,13 @@ def _native(
         overrides.later(lay_rows(ffn.down))
     if isinstance(method, PromptMethod):
         listed = [ListedFFN(ffn) for ffn in ffns]
-        step, reason = _step(model, ffns, listed)
+        step, reason = _step(model, ffns, [layer.description for layer in listed])
         return Executors(ffns, "indexed", _named(reason), listed, step)
     assert isinstance(method, ThresholdMethod)
     with torch.inference_mode(False):
         kept = torch.zeros(len(ffns), max(ffn.F for ffn in ffns), dtype=torch.uint8)
     layers = [ThresholdFFN(ffn, method, thresholds, observe, kept[ffn.index]) for ffn in ffns]
-    step, reason = _step(model, ffns, layers)
+    step, reason = _step(model, ffns, [layer.description for layer in layers])
     return Executors(ffns, "indexed", _named(reason), layers, step, kept)
 
 
@@ -149,7 +150,7 @@ def _named(reason: str | None) -> str:
     return "c" if reason is None else f"c, layer by layer ({reason})"
 
 
-def _step(model: nn.Module, ffns: list[FFN], layers: Sequence[NativeFFN]) -> tuple[Step | None, str | None]:
+def _step(model: nn.Module, ffns: list[FFN], descriptions: Sequence[Any]) -> tuple[Step | None, str | None]:
     """The whole step of a model, or why there is none."""
     family = family_of(model)
     if family.decoder is None:
@@ -159,6 +160,6 @@ def _step(model: nn.Module, ffns: list[FFN], layers: Sequence[NativeFFN]) -> tup
     try:
         decoder = family.decoder(model)
         reason = check_step(model, decoder, ffns)
-        return (None, reason) if reason is not None else (Step(decoder, [layer.description for layer in layers]), None)
+        return (None, reason) if reason is not None else (Step(decoder, descriptions), None)
     except UndescribedError as error:
         return None, str(error)

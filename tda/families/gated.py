@@ -17,7 +17,7 @@ def _decoder(model: Any) -> Decoder:
         return embedded
 
     return Decoder(
-        layers=tuple(_layer(layer, config) for layer in inner.layers),
+        layers=tuple(_layer(layer, f"model.layers.{index}", config) for index, layer in enumerate(inner.layers)),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=attention.head_dim,
@@ -29,7 +29,7 @@ def _decoder(model: Any) -> Decoder:
     )
 
 
-def _layer(layer: Any, config: Any) -> DecoderLayer:
+def _layer(layer: Any, path: str, config: Any) -> DecoderLayer:
     attention = layer.self_attn
     sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2: a norm on either side of attention and FFN
     return DecoderLayer(
@@ -37,6 +37,8 @@ def _layer(layer: Any, config: Any) -> DecoderLayer:
         key=attention.k_proj,
         value=attention.v_proj,
         output=attention.o_proj,
+        name=f"{path}.self_attn",
+        ffn_name=f"{path}.mlp",
         scale=attention.scaling,
         softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
         window=_window(attention, config),

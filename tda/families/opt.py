@@ -19,7 +19,7 @@ def _decoder(model: Any) -> Decoder:
         return embedded + place
 
     return Decoder(
-        layers=tuple(_layer(layer) for layer in inner.layers),
+        layers=tuple(_layer(layer, f"model.decoder.layers.{index}") for index, layer in enumerate(inner.layers)),
         heads=config.num_attention_heads,
         kv_heads=config.num_attention_heads,
         head_dim=config.hidden_size // config.num_attention_heads,
@@ -30,7 +30,7 @@ def _decoder(model: Any) -> Decoder:
     )
 
 
-def _layer(layer: Any) -> DecoderLayer:
+def _layer(layer: Any, path: str) -> DecoderLayer:
     attention, before = layer.self_attn, layer.do_layer_norm_before
     norms = ("attention_in", "ffn_in") if before else ("attention_sum", "ffn_sum")
     return DecoderLayer(
@@ -38,6 +38,8 @@ def _layer(layer: Any) -> DecoderLayer:
         key=attention.k_proj,
         value=attention.v_proj,
         output=attention.out_proj,
+        name=f"{path}.self_attn",
+        ffn_name=path,
         scale=attention.scaling,
         **dict(zip(norms, (layer.self_attn_layer_norm, layer.final_layer_norm), strict=True)),
     )

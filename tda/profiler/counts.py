@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tda.kernels.native.ops import COSTS
 from tda.profiler.parts import PARTS, SEPARATOR
 from tda.spans import PHASES
 
@@ -90,6 +91,11 @@ class Counter(TorchDispatchMode):
             name = f"{func.namespace}::{func._schema.name.partition('::')[2]}"
             count = self.counts[Spot(*self._open[-1], name)]
             count.calls += 1
+            told = COSTS.get(func)
+            if told is not None:
+                cost = told(*args, **(kwargs or {}))
+                count.bytes, count.flops = count.bytes + cost.bytes, (count.flops or 0) + cost.flops
+                return output
             count.bytes += moved_bytes(func, (args, kwargs), output)
             formula = flop_registry.get(func.overloadpacket)
             if formula is not None:

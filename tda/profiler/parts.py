@@ -9,9 +9,9 @@ from torch import nn
 from tda.families import family_of, find_ffns
 from tda.spans import span
 
-FFN_PARTS = ("gate", "up", "gate_up", "down", "ffn")
-"""Parts of the FFN; "gate_up" is one product that serves both, "ffn" is what lies between the projections."""
-WEIGHT_PARTS = ("gate", "up", "gate_up", "down", "projection", "head")
+FFN_PARTS = ("gate", "up", "gate_up", "gate_up_down", "down", "ffn")
+"""Parts of the FFN; "gate_up" and "gate_up_down" are one kernel that serves them, "ffn" is what lies between."""
+WEIGHT_PARTS = ("gate", "up", "gate_up", "gate_up_down", "down", "projection", "head")
 """Parts whose operators read weights: what decode is bound by."""
 PARTS = (*FFN_PARTS, "projection", "attention", "norm", "embedding", "head", "layer", "model")
 """All parts; "projection" is a linear outside FFN and head, "layer" and "model" are the code around the others."""

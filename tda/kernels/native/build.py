@@ -1,4 +1,4 @@
-"""Build the C kernels with the system's compiler on first use, and keep what was built for this machine and compiler."""
+"""Build the C kernels with the system's compiler on first use, and keep them for this machine and compiler."""
 
 import functools
 import hashlib
@@ -10,7 +10,16 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi")
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-fPIC",
+    "-Wno-psabi",
+)
 TIMEOUT_S = 60
 
 
@@ -85,8 +94,8 @@ _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 def _compile(command: list[str], path: Path) -> None:
     """Compile to `path`.
 
-    OpenMP is compiled for and not linked: its symbols are found in the pool that torch has loaded, since two pools would
-    fight for the cores.
+    OpenMP is compiled for and not linked: its symbols are found in the pool that torch has loaded, since two pools
+    would fight for the cores.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         work = Path(folder)

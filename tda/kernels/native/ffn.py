@@ -1,20 +1,22 @@
 """Indexed execution by the C kernels: the weights of kept neurons are read where they lie, and no others."""
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from tda.contracts import FFN, ThresholdMethod
-from tda.kernels.native import describe
+from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
+from tda.spans import span
 from tda.thresholds import Thresholds
 
 Observer = Callable[[int, Tensor], None]
 
 
-class NativeFFN:
+class NativeFFN(ABC):
     """One layer's FFN in decode, described to the kernels.
 
     Parameters
@@ -32,6 +34,23 @@ class NativeFFN:
         self.ffn = ffn
         self.description = describe.feed_forward(ffn)
         self._scratch = torch.empty(0)
+        self._handle = ops.handle(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """FFN output of decode tokens: [..., D] -> [..., D]; x holds each batch row's tokens in turn."""
+        if not ops.wanted():
+            return self.compute(x)
+        with span("gate_up_down"):
+            output: Tensor = torch.ops.tda.ffn(x, self._handle)
+        return output
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """FFN output: [..., D] -> [..., D]."""
+
+    @abstractmethod
+    def cost(self, x: Tensor) -> ops.Cost:
+        """Bytes and FLOPs of the last call, on x."""
 
     def run(self, x: Tensor, descriptions: Sequence[c.FFN]) -> Tensor:
         """FFN outputs of rows x [N, D], each by its own description: [N, D]."""
@@ -75,11 +94,17 @@ class ListedFFN(NativeFFN):
             description.count = c.library().tda_list(mask.data_ptr(), self.ffn.F, places.data_ptr())
             description.index = places.data_ptr()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """FFN output over the kept neurons: [..., D] -> [..., D]; x holds each batch row's tokens in turn."""
+    def compute(self, x: Tensor) -> Tensor:
+        """FFN output over the kept neurons."""
         rows = x.reshape(-1, x.shape[-1])  # [N, D]
         each = len(rows) // len(self._descriptions)
         return self.run(rows, [row for row in self._descriptions for _ in range(each)]).view_as(x)
+
+    def cost(self, x: Tensor) -> ops.Cost:
+        """Each token reads what its row keeps."""
+        each = x.numel() // x.shape[-1] // len(self._descriptions)
+        costs = [ffn_cost(description, x.element_size()) for description in self._descriptions]
+        return ops.Cost(each * sum(cost.bytes for cost in costs), each * sum(cost.flops for cost in costs))
 
 
 class ThresholdFFN(NativeFFN):
@@ -107,9 +132,10 @@ class ThresholdFFN(NativeFFN):
         self.description.cut = method.cut(ffn, thresholds)
         self.description.rule = c.RULES.index("gate" if method.activation == "gate" else "contribution")
         self.description.kept = kept.data_ptr()
+        self._costs: list[ops.Cost] = []
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """FFN output with each token's own set: [..., D] -> [..., D]."""
+    def compute(self, x: Tensor) -> Tensor:
+        """FFN output with each token's own set."""
         rows = x.reshape(-1, x.shape[-1])  # [N, D]
         kept = torch.empty(len(rows), self.ffn.F, dtype=torch.uint8)
         descriptions = []
@@ -117,5 +143,27 @@ class ThresholdFFN(NativeFFN):
             descriptions.append(c.FFN.from_buffer_copy(self.description))
             descriptions[-1].kept = places.data_ptr()
         y = self.run(rows, descriptions).view_as(x)
+        self._costs = [ffn_cost(description, x.element_size()) for description in descriptions] if ops.wanted() else []
         self._observe(self.ffn.index, kept.bool())
         return y
+
+    def cost(self, x: Tensor) -> ops.Cost:
+        """Each token reads what it keeps, and what it must read to know that."""
+        return ops.Cost(sum(cost.bytes for cost in self._costs), sum(cost.flops for cost in self._costs))
+
+
+def weights_cost(matrices: Sequence[c.Matrix], size: int) -> ops.Cost:
+    """Bytes and FLOPs of reading matrices of elements of `size` bytes once."""
+    elements = sum(matrix.rows * matrix.columns for matrix in matrices)
+    return ops.Cost(elements * size, 2 * elements)
+
+
+def ffn_cost(ffn: c.FFN, size: int) -> ops.Cost:
+    """Bytes and FLOPs of a feed-forward network as it last ran on one row."""
+    total, hidden = ffn.up.rows, ffn.up.columns
+    kept = ffn.count if ffn.index else total
+    if ffn.rule:
+        kept = sum((ctypes.c_uint8 * total).from_address(ffn.kept))
+    whole = {c.RULES.index("gate"): 1, c.RULES.index("contribution"): 2 if ffn.gate.data else 1}.get(ffn.rule, 0)
+    elements = hidden * (whole * total + ((3 if ffn.gate.data else 2) - whole) * kept)
+    return ops.Cost(elements * size, 2 * elements)

@@ -589,11 +589,9 @@ static void mix_values(const Model *m, const Layer *layer, const Scratch *s, int
     else mix_kind(m, layer, s, head, from, fresh, FLOAT32);
 }
 
-/* Self-attention of one row: s->residual goes in, the output projection is left in s->output. */
-static void attention_part(const Model *m, const Layer *layer, const Scratch *s, const float *cosine, const float *sine,
-                           int kind, int thread, int threads) {
-    int64_t width = m->head_dim, query = m->heads * width, key = m->kv_heads * width, total = layer->cached + 1;
-    int64_t begin, end;
+/* Projections of one row to query, key and value: s->residual goes in, s->heads comes out. */
+static void project_part(const Model *m, const Layer *layer, const Scratch *s, int kind, int thread, int threads) {
+    int64_t query = m->heads * m->head_dim, key = m->kv_heads * m->head_dim;
     if (layer->attention_in.kind) normalise(&layer->attention_in, s->residual, m->hidden, kind, s->x);
     else memcpy(s->x, s->residual, m->hidden * sizeof(float));
     pack(s->x, m->hidden, kind, s->packed);
@@ -601,6 +599,13 @@ static void attention_part(const Model *m, const Layer *layer, const Scratch *s,
     linear_part(&layer->key, s->packed, kind, thread, threads, s->heads + query);
     linear_part(&layer->value, s->packed, kind, thread, threads, s->heads + query + key);
 #pragma omp barrier
+}
+
+/* Attention of one row over the cached tokens and itself: s->heads goes in, s->mixed comes out. */
+static void attention_part(const Model *m, const Layer *layer, const Scratch *s, const float *cosine, const float *sine,
+                           int kind, int thread, int threads) {
+    int64_t width = m->head_dim, query = m->heads * width, key = m->kv_heads * width, total = layer->cached + 1;
+    int64_t begin, end;
     /* Every thread turns all heads by itself: cheaper than waiting for one that does. */
     const float *fresh_value = s->heads + query + key;
     for (int64_t h = 0; h < m->heads; h++) {
@@ -639,7 +644,11 @@ static void attention_part(const Model *m, const Layer *layer, const Scratch *s,
     for (int64_t item = begin; item < end; item++)
         mix_values(m, layer, s, item / pieces, item % pieces * STEP, fresh_value + item / pieces * width, kind);
 #pragma omp barrier
-    pack(s->mixed, query, kind, s->packed);
+}
+
+/* Output projection of the attention: s->mixed goes in, s->output comes out. */
+static void output_part(const Model *m, const Layer *layer, const Scratch *s, int kind, int thread, int threads) {
+    pack(s->mixed, m->heads * m->head_dim, kind, s->packed);
     linear_part(&layer->output, s->packed, kind, thread, threads, s->output);
 #pragma omp barrier
 }
@@ -691,19 +700,27 @@ static void head_part(const Model *m, const Scratch *s, int kind, int thread, in
     }
 }
 
-/* Stages [from, to) of a decode step: 0 takes the embedded token in, 1 + 2l is the attention and 2 + 2l the feed-forward
- * network of layer l, the last is the head. Between stages the scratch holds all that later ones need. */
+/* Stages [from, to) of a decode step: 0 takes the embedded token in; of layer l, 1 + 4l projects, 2 + 4l attends, 3 + 4l is
+ * the output projection and 4 + 4l the feed-forward network; the last is the head. Between stages the scratch holds all that
+ * later ones need. */
 static void step_part(const Model *m, int64_t from, int64_t to, const char *hidden, const float *cosine, const float *sine,
                       char *logits, float *base, int kind, int thread, int threads) {
     Scratch s;
     scratch_floats(m, thread, threads, base, &s);
-    for (int64_t stage = from; stage < to; stage++) {
-        const Layer *layer = &m->layers[(stage - 1) / 2];
-        if (stage == 0)
-            for (int64_t i = 0; i < m->hidden; i++) s.residual[i] = element(hidden, i, kind);
-        else if (stage > 2 * m->count) head_part(m, &s, kind, thread, threads, logits);
-        else if (stage % 2) attention_part(m, layer, &s, cosine, sine, kind, thread, threads);
-        else feed_forward_part(m, layer, &s, kind, thread, threads);
+    if (from == 0)
+        for (int64_t i = 0; i < m->hidden; i++) s.residual[i] = element(hidden, i, kind);
+    for (int64_t stage = from > 0 ? from : 1; stage < to; stage++) {
+        if (stage > 4 * m->count) {
+            head_part(m, &s, kind, thread, threads, logits);
+            break;
+        }
+        const Layer *layer = &m->layers[(stage - 1) / 4];
+        switch ((stage - 1) % 4) {
+        case 0: project_part(m, layer, &s, kind, thread, threads); break;
+        case 1: attention_part(m, layer, &s, cosine, sine, kind, thread, threads); break;
+        case 2: output_part(m, layer, &s, kind, thread, threads); break;
+        default: feed_forward_part(m, layer, &s, kind, thread, threads);
+        }
     }
 }
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 SLACK = 64
 """Tokens of room made at once, beside an eighth of what is there."""
 GROWING, SLIDING = "DynamicLayer", "DynamicSlidingWindowLayer"
@@ -21,6 +20,15 @@ class Held:
     start: int
     count: int
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for one more token."""
+        return self.start + self.count == self.keys.shape[2]
+
+    def shows(self, keys: Tensor, values: Tensor) -> bool:
+        """Whether a layer's keys and values are the views of what is filled."""
+        return _same(keys, self.view(self.keys)) and _same(values, self.view(self.values))
+
     def view(self, of: Tensor) -> Tensor:
         """The filled tokens."""
         return of[:, :, self.start : self.start + self.count]
@@ -29,8 +37,8 @@ class Held:
 class KeyValues:
     """The layers of one cache, held in buffers with room; the cache sees views of what is filled.
 
-    A cache that another hand has changed (cropped, reordered, copied, continued by the model's own code) is taken in anew, so
-    what the caller sees in it is always what counts.
+    A cache that another hand has changed (cropped, reordered, copied, continued by the model's own code) is taken in
+    anew, so what the caller sees in it is always what counts.
 
     Parameters
     ----------
@@ -59,9 +67,7 @@ class KeyValues:
         """Tell each layer's description where its keys and values are, with room for one more token."""
         for number, (layer, window) in enumerate(zip(cache.layers, windows, strict=True)):
             held = self._held[number]
-            if held is None or not _same(layer.keys, held, held.keys) or not _same(layer.values, held, held.values):
-                held = self._held[number] = _take(layer.keys, layer.values)
-            elif held.start + held.count == held.keys.shape[2]:
+            if held is None or held.full or not held.shows(layer.keys, layer.values):
                 held = self._held[number] = _take(layer.keys, layer.values)
             hidden = 0 if window is None else max(0, held.count + 1 - window)
             width = held.keys.stride(2) * held.keys.element_size()
@@ -83,13 +89,9 @@ class KeyValues:
             layer.keys, layer.values = held.view(held.keys), held.view(held.values)
 
 
-def _same(seen: Tensor, held: Held, buffer: Tensor) -> bool:
-    """Whether what the cache shows is what is filled of a buffer."""
-    return (
-        seen.shape[2] == held.count
-        and seen.data_ptr() == buffer.data_ptr() + held.start * buffer.stride(2) * buffer.element_size()
-        and seen.stride() == buffer.stride()
-    )
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same view of the same memory."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _take(keys: Tensor, values: Tensor) -> Held:

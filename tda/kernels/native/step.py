@@ -2,20 +2,29 @@
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Decoder, DecoderLayer
-from tda.kernels.native import describe
+from tda.contracts import Decoder, DecoderLayer
+from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
+from tda.kernels.native.ffn import ffn_cost, weights_cost
 from tda.kernels.native.key_values import KeyValues
+from tda.spans import span
 
-NORMS = tuple(name for name, kind in c.Layer._fields_ if kind is c.Norm)
+NORMS = tuple(field[0] for field in c.Layer._fields_ if field[1] is c.Norm)
 LINEARS = ("query", "key", "value", "output")
+
+
+class Stage(NamedTuple):
+    """A piece of a step that a profile shows by itself: stages [first, last) of the C source, and its range's name."""
+
+    first: int
+    last: int
+    name: str
 
 
 class Step:
@@ -55,11 +64,8 @@ class Step:
         )
         self._caches: weakref.WeakKeyDictionary[Any, KeyValues] = weakref.WeakKeyDictionary()
         self._scratch = torch.empty(0)
-
-    @property
-    def stages(self) -> int:
-        """Stages of a step: the token's embedding, attention and feed-forward network of each layer, the head."""
-        return 2 * len(self._layers) + 2
+        self._tensors: tuple[Tensor | None, ...] = ()  # hidden, cosine, sine, logits of the step in progress
+        self._handle = ops.handle(self)
 
     def load(self, ffns: Sequence[c.FFN]) -> None:
         """Take other descriptions of the feed-forward networks."""
@@ -83,37 +89,71 @@ class Step:
         """
         decoder = self.decoder
         hidden = decoder.embed(token, position).to(self.dtype).contiguous()
-        rotary = None if decoder.rotary is None else decoder.rotary(hidden, position)
+        cosine = sine = None
+        if decoder.rotary is not None:
+            cosine, sine = (part.float().contiguous() for part in decoder.rotary(hidden, position))
+            self._model.rotary_dim = cosine.shape[-1]
         held = self._caches.get(cache)
         if held is None:
             held = self._caches[cache] = KeyValues(len(self._layers))
         held.reserve(cache, self._layers, self._windows)
         logits = torch.empty(1, 1, self._model.head.rows, dtype=self.dtype)
-        self._run(hidden, rotary, logits)
+        self._tensors = (hidden, cosine, sine, logits)
+        self._make_room()
+        if ops.wanted():
+            for stage in self.stages():
+                with span(stage.name):
+                    torch.ops.tda.decode_stage(self._scratch, self._handle, stage.first, stage.last)
+        else:
+            self.run_stages(0, 4 * len(self._layers) + 2)
+        self._tensors = ()
         held.advance(cache)
         return logits
 
-    def _run(self, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None, logits: Tensor) -> None:
-        library, threads, model = c.library(), torch.get_num_threads(), ctypes.byref(self._model)
-        cosine = sine = None
-        if rotary is not None:
-            cosine, sine = (part.float().contiguous() for part in rotary)
-            self._model.rotary_dim = cosine.shape[-1]
-        floats = library.tda_step_floats(model, threads)
+    def _make_room(self) -> None:
+        floats = c.library().tda_step_floats(ctypes.byref(self._model), torch.get_num_threads())
         if len(self._scratch) < floats:
             with torch.inference_mode(False):
                 self._scratch = torch.empty(floats + floats // 8)
-        library.tda_step(
-            model,
-            0,
-            self.stages,
-            hidden.data_ptr(),
-            None if cosine is None else cosine.data_ptr(),
-            None if sine is None else sine.data_ptr(),
-            logits.data_ptr(),
-            self._scratch.data_ptr(),
-            threads,
-        )
+
+    def run_stages(self, first: int, last: int) -> None:
+        """Run stages [first, last) of the step in progress."""
+        hidden, cosine, sine, logits = map(_address, self._tensors)
+        scratch, threads = self._scratch.data_ptr(), torch.get_num_threads()
+        c.library().tda_step(ctypes.byref(self._model), first, last, hidden, cosine, sine, logits, scratch, threads)
+
+    def stages(self) -> Iterator[Stage]:
+        """The pieces of a step, in order; the embedded token goes in with the first."""
+        for number, layer in enumerate(self.decoder.layers):
+            first = 1 + 4 * number
+            yield Stage(first - (number == 0), first + 1, f"projection: {layer.name}")
+            yield Stage(first + 1, first + 2, f"attention: {layer.name}")
+            yield Stage(first + 2, first + 3, f"projection: {layer.name}")
+            yield Stage(first + 3, first + 4, f"gate_up_down: {layer.ffn_name}")
+        yield Stage(4 * len(self._layers) + 1, 4 * len(self._layers) + 2, "head: lm_head")
+
+    def cost(self, first: int, last: int) -> ops.Cost:
+        """Bytes and FLOPs of stages [first, last), as they last ran."""
+        costs = [self._stage_cost(stage) for stage in range(max(first, 1), last)]
+        return ops.Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
+
+    def _stage_cost(self, stage: int) -> ops.Cost:
+        size = self.dtype.itemsize
+        if stage > 4 * len(self._layers):
+            return weights_cost([self._model.project, self._model.head], size)
+        layer, piece = self._layers[(stage - 1) // 4], (stage - 1) % 4
+        if piece == 1:
+            seen = layer.cached + 1
+            width = self._model.head_dim
+            moved = 2 * self._model.kv_heads * seen * width * size
+            return ops.Cost(moved, 4 * self._model.heads * seen * width)
+        if piece == 3:
+            return ffn_cost(layer.ffn, size)
+        return weights_cost([layer.query, layer.key, layer.value] if piece == 0 else [layer.output], size)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _layer(layer: DecoderLayer) -> c.Layer:

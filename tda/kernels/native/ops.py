@@ -1,0 +1,55 @@
+"""Operators of torch over the C kernels: what a compiler or a profiler sees of them. Eager calls go direct."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_fake
+
+from tda.spans import listening
+
+_LIBRARY = Library("tda", "FRAGMENT")
+_LIBRARY.define("decode_stage(Tensor(a!) scratch, int step, int first, int last) -> ()")
+_LIBRARY.define("ffn(Tensor x, int executor) -> Tensor")
+_OBJECTS: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+
+class Cost(NamedTuple):
+    """What a call moves and computes."""
+
+    bytes: int
+    flops: int
+
+
+def handle(of: Any) -> int:
+    """Number by which an operator finds a step or an executor, for as long as that lives."""
+    _OBJECTS[id(of)] = of
+    return id(of)
+
+
+def wanted() -> bool:
+    """Whether a compiler or a profiler looks on, so that calls must be operators."""
+    return torch.compiler.is_compiling() or listening()
+
+
+def _decode_stage(scratch: Tensor, step: int, first: int, last: int) -> None:
+    _OBJECTS[step].run_stages(first, last)
+
+
+def _ffn(x: Tensor, executor: int) -> Tensor:
+    output: Tensor = _OBJECTS[executor].compute(x)
+    return output
+
+
+_LIBRARY.impl("decode_stage", _decode_stage, "CPU")
+_LIBRARY.impl("ffn", _ffn, "CPU")
+register_fake("tda::decode_stage", lambda scratch, step, first, last: None)
+register_fake("tda::ffn", lambda x, executor: torch.empty_like(x))
+
+COSTS: dict[Any, Callable[..., Cost]] = {
+    torch.ops.tda.decode_stage.default: lambda scratch, step, first, last: _OBJECTS[step].cost(first, last),
+    torch.ops.tda.ffn.default: lambda x, executor: _OBJECTS[executor].cost(x),
+}
+"""Cost of a call that was made, from its arguments: no formula over shapes knows how many neurons were read."""
