@@ -19,6 +19,7 @@ class Held:
     values: Tensor
     start: int
     count: int
+    shown: tuple[Tensor, Tensor] | None = None  # what the cache was given to see
 
     @property
     def full(self) -> bool:
@@ -26,8 +27,8 @@ class Held:
         return self.start + self.count == self.keys.shape[2]
 
     def shows(self, keys: Tensor, values: Tensor) -> bool:
-        """Whether a layer's keys and values are the views of what is filled."""
-        return _same(keys, self.view(self.keys)) and _same(values, self.view(self.values))
+        """Whether a layer's keys and values are still those that it was given."""
+        return self.shown is not None and keys is self.shown[0] and values is self.shown[1]
 
     def view(self, of: Tensor) -> Tensor:
         """The filled tokens."""
@@ -86,12 +87,7 @@ class KeyValues:
                 layer.cumulative_length += 1
                 gone = max(0, held.count - (layer.sliding_window - 1))
                 held.start, held.count = held.start + gone, held.count - gone
-            layer.keys, layer.values = held.view(held.keys), held.view(held.values)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same view of the same memory."""
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+            layer.keys, layer.values = held.shown = (held.view(held.keys), held.view(held.values))
 
 
 def _take(keys: Tensor, values: Tensor) -> Held:
