@@ -20,6 +20,7 @@ from tda.kernels.native.describe import UndescribedError
 from tda.kernels.native.ffn import ListedFFN, NativeFFN, ThresholdFFN
 from tda.kernels.native.layout import lay_rows
 from tda.kernels.native.step import Step
+from tda.kernels.pages import give_back
 from tda.names import Execution
 from tda.thresholds import Thresholds
 
@@ -134,6 +135,7 @@ def _native(
 ) -> Executors:
     for ffn in ffns:
         overrides.later(lay_rows(ffn.down))
+    give_back()
     if isinstance(method, PromptMethod):
         listed = [ListedFFN(ffn) for ffn in ffns]
         step, reason = _step(model, ffns, [layer.description for layer in listed])

@@ -1,40 +1,40 @@
-"""Large pages for weights: rows picked from anywhere then cost no walk through the page tables."""
+"""Memory for weights, on large pages: rows picked from anywhere then cost no walk through page tables."""
 
 import ctypes
-import functools
 import mmap
-import sys
 
 import torch
 from torch import Tensor, nn
 
 LARGE = 1 << 22
-"""Bytes of a tensor from which large pages are asked for."""
-MADV_HUGEPAGE = 14
+"""Bytes of a tensor from which it gets memory of its own."""
 
 
-@functools.cache
-def _libc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
+def fresh(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor; a large one on the CPU lies on large pages, where the system has them.
 
-
-def advise(fresh: Tensor) -> Tensor:
-    """Ask the system to back a tensor that nothing was written to yet with large pages.
-
-    Where the system has none, nothing happens.
+    Such a tensor has a mapping of its own, which the system gets back when the tensor goes: what the allocator of the C
+    library frees, it may keep.
     """
-    library = _libc()
-    if library is not None and fresh.device.type == "cpu" and fresh.nbytes >= LARGE:
-        page = mmap.PAGESIZE
-        begin = -(-fresh.data_ptr() // page) * page
-        size = (fresh.data_ptr() + fresh.nbytes - begin) // page * page
-        library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), MADV_HUGEPAGE)
-    return fresh
+    size = torch.Size(shape).numel() * dtype.itemsize
+    if device.type != "cpu" or size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 @torch.no_grad()
 def rehome(model: nn.Module) -> None:
-    """Copy a model's large weights, one at a time, to memory on large pages."""
+    """Copy a model's large weights, one at a time, to memory of their own."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.nbytes >= LARGE and parameter.is_contiguous():
-            parameter.data = advise(torch.empty_like(parameter.data)).copy_(parameter.data)
+            parameter.data = fresh(parameter.shape, parameter.dtype, parameter.device).copy_(parameter.data)
+    give_back()
+
+
+def give_back() -> None:
+    """Return what the C library's allocator has kept of freed memory; nothing where it cannot."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tda.kernels.pages import advise
+from tda.kernels.pages import fresh
 
 
 @torch.no_grad()
@@ -16,16 +16,19 @@ def lay_rows(linear: nn.Linear) -> Callable[[], None]:
     there, bit for bit.
     """
     parameter = linear.weight
-    stride = parameter.stride()
+    stride, dense = parameter.stride(), parameter.is_contiguous()
     with torch.inference_mode(False):
-        rows = advise(torch.empty(parameter.shape[::-1], dtype=parameter.dtype, device=parameter.device))
+        rows = fresh(parameter.shape[::-1], parameter.dtype, parameter.device)
         parameter.data = rows.copy_(parameter.data.t()).t()
 
     @torch.no_grad()
     def undo() -> None:
         if linear.weight is parameter:
             with torch.inference_mode(False):
-                before = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=parameter.device)
-                parameter.data = advise(before).copy_(parameter.data)
+                kind = {"dtype": parameter.dtype, "device": parameter.device}
+                before = (
+                    fresh(parameter.shape, **kind) if dense else torch.empty_strided(parameter.shape, stride, **kind)
+                )
+                parameter.data = before.copy_(parameter.data)
 
     return undo
