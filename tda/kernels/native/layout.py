@@ -25,10 +25,9 @@ def lay_rows(linear: nn.Linear) -> Callable[[], None]:
     def undo() -> None:
         if linear.weight is parameter:
             with torch.inference_mode(False):
-                kind = {"dtype": parameter.dtype, "device": parameter.device}
-                before = (
-                    fresh(parameter.shape, **kind) if dense else torch.empty_strided(parameter.shape, stride, **kind)
-                )
+                before = fresh(parameter.shape, parameter.dtype, parameter.device)
+                if not dense:
+                    before = torch.empty_strided(parameter.shape, stride, dtype=before.dtype, device=before.device)
                 parameter.data = before.copy_(parameter.data)
 
     return undo
