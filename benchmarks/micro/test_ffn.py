@@ -15,8 +15,11 @@ EXECUTIONS = [
 
 
 def in_decode(subject: Subject, verb: Callable[[Any, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run a verb on layer 0's FFN where a decode step of the model reaches it: FFN input and the verb's result."""
-    prefill, decode = part("tda.engine.phases", "prefill"), part("tda.engine.phases", "decode")
+    """Run a verb on layer 0's FFN where a decode step of the model reaches it: FFN input and the verb's result.
+
+    The step is asked for hidden states, so that it goes layer by layer where it could be a single call.
+    """
+    prefill, keyword = part("tda.engine.phases", "prefill"), part("tda.engine.transformers_api", "cache_keyword")
     found: list[tuple[Tensor, Tensor]] = []
 
     def reached(ffn: Any, args: tuple[Tensor]) -> None:
@@ -25,7 +28,8 @@ def in_decode(subject: Subject, verb: Callable[[Any, Tensor], Tensor]) -> tuple[
 
     logits, cache = prefill(subject.model, subject.prompt)
     hook = subject.ffns[0].block.register_forward_pre_hook(reached)
-    decode(subject.model, logits[:, -1].argmax(-1, keepdim=True), cache)
+    token = logits[:, -1].argmax(-1, keepdim=True)
+    subject.model(token, use_cache=True, output_hidden_states=True, **{keyword(subject.model): cache})
     return found[0]
 
 
