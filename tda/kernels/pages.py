@@ -19,7 +19,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def advise(fresh: Tensor) -> Tensor:
-    """Ask the system to back a tensor that nothing was written to yet with large pages; where it will not, nothing happens."""
+    """Ask the system to back a tensor that nothing was written to yet with large pages; it may not."""
     library = _libc()
     if library is not None and fresh.device.type == "cpu" and fresh.nbytes >= LARGE:
         page = mmap.PAGESIZE

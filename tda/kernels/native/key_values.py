@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 SLACK = 64
 """Tokens of room made at once, beside an eighth of what is there."""
 GROWING, SLIDING = "DynamicLayer", "DynamicSlidingWindowLayer"
@@ -29,8 +28,8 @@ class Held:
 class KeyValues:
     """The layers of one cache, held in buffers with room; the cache sees views of what is filled.
 
-    A cache that another hand has changed (cropped, reordered, copied, continued by the model's own code) is taken in anew, so
-    what the caller sees in it is always what counts.
+    A cache that another hand has changed (cropped, reordered, copied, continued by the model's own code) is taken in
+    anew, so what the caller sees in it is always what counts.
 
     Parameters
     ----------
@@ -59,9 +58,12 @@ class KeyValues:
         """Tell each layer's description where its keys and values are, with room for one more token."""
         for number, (layer, window) in enumerate(zip(cache.layers, windows, strict=True)):
             held = self._held[number]
-            if held is None or not _same(layer.keys, held, held.keys) or not _same(layer.values, held, held.values):
-                held = self._held[number] = _take(layer.keys, layer.values)
-            elif held.start + held.count == held.keys.shape[2]:
+            if (
+                held is None
+                or not _same(layer.keys, held, held.keys)
+                or not _same(layer.values, held, held.values)
+                or held.start + held.count == held.keys.shape[2]
+            ):
                 held = self._held[number] = _take(layer.keys, layer.values)
             hidden = 0 if window is None else max(0, held.count + 1 - window)
             width = held.keys.stride(2) * held.keys.element_size()

@@ -2,10 +2,10 @@
 
 import ctypes
 import functools
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tda.kernels.native.build import BuildError, build
 

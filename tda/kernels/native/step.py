@@ -2,14 +2,13 @@
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Decoder, DecoderLayer
+from tda.contracts import Decoder, DecoderLayer
 from tda.kernels.native import describe
 from tda.kernels.native import library as c
 from tda.kernels.native.key_values import KeyValues
@@ -36,10 +35,11 @@ class Step:
 
     def __init__(self, decoder: Decoder, ffns: Sequence[c.FFN]) -> None:
         self.decoder = decoder
+        self.dtype = decoder.head.weight.dtype
+        describe.check_types(_modules(decoder), self.dtype)
         self._layers = (c.Layer * len(decoder.layers))(*map(_layer, decoder.layers))
         self.load(ffns)
         self._windows = [layer.window for layer in decoder.layers]
-        self.dtype = decoder.head.weight.dtype
         self._model = c.Model(
             layers=self._layers,
             count=len(decoder.layers),
@@ -114,6 +114,13 @@ class Step:
             self._scratch.data_ptr(),
             threads,
         )
+
+
+def _modules(decoder: Decoder) -> Iterator[Any]:
+    """Every module of a decoder that the kernels read parameters of, save its feed-forward networks."""
+    yield from (decoder.last, decoder.project, decoder.head)
+    for layer in decoder.layers:
+        yield from (getattr(layer, name) for name in (*NORMS, *LINEARS))
 
 
 def _layer(layer: DecoderLayer) -> c.Layer:
