@@ -291,7 +291,7 @@ class Run:
         return self.fast.execution if self._pays(request.rows, request) else "masked"
 
     def _pays(self, rows: int, request: Request) -> bool:
-        """Whether reading the weights that each of some rows keeps is less work than dense arithmetic for all of them."""
+        """Whether reading the weights that each of some rows keeps is less work than dense arithmetic for all."""
         if request.left_out is not None:
             density = 1 - float(request.left_out.mean())
         else:

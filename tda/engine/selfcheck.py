@@ -50,8 +50,8 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
 
 def _probe(model: nn.Module) -> Tensor:
     """Some tokens: int64 [1, T]."""
-    tokens = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) * 7 % text_config(model).vocab_size
-    return tokens.unsqueeze(0)
+    device, vocabulary = next(model.parameters()).device, int(text_config(model).vocab_size)
+    return (torch.arange(PROBE_TOKENS, device=device) * 7 % vocabulary).unsqueeze(0)
 
 
 @torch.no_grad()

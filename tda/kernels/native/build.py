@@ -1,4 +1,4 @@
-"""Build the C kernels with the system's compiler on first use, and keep what was built for this machine and compiler."""
+"""Build the C kernels with the system's compiler on first use, and keep what was built for machine and compiler."""
 
 import functools
 import hashlib
@@ -100,8 +100,8 @@ _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 def _compile(command: list[str], path: Path) -> None:
     """Compile to `path`.
 
-    OpenMP is compiled for and not linked: its symbols are found in the pool that torch has loaded, since two pools would
-    fight for the cores.
+    OpenMP is compiled for and not linked: its symbols are found in the pool that torch has loaded, since two pools
+    would fight for the cores.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         work = Path(folder)

@@ -13,7 +13,7 @@ from tda.kernels.native import describe
 from tda.kernels.native import library as c
 from tda.kernels.native.key_values import KeyValues
 
-NORMS = tuple(name for name, kind in c.Layer._fields_ if kind is c.Norm)
+NORMS = tuple(field[0] for field in c.Layer._fields_ if field[1] is c.Norm)
 LINEARS = ("query", "key", "value", "output")
 
 
