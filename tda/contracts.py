@@ -371,8 +371,8 @@ class Executor(Protocol):
 class DecoderLayer:
     """One layer of a decoder around its FFN, for kernels that run a whole decode step.
 
-    ``h = h + out(attention(in(h)))`` and ``h = h + out(ffn(in(h)))``; a norm "sum" comes after the addition. A norm that a
-    layer does not have is None.
+    ``h = h + out(attention(in(h)))`` and ``h = h + out(ffn(in(h)))``; a norm "sum" comes after the addition. A norm
+    that a layer does not have is None.
 
     Attributes
     ----------
