@@ -39,6 +39,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture
+def kernels_in_c() -> None:
+    """The test skips where the kernels in C cannot run."""
+    from tda.kernels.native import library
+
+    if library.problem() is not None:
+        pytest.skip(f"no kernels in C here: {library.problem()}")
+
+
 @pytest.fixture(params=tiny.names())
 def any_model(request: pytest.FixtureRequest) -> Any:
     """A tiny model of each family, shared by all tests: leave it as it was."""

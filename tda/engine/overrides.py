@@ -1,6 +1,7 @@
 """Replace forwards and methods of single objects, and put everything back."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 _ABSENT = object()
@@ -10,7 +11,7 @@ class Overrides:
     """Instance attributes set for a while; `undo` restores what was there before, in reverse order."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an instance attribute until `undo`."""
@@ -22,14 +23,13 @@ class Overrides:
             else:
                 vars(owner)[name] = before
 
-        self._undo.append(restore)
+        self._undo.callback(restore)
         vars(owner)[name] = value
 
     def later(self, undo: Callable[[], None]) -> None:
         """Have something else undone too, e.g. a hook removed."""
-        self._undo.append(undo)
+        self._undo.callback(undo)
 
     def undo(self) -> None:
-        """Put everything back."""
-        while self._undo:
-            self._undo.pop()()
+        """Put everything back; if one step of it fails or is interrupted, the others are still taken."""
+        self._undo.close()

@@ -18,7 +18,6 @@ from tda.spans import span
 from tda.thresholds import Thresholds
 
 Phase = Literal["prefill", "decode"]
-_MORE_THAN_LOGITS = ("labels", "output_attentions", "output_hidden_states")
 WORTHWHILE_ROWS = 1.2
 """Gathered rows pay while batch rows times density stays below this; beyond, "auto" runs dense arithmetic."""
 
@@ -343,7 +342,7 @@ class Run:
             return None
         if call.execution != self.fast.execution or given.get("input_ids") is None:
             return None
-        if any(given.get(name) for name in _MORE_THAN_LOGITS) or given.get("return_dict") is False:
+        if self._asks_for_more(given):
             return None
         cache, mask = given_cache(given), given.get("attention_mask")
         if step.problem(cache) is not None or (mask is not None and not bool(mask.all())):
@@ -355,6 +354,15 @@ class Run:
         if self.fast.kept is not None:
             self._observe_step(call, self.fast.kept)
         return model_output(logits, cache)
+
+    def _asks_for_more(self, given: dict[str, Any]) -> bool:
+        """Whether a forward is to give more than logits and cache, by its arguments or the model's configuration."""
+        if given.get("labels") is not None:
+            return True
+        config: Any = self.model.config
+        asked = {name: given.get(name) for name in ("output_attentions", "output_hidden_states", "return_dict")}
+        found = {name: getattr(config, name, None) if value is None else value for name, value in asked.items()}
+        return bool(found["output_attentions"] or found["output_hidden_states"] or found["return_dict"] is False)
 
     def _observe_step(self, call: Call, kept: Tensor) -> None:
         """Count what a per-token method kept in a whole step: uint8 [L, F]."""

@@ -15,5 +15,13 @@ class Backend:
 
 
 def backend() -> Backend:
-    """Return the backend that execution "auto" would use on this machine, and why."""
-    return Backend("torch", "compact and indexed run on torch operators; no kernel of our own is built in this version")
+    """Return the backend that execution "auto" would use on this machine's CPU, and why.
+
+    The kernels in C are built on the first use, by this function too; what was built is kept for later processes.
+    """
+    from tda.kernels.native import library  # imports torch
+
+    reason = library.problem()
+    if reason is None:
+        return Backend("c", "kernels in C, built by this machine's compiler")
+    return Backend("torch", f"the kernels in C cannot run here: {reason}")

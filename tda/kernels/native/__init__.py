@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from tda.contracts import FFN
 from tda.kernels.native import library
-from tda.kernels.native.describe import UndescribedError, check_linear
-from tda.kernels.native.describe import activation as _activation
+from tda.kernels.native.describe import UndescribedError, check_ffn
 
 
 def problem(ffns: Sequence[FFN]) -> str | None:
@@ -15,9 +14,7 @@ def problem(ffns: Sequence[FFN]) -> str | None:
     """
     try:
         for ffn in ffns:
-            for linear in ffn.linears:
-                check_linear(linear)
-        _activation(ffns[0].act)
+            check_ffn(ffn)
     except UndescribedError as error:
         return str(error)
     return library.problem()

@@ -21,6 +21,7 @@ FLAGS = (
     "-Wno-psabi",
 )
 TIMEOUT_S = 60
+DIGEST = hashlib.sha256().digest_size
 
 
 class BuildError(RuntimeError):
@@ -29,7 +30,7 @@ class BuildError(RuntimeError):
 
 def compiler() -> list[str]:
     """The compiler's command: ``CC``, or cc."""
-    return shlex.split(os.environ.get("CC") or "cc")
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 def cache_folder() -> Path:
@@ -42,26 +43,31 @@ def build() -> Path:
     """Path of the shared library, compiled unless it is kept from an earlier run.
 
     What is kept is named after a hash of source, flags, compiler and processor. It is written under another name and
-    renamed, so that processes that build at once do not meet; where the folder cannot be written, a folder of this
-    process serves.
+    renamed, so that processes that build at once do not meet, and ends with a digest of itself, so that a file that was
+    cut short is built again rather than loaded. Where the folder cannot be written, a folder of this process serves.
 
     Raises
     ------
     BuildError
         If there is no compiler, or it fails.
     """
-    command = compiler()
-    version = _run([*command, "--version"])
-    what = [SOURCE.read_text(), *FLAGS, *command, version, platform.machine(), _processor()]
-    name = f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
     try:
-        folder = _writable(cache_folder())
-    except OSError:
-        folder = _own_folder()
-    path = folder / name
-    if not path.is_file():
-        _compile(command, path)
+        command = compiler()
+        version = _run([*command, "--version"])
+        what = [SOURCE.read_text(), *FLAGS, *command, version, platform.machine(), _processor()]
+        path = _folder() / f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
+        if not _whole(path):
+            _compile(command, path)
+    except (OSError, ValueError) as error:
+        raise BuildError(str(error)) from None
     return path
+
+
+def _folder() -> Path:
+    try:
+        return _writable(cache_folder())
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return _own_folder()
 
 
 def _writable(folder: Path) -> Path:
@@ -101,12 +107,22 @@ def _compile(command: list[str], path: Path) -> None:
         work = Path(folder)
         _run([*command, *FLAGS, "-c", str(SOURCE), "-o", str(work / "kernels.o")])
         _run([*command, "-shared", str(work / "kernels.o"), "-o", str(work / path.name), "-lm"])
+        with (work / path.name).open("r+b") as library:
+            library.write(hashlib.sha256(library.read()).digest())
         os.replace(work / path.name, path)
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file is there and ends with the digest of what comes before."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]}: {getattr(error, 'strerror', None) or 'took too long'}") from None
     if done.returncode:

@@ -1,6 +1,6 @@
 """Describe a model's modules to the C kernels: what a norm or an activation function computes is tried, not guessed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -67,11 +67,13 @@ def norm(module: Any) -> c.Norm:
         "rms_plus_one": scaled * (1 + factor),
         "layer": centred / (centred.square().mean() + eps).sqrt() * factor,
     }
-    for name, expected in known.items():
-        expected = expected if bias is None else expected + bias.double()
-        if torch.allclose(got, expected, rtol=2e-2, atol=1e-4):
-            return c.Norm(_address(weight), _address(bias), eps, c.NORMS.index(name))
-    raise UndescribedError(f"{type(module).__name__} computes none of {', '.join(known)}")
+    if bias is not None:
+        known = {name: expected + bias.double() for name, expected in known.items()}
+    # The nearest: with large weights, a weight and one more than it are both within rounding.
+    nearest = min(known, key=lambda name: float((got - known[name]).abs().max()))
+    if not torch.allclose(got, known[nearest], rtol=2e-2, atol=1e-4):
+        raise UndescribedError(f"{type(module).__name__} computes none of {', '.join(known)}")
+    return c.Norm(_address(weight), _address(bias), eps, c.NORMS.index(nearest))
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -92,16 +94,36 @@ def matrix(linear: nn.Linear | None) -> c.Matrix:
     return c.Matrix.of(linear.weight.detach(), linear.bias)
 
 
-def check_linear(linear: nn.Linear) -> None:
-    """Raise UndescribedError if a linear's weights are of a type, place or layout that the kernels do not take."""
+def check_linear(linear: nn.Linear, *, transposed: bool = False) -> None:
+    """Raise UndescribedError if a linear's weights are of a type, place or layout that the kernels do not take.
+
+    Rows must be contiguous, or columns where `transposed` allows it.
+    """
     weight, bias = linear.weight, linear.bias
     if weight.device.type != "cpu" or weight.dtype not in c.KINDS:
         got = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
         raise UndescribedError(f"weights are {got}; the kernels in C take bfloat16 and float32 on cpu")
     if bias is not None and (bias.dtype != weight.dtype or not bias.is_contiguous()):
         raise UndescribedError("a bias must be contiguous, and of its weight's type")
-    if 1 not in weight.stride():
-        raise UndescribedError(f"neither rows nor columns of a weight are contiguous: strides {weight.stride()}")
+    if weight.stride(1) != 1 and not (transposed and weight.stride(0) == 1):
+        raise UndescribedError(f"rows of a weight are not contiguous: strides {weight.stride()}")
+
+
+def check_ffn(ffn: FFN) -> None:
+    """Raise UndescribedError if the kernels cannot run a feed-forward network."""
+    for linear in ffn.linears:
+        check_linear(linear, transposed=linear is ffn.down)
+    check_types(ffn.linears, ffn.up.weight.dtype)
+    activation(ffn.act)
+
+
+def check_types(modules: Iterable[Any], dtype: torch.dtype) -> None:
+    """Raise UndescribedError if a module's parameters are of another type than the kernels are told."""
+    for module in modules:
+        parameters = () if module is None else module.parameters(recurse=False)
+        found = next((parameter.dtype for parameter in parameters if parameter.dtype != dtype), None)
+        if found is not None:
+            raise UndescribedError(f"parameters of {found} beside others of {dtype}")
 
 
 def feed_forward(ffn: FFN) -> c.FFN:
@@ -114,8 +136,7 @@ def feed_forward(ffn: FFN) -> c.FFN:
     UndescribedError
         If the kernels cannot run it.
     """
-    for linear in ffn.linears:
-        check_linear(linear)
+    check_ffn(ffn)
     down = ffn.down.weight.detach()
     transposed = down.stride(1) != 1
     return c.FFN(

@@ -55,6 +55,7 @@ class NativeFFN(ABC):
     def run(self, x: Tensor, descriptions: Sequence[c.FFN]) -> Tensor:
         """FFN outputs of rows x [N, D], each by its own description: [N, D]."""
         library, threads = c.library(), torch.get_num_threads()
+        x = x.to(self.ffn.up.weight.dtype)  # autocast may give another type
         x = x if x.stride(-1) == 1 else x.contiguous()
         y = torch.empty(x.shape, dtype=x.dtype)
         floats = library.tda_ffn_floats(ctypes.byref(self.description), threads)

@@ -310,7 +310,7 @@ static void linear_part(const Matrix *matrix, const float *x, int kind, int thre
 
 /* ---- activation functions ---- */
 
-/* e^x to about two units in the last place; 0 and infinity beyond the range of float32. */
+/* e^x to about two units in the last place; 0 below the range of float32, near its largest number above. */
 INLINE vf exponential(vf x) {
     const vf zero = {0};
     vf top = zero + 88.72f, bottom = zero - 87.3f;
@@ -336,8 +336,8 @@ static vf activated(vf x, int act) {
     switch (act) {
     case SILU: return x / (1.0f + exponential(-x));
     case GELU_TANH: return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x)));
-    case RELU: return pick(x > zero, x, zero);
-    case RELU_SQUARED: return pick(x > zero, x * x, zero);
+    case RELU: return pick(x <= zero, zero, x); /* so, NaN stays NaN */
+    case RELU_SQUARED: return pick(x <= zero, zero, x * x);
     case GELU:
         for (int i = 0; i < W; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.70710678f));
         return x;
@@ -499,10 +499,10 @@ static int64_t scratch_floats(const Model *m, int thread, int threads, float *ba
     float **places[] = {&s->heads, &s->scores, &s->mixed, &s->output, &s->ffn};
     int64_t own_sizes[] = {m->hidden, widest, widest, query, key};
     float **own_places[] = {&s->residual, &s->x, &s->packed, &s->query, &s->key};
-    for (int i = 0; i < 5; at += padded(sizes[i++])) *places[i] = base + at;
+    for (int i = 0; i < 5; at += padded(sizes[i++])) *places[i] = base ? base + at : NULL;
     for (int t = 0; t < threads; t++)
         for (int i = 0; i < 5; at += padded(own_sizes[i++]))
-            if (t == thread) *own_places[i] = base + at;
+            if (t == thread) *own_places[i] = base ? base + at : NULL;
     return at;
 }
 
@@ -798,6 +798,23 @@ int64_t tda_ffn_floats(const FFN *ffn, int threads) {
     return threads * 3 * padded(ffn->up.columns) + ffn_shared(ffn, ffn->up.columns, threads);
 }
 
+/* values = squares of a token's activations times `scale`; returns their sum. */
+INLINE float square_token(const char *token, int64_t n, const float *weights, float scale, int kind, float *values) {
+    vf total = {0};
+    float rest = 0;
+    for (int64_t i = 0; i < n; i++) values[i] = element(token, i, kind) * scale;
+    if (weights)
+        for (int64_t i = 0; i < n; i++) values[i] *= weights[i];
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+        vf square = load(values + i) * load(values + i);
+        store(values + i, square);
+        total += square;
+    }
+    for (; i < n; i++) rest += values[i] *= values[i];
+    return rest + sum(total);
+}
+
 /* sums += the squares of each token's activations, taken relative to the token's norm where `relative`.
  * A thread reads its tokens once: the second look at a token, when its norm is known, finds it in the cache. */
 INLINE void squares_part(const char *a, int64_t tokens, int64_t n, int64_t stride, const uint8_t *inside, const float *weights,
@@ -809,21 +826,13 @@ INLINE void squares_part(const char *a, int64_t tokens, int64_t n, int64_t strid
     for (int64_t t = begin; t < end; t++) {
         if (!inside[t]) continue;
         const char *token = a + t * stride;
-        vf total = {0};
-        float norm = 0;
-        for (int64_t i = 0; i < n; i++) values[i] = element(token, i, kind);
-        if (weights)
-            for (int64_t i = 0; i < n; i++) values[i] *= weights[i];
-        int64_t i = 0;
-        for (; i + W <= n; i += W) {
-            vf square = load(values + i) * load(values + i);
-            store(values + i, square);
-            total += square;
+        float norm = square_token(token, n, weights, 1, kind, values), factor = 1;
+        if (relative) { /* squares of very small or large activations leave the range of float32 */
+            if (norm < 1e-20f) norm = square_token(token, n, weights, 0x1p64f, kind, values);
+            else if (norm > 1e30f) norm = square_token(token, n, weights, 0x1p-80f, kind, values);
+            factor = norm == 0 ? 0 : 1 / norm;
         }
-        for (; i < n; i++) norm += values[i] *= values[i];
-        norm += sum(total);
-        float factor = relative ? (norm > 0 ? 1 / norm : 0) : 1;
-        for (i = 0; i < n; i++) own[i] += factor * values[i];
+        for (int64_t i = 0; i < n; i++) own[i] += factor * values[i];
     }
 #pragma omp barrier
     share_of(n, W, thread, threads, &begin, &end);

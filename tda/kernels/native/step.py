@@ -45,10 +45,11 @@ class Step:
 
     def __init__(self, decoder: Decoder, ffns: Sequence[c.FFN]) -> None:
         self.decoder = decoder
+        self.dtype = decoder.head.weight.dtype
+        describe.check_types(_modules(decoder), self.dtype)
         self._layers = (c.Layer * len(decoder.layers))(*map(_layer, decoder.layers))
         self.load(ffns)
         self._windows = [layer.window for layer in decoder.layers]
-        self.dtype = decoder.head.weight.dtype
         self._model = c.Model(
             layers=self._layers,
             count=len(decoder.layers),
@@ -154,6 +155,13 @@ class Step:
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _modules(decoder: Decoder) -> Iterator[Any]:
+    """Every module of a decoder that the kernels read parameters of, save its feed-forward networks."""
+    yield from (decoder.last, decoder.project, decoder.head)
+    for layer in decoder.layers:
+        yield from (getattr(layer, name) for name in (*NORMS, *LINEARS))
 
 
 def _layer(layer: DecoderLayer) -> c.Layer:
