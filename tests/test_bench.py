@@ -72,7 +72,7 @@ def test_every_case_is_measured_and_says_why_not_what(finished):
             assert timed or record.measurements[measure].missing
     griffin = merged["griffin", False, None]
     assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
-    assert griffin.execution == "compact"
+    assert griffin.execution == "indexed"
     assert merged["tt", False, None].execution == "indexed"
     assert merged["oracle", False, None].execution == "masked"
     assert len(griffin.samples("nll_nats")) == 3 + 2  # scored documents, and one per timed round
