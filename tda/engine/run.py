@@ -356,8 +356,8 @@ class Run:
         return model_output(logits, cache)
 
     def _asks_for_more(self, given: dict[str, Any]) -> bool:
-        """Whether a forward is to give more than logits and cache, by its arguments or the model's configuration."""
-        if given.get("labels") is not None:
+        """Whether a forward is to give more than logits and cache, or to drop out, as the caller or the model says."""
+        if given.get("labels") is not None or self.model.training:
             return True
         config: Any = self.model.config
         asked = {name: given.get(name) for name in ("output_attentions", "output_hidden_states", "return_dict")}
