@@ -73,12 +73,3 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data of these tests is not here: set TDA_SHARED_DATA to its folder")
     return folder
-
-
-@pytest.fixture
-def native() -> None:
-    """Skip where the kernels in C cannot be built: what runs then is tested everywhere else."""
-    from tda.kernels.native.library import problem
-
-    if problem() is not None:
-        pytest.skip(f"no kernels in C here: {problem()}")

@@ -13,7 +13,7 @@ from tda.kernels.native.ffn import ListedFFN
 from tda.kernels.native.layout import lay_rows
 from tda.spans import recording
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("kernels_in_c")
 
 
 @pytest.fixture
