@@ -105,8 +105,21 @@ def _hook(run: Run, overrides: Overrides) -> None:
         for ffn in run.ffns:
             hooks += _watch(run, ffn)
             _replace_forward(run, ffn, overrides)
+    if run.fast.step is not None:
+        overrides.set(model, "forward", _stepping(run, model.forward))
     for hook in hooks:
         overrides.later(hook.remove)
+
+
+def _stepping(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The model's forward, with whole decode steps where they can run."""
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        output = run.step(by_name(run.model, args, kwargs))
+        return forward(*args, **kwargs) if output is None else output
+
+    return wrapper
 
 
 def _watch(run: Run, ffn: FFN) -> list[Any]:
