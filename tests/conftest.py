@@ -12,6 +12,10 @@ import tiny
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported, which only tests of its kernels do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Every run draws the same examples, so that a failure in CI is a failure at the desk.
 settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("repeatable")
