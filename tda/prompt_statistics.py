@@ -1,12 +1,17 @@
 """Sums over a prompt's tokens, accumulated in float32 in blocks, without a float copy of all of z."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
+
+
+Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], None]
+"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F]; relative or not."""
 
 
 class PromptSum:
@@ -16,10 +21,20 @@ class PromptSum:
     ----------
     weights : Tensor, optional
         Factor per neuron that the activations are multiplied by first: float32 [F].
+
+    Attributes
+    ----------
+    relative : bool or None
+        Whether it sums relative squares or plain ones; None where it sums something else.
+    sweep : callable or None
+        A kernel that adds squares in place of torch's operators.
     """
+
+    relative: ClassVar[bool | None] = None
 
     def __init__(self, weights: Tensor | None = None) -> None:
         self.weights = weights
+        self.sweep: Sweep | None = None
         self.tokens = torch.zeros(0, dtype=torch.int64)
         self.sums = torch.zeros(0)
 
@@ -29,6 +44,9 @@ class PromptSum:
             self.sums = torch.zeros(a.shape[0], a.shape[2], device=a.device)  # [B, F]
             self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
         self.tokens += mask.sum(1)
+        if self.sweep is not None and self.relative is not None:
+            self.sweep(self.sums, a, mask, self.weights, self.relative)
+            return
         for block, inside in self._blocks(a, mask):
             self._add(block, inside)
 
@@ -53,6 +71,8 @@ def _inverse(values: Tensor, inside: Tensor) -> Tensor:
 class RelativeSquares(PromptSum):
     """Σ_t (a_tj / ‖a_t‖₂)²."""
 
+    relative = True
+
     def _add(self, block: Tensor, inside: Tensor) -> None:
         squares = block.square()
         self.sums += torch.bmm(_inverse(squares.sum(-1), inside).unsqueeze(1), squares).squeeze(1)
@@ -60,6 +80,8 @@ class RelativeSquares(PromptSum):
 
 class Squares(PromptSum):
     """Σ_t a_tj²."""
+
+    relative = False
 
     def _add(self, block: Tensor, inside: Tensor) -> None:
         self.sums += torch.bmm(inside.float().unsqueeze(1), block.square()).squeeze(1)

@@ -1,5 +1,7 @@
 """Fixtures of all tests. Nothing here opens a connection, and a GPU is used by tests marked `gpu` only."""
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,15 @@ def _same_seed() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is learnt of a played machine stays out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, tiny shapes are not worth the minutes of tuning kernels for them."""
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        for module in ("rows", "down"):
+            kernels = importlib.import_module(f"tda.kernels.triton.{module}")
+            monkeypatch.setattr(kernels, "CANDIDATES", kernels.CANDIDATES[:1])
 
 
 @pytest.fixture(params=tiny.names())

@@ -20,6 +20,8 @@ from tda.kernels.triton import choice, down, ffn, rows, statistic, tuning
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
+# On a GPU `make gpu-check` runs these, without it they are default tests.
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 ACTIVATIONS: dict[str, nn.Module] = {
     "silu": nn.SiLU(),
@@ -235,7 +237,7 @@ class TestStatistic:
         weights = random(F, seed=3).abs() if weighted else None
         sums = torch.ones(B, F, device=DEVICE)
         for _ in range(2):  # chunks of a prompt add up
-            statistic.add_squares(sums, a, mask, weights, relative=relative)
+            statistic.add_squares(sums, a, mask, weights, relative)
         wide = torch.where(mask.unsqueeze(-1), a.double(), 0) * (1 if weights is None else weights.double())
         squares = wide.square()
         if relative:
@@ -268,6 +270,16 @@ class TestTuning:
                 raise OutOfResources(2, 1, "shared memory")
 
         assert tuning.fastest(self.CANDIDATES, trial, clock) == self.CANDIDATES[1]
+
+    @pytest.mark.gpu
+    def test_on_a_gpu_what_was_timed_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rows, "CANDIDATES", self.CANDIDATES)
+        linear = nn.Linear(512, 1024, dtype=torch.bfloat16).to(DEVICE).requires_grad_(False)
+        x, out = random(1, 512, dtype=torch.bfloat16), torch.empty(1, 1024, dtype=torch.bfloat16, device=DEVICE)
+        rows.rows(x, linear, out)
+        close(out, x.double() @ linear.weight.double().T + linear.bias.double())
+        kept = tuning.read(tuning._path())
+        assert any(name.startswith("rows 1 1024 512") for name in kept)
 
     def test_is_kept(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "triton.json"

@@ -14,7 +14,7 @@ SPLITS = 2 if interpreted() else 16
 # Neurons by columns of a block; the first for the interpreter.
 CANDIDATES = (
     Config(16, 32),
-    *(Config(rows, columns, warps, 3) for rows in (16, 32, 64) for columns in (64, 128, 256) for warps in (4, 8)),
+    *(Config(rows, columns, warps, 3) for rows in (16, 32) for columns in (64, 128, 256) for warps in (4, 8)),
 )
 FINISH = 256
 

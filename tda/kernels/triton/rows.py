@@ -15,7 +15,7 @@ from tda.kernels.triton.tuning import Config, choose
 # Rows by columns of a block. The first is what the interpreter runs: small, so that tests meet many blocks.
 CANDIDATES = (
     Config(16, 32),
-    *(Config(rows, columns, warps, 3) for rows in (4, 8, 16, 32) for columns in (128, 256, 512) for warps in (4, 8)),
+    *(Config(rows, columns, warps, 3) for rows in (4, 8, 16) for columns in (256, 512) for warps in (4, 8)),
 )
 
 

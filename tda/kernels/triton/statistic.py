@@ -48,7 +48,7 @@ def _sum(
     tl.store(sums + row * F + j, so_far + tl.sum(total, axis=0), mask=j < F)
 
 
-def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None = None, *, relative: bool) -> None:
+def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, relative: bool) -> None:
     """Add a prompt's squares to sums: Σ_t (a_tj·w_j)², each token's share of its own sum where `relative`.
 
     Parameters
@@ -59,8 +59,8 @@ def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None = 
         Activations [B, T, F], bfloat16 or float32, of any strides.
     mask : Tensor
         Tokens that count: bool [B, T].
-    weights : Tensor, optional
-        float32 [F].
+    weights : Tensor or None
+        float32 [F]; None is 1.
     """
     B, T, F = a.shape
     weighted = weights is not None

@@ -33,6 +33,7 @@ class Config(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+_clock = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # ms: of each candidate
 _KNOWN: dict[Path, dict[str, Config]] = {}
 
 
@@ -48,7 +49,7 @@ def choose(key: Sequence[object], candidates: Sequence[Config], trial: Callable[
     trial : callable
         Launches the kernel once on representative data. It writes to no buffer that is still needed.
     """
-    if interpreted():
+    if interpreted() or len(candidates) == 1:
         return candidates[0]
     path, name = _path(), " ".join(map(str, key))
     known = _KNOWN.setdefault(path, read(path)) if path not in _KNOWN else _KNOWN[path]
@@ -63,7 +64,7 @@ def choose(key: Sequence[object], candidates: Sequence[Config], trial: Callable[
 def fastest(
     candidates: Sequence[Config],
     trial: Callable[[Config], None],
-    clock: Callable[[Callable[[], None]], Any] = triton.testing.do_bench,
+    clock: Callable[[Callable[[], None]], Any] = _clock,
 ) -> Config:
     """The candidate whose trial takes least; one that does not fit the device is passed over."""
     times: dict[Config, float] = {}
