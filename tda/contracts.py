@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -369,6 +369,14 @@ class Executor(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output for inputs x: [..., D] -> [..., D]."""
+
+
+@runtime_checkable
+class PromptExecutor(Executor, Protocol):
+    """A fast path that takes a prompt's sets before it runs."""
+
+    def load(self, kept: Tensor) -> None:
+        """Take the kept neurons: bool [B, F]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Sums over a prompt's tokens in float32, without a float copy of all of z: by the kernels in C, else in blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
 
 
+Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], None]
+"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F]; relative or not."""
+
+
 class PromptSum:
     """Base of the statistics: counts tokens, walks over blocks.
 
@@ -18,10 +23,20 @@ class PromptSum:
     ----------
     weights : Tensor, optional
         Factor per neuron that the activations are multiplied by first: float32 [F].
+
+    Attributes
+    ----------
+    relative : bool or None
+        Whether it sums relative squares or plain ones; None where it sums something else.
+    sweep : callable or None
+        A kernel that adds squares on a GPU; on a CPU the kernels in C do where they can.
     """
+
+    relative: ClassVar[bool | None] = None
 
     def __init__(self, weights: Tensor | None = None) -> None:
         self.weights = weights
+        self.sweep: Sweep | None = None
         self.tokens = torch.zeros(0, dtype=torch.int64)
         self.sums = torch.zeros(0)
 
@@ -31,11 +46,16 @@ class PromptSum:
             self.sums = torch.zeros(a.shape[0], a.shape[2], device=a.device)  # [B, F]
             self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
         self.tokens += mask.sum(1)
-        self._sum(a, mask)
+        if self.relative is None or not self._swept(a, mask, self.relative):
+            for block, inside in self._blocks(a, mask):
+                self._add(block, inside)
 
-    def _sum(self, a: Tensor, mask: Tensor) -> None:
-        for block, inside in self._blocks(a, mask):
-            self._add(block, inside)
+    def _swept(self, a: Tensor, mask: Tensor, relative: bool) -> bool:
+        """Let a kernel add squares; say whether one could."""
+        if self.sweep is None:
+            return add_squares(a, mask, self.weights, self.sums, relative=relative)
+        self.sweep(self.sums, a, mask, self.weights, relative)
+        return True
 
     def _blocks(self, a: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, a.shape[1], BLOCK):
@@ -58,9 +78,7 @@ def _inverse(values: Tensor, inside: Tensor) -> Tensor:
 class RelativeSquares(PromptSum):
     """Σ_t (a_tj / ‖a_t‖₂)²."""
 
-    def _sum(self, a: Tensor, mask: Tensor) -> None:
-        if not add_squares(a, mask, self.weights, self.sums, relative=True):
-            super()._sum(a, mask)
+    relative = True
 
     def _add(self, block: Tensor, inside: Tensor) -> None:
         squares = block.square()
@@ -70,9 +88,7 @@ class RelativeSquares(PromptSum):
 class Squares(PromptSum):
     """Σ_t a_tj²."""
 
-    def _sum(self, a: Tensor, mask: Tensor) -> None:
-        if not add_squares(a, mask, self.weights, self.sums, relative=False):
-            super()._sum(a, mask)
+    relative = False
 
     def _add(self, block: Tensor, inside: Tensor) -> None:
         self.sums += torch.bmm(inside.float().unsqueeze(1), block.square()).squeeze(1)

@@ -1,5 +1,7 @@
 """Fixtures of all tests. Nothing here opens a connection, and a GPU is used by tests marked `gpu` only."""
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,10 @@ import pytest
 import tiny
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported, which only tests of its kernels do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Every run draws the same examples, so that a failure in CI is a failure at the desk.
 settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
@@ -46,6 +52,15 @@ def kernels_in_c() -> None:
 
     if library.problem() is not None:
         pytest.skip(f"no kernels in C here: {library.problem()}")
+
+
+@pytest.fixture(autouse=True)
+def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, tiny shapes are not worth the minutes of tuning kernels for them."""
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        for module in ("rows", "down"):
+            kernels = importlib.import_module(f"tda.kernels.triton.{module}")
+            monkeypatch.setattr(kernels, "CANDIDATES", kernels.CANDIDATES[:1])
 
 
 @pytest.fixture(params=tiny.names())

@@ -105,7 +105,7 @@ def _hook(run: Run, overrides: Overrides) -> None:
         for ffn in run.ffns:
             hooks += _watch(run, ffn)
             _replace_forward(run, ffn, overrides)
-    if run.fast.step is not None:
+    if run.fast.step is not None or run.fast.graph is not None:
         overrides.set(model, "forward", _stepping(run, model.forward))
     for hook in hooks:
         overrides.later(hook.remove)

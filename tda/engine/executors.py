@@ -1,4 +1,4 @@
-"""What runs an attached method's decode on this machine: kernels in C where they can, else torch operators."""
+"""What runs an attached method's decode here: kernels in C on a CPU, in Triton on CUDA, else torch operators."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN, Executor, Method, PromptMethod, ThresholdMethod, TokenMethod
+from tda.contracts import FFN, Executor, Method, PromptExecutor, PromptMethod, ThresholdMethod, TokenMethod
+from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.selfcheck import check_step
 from tda.families import family_of
-from tda.kernels import native
+from tda.kernels import native, triton
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
 from tda.kernels.native import describe
@@ -22,6 +23,7 @@ from tda.kernels.native.layout import lay_rows
 from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
 from tda.names import Execution
+from tda.prompt_statistics import Sweep
 from tda.thresholds import Thresholds
 
 Observer = Callable[[int, Tensor], None]
@@ -40,13 +42,17 @@ class Executors:
     execution : {"compact", "indexed", "dense", "masked"}
         What decode runs as where it can be fast; "masked" where no fast path was asked for or exists.
     backend : str
-        Kernels that run it: "c" or "torch", and for "torch" why not "c".
+        Kernels that run it: "c", "triton" or "torch", and for "torch" why not ours.
     layers : list of Executor
         One per layer; empty where the model's own code computes the FFN.
     step : Step or None
         What runs a whole decode step of one row; None where layers are run one by one.
     kept : Tensor or None
         Neurons that a whole step of a per-token method kept: uint8 [L, F].
+    graph : GraphStep or None
+        What runs a decode step on CUDA, of several rows too.
+    sweep : callable or None
+        Kernel that sums a prompt's squares; None where torch's operators do.
     """
 
     ffns: list[FFN]
@@ -55,6 +61,8 @@ class Executors:
     layers: Sequence[Executor] = ()
     step: Step | None = None
     kept: Tensor | None = None
+    graph: GraphStep | None = None
+    sweep: Sweep | None = None
 
     @cached_property
     def gathered(self) -> Sequence[Executor]:
@@ -70,7 +78,7 @@ class Executors:
     def load(self, execution: Ran, kept: Sequence[Tensor]) -> None:
         """Let the executors of an execution take a prompt's sets: bool [B, F] per layer."""
         for executor, layer in zip(self.running(execution), kept, strict=True):
-            assert isinstance(executor, CompactFFN | ListedFFN)
+            assert isinstance(executor, PromptExecutor)
             executor.load(layer)
         if self.step is not None and execution == self.execution:
             self.step.load([executor.description for executor in self.layers if isinstance(executor, NativeFFN)])
@@ -95,14 +103,16 @@ def executors(
     if asked == "masked" or not method.fast:
         return Executors(ffns, "masked", "torch")
     if not isinstance(method, PromptMethod | TokenMethod):
-        return _dense(model, ffns, "torch" if asked == "compact" else getattr(method, "dense_kernel", "torch"))
+        kernel = "torch" if asked == "compact" else getattr(method, "dense_kernel", "torch")
+        return (_dense_on_cuda if _on_cuda(ffns) else _dense)(model, ffns, kernel, overrides)
     if asked == "compact":
         return _compact(ffns, "torch")
-    reason = native.problem(ffns)
+    reason = (triton if _on_cuda(ffns) else native).problem(ffns)
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
     if reason is None:
-        return _native(model, ffns, method, thresholds, observe, overrides)
+        ours = _triton if _on_cuda(ffns) else _native
+        return ours(model, ffns, method, thresholds, observe, overrides)
     if isinstance(method, TokenMethod):
         looked_up = [IndexedFFN(ffn, method, thresholds, observe) for ffn in ffns]
         return Executors(ffns, "indexed", f"torch ({reason})", looked_up)
@@ -115,7 +125,11 @@ def _compact(ffns: list[FFN], backend: str) -> Executors:
     return Executors(ffns, "compact", backend, [CompactFFN(ffn) for ffn in ffns])
 
 
-def _dense(model: nn.Module, ffns: list[FFN], kernel: str) -> Executors:
+def _on_cuda(ffns: list[FFN]) -> bool:
+    return ffns[0].up.weight.is_cuda
+
+
+def _dense(model: nn.Module, ffns: list[FFN], kernel: str, overrides: Overrides) -> Executors:
     if kernel == "torch":
         return Executors(ffns, "dense", "torch")
     reason = native.problem(ffns)
@@ -146,6 +160,52 @@ def _native(
     layers = [ThresholdFFN(ffn, method, thresholds, observe, kept[ffn.index]) for ffn in ffns]
     step, reason = _step(model, ffns, [layer.description for layer in layers])
     return Executors(ffns, "indexed", _named(reason), layers, step, kept)
+
+
+def _dense_on_cuda(model: nn.Module, ffns: list[FFN], kernel: str, overrides: Overrides) -> Executors:
+    if kernel == "torch":
+        return Executors(ffns, "dense", "torch")
+    reason = triton.problem(ffns) or GraphStep.model_problem(model)
+    if reason is not None:
+        return Executors(ffns, "dense", f"torch ({reason})")
+    _own_linears(model, overrides)
+    return Executors(ffns, "dense", "triton", graph=GraphStep(model))
+
+
+def _triton(
+    model: nn.Module,
+    ffns: list[FFN],
+    method: PromptMethod | TokenMethod,
+    thresholds: Thresholds | None,
+    observe: Observer,
+    overrides: Overrides,
+) -> Executors:
+    """Executors on CUDA, where Triton is installed; their graph has not met a GPU yet."""
+    from tda.kernels.triton import ffn as kernels
+    from tda.kernels.triton.statistic import add_squares
+
+    for ffn in ffns:
+        overrides.later(lay_rows(ffn.down))
+    _own_linears(model, overrides)
+    reason = GraphStep.model_problem(model)
+    backend = "triton" if reason is None else f"triton, without a graph ({reason})"
+    if isinstance(method, PromptMethod):
+        listed = [kernels.ListedFFN(ffn) for ffn in ffns]
+        graph = GraphStep(model) if reason is None else None
+        return Executors(ffns, "indexed", backend, listed, graph=graph, sweep=add_squares)
+    assert isinstance(method, ThresholdMethod)
+    layers = [kernels.ThresholdFFN(ffn, method, thresholds, observe) for ffn in ffns]
+    graph = GraphStep(model, lambda: [layer.kept for layer in layers]) if reason is None else None
+    return Executors(ffns, "indexed", backend, layers, graph=graph)
+
+
+def _own_linears(model: nn.Module, overrides: Overrides) -> None:
+    """Let the matrix-vector kernel run every linear's single tokens."""
+    from tda.kernels.triton.rows import own_forward
+
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.dtype in triton.DTYPES:
+            overrides.set(module, "forward", own_forward(module, module.forward))
 
 
 def _named(reason: str | None) -> str:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod
 from tda.engine.executors import Executors, Ran
+from tda.engine.graph import GraphStep
 from tda.engine.request import Request
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache, model_output, returned_cache
 from tda.names import Execution
+from tda.prompt_statistics import PromptSum
 from tda.spans import span
 from tda.thresholds import Thresholds
 
@@ -249,6 +251,9 @@ class Run:
         statistics = [
             self.method.new_statistic(ffn) if isinstance(self.method, PromptMethod) else None for ffn in self.ffns
         ]
+        for statistic in statistics:
+            if isinstance(statistic, PromptSum):
+                statistic.sweep = self.fast.sweep
         request = Request(statistics, rows, device)
         if cache is not None:
             self._requests[cache] = request
@@ -328,6 +333,8 @@ class Run:
         """Count what a per-token method kept: bool [N, F], N = B·T tokens."""
         call = self._call
         assert call is not None
+        if self.fast.graph is not None and self.fast.graph.capturing:
+            return
         self._token_kept[layer] = kept.view(call.rows, call.tokens, -1)[:, -1]
         share = 1 - kept.double().mean(1)
         self._left_out[layer] += share @ call.mask.reshape(-1).double()
@@ -336,23 +343,41 @@ class Run:
     # What the model and its layers ask.
 
     def step(self, given: dict[str, Any]) -> Any:
-        """Output of a whole decode step of one row, of a forward's arguments by name; None where it cannot run."""
+        """Output of a whole decode step, of a forward's arguments by name; None where it cannot run."""
         call, step = self._call, self.fast.step
-        if call is None or step is None or call.phase != "decode" or call.rows * call.tokens != 1:
+        if call is None or call.phase != "decode" or call.tokens != 1:
             return None
         if call.execution != self.fast.execution or given.get("input_ids") is None:
             return None
         if self._asks_for_more(given):
             return None
+        if self.fast.graph is not None:
+            return self._replay(call, self.fast.graph, given)
         cache, mask = given_cache(given), given.get("attention_mask")
-        if step.problem(cache) is not None or (mask is not None and not bool(mask.all())):
+        if step is None or call.rows != 1 or step.problem(cache) is not None:
+            return None
+        if mask is not None and not bool(mask.all()):
             return None
         token, position = given["input_ids"], given.get("position_ids")
         if position is None:
             position = torch.full_like(token, cached_tokens(cache))
         logits = step(token, position, cache)
         if self.fast.kept is not None:
-            self._observe_step(call, self.fast.kept)
+            self._observe_step(call, self.fast.kept.unsqueeze(1))
+        return model_output(logits, cache)
+
+    def _replay(self, call: Call, graph: GraphStep, given: dict[str, Any]) -> Any:
+        """Output of a captured step; None where it cannot run."""
+        cache, mask, position = given_cache(given), given.get("attention_mask"), given.get("position_ids")
+        if graph.problem(cache, call.rows) is not None or (mask is not None and mask.dim() != 2):
+            return None
+        if position is None:
+            if mask is not None:  # families differ in what positions they make of a mask
+                return None
+            position = torch.full_like(given["input_ids"], cached_tokens(cache))
+        logits, kept = graph(given["input_ids"], position, cache, mask)
+        if kept is not None:
+            self._observe_step(call, kept)
         return model_output(logits, cache)
 
     def _asks_for_more(self, given: dict[str, Any]) -> bool:
@@ -365,10 +390,11 @@ class Run:
         return bool(found["output_attentions"] or found["output_hidden_states"] or found["return_dict"] is False)
 
     def _observe_step(self, call: Call, kept: Tensor) -> None:
-        """Count what a per-token method kept in a whole step: uint8 [L, F]."""
-        self._token_kept = list(kept.bool().unsqueeze(1))
-        self._left_out += 1 - kept.sum(1, dtype=torch.float64) / kept.shape[1]
-        self._decoded += 1
+        """Count what a per-token method kept in a whole step: uint8 [L, B, F]."""
+        inside = call.mask[:, 0].double()
+        self._token_kept = list(kept.bool())
+        self._left_out += (1 - kept.sum(2, dtype=torch.float64) / kept.shape[2]) @ inside
+        self._decoded += inside.sum()
 
     def collect(self, layer: int, a: Tensor) -> None:
         """Add a prompt's activations, [B, T, F] or [B·T, F], to the layer's statistic."""

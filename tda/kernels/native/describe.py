@@ -24,7 +24,6 @@ class UndescribedError(ValueError):
     """A module computes something that the kernels do not know."""
 
 
-@torch.no_grad()
 def activation(act: nn.Module) -> int:
     """Number of the function that an activation module computes.
 
@@ -33,11 +32,23 @@ def activation(act: nn.Module) -> int:
     UndescribedError
         If it is none that the kernels know.
     """
+    return c.ACTIVATIONS.index(activation_name(act))
+
+
+@torch.no_grad()
+def activation_name(act: nn.Module) -> str:
+    """Name of the function that an activation module computes.
+
+    Raises
+    ------
+    UndescribedError
+        If it is none that the kernels know.
+    """
     probe = torch.linspace(-6, 6, 97)
     got = act(probe)
-    for number, name in enumerate(c.ACTIVATIONS):
+    for name in c.ACTIVATIONS:
         if got.shape == probe.shape and torch.allclose(got.float(), _ACTIVATIONS[name](probe), atol=1e-5, rtol=1e-5):
-            return number
+            return name
     raise UndescribedError(f"the activation {type(act).__name__} is none of {', '.join(c.ACTIVATIONS)}")
 
 

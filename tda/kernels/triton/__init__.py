@@ -1,0 +1,43 @@
+"""Kernels in Triton for decode on CUDA: feed-forward networks that read only what is kept; lists lie on the device.
+
+They are tested by Triton's interpreter on a CPU. **None of them has met a GPU yet**: neither their compilation, nor
+their speed, nor the tuned configurations. Triton itself is loaded only where these kernels run.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tda.contracts import FFN
+from tda.kernels.native.describe import UndescribedError, activation_name
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to interpret its kernels: slow, on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def problem(ffns: Sequence[FFN]) -> str | None:
+    """Why the kernels cannot run a model's feed-forward networks here; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    try:
+        for ffn in ffns:
+            for linear in ffn.linears:
+                _check_linear(linear)
+        activation_name(ffns[0].act)
+    except UndescribedError as error:
+        return str(error)
+    return None
+
+
+def _check_linear(linear: nn.Linear) -> None:
+    weight = linear.weight
+    if weight.dtype not in DTYPES or not (weight.is_cuda or interpreted()):
+        got = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
+        raise UndescribedError(f"weights are {got}; the kernels in Triton take bfloat16 and float32 on cuda")
