@@ -913,6 +913,7 @@ def test_commits_that_did_not_run_in_turn_are_compared_with_a_warning(tmp_path: 
     assert "These did not run in turn" in page.text
 
 
+@pytest.mark.slow
 def test_old_profiles_have_no_page_unless_an_alarm_leads_there(
     evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -925,6 +926,7 @@ def test_old_profiles_have_no_page_unless_an_alarm_leads_there(
     assert sorted(path.parent.name for path in tmp_path.glob("profile/*/index.html")) == ["04c0ffee"]
 
 
+@pytest.mark.slow
 def test_tables_traces_and_viewers_are_published(evidence: Evidence, tmp_path: Path) -> None:
     write_site(replace(evidence, speedscope=profiles.viewer_package(tmp_path)), tmp_path / "html")
     kept = next(one for one in evidence.profiles.by_commit[B] if one.profile.case.method == "griffin")

@@ -16,6 +16,7 @@ from tda.engine.graph import GraphStep
 from tda.engine.phases import decode, prefill
 
 pytest.importorskip("triton", reason="the kernels need the package triton")
+pytestmark = pytest.mark.slow
 
 CASES = [
     ("llama", tda.Griffin(sparsity=0.5)),
