@@ -44,6 +44,7 @@ def test_every_benchmark_is_right() -> None:
     assert "skipped" not in output
 
 
+@pytest.mark.slow
 def test_a_real_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "micro.json"
     run_suite("--benchmark-json", str(path), "-k", "griffin-0.5-compact or griffin-0.5-masked or record_write")

@@ -20,8 +20,8 @@ from tda.kernels.triton import choice, down, ffn, rows, statistic, tuning
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-# On a GPU `make gpu-check` runs these, without it they are default tests.
-pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
+# On a GPU `make gpu-check` runs these; the interpreter is slow, so without one they are slow tests.
+pytestmark = pytest.mark.gpu if DEVICE.type == "cuda" else pytest.mark.slow
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 ACTIVATIONS: dict[str, nn.Module] = {
     "silu": nn.SiLU(),
