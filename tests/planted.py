@@ -35,8 +35,8 @@ def work(ffns, products):
 
 RUN = "tda/engine/run.py"
 BEFORE_CALL = "        self._call = Call(phase, rows, count, mask, request)\n"
-BEGIN_DECODE = "    def _begin_decode(self, request: Request, mask: Tensor) -> None:\n"
-LOAD = "            self._load(request, kept)\n\n"
+BEGIN_DECODE = "    def _begin_decode(self, call: Call) -> None:\n"
+LOAD = "            request.execution = self._choose_execution(request)\n        self._load(request, kept)\n"
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,16 @@ def history(sizes: Sizes) -> list[Planted]:
     )
     share = f"work(self.ffns, {round(10 * sizes.prefill)} if phase == 'prefill' else {round(10 * sizes.decode)})"
     everything = Edit(RUN, BEFORE_CALL, f"        {share}\n{BEFORE_CALL}")
-    again = "            self._load(request, request.choose(self.method, self.ffns, self.thresholds))\n"
-    selection = Edit(RUN, LOAD, LOAD.rstrip("\n") + "\n" + again + "\n")
+    again = "        self._load(request, request.choose(self.method, self.ffns, self.thresholds))\n"
+    selection = Edit(RUN, LOAD, LOAD + again)
     threshold = Edit(
         "tda/methods/tda.py", "kept = scores >= cuts.unsqueeze(1)", "kept = scores >= 1.2 * cuts.unsqueeze(1)"
     )
     memory = Edit(
-        "tda/kernels/compact.py",
-        "        self._buffers: dict[str, Tensor] = {}\n",
-        "        self._buffers: dict[str, Tensor] = {}\n"
-        "        self._twins = [linear.weight.detach().clone() for linear in (*self._inputs, ffn.down)]\n",
+        "tda/kernels/native/ffn.py",
+        "        self._descriptions = [self.description]\n",
+        "        self._descriptions = [self.description]\n"
+        "        self._twins = [linear.weight.detach().clone() for linear in ffn.linears]\n",
     )
     sparser = ("decode", "select", "memory")  # fewer neurons are kept
     broken = Edit("pyproject.toml", "[project]\n", "[project\n")
@@ -200,7 +200,7 @@ def history(sizes: Sizes) -> list[Planted]:
 
 def _dense(sizes: Sizes) -> Edit:
     """Work that only dense decode does, there from the first commit on."""
-    line = '            self._executed = "dense"\n'
+    line = '            call.execution = "dense"\n'
     return Edit(RUN, line, f"{line}    {_work_in('self.ffns', 10 * sizes.decode)}")
 
 

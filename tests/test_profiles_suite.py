@@ -379,6 +379,7 @@ method = ["griffin"]
 sparsity = [0.5]
 prompt_tokens = 32
 new_tokens = 8
+execution = "compact"
 """
 
 
