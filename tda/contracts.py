@@ -364,6 +364,10 @@ class ErrorControlled(Method):
             )
 
 
+Observer = Callable[[int, Tensor], None]
+"""Told a layer's number and the sets, bool [N, F], that a per-token method kept of N tokens."""
+
+
 class Executor(Protocol):
     """A fast path of one layer's FFN in decode."""
 

@@ -3,6 +3,8 @@
 from typing import Literal
 
 Execution = Literal["auto", "masked", "compact", "indexed"]
+Ran = Execution | Literal["dense"]
+"""What a decode step ran as."""
 Protocol = Literal["decode", "all_sparse", "griffin"]
 Dtype = Literal["float32", "bfloat16"]
 Preset = Literal["smoke", "default", "nightly", "paper", "gpu"]

@@ -1,14 +1,14 @@
 """What runs an attached method's decode here: kernels in C on a CPU, in Triton on CUDA, else torch operators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN, Executor, Method, PromptExecutor, PromptMethod, ThresholdMethod, TokenMethod
+from tda.contracts import FFN, Executor, Method, Observer, PromptExecutor, PromptMethod, ThresholdMethod, TokenMethod
 from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.selfcheck import check_step
@@ -22,13 +22,9 @@ from tda.kernels.native.ffn import ListedFFN, NativeFFN, ThresholdFFN
 from tda.kernels.native.layout import lay_rows
 from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
-from tda.names import Execution
+from tda.names import Execution, Ran
 from tda.prompt_statistics import Sweep
 from tda.thresholds import Thresholds
-
-Observer = Callable[[int, Tensor], None]
-Ran = Execution | Literal["dense"]
-"""What a decode step ran as."""
 
 
 @dataclass
@@ -103,16 +99,22 @@ def executors(
     if asked == "masked" or not method.fast:
         return Executors(ffns, "masked", "torch")
     if not isinstance(method, PromptMethod | TokenMethod):
-        kernel = "torch" if asked == "compact" else getattr(method, "dense_kernel", "torch")
-        return (_dense_on_cuda if _on_cuda(ffns) else _dense)(model, ffns, kernel, overrides)
+        if asked == "compact" or getattr(method, "dense_kernel", "torch") == "torch":
+            return Executors(ffns, "dense", "torch")
+        return _dense_on_cuda(model, ffns, overrides) if _on_cuda(ffns) else _dense(model, ffns)
     if asked == "compact":
         return _compact(ffns, "torch")
     reason = (triton if _on_cuda(ffns) else native).problem(ffns)
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
     if reason is None:
-        ours = _triton if _on_cuda(ffns) else _native
-        return ours(model, ffns, method, thresholds, observe, overrides)
+        for ffn in ffns:
+            overrides.later(lay_rows(ffn.down))
+        give_back()
+        if _on_cuda(ffns):
+            _own_linears(model, overrides)
+            return _triton(model, ffns, method, thresholds, observe)
+        return _native(model, ffns, method, thresholds, observe)
     if isinstance(method, TokenMethod):
         looked_up = [IndexedFFN(ffn, method, thresholds, observe) for ffn in ffns]
         return Executors(ffns, "indexed", f"torch ({reason})", looked_up)
@@ -129,9 +131,7 @@ def _on_cuda(ffns: list[FFN]) -> bool:
     return ffns[0].up.weight.is_cuda
 
 
-def _dense(model: nn.Module, ffns: list[FFN], kernel: str, overrides: Overrides) -> Executors:
-    if kernel == "torch":
-        return Executors(ffns, "dense", "torch")
+def _dense(model: nn.Module, ffns: list[FFN]) -> Executors:
     reason = native.problem(ffns)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
@@ -145,11 +145,8 @@ def _native(
     method: PromptMethod | TokenMethod,
     thresholds: Thresholds | None,
     observe: Observer,
-    overrides: Overrides,
 ) -> Executors:
-    for ffn in ffns:
-        overrides.later(lay_rows(ffn.down))
-    give_back()
+    """Executors on a CPU; the down projections lie in rows."""
     if isinstance(method, PromptMethod):
         listed = [ListedFFN(ffn) for ffn in ffns]
         step, reason = _step(model, ffns, [layer.description for layer in listed])
@@ -162,9 +159,7 @@ def _native(
     return Executors(ffns, "indexed", _named(reason), layers, step, kept)
 
 
-def _dense_on_cuda(model: nn.Module, ffns: list[FFN], kernel: str, overrides: Overrides) -> Executors:
-    if kernel == "torch":
-        return Executors(ffns, "dense", "torch")
+def _dense_on_cuda(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> Executors:
     reason = triton.problem(ffns) or GraphStep.model_problem(model)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
@@ -178,15 +173,11 @@ def _triton(
     method: PromptMethod | TokenMethod,
     thresholds: Thresholds | None,
     observe: Observer,
-    overrides: Overrides,
 ) -> Executors:
-    """Executors on CUDA, where Triton is installed; their graph has not met a GPU yet."""
+    """Executors on CUDA; the down projections lie in rows. Their graph has not met a GPU yet."""
     from tda.kernels.triton import ffn as kernels
     from tda.kernels.triton.statistic import add_squares
 
-    for ffn in ffns:
-        overrides.later(lay_rows(ffn.down))
-    _own_linears(model, overrides)
     reason = GraphStep.model_problem(model)
     backend = "triton" if reason is None else f"triton, without a graph ({reason})"
     if isinstance(method, PromptMethod):

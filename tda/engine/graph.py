@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from tda.engine.transformers_api import cache_keyword, cached_tokens
+from tda.kernels.native.key_values import GROWING
 
 MOST_ROWS = 16
 """Batch rows that a step serves; beyond them, launches no longer weigh."""
 CAPACITY = 1024
 """Tokens that a graph's cache has room for at first; where a request needs more, a larger one is captured."""
-GROWING, FIXED = "DynamicLayer", "StaticLayer"
+FIXED = "StaticLayer"
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 

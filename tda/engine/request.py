@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tda.contracts import FFN, Prompt, PromptMethod, Statistic
-from tda.names import Execution
+from tda.names import Ran
 from tda.thresholds import Thresholds
 
 
@@ -36,7 +35,7 @@ class Request:
     device: torch.device
     kept: list[Tensor] | None = None
     left_out: Tensor | None = None
-    execution: Execution | Literal["dense"] | None = None
+    execution: Ran | None = None
     unfed: Tensor | None = None
     _prompt: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 

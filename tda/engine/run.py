@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod
-from tda.engine.executors import Executors, Ran
+from tda.engine.executors import Executors
 from tda.engine.graph import GraphStep
 from tda.engine.request import Request
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache, model_output, returned_cache
-from tda.names import Execution
+from tda.names import Execution, Ran
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
 from tda.thresholds import Thresholds

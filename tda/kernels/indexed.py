@@ -1,17 +1,14 @@
 """Indexed execution of per-token methods in plain torch: kept rows are looked up and summed for each token."""
 
 import itertools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tda.contracts import FFN, TokenMethod
+from tda.contracts import FFN, Observer, TokenMethod
 from tda.spans import span
 from tda.thresholds import Thresholds
-
-Observer = Callable[[int, Tensor], None]
 
 
 class IndexedFFN:

@@ -84,11 +84,7 @@ def norm(module: Any) -> c.Norm:
     nearest = min(known, key=lambda name: float((got - known[name]).abs().max()))
     if not torch.allclose(got, known[nearest], rtol=2e-2, atol=1e-4):
         raise UndescribedError(f"{type(module).__name__} computes none of {', '.join(known)}")
-    return c.Norm(_address(weight), _address(bias), eps, c.NORMS.index(nearest))
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return c.Norm(c.address(weight), c.address(bias), eps, c.NORMS.index(nearest))
 
 
 def matrix(linear: nn.Linear | None) -> c.Matrix:

@@ -2,18 +2,16 @@
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, ThresholdMethod
+from tda.contracts import FFN, Observer, ThresholdMethod
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.spans import span
 from tda.thresholds import Thresholds
-
-Observer = Callable[[int, Tensor], None]
 
 
 class NativeFFN(ABC):
@@ -58,10 +56,7 @@ class NativeFFN(ABC):
         x = x.to(self.ffn.up.weight.dtype)  # autocast may give another type
         x = x if x.stride(-1) == 1 else x.contiguous()
         y = torch.empty(x.shape, dtype=x.dtype)
-        floats = library.tda_ffn_floats(ctypes.byref(self.description), threads)
-        if len(self._scratch) < floats:
-            with torch.inference_mode(False):
-                self._scratch = torch.empty(floats)
+        self._scratch = c.room(self._scratch, library.tda_ffn_floats(ctypes.byref(self.description), threads))
         library.tda_ffn(
             (c.FFN * len(descriptions))(*descriptions),
             len(x),
@@ -129,7 +124,7 @@ class ThresholdFFN(NativeFFN):
         super().__init__(ffn)
         self._observe = observe
         self._weights = method.weights(ffn)
-        self.description.norms = None if self._weights is None else self._weights.data_ptr()
+        self.description.norms = c.address(self._weights)
         self.description.cut = method.cut(ffn, thresholds)
         self.description.rule = c.RULES.index("gate" if method.activation == "gate" else "contribution")
         self.description.kept = kept.data_ptr()

@@ -16,6 +16,19 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared", "identity")
 RULES = ("listed", "gate", "contribution")
 
 
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's data are; None for none, which C sees as NULL."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def room(held: Tensor, floats: int) -> Tensor:
+    """Scratch of at least so many floats: what is held, or more where that is too little."""
+    if len(held) >= floats:
+        return held
+    with torch.inference_mode(False):
+        return torch.empty(floats + floats // 8)
+
+
 class Matrix(ctypes.Structure):
     """Weights, row by row."""
 
@@ -40,7 +53,7 @@ class Matrix(ctypes.Structure):
         if weight.stride(1) != 1:
             raise ValueError(f"rows must be contiguous, got strides {weight.stride()}")
         stride = weight.stride(0) * weight.element_size()
-        return cls(weight.data_ptr(), stride, rows, columns, None if bias is None else bias.data_ptr())
+        return cls(weight.data_ptr(), stride, rows, columns, address(bias))
 
 
 class Norm(ctypes.Structure):

@@ -100,7 +100,8 @@ class Step:
         held.reserve(cache, self._layers, self._windows)
         logits = torch.empty(1, 1, self._model.head.rows, dtype=self.dtype)
         self._tensors = (hidden, cosine, sine, logits)
-        self._make_room()
+        floats = c.library().tda_step_floats(ctypes.byref(self._model), torch.get_num_threads())
+        self._scratch = c.room(self._scratch, floats)
         if ops.wanted():
             for stage in self.stages():
                 with span(stage.name):
@@ -111,15 +112,9 @@ class Step:
         held.advance(cache)
         return logits
 
-    def _make_room(self) -> None:
-        floats = c.library().tda_step_floats(ctypes.byref(self._model), torch.get_num_threads())
-        if len(self._scratch) < floats:
-            with torch.inference_mode(False):
-                self._scratch = torch.empty(floats + floats // 8)
-
     def run_stages(self, first: int, last: int) -> None:
         """Run stages [first, last) of the step in progress."""
-        hidden, cosine, sine, logits = map(_address, self._tensors)
+        hidden, cosine, sine, logits = map(c.address, self._tensors)
         scratch, threads = self._scratch.data_ptr(), torch.get_num_threads()
         c.library().tda_step(ctypes.byref(self._model), first, last, hidden, cosine, sine, logits, scratch, threads)
 
@@ -151,10 +146,6 @@ class Step:
         if piece == 3:
             return ffn_cost(layer.ffn, size)
         return weights_cost([layer.query, layer.key, layer.value] if piece == 0 else [layer.output], size)
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _modules(decoder: Decoder) -> Iterator[Any]:

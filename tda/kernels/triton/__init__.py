@@ -30,7 +30,7 @@ def problem(ffns: Sequence[FFN]) -> str | None:
         for ffn in ffns:
             for linear in ffn.linears:
                 _check_linear(linear)
-        activation_name(ffns[0].act)
+            activation_name(ffn.act)
     except UndescribedError as error:
         return str(error)
     return None

@@ -4,20 +4,16 @@ So a step captured once into a CUDA graph serves every prompt and sparsity of th
 it yet.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, ThresholdMethod
+from tda.contracts import FFN, Observer, ThresholdMethod
 from tda.kernels.native.describe import activation_name
 from tda.kernels.triton.choice import fill
 from tda.kernels.triton.down import down
 from tda.kernels.triton.rows import Lists, Rule, rows
 from tda.spans import span
 from tda.thresholds import Thresholds
-
-Observer = Callable[[int, Tensor], None]
 
 
 def _activations(ffn: FFN, act: str, x: Tensor, lists: Lists | None = None, rule: Rule | None = None) -> Tensor:
