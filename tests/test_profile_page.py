@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import tda
 from tda.bench.profile import folder_name
 from tda.cli.main import app
+from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
 from tda.profiler.records import KernelRow, Profile
 from tda.profiler.roofline import points
 from tda.profiler.split import gap, split
@@ -107,6 +108,13 @@ def test_every_row_is_in_one_piece() -> None:
         assert {piece_of(row) for row in profile.rows(phase)} <= set(PIECES)
     (row,) = step_rows([profile])
     assert sum(row[piece] for piece in PIECES) == pytest.approx(sum(r.self_ms for r in profile.rows("decode")))
+
+
+@pytest.mark.parametrize("part", WEIGHT_PARTS)
+def test_what_reads_weights_has_a_piece_of_its_own(part: str) -> None:
+    piece = piece_of(profiles.row("decode", part, "aten::mm", "mm", 1.0))
+    assert piece == ("FFN projections" if part in FFN_PARTS else piece)
+    assert piece not in ("other operators", "framework")
 
 
 def test_the_page_answers_where_the_time_goes(tmp_path: Path) -> None:

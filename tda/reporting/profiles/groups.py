@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
 from tda.profiler.records import KernelRow, Profile
 from tda.profiler.split import Gap, gap
 from tda.profiler.store import read_profiles
@@ -24,8 +25,8 @@ PIECES = {
 }
 """Pieces of a step with their colours, from what methods save to what they cannot touch."""
 _OF_PART = {
-    **dict.fromkeys(("gate", "up", "gate_up", "down"), "FFN projections"),
-    **dict.fromkeys(("ffn", "statistic", "selection", "gather"), "FFN: activation, selection"),
+    **{part: "FFN projections" if part in WEIGHT_PARTS else "FFN: activation, selection" for part in FFN_PARTS},
+    **dict.fromkeys(("statistic", "selection", "gather"), "FFN: activation, selection"),
     "projection": "attention projections",
     "attention": "attention",
     "norm": "norms",
