@@ -168,7 +168,7 @@ def test_profiles_of_a_played_device_are_refused(tmp_path: Path) -> None:
 
 
 def test_run_profile_names_what_it_does_not_accept(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 5 new tokens; got 3"):
+    with pytest.raises(ValueError, match="at least 8 new tokens; got 3"):
         tda.run_profile(tmp_path, model=["shape:25m"], method=["griffin"], sparsity=[0.5], new_tokens=3)
     with pytest.raises(ValueError, match="griffon"):
         tda.run_profile(tmp_path, model=["shape:25m"], method=["griffon"])
@@ -178,7 +178,7 @@ def test_run_profile_names_what_it_does_not_accept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_writes_a_folder_for_each_case_and_a_page(tmp_path: Path) -> None:
     words = ["profile", "--model", "shape:25m", "--method", "griffin", "--sparsity", "0.5", "--prompt-tokens", "8"]
-    done = CliRunner().invoke(app, [*words, "--new-tokens", "6", "--json", "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, [*words, "--new-tokens", "8", "--json", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     assert [row["case"] for row in rows] == ["dense", "griffin 0.5"]

@@ -19,7 +19,7 @@ from tda.engine import attach
 from tda.limits import matmul_tflop_per_s, stream_gb_per_s
 from tda.models import is_shape
 from tda.names import Dtype, Execution
-from tda.profiler.capture import STEPS, Request, count, memory_snapshot, peaks, record, tabulate
+from tda.profiler.capture import STEPS, WARM_STEPS, Request, count, memory_snapshot, peaks, record, tabulate
 from tda.profiler.overhead import Overhead, measure_overhead
 from tda.profiler.records import Profile, Timed
 from tda.profiler.store import MEMORY, TRACE, write_profile
@@ -109,10 +109,10 @@ class _SubjectProfile:
 
     def run(self) -> list[Profile]:
         """All passes of all cases."""
-        if self.subject.new_tokens <= STEPS:
+        if self.subject.new_tokens < WARM_STEPS + STEPS:
             raise ValueError(
-                f"a profile decodes {STEPS} steps, so it needs at least {STEPS + 1} new tokens; "
-                f"got {self.subject.new_tokens}"
+                f"a profile decodes {WARM_STEPS} and then {STEPS} tokens, so it needs at least {WARM_STEPS + STEPS} "
+                f"new tokens; got {self.subject.new_tokens}"
             )
         self.say(f"{self.subject.model}: loading")
         prepared = prepare(
@@ -192,7 +192,11 @@ class _SubjectProfile:
             weight_bytes=traffic.weights,
             step_bytes=traffic.total,
             matmul_tflop_per_s=peak,
-            event_us={"operator": table.overhead.op, "range": table.overhead.span},
+            event_us={
+                "operator": table.overhead.op,
+                "range": table.overhead.span,
+                "stage": table.overhead.stage,
+            },
             timed=Timed(
                 prefill_ms=tuple(timing.prefill_ms for timing in timings),
                 selection_ms=tuple(timing.choose_ms for timing in timings),

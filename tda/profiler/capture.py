@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from tda.profiler.trace import read_trace
 from tda.spans import recording, span
 
 REQUESTS = 3
+WARM_STEPS = 4
+"""Decode steps before those that count: the first after a prefill find its data in the processor's caches."""
 STEPS = 4
-"""Decode steps of a profiled request: traces stay small, and their tables quick to make."""
+"""Decode steps of a profiled request that count: traces stay small, and their tables quick to make."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Request:
     run : Run
         What `tda.attach` yielded.
     prompts, continuations : Tensor
-        int64 [B, T] and [B, G], G > `STEPS`.
+        int64 [B, T] and [B, G], G >= `WARM_STEPS` + `STEPS`.
     """
 
     run: Run
@@ -54,10 +56,10 @@ class Request:
         return self.prompts.device
 
     @torch.no_grad()
-    def serve(self, steps: int = STEPS, around: Callable[[str], object] = lambda phase: None) -> None:
-        """Prefill, select and decode, each in a range that ends when the device has done its work.
+    def serve(self, steps: int = STEPS, around: Callable[[str], object] = lambda phase: None) -> list[float]:
+        """Prefill, select, and decode `steps` tokens after a few, each in a range that ends when the device is done.
 
-        `around` is told the phase before it begins.
+        `around` is told the phase before it begins. Returns how long each of these steps took, in µs.
         """
         around("prefill")
         with self._phase("prefill"):
@@ -66,9 +68,16 @@ class Request:
         with self._phase("selection"):
             self.run.select()
         around("decode")
-        for step in range(steps):
+        tokens = self.continuations.split(1, dim=1)
+        for token in tokens[:WARM_STEPS]:
+            decode(self.model, token, cache)
+        durations = []
+        for token in tokens[WARM_STEPS : WARM_STEPS + steps]:
+            start = time.perf_counter_ns()
             with self._phase("decode"):
-                decode(self.model, self.continuations[:, step : step + 1], cache)
+                decode(self.model, token, cache)
+            durations.append((time.perf_counter_ns() - start) / 1e3)
+        return durations
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -84,47 +93,26 @@ def record(request: Request, path: Path) -> list[float]:
     Returns
     -------
     list of float
-        Durations in µs of the decode steps of as many requests served just before and just after, unrecorded.
+        Durations in µs of the decode steps of as many requests served just before and just after, with nobody watching.
     """
     activities = [ProfilerActivity.CPU]
     if request.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    plain = _Durations()
-    with recording(plain.span):
-        _serve_all(request)
+    plain_us = _serve_all(request)
     with ranges(request.model), recording(record_function):
         with profile(activities=activities):  # what the profiler sets up at its first start is no part of the request
             request.serve(steps=1)
         gc.collect()
         with profile(activities=activities) as profiler:
             _serve_all(request)
-    with recording(plain.span):
-        _serve_all(request)
+    plain_us += _serve_all(request)
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
-    return plain.decode_us
+    return plain_us
 
 
-def _serve_all(request: Request) -> None:
-    for _ in range(REQUESTS):
-        request.serve()
-
-
-class _Durations:
-    """Listens to ranges and notes how long decode steps take."""
-
-    def __init__(self) -> None:
-        self.decode_us: list[float] = []
-
-    def span(self, name: str) -> AbstractContextManager[object]:
-        """Recorder of `tda.spans`."""
-        return self._timed() if name == "decode" else nullcontext()
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter_ns()
-        yield
-        self.decode_us.append((time.perf_counter_ns() - start) / 1e3)
+def _serve_all(request: Request) -> list[float]:
+    return [duration for _ in range(REQUESTS) for duration in request.serve()]
 
 
 def count(request: Request) -> Counter:

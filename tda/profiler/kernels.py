@@ -4,6 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
+import numpy as np
+from scipy.optimize import brentq
+
 from tda.profiler.counts import Count, Spot
 from tda.profiler.overhead import Overhead
 from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow, ModuleRow, PhaseTime
@@ -29,7 +32,7 @@ class Table:
     drivers : mapping
         Steps of the counting pass, by driver phase.
     overhead : Overhead
-        What recording an event costs.
+        What recording an event costs; within each, no more than its own time.
 
     Attributes
     ----------
@@ -60,14 +63,14 @@ class Table:
         if place is None or host.kind == "launch":
             return
         kernel = host.name if host.kind == "op" else PYTHON
-        self._add(place, kernel, host.self_us, _recording_us(host, self.overhead))
+        self._add(place, kernel, host.self_us, min(host.self_us, self.overhead.within(host)))
 
     def _add_device(self) -> None:
         """Kernels where they were launched; what is left of a step is idle, and recording may have kept it so."""
         recording: dict[tuple[str, int], float] = defaultdict(float)
         for host in self._trace.hosts:
             if host.place is not None:
-                recording[self._driver(host.place.phase), host.place.step] += _recording_us(host, self.overhead)
+                recording[self._driver(host.place.phase), host.place.step] += self.overhead.within(host)
         for kernel in self._trace.kernels:
             if kernel.place is not None:
                 self._add(kernel.place, kernel.name, kernel.end - kernel.start, 0.0)
@@ -101,7 +104,7 @@ class Table:
         }
         whole: dict[str, float] = defaultdict(float)
         for key, value in net.items():
-            whole[key[0]] += max(value, 0.0)
+            whole[key[0]] += value
         moved = self._moved(net)
         rows = [
             KernelRow(
@@ -111,9 +114,9 @@ class Table:
                 kernel=key[3],
                 calls=self._mean(key[0], self._calls[key]),
                 recorded_ms=self._mean(key[0], self._self[key]) / 1e3,
-                self_ms=max(value, 0.0) / 1e3,
+                self_ms=value / 1e3,
                 se_ms=self._error(key) / 1e3,
-                share=max(value, 0.0) / whole[key[0]] if whole[key[0]] else 0.0,
+                share=value / whole[key[0]] if whole[key[0]] else 0.0,
                 bytes=moved[key][0] if key in moved else None,
                 flops=moved[key][1] if key in moved else None,
             )
@@ -189,16 +192,24 @@ def fitted(overhead: Overhead, trace: Trace, plain_us: Sequence[float]) -> Overh
         return overhead
     recorded, typical = _durations(steps), _typical(_durations(steps))
     events = [
-        host for host in trace.hosts if host.place and host.place.phase == "decode" and host.place.step in typical
+        (host.self_us, overhead.within(host))
+        for host in trace.hosts
+        if host.place and host.place.phase == "decode" and host.place.step in typical
     ]
-    estimated = sum(_recording_us(host, overhead) for host in events) / len(typical)
-    longer = mean(recorded[number] for number in typical) - mean(plain_us[number] for number in _typical(plain_us))
-    return overhead.scaled(min(max(longer / estimated, 0.0), LARGEST_FACTOR)) if estimated else overhead
+    whole, cost = np.array(events).T
+    longer = sum(recorded[number] for number in typical) / len(typical) - mean(
+        plain_us[number] for number in _typical(plain_us)
+    )
 
+    def missing(factor: float) -> float:
+        """Of what steps took longer, what recording at so many times the cost does not explain."""
+        return longer - float(np.minimum(whole, factor * cost).sum()) / len(typical)
 
-def _recording_us(host: Host, overhead: Overhead) -> float:
-    """What recording cost within an event: that of the events directly in it."""
-    return sum(count * overhead.us(kind) for kind, count in host.children.items())
+    if missing(1.0) <= 0:
+        return overhead
+    if missing(LARGEST_FACTOR) >= 0:
+        return overhead.scaled(LARGEST_FACTOR)
+    return overhead.scaled(brentq(missing, 1.0, LARGEST_FACTOR))
 
 
 def _durations(steps: Sequence[tuple[float, float]]) -> list[float]:

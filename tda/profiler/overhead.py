@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from tda.kernels.native.library import problem
+from tda.kernels.native.ops import STAGE
+from tda.kernels.native.step import EmptyStage
 from tda.profiler.parts import around
-from tda.profiler.trace import Kind
+from tda.profiler.trace import Host
 from tda.spans import recording
 
 EVENTS = 200
@@ -17,26 +20,36 @@ REPEATS = 20
 
 
 class Overhead(NamedTuple):
-    """Microseconds that one recorded event adds to what encloses it."""
+    """Microseconds that recording adds.
+
+    Attributes
+    ----------
+    op, span : float
+        One operator or range, to what encloses it.
+    stage : float
+        One stage of a whole step, to itself: unrecorded, all stages are one call.
+    """
 
     op: float
     span: float
+    stage: float = 0.0
 
-    def us(self, kind: Kind) -> float:
-        """Cost of one event of a kind; launches are part of their operators."""
-        return {"op": self.op, "span": self.span, "launch": 0.0}[kind]
+    def within(self, host: Host) -> float:
+        """What recording added to an event's own time; launches are part of their operators."""
+        inside = host.children.get("op", 0) * self.op + host.children.get("span", 0) * self.span
+        return inside + (self.stage if host.name == STAGE else 0.0)
 
     def scaled(self, factor: float) -> "Overhead":
         """So many times as dear, in the same proportion."""
-        return Overhead(self.op * factor, self.span * factor)
+        return Overhead(*(cost * factor for cost in self))
 
 
 def measure_overhead() -> Overhead:
-    """Record many small operators, and many ranges around an empty module; compare with doing so unrecorded.
+    """Record many small operators, ranges around an empty module, and empty stages; compare with doing so unrecorded.
 
     In a tight loop all code is at hand, so a model's events are dearer, in about this proportion.
     """
-    scalar, module = torch.zeros(1), nn.Identity()
+    scalar, module, empty = torch.zeros(1), nn.Identity(), EmptyStage()
 
     def operators() -> None:
         for _ in range(EVENTS):
@@ -46,6 +59,11 @@ def measure_overhead() -> Overhead:
         for _ in range(EVENTS):
             module(scalar)
 
+    def stages() -> None:
+        for _ in range(EVENTS):
+            empty()
+
+    stage = 0.0 if problem() else _us(stages)
     plain_op, plain_call = _us(operators), _us(calls)
     hooks = around(module, "ffn")
     try:
@@ -54,7 +72,7 @@ def measure_overhead() -> Overhead:
     finally:
         for hook in hooks:
             hook.remove()
-    return Overhead(max(op - plain_op, 0.0), max(span - plain_call, 0.0))
+    return Overhead(max(op - plain_op, 0.0), max(span - plain_call, 0.0), stage)
 
 
 def _us(work: Callable[[], None]) -> float:

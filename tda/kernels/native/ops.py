@@ -10,6 +10,8 @@ from torch.library import Library, register_fake
 
 from tda.spans import listening
 
+STAGE = "tda::decode_stage"
+"""Operator that runs a part of a step, as profiles name it."""
 _LIBRARY = Library("tda", "FRAGMENT")
 _LIBRARY.define("decode_stage(Tensor(a!) scratch, int step, int first, int last) -> ()")
 _LIBRARY.define("ffn(Tensor x, int executor) -> Tensor")

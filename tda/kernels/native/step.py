@@ -148,6 +148,24 @@ class Step:
         return weights_cost([layer.query, layer.key, layer.value] if piece == 0 else [layer.output], size)
 
 
+class EmptyStage:
+    """A stage of nothing, called as a step's stages are: what it takes is what running stages apart adds to each."""
+
+    def __init__(self) -> None:
+        self._model = c.Model()
+        self._scratch = torch.empty(1)
+        self._handle = ops.handle(self)
+
+    def __call__(self) -> None:
+        """Run it."""
+        torch.ops.tda.decode_stage(self._scratch, self._handle, 1, 1)
+
+    def run_stages(self, first: int, last: int) -> None:
+        """As `Step.run_stages`."""
+        scratch, threads = self._scratch.data_ptr(), torch.get_num_threads()
+        c.library().tda_step(ctypes.byref(self._model), first, last, None, None, None, None, scratch, threads)
+
+
 def _modules(decoder: Decoder) -> Iterator[Any]:
     """Every module of a decoder that the kernels read parameters of, save its feed-forward networks."""
     yield from (decoder.last, decoder.project, decoder.head)
