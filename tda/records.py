@@ -65,9 +65,9 @@ MEASUREMENTS: Mapping[str, MeasurementKind] = {
     ),
     "gain_share": _kind("ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)", speed=True),
     "bandwidth_share": _kind(
-        "ratio", "higher", "weight bytes per token over decode time and the round's stream bandwidth", speed=True
+        "ratio", "higher", "weight bytes per token over decode time and the stream bandwidth around it", speed=True
     ),
-    "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth measured in the same round"),
+    "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth just before and just after the decode steps"),
     "selection_digest": _kind("hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
     "gpu_utilization_percent": _kind("%", "higher", "share of time in which some kernel ran"),
     "gpu_memory_bytes": _kind("B", "lower", "device memory in use, as the driver reports it"),

@@ -100,9 +100,8 @@ def test_truncated_last_line_is_measured_again(finished, tmp_path):
 
 def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
     weights = 2e6 if name == "dense" else 1e6
-    return Timing(
-        8.0, 1.0, 20.0, [ms] * 3, None, execution, "torch", (0.5,), Traffic(weights, 0.0), others_used(0.0), None
-    )
+    traffic, streams, change = Traffic(weights, 0.0), (1.5, 2.5), others_used(0.0)
+    return Timing(8.0, 1.0, 20.0, [ms] * 3, None, execution, "torch", (0.5,), traffic, streams, change, None)
 
 
 def others_used(percent: float) -> Change:
@@ -123,7 +122,6 @@ def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt
 
     monkeypatch.setattr(bench_run, "time_case", time_case)
     monkeypatch.setattr(bench_run, "peak_memory", lambda *args: (1, None))
-    monkeypatch.setattr(bench_run.limits, "stream_gb_per_s", lambda device: 10.0)
     subject = Subject("ref:swiglu", prompt_tokens=8, new_tokens=4, quality=False)
     return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("griffin", "magnitude"), rounds=4)
 
@@ -212,23 +210,24 @@ def test_overlapping_text_is_refused_before_anything_runs(tmp_path, first, then)
 
 def test_speed_is_paired_with_dense_of_the_round():
     dense = replace(fake_timing("dense", ms=10.0, execution="dense"), choose_ms=0.0)
-    found = speed(fake_timing(ms=6.0), dense, bandwidth=2.0)
+    found = speed(fake_timing(ms=6.0), dense)
     value = {name: part.samples[0] for name, part in found.items() if part.samples}
     assert value["select_ms"] == pytest.approx((8 + 1) - 8)
     assert value["limit_speedup"] == 2
     assert value["gain_share"] == pytest.approx((10 / 6 - 1) / (2 - 1))
     assert value["break_even_tokens"] == pytest.approx(1 / 4)
     assert value["bandwidth_share"] == pytest.approx(1e6 / 6e-3 / 2e9)
+    assert found["stream_gb_per_s"].samples == (1.5, 2.5)
 
 
 @pytest.mark.parametrize("name", ["gain_share", "break_even_tokens"])
 def test_what_dense_cannot_have_is_missing_with_a_reason(name):
     dense = fake_timing("dense", execution="dense")
-    assert speed(dense, dense, 2.0)[name].missing
+    assert speed(dense, dense)[name].missing
 
 
 def test_masked_execution_has_no_speed():
-    found = speed(fake_timing(execution="masked"), fake_timing("dense"), 2.0)
+    found = speed(fake_timing(execution="masked"), fake_timing("dense"))
     assert all(found[name].missing and not found[name].samples for name in SPEED)
 
 

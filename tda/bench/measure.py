@@ -3,11 +3,13 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tda import limits
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method, PromptMethod
 from tda.device import PeakMemory, Stopwatch
@@ -40,6 +42,8 @@ class Timing:
         Share left out per layer.
     traffic : Traffic
         Bytes of a decode step.
+    streams_gb_per_s : tuple of float
+        Stream bandwidth just before and just after the decode steps.
     change : Change
         What the machine did meanwhile.
     digest : float or None
@@ -55,6 +59,7 @@ class Timing:
     backend: str
     achieved_sparsity: tuple[float, ...]
     traffic: Traffic
+    streams_gb_per_s: tuple[float, float]
     change: Change
     digest: float | None
 
@@ -62,6 +67,11 @@ class Timing:
     def ttft_ms(self) -> float:
         """From the prompt to readiness for the first decode step."""
         return self.prefill_ms + self.choose_ms
+
+    @property
+    def stream_gb_per_s(self) -> float:
+        """Stream bandwidth around the decode steps."""
+        return mean(self.streams_gb_per_s)
 
 
 @torch.no_grad()
@@ -91,6 +101,7 @@ def time_case(
         with clock.timing():
             run.select()
         choose_ms = clock.ms
+        before = limits.stream_gb_per_s(device)
         decode_ms, predicted = [], [first]
         for step in range(continuations.shape[1] - 1):
             token = continuations[:, step : step + 1]
@@ -99,6 +110,7 @@ def time_case(
             decode_ms.append(clock.ms)
             if keep_logits:
                 predicted.append(logits)
+        after = limits.stream_gb_per_s(device)
         with clock.timing():
             generate(model, prompts, continuations.shape[1])
         change = watch.read()
@@ -112,6 +124,7 @@ def time_case(
             backend=run.backend,
             achieved_sparsity=tuple(run.achieved_sparsity()),
             traffic=_traffic(run, prompts.shape[1] + continuations.shape[1] / 2, len(prompts)),
+            streams_gb_per_s=(before, after),
             change=change,
             digest=selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
         )

@@ -9,7 +9,7 @@ from tda.statistics import MIN_GROUPS
 from tda.telemetry import flags_of
 
 
-def speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, Measurement]:
+def speed(timing: Timing, dense: Timing | None) -> dict[str, Measurement]:
     """Times of a case in one round, and what pairs them with dense.
 
     Parameters
@@ -18,8 +18,6 @@ def speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, M
         The case.
     dense : Timing or None
         The dense run of the same round; None where it failed.
-    bandwidth : float
-        Stream bandwidth of the round in GB/s.
     """
     if timing.execution == "masked":
         return absent(dict.fromkeys(SPEED, "it ran masked here, which skips nothing: no speed"))
@@ -30,9 +28,9 @@ def speed(timing: Timing, dense: Timing | None, bandwidth: float) -> dict[str, M
         "ttft_ms": [timing.ttft_ms],
         "decode_ms": timing.decode_ms,
         "generation_ms": [timing.generation_ms],
-        "stream_gb_per_s": [bandwidth],
+        "stream_gb_per_s": list(timing.streams_gb_per_s),
         "weight_bytes_per_token": [weights],
-        "bandwidth_share": [weights / step_ms / 1e6 / bandwidth],
+        "bandwidth_share": [weights / step_ms / 1e6 / timing.stream_gb_per_s],
     }
     found = {name: Measurement.of(name, samples) for name, samples in values.items()}
     return found | _against_dense(timing, dense)

@@ -16,7 +16,7 @@ from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.contracts import Method
 from tda.engine import attach
-from tda.limits import matmul_tflop_per_s, stream_gb_per_s
+from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape
 from tda.names import Dtype, Execution
 from tda.profiler.capture import STEPS, WARM_STEPS, Request, count, memory_snapshot, peaks, record, tabulate
@@ -129,9 +129,9 @@ class _SubjectProfile:
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
         profiles = []
-        for (method, thresholds), (timings, streams) in zip(prepared.methods, timed, strict=True):
+        for (method, thresholds), timings in zip(prepared.methods, timed, strict=True):
             self.say(f"{self.subject.model}: profiling {method.name}")
-            profiles.append(self._profile(prepared, method, thresholds, timings, streams, peak))
+            profiles.append(self._profile(prepared, method, thresholds, timings, peak))
         return profiles
 
     def _execution(self, method: Method) -> Execution:
@@ -141,19 +141,16 @@ class _SubjectProfile:
     def _documents(self, prepared: Prepared, number: int) -> Sequence[Document]:
         return prepared.timed[number * self.plan.batch : (number + 1) * self.plan.batch]
 
-    def _time(self, prepared: Prepared) -> list[tuple[list[Timing], list[float]]]:
-        """The timing pass: every case once a round, each second round in reverse; bandwidth in each round."""
-        taken: list[tuple[list[Timing], list[float]]] = [([], []) for _ in prepared.methods]
-        device = next(prepared.model.parameters()).device
+    def _time(self, prepared: Prepared) -> list[list[Timing]]:
+        """The timing pass: every case once a round, each second round in reverse."""
+        taken: list[list[Timing]] = [[] for _ in prepared.methods]
         for number in range(ROUNDS):
             self.say(f"{self.subject.model}: timing, round {number + 1} of {ROUNDS}")
-            bandwidth = stream_gb_per_s(device)
             cells = list(zip(prepared.methods, taken, strict=True))
-            for (method, thresholds), (timings, streams) in cells if number % 2 == 0 else reversed(cells):
+            for (method, thresholds), timings in cells if number % 2 == 0 else reversed(cells):
                 documents = self._documents(prepared, number)
                 execution = self._execution(method)
                 timings.append(time_case(prepared.model, method, thresholds, documents, execution, keep_logits=False))
-                streams.append(bandwidth)
         return taken
 
     def _profile(
@@ -162,7 +159,6 @@ class _SubjectProfile:
         method: Method,
         thresholds: Thresholds | None,
         timings: Sequence[Timing],
-        streams: Sequence[float],
         peak: float,
     ) -> Profile:
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -201,7 +197,7 @@ class _SubjectProfile:
                 prefill_ms=tuple(timing.prefill_ms for timing in timings),
                 selection_ms=tuple(timing.choose_ms for timing in timings),
                 decode_ms=tuple(median(timing.decode_ms) for timing in timings),
-                stream_gb_per_s=tuple(streams),
+                stream_gb_per_s=tuple(timing.stream_gb_per_s for timing in timings),
             ),
             flags=join_flags([doubts(timing, self.plan.device, ROUNDS) for timing in timings]),
             phases=table.phases(),

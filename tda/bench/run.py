@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from tda import device as facts
-from tda import limits
 from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.plan import Plan, Subject, plan_of
@@ -325,14 +324,13 @@ class _SubjectRun:
         random.Random(f"{self.plan.seed}/{self.subject.model}/{(number - 1) // 2}").shuffle(order)
         if number % 2 == 0:
             order.reverse()
-        bandwidth = limits.stream_gb_per_s(next(self.prepared.model.parameters()).device)
         timings: list[Taken] = []
         for cell, place in order:
             self._guarded(place, functools.partial(self._time, cell, number, timings))
             self.progress.advance(self.task)
         dense = next((timing for cell, timing, _ in timings if cell.method.name == "dense" and not cell.control), None)
         reference = self._reference(number) if self.subject.quality else None
-        self.store.keep([self._timed_record(*taken, dense, bandwidth, number, reference) for taken in timings])
+        self.store.keep([self._timed_record(*taken, dense, number, reference) for taken in timings])
 
     def _time(self, cell: Cell, number: int, timings: list[Taken]) -> None:
         started = time.monotonic()
@@ -373,11 +371,10 @@ class _SubjectRun:
         timing: Timing,
         span: Span,
         dense: Timing | None,
-        bandwidth: float,
         number: int,
         reference: Scores | None,
     ) -> Record:
-        measurements = self._gpu_use(cell, number) | speed(timing, dense, bandwidth)
+        measurements = self._gpu_use(cell, number) | speed(timing, dense)
         first = self.plan.documents + (number - 1) * self.plan.batch
         if reference is not None:
             measurements |= self._timed_quality(timing, number, first, reference)

@@ -51,7 +51,7 @@ class Gap(NamedTuple):
 def split(profile: Profile) -> Split:
     """Split the timed decode step of a profile.
 
-    The weights' bytes over the stream bandwidth of the same rounds come first; then what the profile shows of the
+    The weights' bytes over the stream bandwidth around the timed steps come first; then what the profile shows of the
     operators that read weights beyond that, of other operators and of the framework; the rest is what the profile and
     the clock disagree on.
     """
