@@ -12,8 +12,10 @@ BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
 
 
-Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], None]
-"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F]; relative or not."""
+Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
+"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F], relative or not.
+
+It says whether it could."""
 
 
 class PromptSum:
@@ -28,15 +30,15 @@ class PromptSum:
     ----------
     relative : bool or None
         Whether it sums relative squares or plain ones; None where it sums something else.
-    sweep : callable or None
-        A kernel that adds squares on a GPU; on a CPU the kernels in C do where they can.
+    sweep : callable
+        Kernel that adds squares where it can.
     """
 
     relative: ClassVar[bool | None] = None
 
     def __init__(self, weights: Tensor | None = None) -> None:
         self.weights = weights
-        self.sweep: Sweep | None = None
+        self.sweep: Sweep = add_squares
         self.tokens = torch.zeros(0, dtype=torch.int64)
         self.sums = torch.zeros(0)
 
@@ -46,16 +48,9 @@ class PromptSum:
             self.sums = torch.zeros(a.shape[0], a.shape[2], device=a.device)  # [B, F]
             self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
         self.tokens += mask.sum(1)
-        if self.relative is None or not self._swept(a, mask, self.relative):
+        if self.relative is None or not self.sweep(self.sums, a, mask, self.weights, self.relative):
             for block, inside in self._blocks(a, mask):
                 self._add(block, inside)
-
-    def _swept(self, a: Tensor, mask: Tensor, relative: bool) -> bool:
-        """Let a kernel add squares; say whether one could."""
-        if self.sweep is None:
-            return add_squares(a, mask, self.weights, self.sums, relative=relative)
-        self.sweep(self.sums, a, mask, self.weights, relative)
-        return True
 
     def _blocks(self, a: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, a.shape[1], BLOCK):

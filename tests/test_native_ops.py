@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from torch import nn
 from torch.library import opcheck
 
 import tda
@@ -11,6 +12,7 @@ from tda.families import find_ffns
 from tda.kernels.native import ops
 from tda.kernels.native.ffn import ListedFFN
 from tda.kernels.native.layout import lay_rows
+from tda.kernels.native.linear import NativeLinear
 from tda.spans import recording
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
@@ -28,6 +30,13 @@ def executor() -> ListedFFN:
 def test_the_fake_implementation_is_true_to_the_real_one(executor: ListedFFN) -> None:
     x = torch.randn(2, 3, executor.ffn.D)
     opcheck(torch.ops.tda.ffn.default, (x, ops.handle(executor)), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_so_is_that_of_a_linear() -> None:
+    linear = nn.Linear(24, 40)
+    made = NativeLinear(linear, linear.forward)
+    arguments = (torch.randn(1, 1, 24), ops.handle(made), 40)
+    opcheck(torch.ops.tda.linear.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_a_compiler_takes_it_whole(executor: ListedFFN) -> None:

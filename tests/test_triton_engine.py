@@ -76,7 +76,7 @@ def test_equals_masked(case: tuple[str, Method], lengths: tuple[int, ...]) -> No
         with tda.attach(model, method, thresholds, execution=fast) as run:
             close(serve(model, lengths), wanted)
             assert run.backend == "triton"
-            assert (run.fast.sweep is not None) == isinstance(method, PromptMethod)
+            assert run.fast.sweep.__module__.startswith("tda.kernels.triton") == isinstance(method, PromptMethod)
             assert run.execution == ("dense" if method.name == "dense" else "indexed")
             assert run.fast.graph is not None
             assert run.fast.graph.captures == 1

@@ -1,6 +1,7 @@
 """What runs an attached method's decode here: kernels in C on a CPU, in Triton on CUDA, else torch operators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,8 @@ from tda.kernels.native import describe
 from tda.kernels.native.describe import UndescribedError
 from tda.kernels.native.ffn import ListedFFN, NativeFFN, ThresholdFFN
 from tda.kernels.native.layout import lay_rows
+from tda.kernels.native.linear import NativeLinear
+from tda.kernels.native.statistic import add_squares as native_sweep
 from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
 from tda.names import Execution, Ran
@@ -47,8 +50,8 @@ class Executors:
         Neurons that a whole step of a per-token method kept: uint8 [L, F].
     graph : GraphStep or None
         What runs a decode step on CUDA, of several rows too.
-    sweep : callable or None
-        Kernel that sums a prompt's squares; None where torch's operators do.
+    sweep : callable
+        Kernel that sums a prompt's squares where it can.
     """
 
     ffns: list[FFN]
@@ -58,7 +61,7 @@ class Executors:
     step: Step | None = None
     kept: Tensor | None = None
     graph: GraphStep | None = None
-    sweep: Sweep | None = None
+    sweep: Sweep = native_sweep
 
     @cached_property
     def gathered(self) -> Sequence[Executor]:
@@ -101,7 +104,7 @@ def executors(
     if not isinstance(method, PromptMethod | TokenMethod):
         if asked == "compact" or getattr(method, "dense_kernel", "torch") == "torch":
             return Executors(ffns, "dense", "torch")
-        return _dense_on_cuda(model, ffns, overrides) if _on_cuda(ffns) else _dense(model, ffns)
+        return _dense_on_cuda(model, ffns, overrides) if _on_cuda(ffns) else _dense(model, ffns, overrides)
     if asked == "compact":
         return _compact(ffns, "torch")
     reason = (triton if _on_cuda(ffns) else native).problem(ffns)
@@ -111,10 +114,10 @@ def executors(
         for ffn in ffns:
             overrides.later(lay_rows(ffn.down))
         give_back()
-        if _on_cuda(ffns):
-            _own_linears(model, overrides)
-            return _triton(model, ffns, method, thresholds, observe)
-        return _native(model, ffns, method, thresholds, observe)
+        prepare = _triton if _on_cuda(ffns) else _native
+        prepared = prepare(model, ffns, method, thresholds, observe)
+        _own_linears(model, ffns, overrides)  # last: a step is checked against what the model itself computes
+        return prepared
     if isinstance(method, TokenMethod):
         looked_up = [IndexedFFN(ffn, method, thresholds, observe) for ffn in ffns]
         return Executors(ffns, "indexed", f"torch ({reason})", looked_up)
@@ -131,12 +134,13 @@ def _on_cuda(ffns: list[FFN]) -> bool:
     return ffns[0].up.weight.is_cuda
 
 
-def _dense(model: nn.Module, ffns: list[FFN]) -> Executors:
+def _dense(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> Executors:
     reason = native.problem(ffns)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
     step, reason = _step(model, ffns, [describe.feed_forward(ffn) for ffn in ffns])
-    return Executors(ffns, "dense", "c" if step is not None else f"torch ({reason})", step=step)
+    _own_linears(model, [], overrides)
+    return Executors(ffns, "dense", _named(reason), step=step)
 
 
 def _native(
@@ -163,7 +167,7 @@ def _dense_on_cuda(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> E
     reason = triton.problem(ffns) or GraphStep.model_problem(model)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
-    _own_linears(model, overrides)
+    _own_linears(model, [], overrides)
     return Executors(ffns, "dense", "triton", graph=GraphStep(model))
 
 
@@ -190,13 +194,23 @@ def _triton(
     return Executors(ffns, "indexed", backend, layers, graph=graph)
 
 
-def _own_linears(model: nn.Module, overrides: Overrides) -> None:
-    """Let the matrix-vector kernel run every linear's single tokens."""
+def _own_linears(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> None:
+    """Let the matrix-vector kernels run single tokens of every linear outside the networks that have executors."""
+    served = {id(linear) for ffn in ffns for linear in ffn.linears}
+    for module in model.modules():
+        if type(module) is nn.Linear and id(module) not in served:
+            with suppress(UndescribedError):
+                overrides.set(module, "forward", _own_forward(module))
+
+
+def _own_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    if not linear.weight.is_cuda:
+        return NativeLinear(linear, linear.forward)
+    if linear.weight.dtype not in triton.DTYPES:
+        raise UndescribedError(f"the kernels in Triton do not take {linear.weight.dtype}")
     from tda.kernels.triton.rows import own_forward
 
-    for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype in triton.DTYPES:
-            overrides.set(module, "forward", own_forward(module, module.forward))
+    return own_forward(linear, linear.forward)
 
 
 def _named(reason: str | None) -> str:

@@ -159,8 +159,13 @@ class Run:
 
     @property
     def backend(self) -> str:
-        """The kernels that run decode: "c", or "torch" with the reason."""
-        return self.fast.backend if self._executed != "masked" else "torch"
+        """The kernels that run decode: "c", "triton", or "torch" with the reason."""
+        if self._executed == "masked":
+            return "torch"
+        rows = 1 if self._request is None else self._request.rows
+        if self.fast.execution == "dense" and self.fast.backend.startswith("c") and rows > 1:
+            return f"torch (products of {rows} rows read their weights once there)"
+        return self.fast.backend
 
     # Phases.
 

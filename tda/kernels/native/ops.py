@@ -15,6 +15,7 @@ STAGE = "tda::decode_stage"
 _LIBRARY = Library("tda", "FRAGMENT")
 _LIBRARY.define("decode_stage(Tensor(a!) scratch, int step, int first, int last) -> ()")
 _LIBRARY.define("ffn(Tensor x, int executor) -> Tensor")
+_LIBRARY.define("linear(Tensor x, int linear, int features) -> Tensor")
 _OBJECTS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
@@ -26,7 +27,7 @@ class Cost(NamedTuple):
 
 
 def handle(of: Any) -> int:
-    """Number by which an operator finds a step or an executor, for as long as that lives."""
+    """Number by which an operator finds a step, an executor or a linear, for as long as that lives."""
     _OBJECTS[id(of)] = of
     return id(of)
 
@@ -45,13 +46,21 @@ def _ffn(x: Tensor, executor: int) -> Tensor:
     return output
 
 
+def _linear(x: Tensor, linear: int, features: int) -> Tensor:
+    output: Tensor = _OBJECTS[linear].compute(x)
+    return output
+
+
 _LIBRARY.impl("decode_stage", _decode_stage, "CPU")
 _LIBRARY.impl("ffn", _ffn, "CPU")
+_LIBRARY.impl("linear", _linear, "CPU")
 register_fake("tda::decode_stage", lambda scratch, step, first, last: None)
 register_fake("tda::ffn", lambda x, executor: torch.empty_like(x))
+register_fake("tda::linear", lambda x, linear, features: x.new_empty(*x.shape[:-1], features))
 
 COSTS: dict[Any, Callable[..., Cost]] = {
     torch.ops.tda.decode_stage.default: lambda scratch, step, first, last: _OBJECTS[step].cost(first, last),
     torch.ops.tda.ffn.default: lambda x, executor: _OBJECTS[executor].cost(x),
+    torch.ops.tda.linear.default: lambda x, linear, features: _OBJECTS[linear].cost(),
 }
 """Cost of a call that was made, from its arguments: no formula over shapes knows how many neurons were read."""

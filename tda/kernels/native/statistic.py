@@ -6,19 +6,19 @@ from torch import Tensor
 from tda.kernels.native import library as c
 
 
-def add_squares(a: Tensor, inside: Tensor, weights: Tensor | None, sums: Tensor, *, relative: bool) -> bool:
+def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, relative: bool) -> bool:
     """Add squares of activations, each token's relative to its norm where asked; say whether the kernels could.
 
     Parameters
     ----------
+    sums : Tensor
+        What is added to: float32 [B, F], rows contiguous.
     a : Tensor
         Activations [B, T, F].
-    inside : Tensor
+    mask : Tensor
         Which tokens count: bool [B, T].
     weights : Tensor or None
         Factor of each neuron: float32 [F].
-    sums : Tensor
-        What is added to: float32 [B, F], rows contiguous.
     relative : bool
         Whether a token's squares are divided by their sum.
 
@@ -31,14 +31,14 @@ def add_squares(a: Tensor, inside: Tensor, weights: Tensor | None, sums: Tensor,
         return False
     library, threads, count = c.library(), torch.get_num_threads(), a.shape[2]
     scratch = torch.empty(library.tda_squares_floats(count, threads))
-    inside = inside.contiguous()
+    mask = mask.contiguous()
     for row, tokens in enumerate(a):
         library.tda_squares(
             tokens.data_ptr(),
             len(tokens),
             count,
             tokens.stride(0) * tokens.element_size(),
-            inside[row].data_ptr(),
+            mask[row].data_ptr(),
             c.address(weights),
             int(relative),
             sums[row].data_ptr(),

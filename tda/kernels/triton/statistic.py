@@ -48,8 +48,8 @@ def _sum(
     tl.store(sums + row * F + j, so_far + tl.sum(total, axis=0), mask=j < F)
 
 
-def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, relative: bool) -> None:
-    """Add a prompt's squares to sums: Σ_t (a_tj·w_j)², each token's share of its own sum where `relative`.
+def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, relative: bool) -> bool:
+    """Add a prompt's squares to sums: Σ_t (a_tj·w_j)², each token's share of its own sum where `relative`; it can.
 
     Parameters
     ----------
@@ -75,3 +75,4 @@ def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, r
     _sum[(triton.cdiv(F, neurons), B)](
         a, factors, weights, sums, F, T, *a.stride(), WEIGHTED=weighted, TOKENS=tokens, NEURONS=neurons
     )
+    return True
