@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tda.methods import TT as TT
     from tda.methods import Dense as Dense
     from tda.methods import Griffin as Griffin
+    from tda.methods import Int8 as Int8
     from tda.methods import Magnitude as Magnitude
     from tda.methods import Oracle as Oracle
     from tda.methods import Random as Random
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(
-        ("CATS", "TDA", "TT", "Dense", "Griffin", "Magnitude", "Oracle", "Random", "StaticMean"),
+        ("CATS", "TDA", "TT", "Dense", "Griffin", "Int8", "Magnitude", "Oracle", "Random", "StaticMean"),
         "tda.methods",
     ),
     "Run": "tda.engine",

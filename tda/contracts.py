@@ -10,9 +10,9 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -275,6 +275,48 @@ class PromptMethod(Method):
             return torch.ones(shape, dtype=torch.bool, device=prompt.tokens.device)
         kept = self.keep(ffn, self.scores(ffn, statistic, prompt, thresholds), prompt, thresholds)
         return kept.expand(shape)
+
+
+class Rounded(NamedTuple):
+    """Weights in few bits.
+
+    Attributes
+    ----------
+    values : Tensor
+        int8 [N, K].
+    scale : Tensor
+        Factor of each row: float32 [N].
+    """
+
+    values: Tensor
+    scale: Tensor
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weights that they stand for: [N, K]."""
+        return (self.values * self.scale.unsqueeze(1)).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightMethod(Method):
+    """A method that leaves no neuron out, and reads the weights of linears in fewer bits."""
+
+    scope: ClassVar[Scope] = "model"
+    reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
+
+    sparsity: float | None = field(default=0.0, init=False)
+
+    @abstractmethod
+    def round(self, weight: Tensor) -> Rounded:
+        """Round weights [N, K]."""
+
+    @abstractmethod
+    def nbytes(self, weight: Tensor) -> int:
+        """Bytes that a step reads of weights [N, K] when they are rounded."""
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """On the kernels, or "masked": dense arithmetic with what the rounded weights stand for."""
+        return ("indexed", "masked")
 
 
 @dataclass(frozen=True, kw_only=True)

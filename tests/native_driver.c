@@ -27,7 +27,11 @@ static void release(void) {
 /* Elements of a type, small numbers. */
 static void *numbers(int64_t n, int kind) {
     char *p = take(n * size_of(kind));
-    for (int64_t i = 0; i < n; i++) put(p, i, (float)(pick_one(201) - 100) / 100, kind);
+    for (int64_t i = 0; i < n; i++) {
+        int value = pick_one(201) - 100;
+        if (kind == INT8) p[i] = (char)value;
+        else put(p, i, (float)value / 100, kind);
+    }
     return p;
 }
 
@@ -37,7 +41,8 @@ static Matrix matrix(int64_t rows, int64_t columns, int kind, int bias) {
     int64_t width = columns + pick_one(3);
     /* The last row ends where the buffer does. */
     char *data = numbers((rows - 1) * width + columns, kind);
-    return (Matrix){data, width * size_of(kind), rows, columns, bias ? numbers(rows, kind) : NULL};
+    return (Matrix){data, width * size_of(kind), rows, columns, bias ? numbers(rows, kind == INT8 ? FLOAT32 : kind) : NULL,
+                    kind == INT8 ? numbers(rows, FLOAT32) : NULL, kind};
 }
 
 static FFN an_ffn(int64_t hidden, int64_t neurons, int kind, int gated, int rows, int bias) {
@@ -45,9 +50,12 @@ static FFN an_ffn(int64_t hidden, int64_t neurons, int kind, int gated, int rows
     if (gated) ffn.gate = matrix(neurons, hidden, kind, bias);
     ffn.up = matrix(neurons, hidden, kind, bias);
     ffn.down = rows ? matrix(neurons, hidden, kind, 0) : matrix(hidden, neurons, kind, 0);
-    if (bias) ffn.down.bias = numbers(hidden, kind);
+    if (bias) ffn.down.bias = numbers(hidden, kind == INT8 ? FLOAT32 : kind);
     return ffn;
 }
+
+/* Type of weights beside activations of a type. */
+static int weights_of(int kind) { return pick_one(3) ? kind : INT8; }
 
 /* Lists some neurons, or sets a threshold, where the layout allows it. */
 static void choose(FFN *ffn) {
@@ -71,7 +79,8 @@ static void choose(FFN *ffn) {
 
 static void try_ffn(int kind, int threads) {
     int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(200), rows = pick_one(4);
-    FFN one = an_ffn(hidden, neurons, kind, pick_one(2), pick_one(2), pick_one(2));
+    int held = weights_of(kind);
+    FFN one = an_ffn(hidden, neurons, held, pick_one(2), held != INT8 && pick_one(2), pick_one(2));
     FFN *ffns = take(rows * sizeof *ffns);
     for (int64_t row = 0; row < rows; row++) {
         ffns[row] = one;
@@ -83,7 +92,7 @@ static void try_ffn(int kind, int threads) {
 
 static void try_linear(int kind, int threads) {
     int64_t rows = pick_one(4);
-    Matrix weights = matrix(1 + pick_one(200), 1 + pick_one(140), kind, pick_one(2));
+    Matrix weights = matrix(1 + pick_one(200), 1 + pick_one(140), weights_of(kind), pick_one(2));
     char *x = numbers(rows * weights.columns, kind), *y = take(rows * weights.rows * size_of(kind));
     float *scratch = scratch_of(tda_linear_floats(&weights, threads));
     tda_linear(&weights, rows, x, weights.columns * size_of(kind), y, scratch, kind, threads);
@@ -109,7 +118,7 @@ static Norm a_norm(int64_t n, int kind) {
 static void try_step(int kind, int threads) {
     int64_t hidden = 1 + pick_one(100), kv_heads = 1 + pick_one(3), heads = kv_heads * (1 + pick_one(3));
     int64_t width = 2 * (1 + pick_one(40)), neurons = 1 + pick_one(200), vocabulary = 1 + pick_one(150);
-    int rotary = pick_one(2), projected = pick_one(2);
+    int held = weights_of(kind), rotary = pick_one(2), projected = pick_one(2);
     int64_t last = projected ? 1 + pick_one(120) : hidden;
     Layer layers[3];
     memset(layers, 0, sizeof layers);
@@ -117,8 +126,8 @@ static void try_step(int kind, int threads) {
     m.kind = kind;
     m.last = a_norm(hidden, kind);
     m.softcap = pick_one(2) * 30;
-    m.head = matrix(vocabulary, last, kind, pick_one(2));
-    if (projected) m.project = matrix(last, hidden, kind, pick_one(2));
+    m.head = matrix(vocabulary, last, held, pick_one(2));
+    if (projected) m.project = matrix(last, hidden, held, pick_one(2));
     for (int64_t l = 0; l < m.count; l++) {
         Layer *layer = &layers[l];
         Norm *norms[] = {&layer->attention_in, &layer->attention_out, &layer->attention_sum,
@@ -126,11 +135,11 @@ static void try_step(int kind, int threads) {
         for (int i = 0; i < 6; i++) *norms[i] = a_norm(hidden, kind);
         layer->query_norm = a_norm(width, kind);
         layer->key_norm = a_norm(width, kind);
-        layer->query = matrix(heads * width, hidden, kind, pick_one(2));
-        layer->key = matrix(kv_heads * width, hidden, kind, pick_one(2));
-        layer->value = matrix(kv_heads * width, hidden, kind, pick_one(2));
-        layer->output = matrix(hidden, heads * width, kind, pick_one(2));
-        layer->ffn = an_ffn(hidden, neurons, kind, pick_one(2), pick_one(2), pick_one(2));
+        layer->query = matrix(heads * width, hidden, held, pick_one(2));
+        layer->key = matrix(kv_heads * width, hidden, held, pick_one(2));
+        layer->value = matrix(kv_heads * width, hidden, held, pick_one(2));
+        layer->output = matrix(hidden, heads * width, held, pick_one(2));
+        layer->ffn = an_ffn(hidden, neurons, held, pick_one(2), held != INT8 && pick_one(2), pick_one(2));
         choose(&layer->ffn);
         layer->cached = pick_one(40);
         layer->head_stride = (layer->cached + 1) * width * size_of(kind);
@@ -142,7 +151,7 @@ static void try_step(int kind, int threads) {
     float *cosine = rotary ? numbers(m.rotary_dim, FLOAT32) : NULL, *sine = rotary ? numbers(m.rotary_dim, FLOAT32) : NULL;
     char *logits = take(vocabulary * size_of(kind)), *token = numbers(hidden, kind);
     float *scratch = scratch_of(tda_step_floats(&m, threads));
-    int64_t stages = 2 * m.count + 2, middle = pick_one((int)stages + 1);
+    int64_t stages = 4 * m.count + 2, middle = pick_one((int)stages + 1);
     tda_step(&m, 0, middle, token, cosine, sine, logits, scratch, threads);
     tda_step(&m, middle, stages, token, cosine, sine, logits, scratch, threads);
 }

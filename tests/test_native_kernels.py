@@ -237,6 +237,34 @@ def test_linear(shape: Shape) -> None:
 
 
 @settings(max_examples=EXAMPLES)
+@given(SHAPES)
+def test_linear_in_int8(shape: Shape) -> None:
+    """Weights in int8 with a scale for each row, a bias in float32; activations of either type."""
+    case, library = Case.make(shape, by_rows=True), c.library()
+    generator = torch.Generator().manual_seed(shape.seed)
+    whole = torch.randint(-127, 128, (shape.F, shape.D + shape.gap), dtype=torch.int8, generator=generator)
+    weight = case.guards.copy(whole)[:, : shape.D]
+    scale = case.guards.copy(torch.rand(shape.F, generator=generator) / 127)
+    bias = case.guards.copy(torch.randn(shape.F, generator=generator)) if shape.bias else None
+    matrix = c.Matrix.of(weight, bias, scale)
+    y = case.guards.empty((shape.rows, shape.F), shape.dtype)
+    scratch = case.guards.empty((library.tda_linear_floats(ctypes.byref(matrix), shape.threads),))
+    library.tda_linear(
+        ctypes.byref(matrix),
+        shape.rows,
+        case.x.data_ptr(),
+        case.x.stride(0) * shape.dtype.itemsize,
+        y.data_ptr(),
+        scratch.data_ptr(),
+        c.KINDS[shape.dtype],
+        shape.threads,
+    )
+    case.guards.check()
+    exact = weight.double() * scale.double().unsqueeze(1)
+    close(y, linear64(exact, bias, case.x), 1 + case.x.double().abs() @ exact.abs().t())
+
+
+@settings(max_examples=EXAMPLES)
 @given(
     tokens=st.integers(0, 9),
     n=st.integers(1, 150),

@@ -10,7 +10,7 @@ import pytest
 
 import tda.methods
 from tda.families import FAMILIES
-from tda.methods import METHODS, method
+from tda.methods import METHODS, method, takes_sparsity
 from tda.metrics import METRICS
 from tda.registry import Registry
 
@@ -65,13 +65,25 @@ def test_every_file_of_a_registry_package_registers_something() -> None:
 
 
 def test_methods_by_name() -> None:
-    assert set(METHODS) >= {"dense", "random", "magnitude", "static_mean", "tt", "griffin", "tda", "cats", "oracle"}
+    assert set(METHODS) >= {
+        "dense",
+        "random",
+        "magnitude",
+        "static_mean",
+        "tt",
+        "griffin",
+        "tda",
+        "cats",
+        "oracle",
+        "int8",
+    }
     for name, kind in METHODS.items():
-        made = method(name, 0.25) if name != "dense" else method(name)
+        given = {"sparsity": 0.25} if takes_sparsity(name) else {}
+        made = method(name, 0.25)
         assert type(made) is kind
         assert made.name == name
-        assert made == kind(**({} if name == "dense" else {"sparsity": 0.25}))
-        assert hash(made) == hash(type(made)(**({} if name == "dense" else {"sparsity": 0.25})))
+        assert made == kind(**given)
+        assert hash(made) == hash(kind(**given))
         assert kind.__doc__
         assert "sparsity" not in made.options
     assert method("tt").sparsity == 0.5

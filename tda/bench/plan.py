@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tda.contracts import EXECUTIONS, Method, check_choice
-from tda.methods import METHODS, method
+from tda.methods import METHODS, method, takes_sparsity
 from tda.models import is_shape, needs_training
 from tda.names import Execution, Preset
 from tda.records import LAYER_PROFILE, Case
 
-MISSION = ("dense", "tt", "griffin", "tda", "cats")
+MISSION = ("dense", "tt", "griffin", "tda", "cats", "int8")
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Plan:
         list(self.build())
 
     def build(self) -> Iterator[Method]:
-        """Every method at every sparsity; dense once and first, asked or not, since every ratio needs it."""
+        """Every method at every sparsity, those without one once; dense first, asked or not: every ratio needs it."""
         for name in dict.fromkeys(("dense", *self.methods)):
-            for sparsity in (0.0,) if name == "dense" else dict.fromkeys(self.sparsities):
+            for sparsity in dict.fromkeys(self.sparsities) if takes_sparsity(name) else (0.0,):
                 yield method(name, sparsity, **self._options(name))
 
     def _options(self, name: str) -> dict[str, Any]:

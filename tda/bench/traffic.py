@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tda.contracts import FFN, Method, Reads
+from tda.contracts import FFN, Method, Reads, WeightMethod
 from tda.engine.transformers_api import text_config
 
 
@@ -60,6 +60,9 @@ def decode_traffic(
     for ffn, share in zip(ffns, kept, strict=True):
         weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
         weights += _ffn_bytes(ffn, method.reads, share)
+    if isinstance(method, WeightMethod):
+        linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
+        weights -= sum(weight.nbytes - method.nbytes(weight) for weight in linears)
     return Traffic(weights, _cache_bytes(model, cached_tokens, batch))
 
 

@@ -9,9 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN, Executor, Method, Observer, PromptExecutor, PromptMethod, ThresholdMethod, TokenMethod
+from tda.contracts import (
+    FFN,
+    Executor,
+    Method,
+    Observer,
+    PromptExecutor,
+    PromptMethod,
+    ThresholdMethod,
+    TokenMethod,
+    WeightMethod,
+)
 from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
+from tda.engine.rounding import RoundedLinears
 from tda.engine.selfcheck import check_step
 from tda.families import family_of
 from tda.kernels import native, triton
@@ -99,6 +110,8 @@ def executors(
     ValueError
         If execution "indexed" is asked for a method that chooses per prompt, and the kernels cannot run here.
     """
+    if isinstance(method, WeightMethod):
+        return _rounded(model, ffns, method, asked, overrides)
     if asked == "masked" or not method.fast:
         return Executors(ffns, "masked", "torch")
     if not isinstance(method, PromptMethod | TokenMethod):
@@ -140,6 +153,21 @@ def _dense(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> Executors
         return Executors(ffns, "dense", f"torch ({reason})")
     step, reason = _step(model, ffns, [describe.feed_forward(ffn) for ffn in ffns])
     _own_linears(model, [], overrides)
+    return Executors(ffns, "dense", _named(reason), step=step)
+
+
+def _rounded(
+    model: nn.Module, ffns: list[FFN], method: WeightMethod, asked: Execution, overrides: Overrides
+) -> Executors:
+    reason = "" if asked == "masked" else native.problem(ffns)
+    linears = RoundedLinears(model, method, overrides, hold=reason is None)
+    if reason is not None:
+        if asked == "indexed":
+            raise ValueError(f"execution 'indexed' of {method.name!r} needs kernels of our own: {reason}; use 'masked'")
+        return Executors(ffns, "masked", f"torch ({reason})" if reason else "torch")
+    descriptions = [describe.feed_forward(ffn, linears.matrix) for ffn in ffns]
+    step, reason = _step(model, ffns, descriptions, linears.matrix)
+    _own_linears(model, [], overrides, linears.matrix)
     return Executors(ffns, "dense", _named(reason), step=step)
 
 
@@ -194,18 +222,20 @@ def _triton(
     return Executors(ffns, "indexed", backend, layers, graph=graph)
 
 
-def _own_linears(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> None:
+def _own_linears(
+    model: nn.Module, ffns: list[FFN], overrides: Overrides, matrices: describe.Matrices = describe.matrix
+) -> None:
     """Let the matrix-vector kernels run single tokens of every linear outside the networks that have executors."""
     served = {id(linear) for ffn in ffns for linear in ffn.linears}
     for module in model.modules():
         if type(module) is nn.Linear and id(module) not in served:
             with suppress(UndescribedError):
-                overrides.set(module, "forward", _own_forward(module))
+                overrides.set(module, "forward", _own_forward(module, matrices))
 
 
-def _own_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _own_forward(linear: nn.Linear, matrices: describe.Matrices) -> Callable[[Tensor], Tensor]:
     if not linear.weight.is_cuda:
-        return NativeLinear(linear, linear.forward)
+        return NativeLinear(linear, linear.forward, matrices)
     if linear.weight.dtype not in triton.DTYPES:
         raise UndescribedError(f"the kernels in Triton do not take {linear.weight.dtype}")
     from tda.kernels.triton.rows import own_forward
@@ -217,7 +247,9 @@ def _named(reason: str | None) -> str:
     return "c" if reason is None else f"c, layer by layer ({reason})"
 
 
-def _step(model: nn.Module, ffns: list[FFN], descriptions: Sequence[Any]) -> tuple[Step | None, str | None]:
+def _step(
+    model: nn.Module, ffns: list[FFN], descriptions: Sequence[Any], matrices: describe.Matrices = describe.matrix
+) -> tuple[Step | None, str | None]:
     """The whole step of a model, or why there is none."""
     family = family_of(model)
     if family.decoder is None:
@@ -227,6 +259,6 @@ def _step(model: nn.Module, ffns: list[FFN], descriptions: Sequence[Any]) -> tup
     try:
         decoder = family.decoder(model)
         reason = check_step(model, decoder, ffns)
-        return (None, reason) if reason is not None else (Step(decoder, descriptions), None)
+        return (None, reason) if reason is not None else (Step(decoder, descriptions, matrices), None)
     except UndescribedError as error:
         return None, str(error)

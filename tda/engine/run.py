@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod
+from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod, WeightMethod
 from tda.engine.executors import Executors
 from tda.engine.graph import GraphStep
 from tda.engine.request import Request
@@ -331,6 +331,8 @@ class Run:
             call.execution = self.fast.execution if fast else "masked"
         else:
             call.execution = "dense"
+            if isinstance(self.method, WeightMethod) and (self.fast.execution == "masked" or call.mask.numel() > 1):
+                call.execution = "masked"  # the kernels read few bits for a single row's token
             self._decoded += call.mask.sum()
         self._executed = call.execution
 

@@ -1,5 +1,6 @@
 """The methods: one file each, found by the registry."""
 
+import dataclasses
 from typing import Any
 
 from tda.contracts import Method
@@ -17,12 +18,23 @@ def method(name: str, sparsity: float | None = None, **options: Any) -> Method:
         If the name, the sparsity or an option is unknown.
     """
     kind = METHODS[name]
-    if sparsity is not None and name != "dense":
+    if sparsity is not None and takes_sparsity(name):
         options["sparsity"] = sparsity
     try:
         return kind(**options)
     except TypeError as error:
         raise ValueError(f"method {name!r}: {error}") from None
+
+
+def takes_sparsity(name: str) -> bool:
+    """Whether a method leaves out a share of the neurons that is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    return next(field.init for field in dataclasses.fields(METHODS[name]) if field.name == "sparsity")
 
 
 def __getattr__(name: str) -> Any:

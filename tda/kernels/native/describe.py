@@ -20,6 +20,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Matrices = Callable[[nn.Linear | None], c.Matrix]
+"""Description of a linear's weights as a kernel is to read them; None is none."""
+
+
 class UndescribedError(ValueError):
     """A module computes something that the kernels do not know."""
 
@@ -133,7 +137,7 @@ def check_types(modules: Iterable[Any], dtype: torch.dtype) -> None:
             raise UndescribedError(f"parameters of {found} beside others of {dtype}")
 
 
-def feed_forward(ffn: FFN) -> c.FFN:
+def feed_forward(ffn: FFN, matrices: Matrices = matrix) -> c.FFN:
     """Description of a feed-forward network with all its neurons.
 
     The down projection may lie as torch has it, or transposed (a row for each neuron).
@@ -147,9 +151,9 @@ def feed_forward(ffn: FFN) -> c.FFN:
     down = ffn.down.weight.detach()
     transposed = down.stride(1) != 1
     return c.FFN(
-        gate=matrix(ffn.gate),
-        up=matrix(ffn.up),
-        down=c.Matrix.of(down.t() if transposed else down, ffn.down.bias),
+        gate=matrices(ffn.gate),
+        up=matrices(ffn.up),
+        down=c.Matrix.of(down.t(), ffn.down.bias) if transposed else matrices(ffn.down),
         act=activation(ffn.act),
         down_rows=int(transposed),
     )

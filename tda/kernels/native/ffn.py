@@ -99,7 +99,7 @@ class ListedFFN(NativeFFN):
     def cost(self, x: Tensor) -> ops.Cost:
         """Each token reads what its row keeps."""
         each = x.numel() // x.shape[-1] // len(self._descriptions)
-        costs = [ffn_cost(description, x.element_size()) for description in self._descriptions]
+        costs = [ffn_cost(description) for description in self._descriptions]
         return ops.Cost(each * sum(cost.bytes for cost in costs), each * sum(cost.flops for cost in costs))
 
 
@@ -139,7 +139,7 @@ class ThresholdFFN(NativeFFN):
             descriptions.append(c.FFN.from_buffer_copy(self.description))
             descriptions[-1].kept = places.data_ptr()
         y = self.run(rows, descriptions).view_as(x)
-        self._costs = [ffn_cost(description, x.element_size()) for description in descriptions] if ops.wanted() else []
+        self._costs = [ffn_cost(description) for description in descriptions] if ops.wanted() else []
         self._observe(self.ffn.index, kept.bool())
         return y
 
@@ -148,13 +148,14 @@ class ThresholdFFN(NativeFFN):
         return ops.Cost(sum(cost.bytes for cost in self._costs), sum(cost.flops for cost in self._costs))
 
 
-def weights_cost(matrices: Sequence[c.Matrix], size: int) -> ops.Cost:
-    """Bytes and FLOPs of reading matrices of elements of `size` bytes once."""
-    elements = sum(matrix.rows * matrix.columns for matrix in matrices)
-    return ops.Cost(elements * size, 2 * elements)
+def weights_cost(matrices: Sequence[c.Matrix]) -> ops.Cost:
+    """Bytes and FLOPs of reading matrices once."""
+    elements = [matrix.rows * matrix.columns for matrix in matrices]
+    read = sum(count * matrix.itemsize for count, matrix in zip(elements, matrices, strict=True))
+    return ops.Cost(read, 2 * sum(elements))
 
 
-def ffn_cost(ffn: c.FFN, size: int) -> ops.Cost:
+def ffn_cost(ffn: c.FFN) -> ops.Cost:
     """Bytes and FLOPs of a feed-forward network as it last ran on one row."""
     total, hidden = ffn.up.rows, ffn.up.columns
     kept = ffn.count if ffn.index else total
@@ -162,4 +163,4 @@ def ffn_cost(ffn: c.FFN, size: int) -> ops.Cost:
         kept = sum((ctypes.c_uint8 * total).from_address(ffn.kept))
     whole = {c.RULES.index("gate"): 1, c.RULES.index("contribution"): 2 if ffn.gate.data else 1}.get(ffn.rule, 0)
     elements = hidden * (whole * total + ((3 if ffn.gate.data else 2) - whole) * kept)
-    return ops.Cost(elements * size, 2 * elements)
+    return ops.Cost(elements * ffn.up.itemsize, 2 * elements)

@@ -7,12 +7,15 @@
  *
  * Widening bfloat16 by a shift leaves the even elements of a block in one vector and the odd ones in another. Vectors that
  * meet weights (x, and sums over rows) are therefore kept "packed": each block of 2W elements holds its even elements
- * first. In float32 the packed order is the natural one.
+ * first. In the other types the packed order is the natural one.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 #include <omp.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VECTOR 64
@@ -36,16 +39,19 @@ typedef uint32_t vu __attribute__((vector_size(VECTOR)));
 typedef float vf_any __attribute__((vector_size(VECTOR), aligned(4), may_alias));
 typedef uint32_t vu_any __attribute__((vector_size(VECTOR), aligned(2), may_alias));
 
-enum { BFLOAT16 = 0, FLOAT32 = 1 };
+enum { BFLOAT16 = 0, FLOAT32 = 1, INT8 = 2 }; /* INT8: weights alone */
 enum { NO_NORM = 0, RMS = 1, RMS_PLUS_ONE = 2, LAYER = 3 };
 enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU_SQUARED = 4, IDENTITY = 5 };
 enum { LISTED = 0, GATE_THRESHOLD = 1, CONTRIBUTION_THRESHOLD = 2 };
 
-/* Weights, row by row; `stride` is the bytes from a row to the next. */
+/* Weights, row by row; `stride` is the bytes from a row to the next. Rows of INT8 are multiplied by their `scale`, and their
+ * bias is in float32. */
 typedef struct {
     const char *data;
     int64_t stride, rows, columns;
     const void *bias;
+    const float *scale;
+    int32_t kind;
 } Matrix;
 
 typedef struct {
@@ -87,7 +93,7 @@ typedef struct {
 
 /* ---- elements ---- */
 
-INLINE int64_t size_of(int kind) { return kind == BFLOAT16 ? 2 : 4; }
+INLINE int64_t size_of(int kind) { return kind == BFLOAT16 ? 2 : kind == INT8 ? 1 : 4; }
 
 INLINE float widen(uint16_t half) {
     union { uint32_t bits; float value; } u = {(uint32_t)half << 16};
@@ -101,6 +107,7 @@ INLINE uint16_t narrow(float value) {
 }
 
 INLINE float element(const void *data, int64_t i, int kind) {
+    if (kind == INT8) return ((const int8_t *)data)[i];
     return kind == BFLOAT16 ? widen(((const uint16_t *)data)[i]) : ((const float *)data)[i];
 }
 
@@ -115,12 +122,28 @@ INLINE float rounded(float value, int kind) { return kind == BFLOAT16 ? widen(na
 INLINE vf load(const float *data) { return *(const vf_any *)data; }
 INLINE void store(float *data, vf value) { *(vf_any *)data = value; }
 
+/* W bytes as floats. Compilers take bytes apart one by one for `__builtin_convertvector`, so they are told how. */
+INLINE vf widen_bytes(const char *bytes) {
+#if defined(__AVX512F__)
+    vi wide = (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+#elif defined(__AVX2__)
+    vi wide = (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+#else
+    vi wide;
+    for (int i = 0; i < W; i++) wide[i] = ((const int8_t *)bytes)[i];
+#endif
+    return __builtin_convertvector(wide, vf);
+}
+
 /* A block of 2W elements in packed order. */
 INLINE void load_block(const char *row, int64_t i, int kind, vf *a, vf *b) {
     if (kind == BFLOAT16) {
         vu both = *(const vu_any *)(row + 2 * i);
         *a = (vf)(both << 16);
         *b = (vf)(both & 0xffff0000u);
+    } else if (kind == INT8) {
+        *a = widen_bytes(row + i);
+        *b = widen_bytes(row + i + W);
     } else {
         *a = load((const float *)row + i);
         *b = load((const float *)row + i + W);
@@ -139,13 +162,13 @@ INLINE float sum(vf v) {
 INLINE int64_t blocks_end(int64_t n) { return n - n % STEP; }
 
 INLINE int64_t packed_place(int64_t i, int64_t n, int kind) {
-    if (kind == FLOAT32 || i >= blocks_end(n)) return i;
+    if (kind != BFLOAT16 || i >= blocks_end(n)) return i;
     int64_t within = i % STEP;
     return i - within + within / 2 + within % 2 * W;
 }
 
 static void pack(const float *x, int64_t n, int kind, float *packed) {
-    if (kind == FLOAT32) {
+    if (kind != BFLOAT16) {
         memcpy(packed, x, n * sizeof *x);
         return;
     }
@@ -159,7 +182,7 @@ static void pack(const float *x, int64_t n, int kind, float *packed) {
 }
 
 static void unpack(const float *packed, int64_t n, int kind, float *x) {
-    if (kind == FLOAT32) {
+    if (kind != BFLOAT16) {
         memcpy(x, packed, n * sizeof *x);
         return;
     }
@@ -227,9 +250,14 @@ typedef struct {
     int64_t first, count;
 } Rows;
 
+INLINE int64_t number(const Rows *rows, int64_t i) { return rows->index ? rows->index[i] : rows->first + i; }
+
 INLINE const char *row_at(const Rows *rows, int64_t i) {
-    int64_t row = rows->index ? rows->index[i] : rows->first + i;
-    return rows->matrix->data + row * rows->matrix->stride;
+    return rows->matrix->data + number(rows, i) * rows->matrix->stride;
+}
+
+INLINE float bias_at(const Matrix *matrix, int64_t row) {
+    return element(matrix->bias, row, matrix->kind == INT8 ? FLOAT32 : matrix->kind);
 }
 
 /* Where to prefetch from while row i is read: the row a group later, of the rows that come next if these end. */
@@ -256,14 +284,16 @@ INLINE void dot_kind(const Rows *rows, const float *x, int kind, int group, cons
         ahead[0] = row_ahead(rows, i, group, next);
         dot_rows(row, 1, x, n, kind, ahead, out + i);
     }
+    if (kind == INT8)
+        for (i = 0; i < rows->count; i++) out[i] *= rows->matrix->scale[number(rows, i)];
     if (rows->matrix->bias)
-        for (i = 0; i < rows->count; i++)
-            out[i] += element(rows->matrix->bias, rows->index ? rows->index[i] : rows->first + i, kind);
+        for (i = 0; i < rows->count; i++) out[i] += bias_at(rows->matrix, number(rows, i));
 }
 
 /* out = rows x + bias, with x packed. */
-static void dot_all(const Rows *rows, const float *x, int kind, const Rows *next, float *out) {
-    if (kind == FLOAT32) dot_kind(rows, x, FLOAT32, NEIGHBOURS, next, out);
+static void dot_all(const Rows *rows, const float *x, const Rows *next, float *out) {
+    if (rows->matrix->kind == FLOAT32) dot_kind(rows, x, FLOAT32, NEIGHBOURS, next, out);
+    else if (rows->matrix->kind == INT8) dot_kind(rows, x, INT8, NEIGHBOURS, next, out);
     else if (rows->index) dot_kind(rows, x, BFLOAT16, ROWS, next, out);
     else dot_kind(rows, x, BFLOAT16, NEIGHBOURS, next, out);
 }
@@ -285,9 +315,9 @@ INLINE void add_kind(const Rows *rows, const float *factor, int kind, int group,
     }
 }
 
-/* Packed y += sum of factor·row. */
-static void add_all(const Rows *rows, const float *factor, int kind, const Rows *next, float *y) {
-    if (kind == BFLOAT16) add_kind(rows, factor, BFLOAT16, ROWS, next, y);
+/* Packed y += sum of factor·row; no INT8. */
+static void add_all(const Rows *rows, const float *factor, const Rows *next, float *y) {
+    if (rows->matrix->kind == BFLOAT16) add_kind(rows, factor, BFLOAT16, ROWS, next, y);
     else add_kind(rows, factor, FLOAT32, NEIGHBOURS, next, y);
 }
 
@@ -301,11 +331,11 @@ INLINE void share_of(int64_t total, int64_t group, int thread, int threads, int6
 }
 
 /* out = matrix x (natural order), this thread's rows of it. */
-static void linear_part(const Matrix *matrix, const float *x, int kind, int thread, int threads, float *out) {
+static void linear_part(const Matrix *matrix, const float *x, int thread, int threads, float *out) {
     int64_t begin, end;
     share_of(matrix->rows, ROWS, thread, threads, &begin, &end);
     Rows rows = {matrix, NULL, begin, end - begin};
-    dot_all(&rows, x, kind, NULL, out + begin);
+    dot_all(&rows, x, NULL, out + begin);
 }
 
 /* ---- activation functions ---- */
@@ -353,7 +383,7 @@ static void activate(float *values, int64_t n, int act) {
 /* ---- feed-forward network ---- */
 
 /* Packed y += the part of the down projection that neurons [begin, end) of the list give. Needs `down_rows`. */
-static void ffn_rows(const FFN *ffn, const float *x, int kind, int64_t begin, int64_t end, float *y) {
+static void ffn_rows(const FFN *ffn, const float *x, int64_t begin, int64_t end, float *y) {
     float z[BLOCK], u[BLOCK];
     int32_t chosen[BLOCK];
     int gated = ffn->gate.data != NULL;
@@ -362,11 +392,11 @@ static void ffn_rows(const FFN *ffn, const float *x, int kind, int64_t begin, in
         const int32_t *index = ffn->index ? ffn->index + start : NULL;
         Rows gate = {&ffn->gate, index, start, n}, up = {&ffn->up, index, start, n}, down = {&ffn->down, index, start, n};
         memset(z, 0, sizeof z);
-        dot_all(gated ? &gate : &up, x, kind, gated && ffn->rule != GATE_THRESHOLD ? &up : &down, z);
+        dot_all(gated ? &gate : &up, x, gated && ffn->rule != GATE_THRESHOLD ? &up : &down, z);
         activate(z, BLOCK, ffn->act);
         if (ffn->rule != LISTED) {
             if (ffn->rule == CONTRIBUTION_THRESHOLD && gated) {
-                dot_all(&up, x, kind, NULL, u);
+                dot_all(&up, x, NULL, u);
                 for (int64_t i = 0; i < n; i++) z[i] *= u[i];
             }
             int64_t kept = 0;
@@ -382,18 +412,18 @@ static void ffn_rows(const FFN *ffn, const float *x, int kind, int64_t begin, in
             up.count = down.count = n = kept;
         }
         if (gated && ffn->rule != CONTRIBUTION_THRESHOLD) {
-            dot_all(&up, x, kind, &down, u);
+            dot_all(&up, x, &down, u);
             for (int64_t i = 0; i < n; i++) z[i] *= u[i];
         }
         Rows next = {gated ? &ffn->gate : &ffn->up, index ? index + n : NULL, start + BLOCK,
                      start + BLOCK < end ? (end - start - BLOCK < ROWS ? end - start - BLOCK : ROWS) : 0};
-        add_all(&down, z, kind, next.count ? &next : NULL, y);
+        add_all(&down, z, next.count ? &next : NULL, y);
     }
 }
 
 /* Feed-forward network of one row: x packed; y natural [hidden], the same in every thread.
  * `shared` holds threads·hidden floats, or neurons floats where the down projection is stored as the model has it. */
-static void ffn_part(const FFN *ffn, const float *x, int kind, int thread, int threads, float *shared, float *own,
+static void ffn_part(const FFN *ffn, const float *x, int thread, int threads, float *shared, float *own,
                      float *y) {
     int64_t total = ffn->index ? ffn->count : ffn->up.rows, hidden = ffn->down_rows ? ffn->down.columns : ffn->down.rows;
     int64_t begin, end;
@@ -401,14 +431,14 @@ static void ffn_part(const FFN *ffn, const float *x, int kind, int thread, int t
         share_of(total, ROWS, thread, threads, &begin, &end);
         float *part = shared + thread * hidden;
         memset(part, 0, hidden * sizeof *part);
-        ffn_rows(ffn, x, kind, begin, end, part);
+        ffn_rows(ffn, x, begin, end, part);
 #pragma omp barrier
         memcpy(own, shared, hidden * sizeof *own);
         for (int t = 1; t < threads; t++)
             for (int64_t i = 0; i < hidden; i++) own[i] += shared[t * hidden + i];
-        unpack(own, hidden, kind, y);
+        unpack(own, hidden, ffn->down.kind, y);
         if (ffn->down.bias)
-            for (int64_t i = 0; i < hidden; i++) y[i] += element(ffn->down.bias, i, kind);
+            for (int64_t i = 0; i < hidden; i++) y[i] += bias_at(&ffn->down, i);
         return;
     }
     float u[BLOCK], z[BLOCK];
@@ -418,16 +448,16 @@ static void ffn_part(const FFN *ffn, const float *x, int kind, int thread, int t
         int64_t n = end - start < BLOCK ? end - start : BLOCK;
         Rows gate = {&ffn->gate, NULL, start, n}, up = {&ffn->up, NULL, start, n};
         memset(z, 0, sizeof z);
-        dot_all(gated ? &gate : &up, x, kind, gated ? &up : NULL, z);
+        dot_all(gated ? &gate : &up, x, gated ? &up : NULL, z);
         activate(z, BLOCK, ffn->act);
         if (gated) {
-            dot_all(&up, x, kind, NULL, u);
+            dot_all(&up, x, NULL, u);
             for (int64_t i = 0; i < n; i++) z[i] *= u[i];
         }
-        for (int64_t i = 0; i < n; i++) shared[packed_place(start + i, total, kind)] = z[i];
+        for (int64_t i = 0; i < n; i++) shared[packed_place(start + i, total, ffn->down.kind)] = z[i];
     }
 #pragma omp barrier
-    linear_part(&ffn->down, shared, kind, thread, threads, shared + (total + W - 1) / W * W);
+    linear_part(&ffn->down, shared, thread, threads, shared + (total + W - 1) / W * W);
 #pragma omp barrier
     memcpy(y, shared + (total + W - 1) / W * W, hidden * sizeof *y);
 }
@@ -594,10 +624,10 @@ static void project_part(const Model *m, const Layer *layer, const Scratch *s, i
     int64_t query = m->heads * m->head_dim, key = m->kv_heads * m->head_dim;
     if (layer->attention_in.kind) normalise(&layer->attention_in, s->residual, m->hidden, kind, s->x);
     else memcpy(s->x, s->residual, m->hidden * sizeof(float));
-    pack(s->x, m->hidden, kind, s->packed);
-    linear_part(&layer->query, s->packed, kind, thread, threads, s->heads);
-    linear_part(&layer->key, s->packed, kind, thread, threads, s->heads + query);
-    linear_part(&layer->value, s->packed, kind, thread, threads, s->heads + query + key);
+    pack(s->x, m->hidden, layer->query.kind, s->packed);
+    linear_part(&layer->query, s->packed, thread, threads, s->heads);
+    linear_part(&layer->key, s->packed, thread, threads, s->heads + query);
+    linear_part(&layer->value, s->packed, thread, threads, s->heads + query + key);
 #pragma omp barrier
 }
 
@@ -647,9 +677,9 @@ static void attention_part(const Model *m, const Layer *layer, const Scratch *s,
 }
 
 /* Output projection of the attention: s->mixed goes in, s->output comes out. */
-static void output_part(const Model *m, const Layer *layer, const Scratch *s, int kind, int thread, int threads) {
-    pack(s->mixed, m->heads * m->head_dim, kind, s->packed);
-    linear_part(&layer->output, s->packed, kind, thread, threads, s->output);
+static void output_part(const Model *m, const Layer *layer, const Scratch *s, int thread, int threads) {
+    pack(s->mixed, m->heads * m->head_dim, layer->output.kind, s->packed);
+    linear_part(&layer->output, s->packed, thread, threads, s->output);
 #pragma omp barrier
 }
 
@@ -667,8 +697,8 @@ static void feed_forward_part(const Model *m, const Layer *layer, const Scratch 
     add_to_residual(&layer->attention_out, &layer->attention_sum, s->output, s, m->hidden, kind);
     if (layer->ffn_in.kind) normalise(&layer->ffn_in, s->residual, m->hidden, kind, s->x);
     else memcpy(s->x, s->residual, m->hidden * sizeof(float));
-    pack(s->x, m->hidden, kind, s->packed);
-    ffn_part(&layer->ffn, s->packed, kind, thread, threads, s->ffn, s->packed, s->x);
+    pack(s->x, m->hidden, layer->ffn.up.kind, s->packed);
+    ffn_part(&layer->ffn, s->packed, thread, threads, s->ffn, s->packed, s->x);
     memcpy(s->packed, s->x, m->hidden * sizeof(float));
     add_to_residual(&layer->ffn_out, &layer->ffn_sum, s->packed, s, m->hidden, kind);
 }
@@ -678,13 +708,13 @@ static void head_part(const Model *m, const Scratch *s, int kind, int thread, in
     int64_t begin, end, n = m->hidden;
     if (m->last.kind) normalise(&m->last, s->residual, n, kind, s->x);
     else memcpy(s->x, s->residual, n * sizeof(float));
-    pack(s->x, n, kind, s->packed);
+    pack(s->x, n, m->project.data ? m->project.kind : m->head.kind, s->packed);
     if (m->project.data) {
 #pragma omp barrier
-        linear_part(&m->project, s->packed, kind, thread, threads, s->output);
+        linear_part(&m->project, s->packed, thread, threads, s->output);
 #pragma omp barrier
         n = m->project.rows;
-        pack(s->output, n, kind, s->packed);
+        pack(s->output, n, m->head.kind, s->packed);
     }
     share_of(m->head.rows, BLOCK, thread, threads, &begin, &end);
     for (int64_t start = begin; start < end; start += BLOCK) {
@@ -692,7 +722,7 @@ static void head_part(const Model *m, const Scratch *s, int kind, int thread, in
         Rows rows = {&m->head, NULL, start, count};
         Rows next = {&m->head, NULL, start + count, start + count < end ? ROWS : 0};
         if (next.first + next.count > m->head.rows) next.count = 0;
-        dot_all(&rows, s->packed, kind, &next, out);
+        dot_all(&rows, s->packed, &next, out);
         for (int64_t i = 0; i < count; i++) {
             float value = m->softcap > 0 ? tanhf(out[i] / m->softcap) * m->softcap : out[i];
             put(logits, start + i, value, kind);
@@ -718,7 +748,7 @@ static void step_part(const Model *m, int64_t from, int64_t to, const char *hidd
         switch ((stage - 1) % 4) {
         case 0: project_part(m, layer, &s, kind, thread, threads); break;
         case 1: attention_part(m, layer, &s, cosine, sine, kind, thread, threads); break;
-        case 2: output_part(m, layer, &s, kind, thread, threads); break;
+        case 2: output_part(m, layer, &s, thread, threads); break;
         default: feed_forward_part(m, layer, &s, kind, thread, threads);
         }
     }
@@ -749,10 +779,10 @@ static void linear_rows(const Matrix *matrix, int64_t rows, const char *x, int64
     share_of(matrix->rows, BLOCK, thread, threads, &begin, &end);
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t i = 0; i < n; i++) own[i] = element(x + row * x_stride, i, kind);
-        pack(own, n, kind, packed);
+        pack(own, n, matrix->kind, packed);
         for (int64_t start = begin; start < end; start += BLOCK) {
             Rows some = {matrix, NULL, start, end - start < BLOCK ? end - start : BLOCK};
-            dot_all(&some, packed, kind, NULL, out);
+            dot_all(&some, packed, NULL, out);
             for (int64_t i = 0; i < some.count; i++) put(y, row * matrix->rows + start + i, out[i], kind);
         }
     }
@@ -777,8 +807,8 @@ static void ffn_each(const FFN *ffns, int64_t rows, const char *x, int64_t x_str
     float *shared = scratch + threads * 3 * padded(hidden);
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t i = 0; i < hidden; i++) own[i] = element(x + row * x_stride, i, kind);
-        pack(own, hidden, kind, packed);
-        ffn_part(&ffns[row], packed, kind, thread, threads, shared, packed, out);
+        pack(own, hidden, ffns->up.kind, packed);
+        ffn_part(&ffns[row], packed, thread, threads, shared, packed, out);
         if (thread == 0)
             for (int64_t i = 0; i < hidden; i++) put(y, row * hidden + i, out[i], kind);
 #pragma omp barrier

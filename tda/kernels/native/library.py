@@ -11,6 +11,8 @@ from tda.kernels.native.build import BuildError, build
 
 KINDS = {torch.bfloat16: 0, torch.float32: 1}
 """Types of weights and activations that the kernels take, as the C source numbers them."""
+INT8 = 2
+"""Number of weights in int8, each row with a scale."""
 NORMS = ("none", "rms", "rms_plus_one", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared", "identity")
 RULES = ("listed", "gate", "contribution")
@@ -38,11 +40,20 @@ class Matrix(ctypes.Structure):
         ("rows", c_int64),
         ("columns", c_int64),
         ("bias", c_void_p),
+        ("scale", c_void_p),
+        ("kind", c_int32),
     )
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return 1 if self.kind == INT8 else next(dtype.itemsize for dtype, kind in KINDS.items() if kind == self.kind)
+
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Matrix":
-        """Describe a weight [rows, columns] whose rows are contiguous.
+    def of(cls, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> "Matrix":
+        """Describe a weight [rows, columns] whose rows are contiguous; one in int8 has a scale [rows] in float32.
+
+        The bias of an int8 weight is in float32, any other of the weight's type.
 
         Raises
         ------
@@ -53,7 +64,8 @@ class Matrix(ctypes.Structure):
         if weight.stride(1) != 1:
             raise ValueError(f"rows must be contiguous, got strides {weight.stride()}")
         stride = weight.stride(0) * weight.element_size()
-        return cls(weight.data_ptr(), stride, rows, columns, address(bias))
+        kind = INT8 if weight.dtype == torch.int8 else KINDS[weight.dtype]
+        return cls(weight.data_ptr(), stride, rows, columns, address(bias), address(scale), kind)
 
 
 class Norm(ctypes.Structure):

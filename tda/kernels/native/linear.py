@@ -22,6 +22,8 @@ class NativeLinear:
         Its weights are read where they lie.
     dense : callable
         Its own forward.
+    matrices : callable
+        Description of a linear's weights.
 
     Raises
     ------
@@ -29,8 +31,13 @@ class NativeLinear:
         If the kernels do not take its weights.
     """
 
-    def __init__(self, linear: nn.Linear, dense: Callable[[Tensor], Tensor]) -> None:
-        self._matrix = describe.matrix(linear)
+    def __init__(
+        self,
+        linear: nn.Linear,
+        dense: Callable[[Tensor], Tensor],
+        matrices: describe.Matrices = describe.matrix,
+    ) -> None:
+        self._matrix = matrices(linear)
         self._dtype = linear.weight.dtype
         self._dense = dense
         self._scratch = torch.empty(0)
@@ -58,4 +65,4 @@ class NativeLinear:
 
     def cost(self) -> ops.Cost:
         """Bytes and FLOPs of a call."""
-        return weights_cost([self._matrix], self._dtype.itemsize)
+        return weights_cost([self._matrix])

@@ -36,6 +36,8 @@ class Step:
         The model; its weights are read where they lie.
     ffns : sequence of ctypes FFN
         Feed-forward network of each layer.
+    matrices : callable
+        Description of a linear's weights.
 
     Raises
     ------
@@ -43,11 +45,11 @@ class Step:
         If the kernels do not know something that the model computes.
     """
 
-    def __init__(self, decoder: Decoder, ffns: Sequence[c.FFN]) -> None:
+    def __init__(self, decoder: Decoder, ffns: Sequence[c.FFN], matrices: describe.Matrices = describe.matrix) -> None:
         self.decoder = decoder
         self.dtype = decoder.head.weight.dtype
         describe.check_types(_modules(decoder), self.dtype)
-        self._layers = (c.Layer * len(decoder.layers))(*map(_layer, decoder.layers))
+        self._layers = (c.Layer * len(decoder.layers))(*(_layer(layer, matrices) for layer in decoder.layers))
         self.load(ffns)
         self._windows = [layer.window for layer in decoder.layers]
         self._model = c.Model(
@@ -58,8 +60,8 @@ class Step:
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
             last=describe.norm(decoder.last),
-            project=describe.matrix(decoder.project),
-            head=describe.matrix(decoder.head),
+            project=matrices(decoder.project),
+            head=matrices(decoder.head),
             softcap=decoder.softcap,
             kind=c.KINDS[self.dtype],
         )
@@ -136,7 +138,7 @@ class Step:
     def _stage_cost(self, stage: int) -> ops.Cost:
         size = self.dtype.itemsize
         if stage > 4 * len(self._layers):
-            return weights_cost([self._model.project, self._model.head], size)
+            return weights_cost([self._model.project, self._model.head])
         layer, piece = self._layers[(stage - 1) // 4], (stage - 1) % 4
         if piece == 1:
             seen = layer.cached + 1
@@ -144,8 +146,8 @@ class Step:
             moved = 2 * self._model.kv_heads * seen * width * size
             return ops.Cost(moved, 4 * self._model.heads * seen * width)
         if piece == 3:
-            return ffn_cost(layer.ffn, size)
-        return weights_cost([layer.query, layer.key, layer.value] if piece == 0 else [layer.output], size)
+            return ffn_cost(layer.ffn)
+        return weights_cost([layer.query, layer.key, layer.value] if piece == 0 else [layer.output])
 
 
 class EmptyStage:
@@ -173,7 +175,7 @@ def _modules(decoder: Decoder) -> Iterator[Any]:
         yield from (getattr(layer, name) for name in (*NORMS, *LINEARS))
 
 
-def _layer(layer: DecoderLayer) -> c.Layer:
+def _layer(layer: DecoderLayer, matrices: describe.Matrices) -> c.Layer:
     norms = {name: describe.norm(getattr(layer, name)) for name in NORMS}
-    linears = {name: describe.matrix(getattr(layer, name)) for name in LINEARS}
+    linears = {name: matrices(getattr(layer, name)) for name in LINEARS}
     return c.Layer(**norms, **linears, scale=layer.scale, softcap=layer.softcap)
