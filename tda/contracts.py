@@ -303,7 +303,10 @@ class WeightMethod(Method):
     scope: ClassVar[Scope] = "model"
     reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
 
-    sparsity: float | None = field(default=0.0, init=False)
+    sparsity: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """There is no sparsity to check."""
 
     @abstractmethod
     def round(self, weight: Tensor) -> Rounded:

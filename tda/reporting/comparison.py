@@ -43,9 +43,9 @@ class Comparison:
 
     @property
     def sparsity(self) -> float | None:
-        """Asked sparsity, or the mean achieved one where an error level was asked instead."""
+        """Asked sparsity, or the mean achieved one where an error level was asked; None where nothing is left out."""
         asked = self.record.case.sparsity
-        return asked if asked is not None else self.achieved
+        return asked if asked is not None else self.achieved or None
 
     @property
     def is_dense(self) -> bool:

@@ -63,7 +63,7 @@ def over_sparsity(
     value: Callable[[Comparison], Estimate | None],
     limit: Callable[[Comparison], float | None] = lambda case: None,
 ) -> list[Point]:
-    """Points over the asked sparsity, curves set a little apart so that their whiskers can be told."""
+    """Points over the asked sparsity, 0 where none was; curves stand a little apart, so that whiskers can be told."""
     names = list(dict.fromkeys(case.series for case in cases))
     asked = sorted({case.sparsity for case in cases if case.sparsity is not None})
     gap = min((after - before for before, after in pairwise(asked)), default=1.0)
@@ -74,12 +74,11 @@ def over_sparsity(
             case.series,
             case.method,
             case.from_other_kind,
-            exact(case.sparsity + shift[case.series]),
+            exact((case.sparsity or 0.0) + shift[case.series]),
             value(case) or GAP,
             limit=limit(case),
         )
         for case in cases
-        if case.sparsity is not None
     ]
 
 

@@ -32,13 +32,14 @@ LOOKS: dict[str, Look] = {
     "tda": Look("#D55E00", "D"),
     "cats": Look("#CC79A7", "^", (0, (5, 1.5))),
     "tt": Look("#009E73", "v", (0, (5, 1.5))),
+    "int8": Look("#332288", "p"),
     "static_mean": Look("#56B4E9", "P", (0, (3, 1, 1, 1))),
     "magnitude": Look("#E69F00", "X", (0, (3, 1, 1, 1))),
     "random": Look("#8C8C8C", "h", (0, (1, 1.2))),
     "oracle": Look("#4D4D4D", "*", (0, (1, 1.2))),
 }
 """Methods in the order of legends; a method that is not named here gets a spare look by its name."""
-_SPARE_COLOURS = ("#332288", "#882255", "#117733", "#AA4499", "#6699CC", "#661100")
+_SPARE_COLOURS = ("#44AA99", "#882255", "#117733", "#AA4499", "#6699CC", "#661100")
 _SPARE_MARKERS = ("p", "<", ">", "d", "H", "8")
 
 

@@ -85,7 +85,8 @@ def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
     assert timed.speedup is not None
     assert scored.delta_nll is not None
     limit = timed.median("limit_speedup")
-    words = f"{timed.series} at sparsity {share(timed.sparsity or 0.0)} decodes {interval(timed.speedup, unit='×')} as "
+    at = "" if timed.sparsity is None else f" at sparsity {share(timed.sparsity)}"
+    words = f"{timed.series}{at} decodes {interval(timed.speedup, unit='×')} as "
     words += f"fast as dense on {timed.record.case.model}" + (f" (byte limit {number(limit)}×)" if limit else "")
     words += f", at a ΔNLL of {interval(scored.delta_nll, 2, signed=True)} nats per token"
     if not tradeoff.joint:

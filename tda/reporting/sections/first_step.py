@@ -76,7 +76,7 @@ def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
     return [
         Plot(
             f"saved-{share(sparsity)}",
-            _saved_figure(setting, [case for case in sparse if case.sparsity == sparsity], sparsity),
+            _saved_figure(setting, [case for case in sparse if case.sparsity in (sparsity, None)], sparsity),
             f"Share of the dense time saved at sparsity {share(sparsity)}, from prompt to the n-th token, out of "
             "medians; right of the dotted line it is extrapolated.",
             f"Sparsity {share(sparsity)}",
