@@ -123,13 +123,22 @@ def call(build: Build, name: str, out: Path, options: Mapping[str, Any], timeout
 
     What the process complained of stays in ``stderr.txt`` in the folder `out`, which must be there.
     """
-    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     site = str(build.site.resolve())
     order = {"site": site, "call": name, "out": str(out.resolve()), "options": dict(options)}
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
-    complaint = out / COMPLAINT
+    return finish(command, out, {**os.environ, "PYTHONPATH": site}, timeout_s)
+
+
+def finish(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
+    """Run a command in a folder to its end, or to the end of its time.
+
+    It holds a pipe from us as its standard input, so it can tell when we die. What it complained of stays in
+    ``stderr.txt`` in the folder.
+    """
+    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    complaint = folder / COMPLAINT
     with open(complaint, "wb") as errors:
-        status, reason = _wait(command, timeout_s, errors, out, {**os.environ, "PYTHONPATH": site})
+        status, reason = _wait(command, timeout_s, errors, folder, environment)
     if status in ("error", "crash"):
         said = last_words(complaint.read_text(errors="replace"), lines=1) or "it said nothing"
         reason = f"{reason}: {said}"

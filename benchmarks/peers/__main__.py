@@ -1,0 +1,53 @@
+"""tda against its peers: the same request, weights and threads, each in a fresh process of every block.
+
+    python -m benchmarks.peers --out results/peers --record benchmarks/records/peers
+
+goes on where it stopped, then writes RECORD.csv and RECORD.md. It needs the extra
+``peers``.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.peers.blocks import run
+from benchmarks.peers.contestants import CONTESTANTS
+from benchmarks.peers.job import Job, Plan
+from benchmarks.peers.table import contestant_rows, markdown
+from tda.device import commit, machine
+from tda.models import is_shape
+from tda.models.shapes import shape_config
+from tda.quality import random_documents
+from tda.results import write_whole
+
+
+def main() -> None:
+    """Run what is missing, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/peers"))
+    parser.add_argument("--record", type=Path, default=Path("benchmarks/records/peers"))
+    parser.add_argument("--model", default="shape:1b", help="a Llama with random weights")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--peer", choices=CONTESTANTS, action="append", help="only these; repeatable")
+    options = parser.parse_args()
+    if not is_shape(options.model):
+        parser.error(f"--model takes a shape, such as shape:1b; got {options.model!r}")
+    vocabulary = shape_config(options.model.removeprefix("shape:")).vocab_size
+    prompt = random_documents(vocabulary, options.prompt_tokens, 0, 1, seed=0)[0].prompt
+    facts = machine("cpu")
+    job = Job(model=options.model, prompt=tuple(prompt.tolist()), new_tokens=options.new_tokens, threads=facts.threads)
+    names = tuple(name for name in CONTESTANTS if name in (options.peer or CONTESTANTS))
+    plan = Plan(job=job, contestants=names, machine=facts, commit=commit())
+    rows = run(options.out, plan, CONTESTANTS, options.blocks)
+    table = pd.DataFrame(contestant_rows(plan, rows))
+    write_whole(options.record.with_suffix(".csv"), table.to_csv(index=False, float_format="%.5g"))
+    text = markdown(plan, rows, table)
+    write_whole(options.record.with_suffix(".md"), text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
