@@ -9,13 +9,13 @@ import importlib
 import os
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 from pydantic import Field
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "torchao", "xllamacpp", "gguf")
 
 
 class Order(Frozen):
-    """What to call, ``module:function`` of this package; what it yields is timed if there is a place for a report."""
+    """What to call, ``module:function``; what it yields is timed if there is a place for a report."""
 
     call: str
     job: Job
@@ -45,14 +45,14 @@ def serve(engine: Engine, prompt: Sequence[int], new_tokens: int) -> Served:
     RuntimeError
         If it gives fewer or more tokens than asked.
     """
-    stamps, tokens = [time.perf_counter()], []
+    stamps, tokens = [perf_counter()], []
 
     def on_token(token: int) -> None:
-        stamps.append(time.perf_counter())
+        stamps.append(perf_counter())
         tokens.append(token)
 
     engine.answer(prompt, new_tokens, on_token)
-    end = time.perf_counter()
+    end = perf_counter()
     if len(tokens) != new_tokens:
         raise RuntimeError(f"asked for {new_tokens} tokens, got {len(tokens)}")
     first, *gaps = (later - earlier for earlier, later in pairwise(stamps))
@@ -75,11 +75,11 @@ def versions() -> dict[str, str]:
 
 def measure(order: Order) -> Report:
     """Load a contestant, let it serve one request untimed, then those that count."""
-    job, begin = order.job, time.perf_counter()
+    job, begin = order.job, perf_counter()
     with call(order) as engine:
-        loaded = time.perf_counter()
+        loaded = perf_counter()
         serve(engine, job.prompt, engine.warm_up_tokens)
-        warm = time.perf_counter()
+        warm = perf_counter()
         served = tuple(serve(engine, job.prompt, job.new_tokens) for _ in range(job.requests))
         return Report(
             served=served,
@@ -94,7 +94,7 @@ def call(order: Order) -> Any:
     """Call what an order names."""
     module, _, function = order.call.partition(":")
     options = order.options if order.file is None else {**order.options, "file": order.file}
-    return getattr(importlib.import_module(f"{__package__}.{module}"), function)(order.job, **options)
+    return getattr(importlib.import_module(module, __package__), function)(order.job, **options)
 
 
 def main() -> None:

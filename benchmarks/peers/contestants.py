@@ -1,4 +1,4 @@
-"""Who takes part: one entry each."""
+"""Who takes part: one entry each. A module with a leading dot is one of this package."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Made:
     name : str
         Name in the folder of the run.
     call : str
-        ``module:function`` in this package, called as ``function(job, file=..., **options)``.
+        ``module:function``, called as ``function(job, file=..., **options)``.
     options : mapping
         More keyword arguments.
     """
@@ -31,7 +31,7 @@ class Contestant:
     Attributes
     ----------
     call : str
-        ``module:function`` in this package: a context manager ``function(job, **options)`` that yields an `Engine`.
+        ``module:function``: a context manager ``function(job, **options)`` that yields an `Engine`.
     options : mapping
         Keyword arguments.
     file : Made or None
@@ -47,25 +47,25 @@ class Contestant:
 
 
 def _tda(sparsity: float) -> Contestant:
-    thresholds = Made(f"tda-{sparsity:g}.json", "ours:calibrate", {"sparsity": sparsity})
-    return Contestant("ours:serve", {"method": "tda", "sparsity": sparsity}, thresholds)
+    thresholds = Made(f"tda-{sparsity:g}.json", ".ours:calibrate", {"sparsity": sparsity})
+    return Contestant(".ours:serve", {"method": "tda", "sparsity": sparsity}, thresholds)
 
 
 def _llama_cpp(kind: str) -> Contestant:
-    return Contestant("llama_cpp:serve", file=Made(f"{kind}.gguf", "gguf_file:make", {"kind": kind}))
+    return Contestant(".llama_cpp:serve", file=Made(f"{kind}.gguf", ".gguf_file:make", {"kind": kind}))
 
 
 CONTESTANTS: dict[str, Contestant] = {
-    "tda dense": Contestant("ours:serve", {"method": "dense", "dense_kernel": "own"}),
+    "tda dense": Contestant(".ours:serve", {"method": "dense", "dense_kernel": "own"}),
     "llama.cpp bf16": _llama_cpp("bf16"),
-    "tda griffin .5": Contestant("ours:serve", {"method": "griffin", "sparsity": 0.5}),
+    "tda griffin .5": Contestant(".ours:serve", {"method": "griffin", "sparsity": 0.5}),
     "tda tda .5": _tda(0.5),
     "tda tda .75": _tda(0.75),
     "llama.cpp q8_0": _llama_cpp("q8_0"),
-    "hf eager": Contestant("huggingface:serve", {"compiled": False}),
-    "gathered linear .5": Contestant("gathered:serve", {"sparsity": 0.5}),
-    "torchao int8": Contestant("quantized:serve", {"compiled": False}),
-    "torchao int8 compiled": Contestant("quantized:serve", {"compiled": True}),
-    "hf compiled": Contestant("huggingface:serve", {"compiled": True}),
+    "hf eager": Contestant(".huggingface:serve", {"compiled": False}),
+    "gathered linear .5": Contestant(".gathered:serve", {"sparsity": 0.5}),
+    "torchao int8": Contestant(".quantized:serve", {"compiled": False}),
+    "torchao int8 compiled": Contestant(".quantized:serve", {"compiled": True}),
+    "hf compiled": Contestant(".huggingface:serve", {"compiled": True}),
 }
 """In the order of an odd block: those that are held against each other stand near each other."""

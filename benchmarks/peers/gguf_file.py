@@ -4,19 +4,17 @@ The tokenizer section is made up: token 17 is the text ``<17>``, so that a text 
 consists of.
 """
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tda
 from benchmarks.peers.job import Job
+from benchmarks.peers.llama_weights import tensors, token_text
 from tda.results import replacing
 
 TYPES = {
@@ -29,67 +27,17 @@ FILE_TYPES = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Modules of a Llama in Hugging Face's names and in llama.cpp's; those of a layer without its prefix."""
-LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def tensor_name(parameter: str) -> str:
-    """llama.cpp's name of a parameter, e.g. ``blk.3.ffn_up.weight``.
-
-    Raises
-    ------
-    ValueError
-        If a Llama without biases has no such parameter.
-    """
-    layer = LAYER.match(parameter)
-    module, _, kind = parameter[layer.end() if layer else 0 :].rpartition(".")
-    if module not in NAMES or kind != "weight":
-        raise ValueError(f"{parameter!r} is no parameter of a Llama without biases, so it has no place in a GGUF file")
-    return f"blk.{layer[1]}.{NAMES[module]}.weight" if layer else f"{NAMES[module]}.weight"
-
-
-def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection [heads·d, D], in the order that llama.cpp's rotary embedding expects.
-
-    Hugging Face turns the pairs (i, i + d/2) of a head, llama.cpp the pairs (2i, 2i + 1).
-    """
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """llama.cpp's names and the weights, as llama.cpp lays them."""
-    config: Any = model.config
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, weight in model.named_parameters():
-        projection = name.split(".")[-2]
-        laid = interleaved(weight, heads[projection]) if projection in heads else weight
-        yield tensor_name(name), laid.detach()
-
-
-def token_text(token: int) -> str:
-    """The text that stands for a token."""
-    return f"<{token}>"
+def stored_type(weight: Tensor, kind: str) -> gguf.GGMLQuantizationType:
+    """Type of a tensor in a file of a kind: vectors (norms) are always float32."""
+    return TYPES["f32" if weight.dim() == 1 else kind]
 
 
 def encoded(weight: Tensor, kind: str) -> NDArray[Any]:
-    """Numbers of a tensor as they stand in the file; vectors (norms) are always float32."""
-    exact: NDArray[np.float32] = weight.float().numpy()
-    return gguf.quantize(exact, TYPES["f32" if weight.dim() == 1 else kind])
+    """Numbers of a tensor as they stand in the file."""
+    found: NDArray[Any] = gguf.quantize(weight.float().numpy(), stored_type(weight, kind))
+    return found
 
 
 def write(model: nn.Module, kind: str, path: Path) -> None:
@@ -130,9 +78,7 @@ def write(model: nn.Module, kind: str, path: Path) -> None:
         writer.add_vocab_size(config.vocab_size)
         _add_tokenizer(writer, config)
         for tensor, weight in tensors(model):
-            data = encoded(weight, kind)
-            stored = TYPES["f32" if weight.dim() == 1 else kind]
-            writer.add_tensor(tensor, data, raw_dtype=stored)
+            writer.add_tensor(tensor, encoded(weight, kind), raw_dtype=stored_type(weight, kind))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -23,7 +23,8 @@ CALIBRATION = 8
 def calibrate(job: Job, *, file: Path, sparsity: float) -> None:
     """Thresholds of TDA for a model with random weights: every layer leaves out the same share."""
     model: Any = tda.load_model(job.model, dtype=job.dtype).model
-    documents = random_documents(model.config.vocab_size, len(job.prompt), 0, CALIBRATION, seed=1)
+    length = 1 << (len(job.prompt) - 1).bit_length()  # thresholds are kept for powers of two; this one holds the prompt
+    documents = random_documents(model.config.vocab_size, length, 0, CALIBRATION, seed=1)
     batch = {"input_ids": torch.stack([document.prompt for document in documents])}
     shares = [sparsity] * len(find_ffns(model))
     made = tda.calibrate(model, tda.TDA(sparsity=sparsity), [batch], layer_sparsity=shares, progress=False)

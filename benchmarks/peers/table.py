@@ -104,10 +104,10 @@ def markdown(plan: Plan, rows: Sequence[Row], table: pd.DataFrame) -> str:
     """The tables for readers."""
     job = plan.job
     lines = [
-        f"{job.model}, {len(job.prompt)} + {job.new_tokens} tokens, batch 1, {job.threads} threads, {plan.machine.cpu}.",
-        "Medians over all requests; a ratio says how many times as fast a contestant decodes, paired within a block, with",
-        "its 95% interval over blocks. GB/s is the machine's stream bandwidth before the processes: median (least to",
-        "most).",
+        f"{job.model}, {len(job.prompt)} + {job.new_tokens} tokens, batch 1, {job.threads} threads,",
+        f"{plan.machine.cpu}. Medians over all requests; a ratio says how many times as fast a contestant decodes,",
+        "paired within a block, with its 95% interval over blocks. GB/s is the machine's stream bandwidth just before",
+        "the processes: median (least to most).",
         "",
         "| contestant | prefill ms | decode ms | generation ms | "
         + " | ".join(f"over {base}" for base in BASES)
