@@ -56,16 +56,16 @@ def _llama_cpp(kind: str) -> Contestant:
 
 
 CONTESTANTS: dict[str, Contestant] = {
+    "hf eager": Contestant(".huggingface:serve", {"compiled": False}),
     "tda dense": Contestant(".ours:serve", {"method": "dense", "dense_kernel": "own"}),
     "llama.cpp bf16": _llama_cpp("bf16"),
-    "tda griffin .5": Contestant(".ours:serve", {"method": "griffin", "sparsity": 0.5}),
     "tda tda .5": _tda(0.5),
     "tda tda .75": _tda(0.75),
-    "llama.cpp q8_0": _llama_cpp("q8_0"),
-    "hf eager": Contestant(".huggingface:serve", {"compiled": False}),
+    "tda griffin .5": Contestant(".ours:serve", {"method": "griffin", "sparsity": 0.5}),
     "gathered linear .5": Contestant(".gathered:serve", {"sparsity": 0.5}),
+    "llama.cpp q8_0": _llama_cpp("q8_0"),
     "torchao int8": Contestant(".quantized:serve", {"compiled": False}),
     "torchao int8 compiled": Contestant(".quantized:serve", {"compiled": True}),
     "hf compiled": Contestant(".huggingface:serve", {"compiled": True}),
 }
-"""In the order of an odd block: those that are held against each other stand near each other."""
+"""In the order of an odd block: those that a goal holds against each other are neighbours in time."""
