@@ -64,6 +64,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "tda griffin .5": Contestant(".ours:serve", {"method": "griffin", "sparsity": 0.5}),
     "gathered linear .5": Contestant(".gathered:serve", {"sparsity": 0.5}),
     "llama.cpp q8_0": _llama_cpp("q8_0"),
+    "tda int8": Contestant(".ours:serve", {"method": "int8"}),
     "torchao int8": Contestant(".quantized:serve", {"compiled": False}),
     "torchao int8 compiled": Contestant(".quantized:serve", {"compiled": True}),
     "hf compiled": Contestant(".huggingface:serve", {"compiled": True}),

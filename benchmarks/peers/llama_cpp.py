@@ -24,9 +24,9 @@ GREEDY = {"temperature": 0, "samplers": ["top_k"], "top_k": 1, "ignore_eos": Tru
 def server(file: Path, context: int, threads: int) -> Any:
     """llama.cpp's own server on a model, without prompt cache.
 
-    The file is mapped, as llama.cpp does if not told otherwise, with flash attention. Tried beside it: weights read into
-    memory, with flash attention, without, and not repacked; mlock; pinned threads; threads that wait passively. None was
-    faster beyond noise.
+    The file is mapped, as llama.cpp does if not told otherwise, with flash attention. Tried beside it: weights read
+    into memory, with flash attention, without, and not repacked; mlock; pinned threads; threads that wait passively.
+    None was faster beyond noise.
     """
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
