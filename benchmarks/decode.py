@@ -1,8 +1,10 @@
 """What decode reaches on this machine against what its bytes allow: a table of figures, each with a goal.
 
-    python benchmarks/decode.py --out results/decode --record benchmarks/records/decode
+    python -m benchmarks.decode --out results/decode --record benchmarks/records/decode
 
-runs the benches that are still missing in OUT (each goes on where it stopped), then writes RECORD.csv and RECORD.md.
+runs the benches that are still missing in OUT (each goes on where it stopped), profiles a step of each method, and
+writes RECORD.csv (figures), RECORD-gap.csv (what keeps a step from its limit) and RECORD.md. Rows of benches that were
+not asked for stay in the record as they are.
 """
 
 import argparse
@@ -15,9 +17,12 @@ from typing import Any
 import pandas as pd
 
 import tda
+from benchmarks import short_rounds
+from tda.profiler.records import Profile
+from tda.profiler.split import COMPONENTS, gap, split
 from tda.records import Record
 from tda.results import write_whole
-from tda.statistics import bootstrap, is_baseline
+from tda.statistics import bootstrap
 
 SPARSITIES = [0.25, 0.5, 0.75, 0.9]
 STEPS = {"model": ["shape:1b"], "sparsity": SPARSITIES, "prompt_tokens": 128, "new_tokens": 64}
@@ -30,10 +35,27 @@ RUNS: dict[str, dict[str, Any]] = {
     "opt": {**HALF, "model": ["shape:opt-350m"], "prompt_tokens": 128, "new_tokens": 64},
     "gemma": {**HALF, "model": ["shape:gemma-2b"], "prompt_tokens": 128, "new_tokens": 32},
 }
+SHORT: dict[str, dict[str, Any]] = {
+    f"{method}-steps": {"model": "shape:1b", "method": method, "sparsity": sparsities, "prompt_tokens": 128}
+    for method, sparsities in (("griffin", SPARSITIES), ("tda", SPARSITIES), ("cats", SPARSITIES[1:]))
+}
+"""Short rounds by name: options of `short_rounds.run`."""
 """Benches by name: options of `tda.run_bench`. Few cases each: what is compared must be measured close together."""
+PROFILE = "profile"
+PROFILED: dict[str, Any] = {
+    "model": ["shape:1b"],
+    "method": ["griffin", "tda", "cats"],
+    "sparsity": [0.5],
+    "prompt_tokens": 128,
+    "new_tokens": 64,
+    "dtype": "bfloat16",
+}
+"""What is profiled: options of `tda.run_profile`."""
 ALIKE = 1.15
 """The largest stream bandwidth read around the steps of a method and of dense, over the smallest: where a machine's
-bandwidth moved more than this within a round, the two did not run on the same machine, and the round says nothing."""
+bandwidth moved more than this, the two did not run on the same machine, and say nothing about each other."""
+NEAR = 2
+"""Rounds that a method's run and dense's may lie apart; the A/A control is a run of dense too."""
 
 
 @dataclass(frozen=True)
@@ -55,113 +77,133 @@ class Goal:
 
 
 def _goals() -> Iterator[Goal]:
-    yield Goal("griffin", "bandwidth_share", "dense", 0.0, 0.70, 0.90)
+    for run in ("griffin", "griffin-steps"):
+        yield Goal(run, "bandwidth_share", "dense", 0.0, 0.70, 0.90)
     for method in ("griffin", "tda"):
-        yield Goal(method, "bandwidth_share", method, 0.5, 0.60, 0.85)
-        for sparsity, must, strive in zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True):
-            yield Goal(method, "gain_share", method, sparsity, must, strive)
+        for run in (method, f"{method}-steps"):
+            yield Goal(run, "bandwidth_share", method, 0.5, 0.60, 0.85)
+            shares = zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True)
+            yield from (Goal(run, "gain_share", method, sparsity, must, strive) for sparsity, must, strive in shares)
         yield Goal(method, "break_even_tokens", method, 0.5, 5, 1, most=True)
         yield Goal("generate", "prefill_ratio", method, 0.5, 1.05, 1.01, most=True)
         yield Goal(method, "memory_ratio", method, 0.5, 1.01, 1.0, most=True)
         yield Goal("generate", "promise_kept", method, 0.5, 0.85, 0.97)
         for run in ("opt", "gemma"):
             yield Goal(run, "gain_share", method, 0.5, 0.70, 0.90)
-    for sparsity in SPARSITIES[1:]:
-        yield Goal("cats", "gain_share", "cats", sparsity, 0.70, 0.90)
+    for run in ("cats", "cats-steps"):
+        yield from (Goal(run, "gain_share", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
 
 
-def steady(record: Record, dense: Record) -> set[int]:
-    """Rounds in which the machine's bandwidth was the same around the steps of a case and of dense."""
-    streams = [_values(one, "stream_gb_per_s") for one in (record, dense)]
-    found = set()
-    for number in streams[0].keys() & streams[1].keys():
-        read = [value for one in streams for value in one[number]]
-        if max(read) <= ALIKE * min(read):
-            found.add(number)
+@dataclass(frozen=True)
+class Ran:
+    """A case in one round."""
+
+    record: Record
+    number: int
+
+    def values(self, name: str) -> list[float]:
+        """Its samples of a measurement."""
+        measured = self.record.measurements[name]
+        return [sample for group, sample in zip(measured.groups, measured.samples, strict=True) if group == self.number]
+
+    def value(self, name: str) -> float:
+        """Their median."""
+        return median(self.values(name))
+
+    @property
+    def ready_ms(self) -> float:
+        """From the prompt to the end of all decode steps, as its parts promise."""
+        return self.value("ttft_ms") + (self.record.case.new_tokens - 1) * self.value("decode_ms")
+
+
+def runs(record: Record) -> list[Ran]:
+    """The rounds of a case."""
+    return [Ran(record, number) for number in sorted(set(record.measurements["decode_ms"].groups))]
+
+
+def alike(*ran: Ran) -> bool:
+    """Whether the machine's bandwidth was the same around the steps of some runs."""
+    read = [value for one in ran for value in one.values("stream_gb_per_s")]
+    return max(read) <= ALIKE * min(read)
+
+
+def pairs(record: Record, dense: list[Record]) -> list[tuple[Ran, Ran]]:
+    """Each run of a case with the nearest of dense that met the same bandwidth; a run without one says nothing."""
+    found = []
+    every = [one for baseline in dense for one in runs(baseline)]
+    for own in runs(record):
+        near = [one for one in every if abs(one.number - own.number) <= NEAR and alike(own, one)]
+        if near:
+            found.append((own, min(near, key=lambda one: abs(one.number - own.number))))
     return found
 
 
-def _values(record: Record, name: str) -> dict[int, list[float]]:
-    """Samples of each round."""
-    measured = record.measurements[name]
-    found: dict[int, list[float]] = {}
-    for group, sample in zip(measured.groups, measured.samples, strict=True):
-        found.setdefault(group, []).append(sample)
-    return found
+def bandwidth_share(own: Ran, dense: Ran) -> float:
+    """Bytes of weights over time and bandwidth."""
+    return own.value("bandwidth_share")
 
 
-def _typical(record: Record, name: str, rounds: set[int]) -> dict[int, float]:
-    return {number: median(values) for number, values in _values(record, name).items() if number in rounds}
+def gain_share(own: Ran, dense: Ran) -> float:
+    """Share of the gain that the bytes allow."""
+    return (dense.value("decode_ms") / own.value("decode_ms") - 1) / (own.value("limit_speedup") - 1)
 
 
-def _measured(name: str) -> Callable[[Record, Record, set[int]], list[float]]:
-    return lambda record, dense, rounds: list(_typical(record, name, rounds).values())
+def break_even_tokens(own: Ran, dense: Ran) -> float:
+    """Decode steps that repay what comes before the first one."""
+    return max(own.value("ttft_ms") - dense.value("ttft_ms"), 0) / (dense.value("decode_ms") - own.value("decode_ms"))
 
 
-def _ratio(name: str) -> Callable[[Record, Record, set[int]], list[float]]:
-    def figure(record: Record, dense: Record, rounds: set[int]) -> list[float]:
-        own, base = _typical(record, name, rounds), _typical(dense, name, rounds)
-        return [own[number] / base[number] for number in own.keys() & base.keys()]
-
-    return figure
+def prefill_ratio(own: Ran, dense: Ran) -> float:
+    """Prefill with the method attached over dense."""
+    return own.value("prefill_ms") / dense.value("prefill_ms")
 
 
-def memory_ratio(record: Record, dense: Record, rounds: set[int]) -> list[float]:
-    """Peak memory with the method attached over dense; taken once, before the rounds."""
-    own, base = record.samples("peak_memory_bytes"), dense.samples("peak_memory_bytes")
-    return [own[0] / base[0]] if own and base else []
+def promise_kept(own: Ran, dense: Ran) -> float:
+    """Gain through the model's own generate over the gain that prefill, selection and steps promise."""
+    real = dense.value("generation_ms") / own.value("generation_ms")
+    return (real - 1) / (dense.ready_ms / own.ready_ms - 1)
 
 
-def promise_kept(record: Record, dense: Record, rounds: set[int]) -> list[float]:
-    """Gain through the model's own generate over the gain that prefill, selection and steps promise; per round."""
-    names = ("ttft_ms", "decode_ms", "generation_ms")
-    own, base = ({name: _typical(one, name, rounds) for name in names} for one in (record, dense))
-    steps = record.case.new_tokens - 1
-    kept = []
-    for number in own["generation_ms"].keys() & base["generation_ms"].keys():
-        first, second = (one["ttft_ms"][number] + steps * one["decode_ms"][number] for one in (base, own))
-        real = base["generation_ms"][number] / own["generation_ms"][number]
-        kept.append((real - 1) / (first / second - 1))
-    return kept
-
-
-FIGURES: dict[str, Callable[[Record, Record, set[int]], list[float]]] = {
-    "bandwidth_share": _measured("bandwidth_share"),
-    "gain_share": _measured("gain_share"),
-    "break_even_tokens": _measured("break_even_tokens"),
-    "prefill_ratio": _ratio("prefill_ms"),
-    "memory_ratio": memory_ratio,
-    "promise_kept": promise_kept,
+FIGURES: dict[str, Callable[[Ran, Ran], float]] = {
+    function.__name__: function
+    for function in (bandwidth_share, gain_share, break_even_tokens, prefill_ratio, promise_kept)
 }
+
+
+def values(figure: str, record: Record, dense: list[Record]) -> list[float]:
+    """A figure of each run that has a pair; memory is taken once, before the rounds."""
+    if figure == "memory_ratio":
+        own, base = record.samples("peak_memory_bytes"), dense[0].samples("peak_memory_bytes")
+        return [own[0] / base[0]] if own and base else []
+    return [FIGURES[figure](own, base) for own, base in pairs(record, dense)]
 
 
 def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
     """The figures of one bench that have a goal."""
-    dense = next(record for record in records if is_baseline(record))
+    dense = sorted((one for one in records if one.case.method == "dense"), key=lambda one: one.control)
     for goal in _goals():
         found = [one for one in records if (one.case.method, one.case.sparsity) == (goal.method, goal.sparsity)]
         found = [one for one in found if not one.control]
         if goal.run != run or not found:
             continue
         record = found[0]
-        rounds = steady(record, dense)
-        values = FIGURES[goal.figure](record, dense, rounds)
-        estimate = bootstrap(values) if values else None
+        found_values = values(goal.figure, record, dense)
+        estimate = bootstrap(found_values) if found_values else None
         value = estimate.value if estimate is not None else float("nan")
         yield {
             **asdict(goal),
             "value": value,
             "low": estimate.low if estimate is not None else None,
             "high": estimate.high if estimate is not None else None,
-            "rounds": len(values),
-            "rounds_measured": len(_values(dense, "decode_ms")),
+            "rounds": len(found_values),
+            "rounds_measured": len(runs(record)),
             "verdict": goal.verdict(value),
             "model": record.case.model,
             "prompt_tokens": record.case.prompt_tokens,
             "new_tokens": record.case.new_tokens,
             "decode_ms": median(record.samples("decode_ms")),
-            "dense_ms": median(dense.samples("decode_ms")),
-            "stream_gb_per_s": median(dense.samples("stream_gb_per_s")),
+            "dense_ms": median(dense[0].samples("decode_ms")),
+            "stream_gb_per_s": median(record.samples("stream_gb_per_s")),
             "ran": f"{record.execution} · {record.backend}",
             "cpu": record.machine.cpu,
             "threads": record.machine.threads,
@@ -171,8 +213,31 @@ def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
         }
 
 
+def gaps(profiles: list[Profile]) -> Iterator[dict[str, Any]]:
+    """What keeps each profiled method's step from its limit, in ms by component."""
+    dense = next(one for one in profiles if one.case.method == "dense")
+    for one in profiles:
+        if one is not dense:
+            found = gap(one, dense)
+            told = {"method": one.case.method, "sparsity": one.case.sparsity, "dense_ms": split(dense).total}
+            told |= {"step_ms": found.method.total, "limit_ms": found.at_limit.total}
+            told |= dict(zip(COMPONENTS, found.components, strict=True))
+            yield told | {"commit": one.commit.hash, "dirty": one.commit.dirty}
+
+
+def gap_markdown(table: pd.DataFrame) -> str:
+    """The table of `gaps` for readers."""
+    columns = ["method", "step_ms", "limit_ms", *COMPONENTS]
+    lines = ["What keeps a step from its limit, in ms, from a profile:", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in table.to_dict("records"):
+        cells = [f"{row['method']} {row['sparsity']:g}", *(f"{row[name]:.3g}" for name in columns[1:])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """The table for readers."""
+    """The table of figures for readers."""
     lines = [
         "| figure | method | model | value | rounds | must | strive | reached |",
         "|---|---|---|---|---|---|---|---|",
@@ -193,17 +258,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/decode"))
     parser.add_argument("--record", type=Path, default=Path("benchmarks/records/decode"))
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--run", choices=RUNS, action="append", help="only these benches")
+    parser.add_argument("--rounds", type=int, default=8, help="of a bench; short rounds are three times as many")
+    parser.add_argument("--run", choices=(*RUNS, *SHORT, PROFILE), action="append", help="only these")
     options = parser.parse_args()
-    found: list[dict[str, Any]] = []
-    for name in options.run or RUNS:
-        records = tda.run_bench(options.out / name, rounds=options.rounds, dtype="bfloat16", **RUNS[name])
-        found += rows(name, records)
-    table = pd.DataFrame(found)
-    write_whole(options.record.with_suffix(".csv"), table.to_csv(index=False, float_format="%.5g"))
-    write_whole(options.record.with_suffix(".md"), markdown(table))
-    print(markdown(table))
+    figures = options.record.with_suffix(".csv")
+    gap_figures = options.record.with_name(f"{options.record.name}-gap.csv")
+    for name in options.run or (*RUNS, *SHORT, PROFILE):
+        if name == PROFILE:
+            _write(gap_figures, pd.DataFrame(gaps(tda.run_profile(options.out / name, **PROFILED))))
+            continue
+        if name in SHORT:
+            records = short_rounds.run(options.out / name, 3 * options.rounds, **SHORT[name])
+        else:
+            records = tda.run_bench(options.out / name, rounds=options.rounds, dtype="bfloat16", **RUNS[name])
+        table = pd.DataFrame(rows(name, records))
+        if figures.is_file():
+            held = pd.read_csv(figures)
+            table = pd.concat([held[held["run"] != name], table])
+        _write(figures, table)
+    parts = [(figures, markdown), (gap_figures, gap_markdown)]
+    text = "\n".join(told(pd.read_csv(path)) for path, told in parts if path.is_file())
+    write_whole(options.record.with_suffix(".md"), text)
+    print(text)
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    write_whole(path, table.to_csv(index=False, float_format="%.5g"))
 
 
 if __name__ == "__main__":

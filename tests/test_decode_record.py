@@ -1,0 +1,142 @@
+"""The record of what decode reaches: which rounds count, its figures, goals and tables."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks import decode
+from benchmarks.decode import Goal, Ran, gap_markdown, gaps, markdown, pairs, rows
+from tda.profiler.split import COMPONENTS
+from tda.records import Measurement, Record
+from tests import profiles as made_profiles
+from tests.test_reporting import a_case, a_line
+
+ROUNDS = range(1, 7)
+
+
+def measured(name: str, samples: Iterable[float], groups: Iterable[int] = ROUNDS) -> Measurement:
+    return Measurement.of(name, samples, groups)
+
+
+def record(
+    method: str, sparsity: float, step_ms: float, streams: Sequence[float] = (40.0,) * 6, **others: Any
+) -> Record:
+    """A case of six rounds."""
+    values = {
+        "decode_ms": measured("decode_ms", [step_ms] * 6),
+        "ttft_ms": measured("ttft_ms", [100.0] * 6),
+        "prefill_ms": measured("prefill_ms", [100.0 if method == "dense" else 103.0] * 6),
+        "generation_ms": measured("generation_ms", [100.0 + 15 * step_ms] * 6),
+        "bandwidth_share": measured("bandwidth_share", [0.8] * 6),
+        "stream_gb_per_s": measured(
+            "stream_gb_per_s", [value for value in streams for _ in "ab"], sorted([*ROUNDS] * 2)
+        ),
+        "peak_memory_bytes": measured("peak_memory_bytes", [1000.0 if method == "dense" else 990.0], [1]),
+        **others,
+    }
+    return a_line(a_case("shape:1b", method, sparsity), 1, values, execution="indexed", backend="c")
+
+
+def numbers(found: list[tuple[Ran, Ran]]) -> list[tuple[int, int]]:
+    return [(own.number, dense.number) for own, dense in found]
+
+
+def test_a_run_is_paired_with_the_nearest_dense_that_met_its_bandwidth() -> None:
+    dense = record("dense", 0.0, 60.0, streams=(40, 40, 55, 40, 40, 55))
+    griffin = record("griffin", 0.5, 40.0, streams=(42, 45, 55, 54, 70, 36))
+    assert numbers(pairs(griffin, [dense])) == [(1, 1), (2, 2), (3, 3), (4, 3), (6, 5)]
+
+
+def test_the_control_is_a_run_of_dense_too() -> None:
+    dense, control = (record("dense", 0.0, 60.0, streams=streams) for streams in ((40,) * 6, (50,) * 6))
+    found = pairs(record("griffin", 0.5, 40.0, streams=(50,) * 6), [dense, control])
+    assert [base.record for _, base in found] == [control] * 6
+
+
+def test_a_run_whose_own_readings_differ_says_nothing() -> None:
+    both = measured("stream_gb_per_s", [40, 40, 40, 55], [1, 1, 2, 2])
+    one = {"decode_ms": measured("decode_ms", [1.0, 1.0], [1, 2])}
+    assert numbers(pairs(record("griffin", 0.5, 1.0, stream_gb_per_s=both, **one), [record("dense", 0.0, 1.0)])) == [
+        (1, 1)
+    ]
+
+
+def test_figures_of_a_pair() -> None:
+    limit = measured("limit_speedup", [2.0] * 6)
+    dense = record("dense", 0.0, 60.0)
+    griffin = record("griffin", 0.5, 40.0, limit_speedup=limit, ttft_ms=measured("ttft_ms", [110.0] * 6))
+    own, base = Ran(griffin, 2), Ran(dense, 2)
+    assert decode.gain_share(own, base) == pytest.approx(0.5)
+    assert decode.break_even_tokens(own, base) == pytest.approx(10 / 20)
+    assert decode.prefill_ratio(own, base) == pytest.approx(1.03)
+    assert decode.bandwidth_share(own, base) == 0.8
+    steps = griffin.case.new_tokens - 1
+    promised = (100 + steps * 60) / (110 + steps * 40) - 1
+    real = (100 + 15 * 60) / (100 + 15 * 40) - 1
+    assert decode.promise_kept(own, base) == pytest.approx(real / promised)
+
+
+def test_memory_is_taken_once() -> None:
+    assert decode.values("memory_ratio", record("griffin", 0.5, 1.0), [record("dense", 0.0, 1.0)]) == [0.99]
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.95, "strive"), (0.85, "must"), (0.7, "missed"), (float("nan"), "missed")]
+)
+def test_more_is_better(value: float, verdict: str) -> None:
+    assert Goal("griffin", "gain_share", "griffin", 0.5, 0.8, 0.9).verdict(value) == verdict
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.9, "strive"), (1.03, "must"), (1.1, "missed")])
+def test_less_is_better(value: float, verdict: str) -> None:
+    assert Goal("griffin", "prefill_ratio", "griffin", 0.5, 1.05, 1.01, most=True).verdict(value) == verdict
+
+
+def test_rows_of_a_bench_use_the_runs_that_have_a_pair() -> None:
+    limit = measured("limit_speedup", [1.5] * 6)
+    griffin = record("griffin", 0.5, 40.0, streams=(40, 40, 90, 40, 40, 40), limit_speedup=limit)
+    found = {row["figure"]: row for row in rows("griffin", [record("dense", 0.0, 56.0), griffin])}
+    gain = found["gain_share"]
+    assert (gain["value"], gain["low"], gain["high"]) == pytest.approx((0.8, 0.8, 0.8))
+    assert (gain["rounds"], gain["rounds_measured"]) == (5, 6)
+    assert (gain["decode_ms"], gain["dense_ms"], gain["ran"]) == (40.0, 56.0, "indexed · c")
+    assert found["memory_ratio"]["verdict"] == "strive"
+    text = markdown(pd.DataFrame(found.values()))
+    assert "| gain_share | griffin 0.5 | shape:1b, " in text
+    assert " | 0.8 [0.8, 0.8] | 5 of 6 | 0.8 | 0.95 | " in text
+
+
+def test_a_figure_that_no_round_gives_is_missed_and_not_invented() -> None:
+    apart = record("griffin", 0.5, 40.0, streams=(80,) * 6)
+    found = {row["figure"]: row for row in rows("griffin", [record("dense", 0.0, 60.0), apart])}
+    assert isnan(found["gain_share"]["value"])
+    assert (found["gain_share"]["rounds"], found["gain_share"]["verdict"]) == (0, "missed")
+
+
+def test_gaps_add_up_to_what_the_limit_leaves() -> None:
+    table = pd.DataFrame(gaps([made_profiles.profile("dense"), made_profiles.profile("griffin")]))
+    for row in table.to_dict("records"):
+        assert sum(row[name] for name in COMPONENTS) == pytest.approx(row["step_ms"] - row["limit_ms"])
+    assert gap_markdown(table).count("\n| griffin 0.5 | ") == 1
+
+
+def test_other_benches_stay_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = measured("limit_speedup", [1.5] * 6)
+
+    def run_bench(out: Path, **options: Any) -> list[Record]:
+        return [record("dense", 0.0, 60.0), record(options["method"][0], 0.5, 40.0, limit_speedup=limit)]
+
+    monkeypatch.setattr(decode.tda, "run_bench", run_bench, raising=False)
+    for name in ("griffin", "opt", "griffin"):
+        words = ["--out", str(tmp_path), "--record", str(tmp_path / "decode"), "--run", name]
+        monkeypatch.setattr(sys, "argv", ["decode.py", *words])
+        decode.main()
+    table = pd.read_csv(tmp_path / "decode.csv")
+    assert dict(table["run"].value_counts())["opt"] == 1
+    assert len(table[table["run"] == "griffin"]) == len(set(table[table["run"] == "griffin"]["figure"])) + 1
+    assert "gain_share" in (tmp_path / "decode.md").read_text()
