@@ -228,7 +228,12 @@ def gaps(profiles: list[Profile]) -> Iterator[dict[str, Any]]:
 def gap_markdown(table: pd.DataFrame) -> str:
     """The table of `gaps` for readers."""
     columns = ["method", "step_ms", "limit_ms", *COMPONENTS]
-    lines = ["What keeps a step from its limit, in ms, from a profile:", ""]
+    lines = [
+        "What keeps a step from its limit, in ms, from one profile of `shape:1b`, prompt 128. At the limit every",
+        "component of the dense step would shrink as the bytes do; where one does not, the difference stands here",
+        "(they add up to `step_ms` less `limit_ms`).",
+        "",
+    ]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in table.to_dict("records"):
         cells = [f"{row['method']} {row['sparsity']:g}", *(f"{row[name]:.3g}" for name in columns[1:])]
@@ -236,11 +241,25 @@ def gap_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+CONDITIONS = """\
+# What decode reaches against what its bytes allow
+
+{cpu}, {threads} threads, torch {torch}; bfloat16, batch 1. The baseline is dense on the same kernels. A value is the
+median over runs, each paired with the nearest run of dense (A/A control included) around which the machine's stream
+bandwidth was the same within {percent:.0f}%; "rounds" says how many runs had such a pair, and the brackets are the 95%
+interval over them. Benches give each case a whole request and `generate`; `-steps` are rounds of seconds. Commits:
+{commits}.
+
+"""
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """The table of figures for readers."""
+    """The table of figures for readers, with the conditions that all of it has in common."""
+    common = {name: table[name].iloc[-1] for name in ("cpu", "threads", "torch")}
+    commits = ", ".join(f"{commit[:10]}" for commit in dict.fromkeys(table["commit"]))
     lines = [
-        "| figure | method | model | value | rounds | must | strive | reached |",
-        "|---|---|---|---|---|---|---|---|",
+        "| run | figure | method | model | value | rounds | must | strive | reached |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table.itertuples():
         bounds = f"{row.must:g} | {row.strive:g}"
@@ -249,8 +268,9 @@ def markdown(table: pd.DataFrame) -> str:
         where = f"{row.model}, {row.prompt_tokens}+{row.new_tokens}"
         rounds = f"{row.rounds} of {row.rounds_measured}"
         value = f"{row.value:.3g}{interval}"
-        lines.append(f"| {row.figure} | {method} | {where} | {value} | {rounds} | {bounds} | {row.verdict} |")
-    return "\n".join(lines) + "\n"
+        cells = [row.run, row.figure, method, where, value, rounds, bounds, row.verdict]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return CONDITIONS.format(percent=100 * (ALIKE - 1), commits=commits, **common) + "\n".join(lines) + "\n"
 
 
 def main() -> None:

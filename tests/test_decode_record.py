@@ -107,7 +107,9 @@ def test_rows_of_a_bench_use_the_runs_that_have_a_pair() -> None:
     assert (gain["decode_ms"], gain["dense_ms"], gain["ran"]) == (40.0, 56.0, "indexed · c")
     assert found["memory_ratio"]["verdict"] == "strive"
     text = markdown(pd.DataFrame(found.values()))
-    assert "| gain_share | griffin 0.5 | shape:1b, " in text
+    assert "| griffin | gain_share | griffin 0.5 | shape:1b, " in text
+    assert "same within 15%" in text
+    assert gain["commit"][:10] in text
     assert " | 0.8 [0.8, 0.8] | 5 of 6 | 0.8 | 0.95 | " in text
 
 
