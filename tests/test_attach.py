@@ -16,7 +16,7 @@ import tda
 from tda.contracts import Method
 from tda.engine.phases import decode, prefill
 from tda.families import FAMILIES
-from tda.methods import METHODS
+from tda.methods import METHODS, takes_sparsity
 from tda.thresholds import Thresholds
 
 
@@ -121,21 +121,21 @@ def refuse(model: Any, error: type[Exception], *words: str, call: Callable[[], A
     use(model, tda.Griffin(sparsity=0.5), None, "masked")  # and attaching is possible
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+@pytest.mark.parametrize("name", [name for name in METHODS if takes_sparsity(name)])
 @pytest.mark.parametrize("sparsity", [1, 1.0, -0.1, 2, float("nan"), float("inf")])
 def test_sparsity_out_of_range(name: str, sparsity: float) -> None:
     with pytest.raises(ValueError, match=r"0 <= sparsity < 1; got"):
         METHODS[name](sparsity=sparsity)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+@pytest.mark.parametrize("name", [name for name in METHODS if takes_sparsity(name)])
 @pytest.mark.parametrize("sparsity", ["0.5", [0.5], True, 0.5j])
 def test_sparsity_of_a_wrong_type(name: str, sparsity: Any) -> None:
     with pytest.raises(TypeError, match="sparsity must be a number, got"):
         METHODS[name](sparsity=sparsity)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("dense", "tda", "tt")])
+@pytest.mark.parametrize("name", [name for name in METHODS if takes_sparsity(name) and name not in ("tda", "tt")])
 def test_no_sparsity_at_all(name: str) -> None:
     with pytest.raises(TypeError, match="sparsity must be a number, got None"):
         METHODS[name](sparsity=None)
@@ -144,7 +144,7 @@ def test_no_sparsity_at_all(name: str) -> None:
 @pytest.mark.parametrize("sparsity", [np.float64(0.5), 0, 0.999])
 def test_good_sparsities(sparsity: float) -> None:
     for name in METHODS:
-        if name != "dense":
+        if takes_sparsity(name):
             found = METHODS[name](sparsity=sparsity).sparsity
             assert found == sparsity
             assert type(found) is float

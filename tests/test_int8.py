@@ -121,7 +121,7 @@ def test_a_tied_embedding_keeps_its_table() -> None:
 
 
 def test_a_step_reads_a_byte_a_weight_and_the_scales() -> None:
-    model = tiny.model("llama").to(torch.bfloat16)
+    model = tiny.build("llama").to(torch.bfloat16)
     linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
     kept = [1.0] * tiny.LAYERS
     dense, rounded = (
@@ -130,7 +130,14 @@ def test_a_step_reads_a_byte_a_weight_and_the_scales() -> None:
     saved = sum(weight.numel() - 4 * len(weight) for weight in linears)
     assert dense.weights - rounded.weights == saved
     assert dense.cache == rounded.cache
-    model.float()
+
+
+def test_it_is_scored_as_the_rounded_model() -> None:
+    """The prompt too is read with rounded weights, unlike that of a method that leaves neurons out."""
+    model, prompt, continuation = tiny.build("llama"), tiny.text(2, 9), tiny.text(2, 5, seed=3)
+    found = tda.score(model, tda.Int8(), prompt, continuation)
+    expected = tda.score(rounded_by_hand(model), tda.Dense(), prompt, continuation)
+    assert torch.allclose(found.nll, expected.nll, atol=1e-5)
 
 
 def test_what_leaves_nothing_out_is_measured_once() -> None:

@@ -14,7 +14,7 @@ import tda
 from tda.calibration import calibrate_all
 from tda.contracts import Method, PromptMethod
 from tda.engine.score import Scores
-from tda.methods import METHODS, method
+from tda.methods import METHODS, method, takes_sparsity
 from tda.models.load import names
 from tda.quality import Evaluation, Evaluator, calibration_batches, evaluation_documents
 from tda.quality.documents import encode, read_jsonl
@@ -37,7 +37,7 @@ class Stories:
 
     def score_all(self) -> None:
         """Score every method on 20 stories, prompt and continuation of 128 tokens each."""
-        methods = [tda.Dense(), *(method(name, s) for name in METHODS for s in SPARSITIES if name != "dense")]
+        methods = [tda.Dense(), *(method(name, s) for name in METHODS for s in SPARSITIES if takes_sparsity(name))]
         calibrated = [found for found in methods if found.needs_thresholds]
         text = [{"input_ids": part} for part in self.rows[40:80].split(8)]
         thresholds = dict(zip(calibrated, calibrate_all(self.model, calibrated, text, progress=False), strict=True))
@@ -81,7 +81,7 @@ class TestStories260K:
             # Beyond a half all neurons of this narrow model are needed, and weights alone tell no more than chance.
             assert delta <= scored.delta("random", sparsity) + (0.1 if name == "magnitude" else 0.0)
 
-    @pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+    @pytest.mark.parametrize("name", [name for name in METHODS if takes_sparsity(name)])
     def test_more_sparsity_never_helps(self, scored: Stories, name: str) -> None:
         deltas = [scored.delta(name, sparsity) for sparsity in SPARSITIES]
         assert 0 < deltas[0] < deltas[1] < deltas[2]

@@ -18,7 +18,7 @@ import tda
 from tda.contracts import Method
 from tda.engine.transformers_api import cache_keyword
 from tda.families import FAMILIES
-from tda.methods import METHODS, method
+from tda.methods import METHODS, method, takes_sparsity
 
 D, F, LAYERS, VOCABULARY = 24, 53, 2, 67
 COMMON: dict[str, Any] = {
@@ -102,8 +102,8 @@ def is_gated(name: str) -> bool:
 
 
 def default_methods(sparsity: float = 0.5) -> list[Method]:
-    """Every registered method with its own defaults."""
-    return [method(name, sparsity) for name in METHODS]
+    """Dense, and every registered method that leaves neurons out, with its own defaults."""
+    return [method(name, sparsity) for name in METHODS if name == "dense" or takes_sparsity(name)]
 
 
 def fits(name: str, chosen: Method) -> bool:

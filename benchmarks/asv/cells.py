@@ -66,8 +66,9 @@ def _add(found: Found, line: dict[str, Any]) -> None:
         groups = part["groups"] or [line["round"]] * len(part["samples"])
         for group, sample in zip(groups, part["samples"], strict=True):
             found["samples"].setdefault(name, {}).setdefault(group, []).append(sample)
-    if line["achieved_sparsity"]:
-        distance = abs(fmean(line["achieved_sparsity"]) - line["case"]["sparsity"])
+    asked = line["case"]["sparsity"]
+    if line["achieved_sparsity"] and asked is not None:
+        distance = abs(fmean(line["achieved_sparsity"]) - asked)
         found["samples"].setdefault(DISTANCE, {})[line["round"]] = [distance]
 
 
