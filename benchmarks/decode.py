@@ -22,7 +22,7 @@ from tda.profiler.records import Profile
 from tda.profiler.split import COMPONENTS, gap, split
 from tda.records import Record
 from tda.results import write_whole
-from tda.statistics import bootstrap
+from tda.statistics import MIN_GROUPS, bootstrap
 
 SPARSITIES = [0.25, 0.5, 0.75, 0.9]
 STEPS = {"model": ["shape:1b"], "sparsity": SPARSITIES, "prompt_tokens": 128, "new_tokens": 64}
@@ -197,7 +197,7 @@ def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
             "high": estimate.high if estimate is not None else None,
             "rounds": len(found_values),
             "rounds_measured": len(runs(record)),
-            "verdict": goal.verdict(value),
+            "verdict": goal.verdict(value) if _enough(goal, found_values) else f"fewer than {MIN_GROUPS} rounds",
             "model": record.case.model,
             "prompt_tokens": record.case.prompt_tokens,
             "new_tokens": record.case.new_tokens,
@@ -211,6 +211,11 @@ def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
             "commit": record.commit.hash,
             "dirty": record.commit.dirty,
         }
+
+
+def _enough(goal: Goal, found_values: list[float]) -> bool:
+    """Whether there are values enough for a verdict; memory needs one."""
+    return len(found_values) >= (1 if goal.figure == "memory_ratio" else MIN_GROUPS)
 
 
 def gaps(profiles: list[Profile]) -> Iterator[dict[str, Any]]:
