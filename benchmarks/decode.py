@@ -236,7 +236,8 @@ def gap_markdown(table: pd.DataFrame) -> str:
     lines = [
         "What keeps a step from its limit, in ms, from one profile of `shape:1b`, prompt 128. At the limit every",
         "component of the dense step would shrink as the bytes do; where one does not, the difference stands here",
-        "(they add up to `step_ms` less `limit_ms`).",
+        "(they add up to `step_ms` less `limit_ms`). A large part that is not explained says that the profiled pass",
+        "met another bandwidth than the timed one; then the split of that row says nothing.",
         "",
     ]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
