@@ -36,8 +36,8 @@ def part(module: str, name: str) -> Any:
 
 
 def methods(scope: str | None = None) -> list[Any]:
-    """Every method that skips what it leaves out, at each sparsity; without a scope, dense too."""
-    names = [name for name, kind in METHODS.items() if kind.fast and name not in (*LIKE_GRIFFIN, "dense")]
+    """Every method that skips the neurons it leaves out, at each sparsity; without a scope, dense too."""
+    names = [name for name, kind in METHODS.items() if kind.fast and name not in (*LIKE_GRIFFIN, "dense", "int8")]
     built = [method(name, sparsity) for name in names for sparsity in SPARSITIES]
     return [one for one in built if one.scope == scope] if scope else [tda.Dense(), *built]
 
