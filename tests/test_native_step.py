@@ -365,8 +365,8 @@ class TestDetaching:
         model = tiny.build("llama")
         before, laid = state(model), strides(model)
 
-        def lay(linear: nn.Linear) -> Callable[[], None]:
-            undo = lay_rows(linear)
+        def lay(*linears: nn.Linear) -> Callable[[], None]:
+            undo = lay_rows(*linears)
 
             def interrupted() -> None:
                 undo()
@@ -392,6 +392,31 @@ class TestDetaching:
         undo()
         assert linear.weight.stride() == (53, 1)
         assert torch.equal(linear.weight, before)
+
+    def test_rows_that_are_read_together_lie_together(self) -> None:
+        gate, up, down = nn.Linear(24, 53), nn.Linear(24, 53), nn.Linear(53, 20)
+        before = [linear.weight.detach().clone() for linear in (gate, up, down)]
+        undo = lay_rows(down, gate, up)
+        assert [linear.weight.stride() for linear in (gate, up, down)] == [(68, 1), (68, 1), (1, 68)]
+        start = gate.weight.data_ptr()
+        assert up.weight.data_ptr() == start + 24 * 4
+        assert down.weight.data_ptr() == start + 48 * 4
+        assert all(map(torch.equal, before, (gate.weight, up.weight, down.weight)))
+        up.weight = nn.Parameter(before[1].clone())
+        replaced = up.weight.data_ptr()
+        undo()
+        assert [linear.weight.stride() for linear in (gate, up, down)] == [(24, 1), (24, 1), (53, 1)]
+        assert up.weight.data_ptr() == replaced
+        assert all(map(torch.equal, before, (gate.weight, up.weight, down.weight)))
+
+    @pytest.mark.parametrize(("method", "together"), [(tda.Griffin(), 3), (tda.CATS(), 2), (tda.TT(), 1)])
+    def test_only_what_a_method_leaves_out_lies_together(self, method: Method, together: int) -> None:
+        """What is read in full stays a matrix of its own: rows that follow each other stream best."""
+        model = tiny.build("llama")
+        with stepping(model, method, thresholds=tiny.thresholds("llama", method)):
+            ffn = find_ffns(model)[0]
+            held = {linear.weight.untyped_storage().data_ptr() for linear in ffn.linears}
+        assert len(held) == 4 - together
 
     def test_an_unknown_activation_in_a_later_layer_runs_compact(self) -> None:
         model = tiny.build("llama")

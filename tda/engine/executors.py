@@ -125,7 +125,7 @@ def executors(
         reason = f"the kernels do not know the rule of {method.name!r}"
     if reason is None:
         for ffn in ffns:
-            overrides.later(lay_rows(ffn.down))
+            overrides.later(lay_rows(ffn.down, *_beside(ffn, method)))
         give_back()
         prepare = _triton if _on_cuda(ffns) else _native
         prepared = prepare(model, ffns, method, thresholds, observe)
@@ -137,6 +137,16 @@ def executors(
     if asked == "indexed":
         raise ValueError(f"execution 'indexed' of {method.name!r} needs kernels of our own: {reason}; use 'compact'")
     return _compact(ffns, f"torch ({reason})")
+
+
+def _beside(ffn: FFN, method: Method) -> list[nn.Linear]:
+    """Projections of which a decode step reads the rows that it reads of the down projection, and no others."""
+    if _on_cuda([ffn]):
+        return []
+    if isinstance(method, PromptMethod):
+        return [linear for linear in (ffn.gate, ffn.up) if linear is not None]
+    gate_decides = isinstance(method, ThresholdMethod) and method.activation == "gate" and ffn.gate is not None
+    return [ffn.up] if gate_decides else []
 
 
 def _compact(ffns: list[FFN], backend: str) -> Executors:

@@ -1,9 +1,9 @@
 /* Decode kernels: one row of activations against weights that are read once.
  *
  * Batch-1 decode is bound by the bytes of weights, so a kernel here walks each weight row once, widens bfloat16 by a
- * shift and accumulates in float32. Rows are read several at a time while those to come are prefetched, so that rows picked
- * by an index stream as well as neighbours do. Every function that ends in _part is run by each thread of a parallel
- * region with its own number; barriers stand where one thread needs what another made.
+ * shift and accumulates in float32. Rows that follow each other are read one by one, rows picked by an index several at a
+ * time, and what is read next is prefetched. Every function that ends in _part is run by each thread of a parallel region
+ * with its own number; barriers stand where one thread needs what another made.
  *
  * Widening bfloat16 by a shift leaves the even elements of a block in one vector and the odd ones in another. Vectors that
  * meet weights (x, and sums over rows) are therefore kept "packed": each block of 2W elements holds its even elements
@@ -19,21 +19,21 @@
 
 #if defined(__AVX512F__)
 #define VECTOR 64
-#define ROWS 8 /* most weight rows read together: there must be registers for their sums */
 #elif defined(__AVX__)
 #define VECTOR 32
-#define ROWS 4
 #else
 #define VECTOR 16
-#define ROWS 4
 #endif
 #define W (VECTOR / 4) /* floats in a vector */
 #define STEP (2 * W)   /* elements in a packed block */
-#define NEIGHBOURS 4   /* rows read together where they follow each other */
-#define BLOCK 64       /* neurons between two visits of the activation function */
+#define PICKED 4       /* rows read together where an index picks them */
+#define AHEAD 4096     /* bytes to what is prefetched where rows follow each other */
+#define BLOCK 32       /* neurons between two visits of the activation function */
+#define SIFTED 256     /* neurons that a threshold sees before those that it keeps are read on */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(VECTOR)));
+typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(VECTOR)));
 typedef uint32_t vu __attribute__((vector_size(VECTOR)));
 typedef float vf_any __attribute__((vector_size(VECTOR), aligned(4), may_alias));
@@ -116,6 +116,12 @@ INLINE void put(void *data, int64_t i, float value, int kind) {
     else ((float *)data)[i] = value;
 }
 
+INLINE void put_all(void *restrict data, const float *restrict values, int64_t n, int kind) {
+    if (kind == BFLOAT16)
+        for (int64_t i = 0; i < n; i++) ((uint16_t *)data)[i] = narrow(values[i]);
+    else memcpy(data, values, n * sizeof *values);
+}
+
 /* What storing and loading again makes of a value. */
 INLINE float rounded(float value, int kind) { return kind == BFLOAT16 ? widen(narrow(value)) : value; }
 
@@ -153,10 +159,12 @@ INLINE void load_block(const char *row, int64_t i, int kind, vf *a, vf *b) {
 /* a where the mask is set, b elsewhere. */
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
+/* Halves are added, so that no addition waits for more than a few others. */
 INLINE float sum(vf v) {
-    float total = 0;
-    for (int i = 0; i < W; i++) total += v[i];
-    return total;
+    union { vf whole; v4 parts[W / 4]; } u = {v};
+    for (int half = W / 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) u.parts[i] += u.parts[i + half];
+    return (u.parts[0][0] + u.parts[0][2]) + (u.parts[0][1] + u.parts[0][3]);
 }
 
 INLINE int64_t blocks_end(int64_t n) { return n - n % STEP; }
@@ -198,24 +206,24 @@ static void unpack(const float *packed, int64_t n, int kind, float *x) {
 /* ---- rows against a vector ---- */
 
 INLINE void prefetch(const char *row, int64_t i, int kind) {
-    __builtin_prefetch(row + size_of(kind) * i, 0, 2);
-    if (kind == FLOAT32) __builtin_prefetch(row + size_of(kind) * (i + W), 0, 2);
+    __builtin_prefetch(row + size_of(kind) * i);
+    if (kind == FLOAT32) __builtin_prefetch(row + size_of(kind) * (i + W));
 }
 
 /* Dot products of `count` rows with packed x; the same places of the rows in `ahead` are prefetched. */
 INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, const char *const *ahead,
                      float *out) {
-    vf even[ROWS], odd[ROWS];
+    vf even[PICKED], odd[PICKED];
     for (int r = 0; r < count; r++) even[r] = odd[r] = (vf){0};
     int64_t i = 0;
     for (; i < blocks_end(n); i += STEP) {
         vf x0 = load(x + i), x1 = load(x + i + W);
         for (int r = 0; r < count; r++) {
             vf a, b;
+            prefetch(ahead[r], i, kind);
             load_block(row[r], i, kind, &a, &b);
             even[r] += a * x0;
             odd[r] += b * x1;
-            prefetch(ahead[r], i, kind);
         }
     }
     for (int r = 0; r < count; r++) out[r] = sum(even[r] + odd[r]);
@@ -231,10 +239,10 @@ INLINE void add_rows(const char *const *row, int count, const float *factor, int
         vf y0 = load(y + i), y1 = load(y + i + W);
         for (int r = 0; r < count; r++) {
             vf a, b;
+            prefetch(ahead[r], i, kind);
             load_block(row[r], i, kind, &a, &b);
             y0 += factor[r] * a;
             y1 += factor[r] * b;
-            prefetch(ahead[r], i, kind);
         }
         store(y + i, y0);
         store(y + i + W, y1);
@@ -260,28 +268,22 @@ INLINE float bias_at(const Matrix *matrix, int64_t row) {
     return element(matrix->bias, row, matrix->kind == INT8 ? FLOAT32 : matrix->kind);
 }
 
-/* Where to prefetch from while row i is read: the row a group later, of the rows that come next if these end. */
+/* Where to prefetch from while row i is read: further on; or from the row a group later, of `next` where these end. */
 INLINE const char *row_ahead(const Rows *rows, int64_t i, int group, const Rows *next) {
-    int64_t later = i + group;
-    if (later < rows->count) return row_at(rows, later);
-    later -= rows->count;
-    if (next && later < next->count && next->matrix->columns == rows->matrix->columns) return row_at(next, later);
-    return row_at(rows, i);
+    if (!next) return row_at(rows, i) + AHEAD;
+    if (i + group < rows->count) return row_at(rows, i + group);
+    return i + group - rows->count < next->count ? row_at(next, i + group - rows->count) : row_at(rows, i);
 }
 
 INLINE void dot_kind(const Rows *rows, const float *x, int kind, int group, const Rows *next, float *out) {
-    const char *row[ROWS], *ahead[ROWS];
+    const char *row[PICKED], *ahead[PICKED];
     int64_t n = rows->matrix->columns, i = 0;
     for (; i + group <= rows->count; i += group) {
-        for (int r = 0; r < group; r++) {
-            row[r] = row_at(rows, i + r);
-            ahead[r] = row_ahead(rows, i + r, group, next);
-        }
+        for (int r = 0; r < group; r++) row[r] = row_at(rows, i + r), ahead[r] = row_ahead(rows, i + r, group, next);
         dot_rows(row, group, x, n, kind, ahead, out + i);
     }
     for (; i < rows->count; i++) {
-        row[0] = row_at(rows, i);
-        ahead[0] = row_ahead(rows, i, group, next);
+        row[0] = row_at(rows, i), ahead[0] = row_ahead(rows, i, group, next);
         dot_rows(row, 1, x, n, kind, ahead, out + i);
     }
     if (kind == INT8)
@@ -290,35 +292,32 @@ INLINE void dot_kind(const Rows *rows, const float *x, int kind, int group, cons
         for (i = 0; i < rows->count; i++) out[i] += bias_at(rows->matrix, number(rows, i));
 }
 
-/* out = rows x + bias, with x packed. */
+/* out = rows x + bias, with x packed; `next` are rows that are read afterwards, or NULL. */
 static void dot_all(const Rows *rows, const float *x, const Rows *next, float *out) {
-    if (rows->matrix->kind == FLOAT32) dot_kind(rows, x, FLOAT32, NEIGHBOURS, next, out);
-    else if (rows->matrix->kind == INT8) dot_kind(rows, x, INT8, NEIGHBOURS, next, out);
-    else if (rows->index) dot_kind(rows, x, BFLOAT16, ROWS, next, out);
-    else dot_kind(rows, x, BFLOAT16, NEIGHBOURS, next, out);
+    if (rows->matrix->kind == INT8) dot_kind(rows, x, INT8, 1, next, out);
+    else if (rows->matrix->kind == FLOAT32 && rows->index) dot_kind(rows, x, FLOAT32, PICKED, next, out);
+    else if (rows->matrix->kind == FLOAT32) dot_kind(rows, x, FLOAT32, 1, next, out);
+    else if (rows->index) dot_kind(rows, x, BFLOAT16, PICKED, next, out);
+    else dot_kind(rows, x, BFLOAT16, 1, next, out);
 }
 
-INLINE void add_kind(const Rows *rows, const float *factor, int kind, int group, const Rows *next, float *y) {
-    const char *row[ROWS], *ahead[ROWS];
+INLINE void add_kind(const Rows *rows, const float *factor, int kind, const Rows *next, float *y) {
+    const char *row[PICKED], *ahead[PICKED];
     int64_t n = rows->matrix->columns, i = 0;
-    for (; i + group <= rows->count; i += group) {
-        for (int r = 0; r < group; r++) {
-            row[r] = row_at(rows, i + r);
-            ahead[r] = row_ahead(rows, i + r, group, next);
-        }
-        add_rows(row, group, factor + i, n, kind, ahead, y);
+    for (; i + PICKED <= rows->count; i += PICKED) {
+        for (int r = 0; r < PICKED; r++) row[r] = row_at(rows, i + r), ahead[r] = row_ahead(rows, i + r, PICKED, next);
+        add_rows(row, PICKED, factor + i, n, kind, ahead, y);
     }
     for (; i < rows->count; i++) {
-        row[0] = row_at(rows, i);
-        ahead[0] = row_ahead(rows, i, group, next);
+        row[0] = row_at(rows, i), ahead[0] = row_ahead(rows, i, PICKED, next);
         add_rows(row, 1, factor + i, n, kind, ahead, y);
     }
 }
 
 /* Packed y += sum of factor·row; no INT8. */
 static void add_all(const Rows *rows, const float *factor, const Rows *next, float *y) {
-    if (rows->matrix->kind == BFLOAT16) add_kind(rows, factor, BFLOAT16, ROWS, next, y);
-    else add_kind(rows, factor, FLOAT32, NEIGHBOURS, next, y);
+    if (rows->matrix->kind == BFLOAT16) add_kind(rows, factor, BFLOAT16, next, y);
+    else add_kind(rows, factor, FLOAT32, next, y);
 }
 
 /* This thread's share of `total` pieces, in whole groups. */
@@ -333,7 +332,7 @@ INLINE void share_of(int64_t total, int64_t group, int thread, int threads, int6
 /* out = matrix x (natural order), this thread's rows of it. */
 static void linear_part(const Matrix *matrix, const float *x, int thread, int threads, float *out) {
     int64_t begin, end;
-    share_of(matrix->rows, ROWS, thread, threads, &begin, &end);
+    share_of(matrix->rows, PICKED, thread, threads, &begin, &end);
     Rows rows = {matrix, NULL, begin, end - begin};
     dot_all(&rows, x, NULL, out + begin);
 }
@@ -382,42 +381,70 @@ static void activate(float *values, int64_t n, int act) {
 
 /* ---- feed-forward network ---- */
 
-/* Packed y += the part of the down projection that neurons [begin, end) of the list give. Needs `down_rows`. */
-static void ffn_rows(const FFN *ffn, const float *x, int64_t begin, int64_t end, float *y) {
+/* Rows of a matrix that belong to neurons [from, from + count) of some. */
+INLINE Rows rows_of(const Matrix *matrix, const int32_t *index, int64_t from, int64_t count) {
+    return (Rows){matrix, index ? index + from : NULL, from, count};
+}
+
+/* Packed y += what neurons [begin, end) of a list (NULL: of all) give, a few at a time: where their rows of gate, up and
+ * down lie side by side, each neuron is one stretch of memory. `gate`, by place in the list, are activations of the gate
+ * that are known already. */
+static void add_neurons(const FFN *ffn, const int32_t *index, int64_t begin, int64_t end, const float *gate, const float *x,
+                        float *y) {
     float z[BLOCK], u[BLOCK];
-    int32_t chosen[BLOCK];
     int gated = ffn->gate.data != NULL;
-    for (int64_t start = begin; start < end; start += BLOCK) {
-        int64_t n = end - start < BLOCK ? end - start : BLOCK;
-        const int32_t *index = ffn->index ? ffn->index + start : NULL;
-        Rows gate = {&ffn->gate, index, start, n}, up = {&ffn->up, index, start, n}, down = {&ffn->down, index, start, n};
-        memset(z, 0, sizeof z);
-        dot_all(gated ? &gate : &up, x, gated && ffn->rule != GATE_THRESHOLD ? &up : &down, z);
-        activate(z, BLOCK, ffn->act);
-        if (ffn->rule != LISTED) {
-            if (ffn->rule == CONTRIBUTION_THRESHOLD && gated) {
-                dot_all(&up, x, NULL, u);
-                for (int64_t i = 0; i < n; i++) z[i] *= u[i];
-            }
-            int64_t kept = 0;
-            for (int64_t i = 0; i < n; i++) {
-                float size = fabsf(z[i]) * (ffn->norms ? ffn->norms[start + i] : 1.0f);
-                int keep = size >= ffn->cut;
-                ffn->kept[start + i] = keep;
-                chosen[kept] = start + i;
-                z[kept] = z[i];
-                kept += keep;
-            }
-            up.index = down.index = chosen;
-            up.count = down.count = n = kept;
+    const Matrix *first = gated && !gate ? &ffn->gate : &ffn->up;
+    for (int64_t at = begin; at < end; at += BLOCK) {
+        int64_t n = end - at < BLOCK ? end - at : BLOCK, left = end - at - n;
+        Rows rows = rows_of(first, index, at, n), up = rows_of(&ffn->up, index, at, n);
+        Rows down = rows_of(&ffn->down, index, at, n), next = rows_of(first, index, at + n, left < PICKED ? left : PICKED);
+        if (gate) memcpy(z, gate + at, n * sizeof *z);
+        else {
+            memset(z, 0, sizeof z);
+            dot_all(&rows, x, gated ? &up : &down, z);
+            activate(z, BLOCK, ffn->act);
         }
-        if (gated && ffn->rule != CONTRIBUTION_THRESHOLD) {
+        if (gated) {
             dot_all(&up, x, &down, u);
             for (int64_t i = 0; i < n; i++) z[i] *= u[i];
         }
-        Rows next = {gated ? &ffn->gate : &ffn->up, index ? index + n : NULL, start + BLOCK,
-                     start + BLOCK < end ? (end - start - BLOCK < ROWS ? end - start - BLOCK : ROWS) : 0};
-        add_all(&down, z, next.count ? &next : NULL, y);
+        add_all(&down, z, &next, y);
+    }
+}
+
+/* Packed y += the part of the down projection that neurons [begin, end) of the list give. Needs `down_rows`. */
+static void ffn_rows(const FFN *ffn, const float *x, int64_t begin, int64_t end, float *y) {
+    float z[SIFTED], u[SIFTED];
+    int32_t chosen[SIFTED];
+    int gated = ffn->gate.data != NULL;
+    if (ffn->rule == LISTED) {
+        add_neurons(ffn, ffn->index, begin, end, NULL, x, y);
+        return;
+    }
+    for (int64_t start = begin; start < end; start += SIFTED) {
+        int64_t n = end - start < SIFTED ? end - start : SIFTED, kept = 0;
+        Rows first = rows_of(gated ? &ffn->gate : &ffn->up, NULL, start, n);
+        memset(z, 0, sizeof z);
+        dot_all(&first, x, NULL, z);
+        activate(z, SIFTED, ffn->act);
+        if (ffn->rule == CONTRIBUTION_THRESHOLD && gated) {
+            Rows up = rows_of(&ffn->up, NULL, start, n);
+            dot_all(&up, x, NULL, u);
+            for (int64_t i = 0; i < n; i++) z[i] *= u[i];
+        }
+        for (int64_t i = 0; i < n; i++) {
+            float size = fabsf(z[i]) * (ffn->norms ? ffn->norms[start + i] : 1.0f);
+            int keep = size >= ffn->cut;
+            ffn->kept[start + i] = keep;
+            chosen[kept] = start + i;
+            z[kept] = z[i];
+            kept += keep;
+        }
+        if (gated && ffn->rule == GATE_THRESHOLD) add_neurons(ffn, chosen, 0, kept, z, x, y);
+        else {
+            Rows down = rows_of(&ffn->down, chosen, 0, kept), none = rows_of(&ffn->down, chosen, kept, 0);
+            add_all(&down, z, &none, y);
+        }
     }
 }
 
@@ -428,7 +455,7 @@ static void ffn_part(const FFN *ffn, const float *x, int thread, int threads, fl
     int64_t total = ffn->index ? ffn->count : ffn->up.rows, hidden = ffn->down_rows ? ffn->down.columns : ffn->down.rows;
     int64_t begin, end;
     if (ffn->down_rows) {
-        share_of(total, ROWS, thread, threads, &begin, &end);
+        share_of(total, PICKED, thread, threads, &begin, &end);
         float *part = shared + thread * hidden;
         memset(part, 0, hidden * sizeof *part);
         ffn_rows(ffn, x, begin, end, part);
@@ -448,7 +475,7 @@ static void ffn_part(const FFN *ffn, const float *x, int thread, int threads, fl
         int64_t n = end - start < BLOCK ? end - start : BLOCK;
         Rows gate = {&ffn->gate, NULL, start, n}, up = {&ffn->up, NULL, start, n};
         memset(z, 0, sizeof z);
-        dot_all(gated ? &gate : &up, x, gated ? &up : NULL, z);
+        dot_all(gated ? &gate : &up, x, NULL, z);
         activate(z, BLOCK, ffn->act);
         if (gated) {
             dot_all(&up, x, NULL, u);
@@ -545,6 +572,8 @@ INLINE void score_kind(const Model *m, const Layer *layer, const Scratch *s, int
     for (int64_t t = begin; t < end; t++) {
         const char *key = t < layer->cached ? keys + t * width * size_of(kind) : NULL;
         const float *fresh = s->key + head * width;
+        for (int64_t byte = 0; byte < width * size_of(kind); byte += 64)
+            __builtin_prefetch(keys + t * width * size_of(kind) + AHEAD + byte);
         for (int64_t g = 0; g < group; g++) {
             vf total_v = {0};
             float rest = 0;
@@ -598,7 +627,9 @@ INLINE void mix_kind(const Model *m, const Layer *layer, const Scratch *s, int64
             vf even = {0}, odd = {0};
             for (int64_t t = 0; t < layer->cached; t++) {
                 vf a, b;
-                load_block(values + t * width * size_of(kind), from, kind, &a, &b);
+                const char *row = values + t * width * size_of(kind);
+                if (g == 0) prefetch(row + AHEAD, from, kind);
+                load_block(row, from, kind, &a, &b);
                 even += p[t] * a;
                 odd += p[t] * b;
             }
@@ -652,11 +683,11 @@ static void attention_part(const Model *m, const Layer *layer, const Scratch *s,
         if (cosine) rotate(at, m->rotary_dim, cosine, sine);
         for (int64_t i = 0; i < width; i++) at[i] = rounded(at[i], kind);
         pack(at, width, kind, s->key + h * width);
-        if (thread == 0)
-            for (int64_t i = 0; i < width; i++) {
-                put(layer->keys + h * layer->head_stride, layer->cached * width + i, at[i], kind);
-                put(layer->values + h * layer->head_stride, layer->cached * width + i, fresh_value[h * width + i], kind);
-            }
+        if (thread == 0) {
+            int64_t place = h * layer->head_stride + layer->cached * width * size_of(kind);
+            put_all(layer->keys + place, at, width, kind);
+            put_all(layer->values + place, fresh_value + h * width, width, kind);
+        }
     }
     share_of(m->kv_heads * total, 1, thread, threads, &begin, &end);
     for (int64_t at = begin; at < end;) {
@@ -720,9 +751,7 @@ static void head_part(const Model *m, const Scratch *s, int kind, int thread, in
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t count = end - start < BLOCK ? end - start : BLOCK;
         Rows rows = {&m->head, NULL, start, count};
-        Rows next = {&m->head, NULL, start + count, start + count < end ? ROWS : 0};
-        if (next.first + next.count > m->head.rows) next.count = 0;
-        dot_all(&rows, s->packed, &next, out);
+        dot_all(&rows, s->packed, NULL, out);
         for (int64_t i = 0; i < count; i++) {
             float value = m->softcap > 0 ? tanhf(out[i] / m->softcap) * m->softcap : out[i];
             put(logits, start + i, value, kind);

@@ -32,7 +32,7 @@ class Held:
 
     def view(self, of: Tensor) -> Tensor:
         """The filled tokens."""
-        return of[:, :, self.start : self.start + self.count]
+        return of.narrow(2, self.start, self.count)
 
 
 class KeyValues:

@@ -1,6 +1,7 @@
-"""The layout that a decode step wants: a row of the down projection for each neuron."""
+"""The layout that a decode step wants: what belongs to a neuron lies together."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -9,25 +10,47 @@ from tda.kernels.pages import fresh
 
 
 @torch.no_grad()
-def lay_rows(linear: nn.Linear) -> Callable[[], None]:
+def lay_rows(down: nn.Linear, *beside: nn.Linear) -> Callable[[], None]:
     """Store a weight [D, F] transposed, so that what belongs to a neuron is contiguous; return what undoes it.
 
-    The module sees a strided view of the same values, and no second copy is kept. Undoing restores the layout that was
-    there, bit for bit.
+    Where a neuron's rows of several projections are read together, they lie side by side: a picked neuron is then one
+    longer stretch of memory. The modules see strided views of the same values, and no second copy is kept. Undoing
+    restores the layout that was there, bit for bit.
+
+    Parameters
+    ----------
+    down : nn.Linear
+        The down projection.
+    *beside : nn.Linear
+        Projections with weights [F, D] whose rows are to lie before its own.
     """
+    linears = (*beside, down)
+    rows = [linear.weight.data.t() if linear is down else linear.weight.data for linear in linears]  # [F, D] each
+    widths = [one.shape[1] for one in rows]
+    undo = ExitStack()
+    for linear in linears:
+        undo.callback(_restoring(linear))
+    with torch.inference_mode(False):
+        together = fresh((len(rows[0]), sum(widths)), down.weight.dtype, down.weight.device)
+        places = [place.copy_(own) for place, own in zip(together.split(widths, dim=1), rows, strict=True)]
+        for linear, place in zip(linears, places, strict=True):
+            linear.weight.data = place.t() if linear is down else place
+    return undo.close
+
+
+def _restoring(linear: nn.Linear) -> Callable[[], None]:
+    """What gives a weight the layout back that it has now, if it is still the linear's weight."""
     parameter = linear.weight
     stride, dense = parameter.stride(), parameter.is_contiguous()
-    with torch.inference_mode(False):
-        rows = fresh(parameter.shape[::-1], parameter.dtype, parameter.device)
-        parameter.data = rows.copy_(parameter.data.t()).t()
 
     @torch.no_grad()
-    def undo() -> None:
-        if linear.weight is parameter:
-            with torch.inference_mode(False):
-                before = fresh(parameter.shape, parameter.dtype, parameter.device)
-                if not dense:
-                    before = torch.empty_strided(parameter.shape, stride, dtype=before.dtype, device=before.device)
-                parameter.data = before.copy_(parameter.data)
+    def restore() -> None:
+        if linear.weight is not parameter:
+            return
+        with torch.inference_mode(False):
+            before = fresh(parameter.shape, parameter.dtype, parameter.device)
+            if not dense:
+                before = torch.empty_strided(parameter.shape, stride, dtype=before.dtype, device=before.device)
+            parameter.data = before.copy_(parameter.data)
 
-    return undo
+    return restore
