@@ -1,9 +1,10 @@
 /* Decode kernels: one row of activations against weights that are read once.
  *
  * Batch-1 decode is bound by the bytes of weights, so a kernel here walks each weight row once, widens bfloat16 by a
- * shift and accumulates in float32. Rows that follow each other are read one by one, rows picked by an index several at a
- * time, and what is read next is prefetched. Every function that ends in _part is run by each thread of a parallel region
- * with its own number; barriers stand where one thread needs what another made.
+ * shift and accumulates in float32. Rows that follow each other are read one by one, a little ahead of use. Rows picked by
+ * a list are read from several places of the list at once: while one stream jumps over what is left out, others go on.
+ * Every function that ends in _part is run by each thread of a parallel region with its own number; barriers stand where
+ * one thread needs what another made.
  *
  * Widening bfloat16 by a shift leaves the even elements of a block in one vector and the odd ones in another. Vectors that
  * meet weights (x, and sums over rows) are therefore kept "packed": each block of 2W elements holds its even elements
@@ -19,16 +20,19 @@
 
 #if defined(__AVX512F__)
 #define VECTOR 64
+#define STREAMS 6 /* places from which picked rows are read at once: there must be registers for their sums */
 #elif defined(__AVX__)
 #define VECTOR 32
+#define STREAMS 4
 #else
 #define VECTOR 16
+#define STREAMS 4
 #endif
 #define W (VECTOR / 4) /* floats in a vector */
 #define STEP (2 * W)   /* elements in a packed block */
-#define PICKED 4       /* rows read together where an index picks them */
-#define AHEAD 4096     /* bytes to what is prefetched where rows follow each other */
-#define BLOCK 32       /* neurons between two visits of the activation function */
+#define AHEAD 4096     /* bytes from what is read to what is prefetched, where rows follow each other */
+#define LEAP 1024      /* the same in each stream of picked rows */
+#define BLOCK 32       /* rows between two visits of what follows a product */
 #define SIFTED 256     /* neurons that a threshold sees before those that it keeps are read on */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -210,17 +214,16 @@ INLINE void prefetch(const char *row, int64_t i, int kind) {
     if (kind == FLOAT32) __builtin_prefetch(row + size_of(kind) * (i + W));
 }
 
-/* Dot products of `count` rows with packed x; the same places of the rows in `ahead` are prefetched. */
-INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, const char *const *ahead,
-                     float *out) {
-    vf even[PICKED], odd[PICKED];
+/* Dot products of `count` rows with packed x; what lies `ahead` bytes on is prefetched, unless that is 0. */
+INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, int64_t ahead, float *out) {
+    vf even[STREAMS], odd[STREAMS];
     for (int r = 0; r < count; r++) even[r] = odd[r] = (vf){0};
     int64_t i = 0;
     for (; i < blocks_end(n); i += STEP) {
         vf x0 = load(x + i), x1 = load(x + i + W);
         for (int r = 0; r < count; r++) {
             vf a, b;
-            prefetch(ahead[r], i, kind);
+            if (ahead) prefetch(row[r] + ahead, i, kind);
             load_block(row[r], i, kind, &a, &b);
             even[r] += a * x0;
             odd[r] += b * x1;
@@ -231,93 +234,75 @@ INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t 
         for (int r = 0; r < count; r++) out[r] += element(row[r], i, kind) * x[i];
 }
 
-/* Packed y += sum of factor·row. */
-INLINE void add_rows(const char *const *row, int count, const float *factor, int64_t n, int kind,
-                     const char *const *ahead, float *y) {
-    int64_t i = 0;
-    for (; i < blocks_end(n); i += STEP) {
-        vf y0 = load(y + i), y1 = load(y + i + W);
-        for (int r = 0; r < count; r++) {
-            vf a, b;
-            prefetch(ahead[r], i, kind);
-            load_block(row[r], i, kind, &a, &b);
-            y0 += factor[r] * a;
-            y1 += factor[r] * b;
+/* Packed y += sum of factor·row; what lies LEAP bytes on is prefetched, from the ends of rows on in the rows of `then`. */
+INLINE void add_rows(const char *const *row, const char *const *then, int count, const float *factor, int64_t n, int kind,
+                     float *y) {
+    int64_t i = 0, turn = blocks_end(n) - LEAP / size_of(kind);
+    const char *ahead[STREAMS];
+    for (int last = 0; last < 2; last++) {
+        for (int r = 0; r < count; r++) ahead[r] = last ? then[r] - (n * size_of(kind) - LEAP) : row[r] + LEAP;
+        for (; i < (last ? blocks_end(n) : turn); i += STEP) {
+            vf y0 = load(y + i), y1 = load(y + i + W);
+            for (int r = 0; r < count; r++) {
+                vf a, b;
+                prefetch(ahead[r], i, kind);
+                load_block(row[r], i, kind, &a, &b);
+                y0 += factor[r] * a;
+                y1 += factor[r] * b;
+            }
+            store(y + i, y0);
+            store(y + i + W, y1);
         }
-        store(y + i, y0);
-        store(y + i + W, y1);
     }
     for (; i < n; i++)
         for (int r = 0; r < count; r++) y[i] += factor[r] * element(row[r], i, kind);
 }
 
-/* Some rows of a matrix: those in `index`, or `count` from `first` on. */
-typedef struct {
-    const Matrix *matrix;
-    const int32_t *index;
-    int64_t first, count;
-} Rows;
-
-INLINE int64_t number(const Rows *rows, int64_t i) { return rows->index ? rows->index[i] : rows->first + i; }
-
-INLINE const char *row_at(const Rows *rows, int64_t i) {
-    return rows->matrix->data + number(rows, i) * rows->matrix->stride;
-}
+INLINE const char *row_at(const Matrix *matrix, int64_t row) { return matrix->data + row * matrix->stride; }
 
 INLINE float bias_at(const Matrix *matrix, int64_t row) {
     return element(matrix->bias, row, matrix->kind == INT8 ? FLOAT32 : matrix->kind);
 }
 
-/* Where to prefetch from while row i is read: further on; or from the row a group later, of `next` where these end. */
-INLINE const char *row_ahead(const Rows *rows, int64_t i, int group, const Rows *next) {
-    if (!next) return row_at(rows, i) + AHEAD;
-    if (i + group < rows->count) return row_at(rows, i + group);
-    return i + group - rows->count < next->count ? row_at(next, i + group - rows->count) : row_at(rows, i);
-}
-
-INLINE void dot_kind(const Rows *rows, const float *x, int kind, int group, const Rows *next, float *out) {
-    const char *row[PICKED], *ahead[PICKED];
-    int64_t n = rows->matrix->columns, i = 0;
-    for (; i + group <= rows->count; i += group) {
-        for (int r = 0; r < group; r++) row[r] = row_at(rows, i + r), ahead[r] = row_ahead(rows, i + r, group, next);
-        dot_rows(row, group, x, n, kind, ahead, out + i);
-    }
-    for (; i < rows->count; i++) {
-        row[0] = row_at(rows, i), ahead[0] = row_ahead(rows, i, group, next);
-        dot_rows(row, 1, x, n, kind, ahead, out + i);
-    }
-    if (kind == INT8)
-        for (i = 0; i < rows->count; i++) out[i] *= rows->matrix->scale[number(rows, i)];
-    if (rows->matrix->bias)
-        for (i = 0; i < rows->count; i++) out[i] += bias_at(rows->matrix, number(rows, i));
-}
-
-/* out = rows x + bias, with x packed; `next` are rows that are read afterwards, or NULL. */
-static void dot_all(const Rows *rows, const float *x, const Rows *next, float *out) {
-    if (rows->matrix->kind == INT8) dot_kind(rows, x, INT8, 1, next, out);
-    else if (rows->matrix->kind == FLOAT32 && rows->index) dot_kind(rows, x, FLOAT32, PICKED, next, out);
-    else if (rows->matrix->kind == FLOAT32) dot_kind(rows, x, FLOAT32, 1, next, out);
-    else if (rows->index) dot_kind(rows, x, BFLOAT16, PICKED, next, out);
-    else dot_kind(rows, x, BFLOAT16, 1, next, out);
-}
-
-INLINE void add_kind(const Rows *rows, const float *factor, int kind, const Rows *next, float *y) {
-    const char *row[PICKED], *ahead[PICKED];
-    int64_t n = rows->matrix->columns, i = 0;
-    for (; i + PICKED <= rows->count; i += PICKED) {
-        for (int r = 0; r < PICKED; r++) row[r] = row_at(rows, i + r), ahead[r] = row_ahead(rows, i + r, PICKED, next);
-        add_rows(row, PICKED, factor + i, n, kind, ahead, y);
-    }
-    for (; i < rows->count; i++) {
-        row[0] = row_at(rows, i), ahead[0] = row_ahead(rows, i, PICKED, next);
-        add_rows(row, 1, factor + i, n, kind, ahead, y);
+INLINE void dot_kind(const Matrix *matrix, int64_t first, int64_t count, const float *x, int kind, float *out) {
+    for (int64_t i = 0; i < count; i++) {
+        const char *row = row_at(matrix, first + i);
+        dot_rows(&row, 1, x, matrix->columns, kind, AHEAD, out + i);
+        if (kind == INT8) out[i] *= matrix->scale[first + i];
+        if (matrix->bias) out[i] += bias_at(matrix, first + i);
     }
 }
 
-/* Packed y += sum of factor·row; no INT8. */
-static void add_all(const Rows *rows, const float *factor, const Rows *next, float *y) {
-    if (rows->matrix->kind == BFLOAT16) add_kind(rows, factor, BFLOAT16, next, y);
-    else add_kind(rows, factor, FLOAT32, next, y);
+/* out = x, packed, times `count` rows from `first` on, + bias. */
+static void dot_all(const Matrix *matrix, int64_t first, int64_t count, const float *x, float *out) {
+    if (matrix->kind == BFLOAT16) dot_kind(matrix, first, count, x, BFLOAT16, out);
+    else if (matrix->kind == FLOAT32) dot_kind(matrix, first, count, x, FLOAT32, out);
+    else dot_kind(matrix, first, count, x, INT8, out);
+}
+
+/* out = x, packed, times picked rows, as many as there are streams or fewer, + bias; no INT8. */
+static void dot_picked(const Matrix *matrix, const int64_t *picked, int count, const float *x, float *out) {
+    const char *row[STREAMS];
+    for (int r = 0; r < count; r++) row[r] = row_at(matrix, picked[r]);
+    if (count == STREAMS && matrix->kind == BFLOAT16) dot_rows(row, STREAMS, x, matrix->columns, BFLOAT16, LEAP, out);
+    else if (count == STREAMS) dot_rows(row, STREAMS, x, matrix->columns, FLOAT32, LEAP, out);
+    else
+        for (int r = 0; r < count; r++) dot_rows(row + r, 1, x, matrix->columns, matrix->kind, LEAP, out + r);
+    if (matrix->bias)
+        for (int r = 0; r < count; r++) out[r] += bias_at(matrix, picked[r]);
+}
+
+/* Packed y += sum of factor·row over picked rows, as many as there are streams or fewer; no INT8. Afterwards each stream goes
+ * on with its row of `then`. */
+static void add_picked(const Matrix *matrix, const int64_t *picked, const char *const *then, int count, const float *factor,
+                       float *y) {
+    const char *row[STREAMS];
+    int64_t n = matrix->columns;
+    for (int r = 0; r < count; r++) row[r] = row_at(matrix, picked[r]);
+    if (count == STREAMS && matrix->kind == BFLOAT16) add_rows(row, then, STREAMS, factor, n, BFLOAT16, y);
+    else if (count == STREAMS) add_rows(row, then, STREAMS, factor, n, FLOAT32, y);
+    else
+        for (int r = 0; r < count; r++) add_rows(row + r, then + r, 1, factor + r, n, matrix->kind, y);
 }
 
 /* This thread's share of `total` pieces, in whole groups. */
@@ -332,9 +317,8 @@ INLINE void share_of(int64_t total, int64_t group, int thread, int threads, int6
 /* out = matrix x (natural order), this thread's rows of it. */
 static void linear_part(const Matrix *matrix, const float *x, int thread, int threads, float *out) {
     int64_t begin, end;
-    share_of(matrix->rows, PICKED, thread, threads, &begin, &end);
-    Rows rows = {matrix, NULL, begin, end - begin};
-    dot_all(&rows, x, NULL, out + begin);
+    share_of(matrix->rows, 1, thread, threads, &begin, &end);
+    dot_all(matrix, begin, end - begin, x, out + begin);
 }
 
 /* ---- activation functions ---- */
@@ -381,35 +365,45 @@ static void activate(float *values, int64_t n, int act) {
 
 /* ---- feed-forward network ---- */
 
-/* Rows of a matrix that belong to neurons [from, from + count) of some. */
-INLINE Rows rows_of(const Matrix *matrix, const int32_t *index, int64_t from, int64_t count) {
-    return (Rows){matrix, index ? index + from : NULL, from, count};
+/* Packed y += what some neurons of a list (NULL: of all) give, at most one for each stream, by their places in it.
+ * `known`, by place, are activations of the gate that are there already, or of whole neurons where their size decided. */
+static void add_few(const FFN *ffn, const int32_t *list, int64_t end, const int64_t *place, int count, const float *known,
+                    const float *x, float *y) {
+    float z[W] = {0}, u[STREAMS];
+    int64_t picked[STREAMS];
+    int gated = ffn->gate.data != NULL, whole = ffn->rule == CONTRIBUTION_THRESHOLD;
+    const Matrix *first = whole ? &ffn->down : known || !gated ? &ffn->up : &ffn->gate;
+    const char *then[STREAMS];
+    for (int r = 0; r < count; r++) {
+        int64_t later = place[r] + 1 < end ? place[r] + 1 : place[r];
+        picked[r] = list ? list[place[r]] : place[r];
+        then[r] = row_at(first, list ? list[later] : later);
+    }
+    if (known)
+        for (int r = 0; r < count; r++) z[r] = known[place[r]];
+    else {
+        dot_picked(first, picked, count, x, z);
+        activate(z, W, ffn->act);
+    }
+    if (gated && !whole) {
+        dot_picked(&ffn->up, picked, count, x, u);
+        for (int r = 0; r < count; r++) z[r] *= u[r];
+    }
+    add_picked(&ffn->down, picked, then, count, z, y);
 }
 
-/* Packed y += what neurons [begin, end) of a list (NULL: of all) give, a few at a time: where their rows of gate, up and
- * down lie side by side, each neuron is one stretch of memory. `gate`, by place in the list, are activations of the gate
- * that are known already. */
-static void add_neurons(const FFN *ffn, const int32_t *index, int64_t begin, int64_t end, const float *gate, const float *x,
+/* Packed y += what neurons [begin, end) of a list give. Each stream reads a part of the list from end to end: rows of gate, up
+ * and down that lie side by side, and neurons that follow each other, are one stretch of memory to it. */
+static void add_neurons(const FFN *ffn, const int32_t *list, int64_t begin, int64_t end, const float *known, const float *x,
                         float *y) {
-    float z[BLOCK], u[BLOCK];
-    int gated = ffn->gate.data != NULL;
-    const Matrix *first = gated && !gate ? &ffn->gate : &ffn->up;
-    for (int64_t at = begin; at < end; at += BLOCK) {
-        int64_t n = end - at < BLOCK ? end - at : BLOCK, left = end - at - n;
-        Rows rows = rows_of(first, index, at, n), up = rows_of(&ffn->up, index, at, n);
-        Rows down = rows_of(&ffn->down, index, at, n), next = rows_of(first, index, at + n, left < PICKED ? left : PICKED);
-        if (gate) memcpy(z, gate + at, n * sizeof *z);
-        else {
-            memset(z, 0, sizeof z);
-            dot_all(&rows, x, gated ? &up : &down, z);
-            activate(z, BLOCK, ffn->act);
-        }
-        if (gated) {
-            dot_all(&up, x, &down, u);
-            for (int64_t i = 0; i < n; i++) z[i] *= u[i];
-        }
-        add_all(&down, z, &next, y);
+    int64_t part = (end - begin) / STREAMS, place[STREAMS];
+    for (int64_t i = 0; i < part; i++) {
+        for (int r = 0; r < STREAMS; r++) place[r] = begin + r * part + i;
+        add_few(ffn, list, end, place, STREAMS, known, x, y);
     }
+    int rest = 0;
+    for (int64_t i = begin + part * STREAMS; i < end; i++) place[rest++] = i;
+    add_few(ffn, list, end, place, rest, known, x, y);
 }
 
 /* Packed y += the part of the down projection that neurons [begin, end) of the list give. Needs `down_rows`. */
@@ -423,13 +417,11 @@ static void ffn_rows(const FFN *ffn, const float *x, int64_t begin, int64_t end,
     }
     for (int64_t start = begin; start < end; start += SIFTED) {
         int64_t n = end - start < SIFTED ? end - start : SIFTED, kept = 0;
-        Rows first = rows_of(gated ? &ffn->gate : &ffn->up, NULL, start, n);
         memset(z, 0, sizeof z);
-        dot_all(&first, x, NULL, z);
+        dot_all(gated ? &ffn->gate : &ffn->up, start, n, x, z);
         activate(z, SIFTED, ffn->act);
-        if (ffn->rule == CONTRIBUTION_THRESHOLD && gated) {
-            Rows up = rows_of(&ffn->up, NULL, start, n);
-            dot_all(&up, x, NULL, u);
+        if (gated && ffn->rule == CONTRIBUTION_THRESHOLD) {
+            dot_all(&ffn->up, start, n, x, u);
             for (int64_t i = 0; i < n; i++) z[i] *= u[i];
         }
         for (int64_t i = 0; i < n; i++) {
@@ -440,11 +432,7 @@ static void ffn_rows(const FFN *ffn, const float *x, int64_t begin, int64_t end,
             z[kept] = z[i];
             kept += keep;
         }
-        if (gated && ffn->rule == GATE_THRESHOLD) add_neurons(ffn, chosen, 0, kept, z, x, y);
-        else {
-            Rows down = rows_of(&ffn->down, chosen, 0, kept), none = rows_of(&ffn->down, chosen, kept, 0);
-            add_all(&down, z, &none, y);
-        }
+        add_neurons(ffn, chosen, 0, kept, z, x, y);
     }
 }
 
@@ -455,7 +443,7 @@ static void ffn_part(const FFN *ffn, const float *x, int thread, int threads, fl
     int64_t total = ffn->index ? ffn->count : ffn->up.rows, hidden = ffn->down_rows ? ffn->down.columns : ffn->down.rows;
     int64_t begin, end;
     if (ffn->down_rows) {
-        share_of(total, PICKED, thread, threads, &begin, &end);
+        share_of(total, 1, thread, threads, &begin, &end);
         float *part = shared + thread * hidden;
         memset(part, 0, hidden * sizeof *part);
         ffn_rows(ffn, x, begin, end, part);
@@ -473,12 +461,11 @@ static void ffn_part(const FFN *ffn, const float *x, int thread, int threads, fl
     share_of(total, BLOCK, thread, threads, &begin, &end);
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t n = end - start < BLOCK ? end - start : BLOCK;
-        Rows gate = {&ffn->gate, NULL, start, n}, up = {&ffn->up, NULL, start, n};
         memset(z, 0, sizeof z);
-        dot_all(gated ? &gate : &up, x, NULL, z);
+        dot_all(gated ? &ffn->gate : &ffn->up, start, n, x, z);
         activate(z, BLOCK, ffn->act);
         if (gated) {
-            dot_all(&up, x, NULL, u);
+            dot_all(&ffn->up, start, n, x, u);
             for (int64_t i = 0; i < n; i++) z[i] *= u[i];
         }
         for (int64_t i = 0; i < n; i++) shared[packed_place(start + i, total, ffn->down.kind)] = z[i];
@@ -750,8 +737,7 @@ static void head_part(const Model *m, const Scratch *s, int kind, int thread, in
     share_of(m->head.rows, BLOCK, thread, threads, &begin, &end);
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t count = end - start < BLOCK ? end - start : BLOCK;
-        Rows rows = {&m->head, NULL, start, count};
-        dot_all(&rows, s->packed, NULL, out);
+        dot_all(&m->head, start, count, s->packed, out);
         for (int64_t i = 0; i < count; i++) {
             float value = m->softcap > 0 ? tanhf(out[i] / m->softcap) * m->softcap : out[i];
             put(logits, start + i, value, kind);
@@ -810,9 +796,9 @@ static void linear_rows(const Matrix *matrix, int64_t rows, const char *x, int64
         for (int64_t i = 0; i < n; i++) own[i] = element(x + row * x_stride, i, kind);
         pack(own, n, matrix->kind, packed);
         for (int64_t start = begin; start < end; start += BLOCK) {
-            Rows some = {matrix, NULL, start, end - start < BLOCK ? end - start : BLOCK};
-            dot_all(&some, packed, NULL, out);
-            for (int64_t i = 0; i < some.count; i++) put(y, row * matrix->rows + start + i, out[i], kind);
+            int64_t count = end - start < BLOCK ? end - start : BLOCK;
+            dot_all(matrix, start, count, packed, out);
+            for (int64_t i = 0; i < count; i++) put(y, row * matrix->rows + start + i, out[i], kind);
         }
     }
 }
