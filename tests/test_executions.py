@@ -217,6 +217,14 @@ class TestKernels:
         assert backend.name
         assert backend.reason in str(backend)
 
+    def test_backend_of_a_gpu_says_whether_triton_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert str(tda.kernels.backend("cuda")).endswith("cannot run here: the package triton is not installed)")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        assert tda.kernels.backend("cuda").name == "triton"
+        with pytest.raises(ValueError, match="device must be one of cpu, cuda; got 'tpu'"):
+            tda.kernels.backend("tpu")
+
 
 def test_per_token_methods_skip_tokens_one_by_one() -> None:
     """Teacher-forced, every token of a row has a set of its own."""

@@ -14,13 +14,31 @@ class Backend:
         return f"{self.name} ({self.reason})"
 
 
-def backend() -> Backend:
-    """Return the backend that execution "auto" would use on this machine's CPU, and why.
+def backend(device: str = "cpu") -> Backend:
+    """Return the backend that execution "auto" would use for a model on this machine's device, and why.
 
     The kernels in C are built on the first use, by this function too; what was built is kept for later processes.
-    """
-    from tda.kernels.native import library  # imports torch
 
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        Where the model lies.
+
+    Raises
+    ------
+    ValueError
+        If the device is another.
+    """
+    from tda.contracts import check_choice  # imports torch
+    from tda.kernels import triton
+    from tda.kernels.native import library
+
+    check_choice("device", device, ("cpu", "cuda"))
+    if device == "cuda":
+        missing = triton.problem([])
+        if missing is None:
+            return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step; not met by a GPU yet")
+        return Backend("torch", f"the kernels in Triton cannot run here: {missing}")
     reason = library.problem()
     if reason is None:
         return Backend("c", "kernels in C, built by this machine's compiler")

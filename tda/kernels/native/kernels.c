@@ -234,25 +234,32 @@ INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t 
         for (int r = 0; r < count; r++) out[r] += element(row[r], i, kind) * x[i];
 }
 
+/* Block i of packed y += that of factor·row. */
+INLINE void add_block(const char *const *row, int count, const vf *factor, int64_t i, int kind, float *y) {
+    vf y0 = load(y + i), y1 = load(y + i + W);
+    for (int r = 0; r < count; r++) {
+        vf a, b;
+        load_block(row[r], i, kind, &a, &b);
+        y0 += factor[r] * a;
+        y1 += factor[r] * b;
+    }
+    store(y + i, y0);
+    store(y + i + W, y1);
+}
+
 /* Packed y += sum of factor·row; what lies LEAP bytes on is prefetched, from the ends of rows on in the rows of `then`. */
 INLINE void add_rows(const char *const *row, const char *const *then, int count, const float *factor, int64_t n, int kind,
                      float *y) {
     int64_t i = 0, turn = blocks_end(n) - LEAP / size_of(kind);
-    const char *ahead[STREAMS];
-    for (int last = 0; last < 2; last++) {
-        for (int r = 0; r < count; r++) ahead[r] = last ? then[r] - (n * size_of(kind) - LEAP) : row[r] + LEAP;
-        for (; i < (last ? blocks_end(n) : turn); i += STEP) {
-            vf y0 = load(y + i), y1 = load(y + i + W);
-            for (int r = 0; r < count; r++) {
-                vf a, b;
-                prefetch(ahead[r], i, kind);
-                load_block(row[r], i, kind, &a, &b);
-                y0 += factor[r] * a;
-                y1 += factor[r] * b;
-            }
-            store(y + i, y0);
-            store(y + i + W, y1);
-        }
+    vf factors[STREAMS]; /* a copy, which stores to y cannot change */
+    for (int r = 0; r < count; r++) factors[r] = (vf){0} + factor[r];
+    for (; i < turn; i += STEP) {
+        for (int r = 0; r < count; r++) prefetch(row[r] + LEAP, i, kind);
+        add_block(row, count, factors, i, kind, y);
+    }
+    for (; i < blocks_end(n); i += STEP) {
+        for (int r = 0; r < count; r++) prefetch(then[r] + LEAP - n * size_of(kind), i, kind);
+        add_block(row, count, factors, i, kind, y);
     }
     for (; i < n; i++)
         for (int r = 0; r < count; r++) y[i] += factor[r] * element(row[r], i, kind);
