@@ -188,7 +188,7 @@ def _native(
     thresholds: Thresholds | None,
     observe: Observer,
 ) -> Executors:
-    """Executors on a CPU; the down projections lie in rows."""
+    """Executors on a CPU; what the method leaves out lies in rows."""
     if isinstance(method, PromptMethod):
         listed = [ListedFFN(ffn) for ffn in ffns]
         step, reason = _step(model, ffns, [layer.description for layer in listed])

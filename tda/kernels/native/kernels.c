@@ -214,7 +214,7 @@ INLINE void prefetch(const char *row, int64_t i, int kind) {
     if (kind == FLOAT32) __builtin_prefetch(row + size_of(kind) * (i + W));
 }
 
-/* Dot products of `count` rows with packed x; what lies `ahead` bytes on is prefetched, unless that is 0. */
+/* Dot products of `count` rows with packed x; what lies `ahead` bytes on is prefetched. */
 INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, int64_t ahead, float *out) {
     vf even[STREAMS], odd[STREAMS];
     for (int r = 0; r < count; r++) even[r] = odd[r] = (vf){0};
@@ -223,7 +223,7 @@ INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t 
         vf x0 = load(x + i), x1 = load(x + i + W);
         for (int r = 0; r < count; r++) {
             vf a, b;
-            if (ahead) prefetch(row[r] + ahead, i, kind);
+            prefetch(row[r] + ahead, i, kind);
             load_block(row[r], i, kind, &a, &b);
             even[r] += a * x0;
             odd[r] += b * x1;
@@ -805,7 +805,7 @@ static void linear_rows(const Matrix *matrix, int64_t rows, const char *x, int64
         for (int64_t start = begin; start < end; start += BLOCK) {
             int64_t count = end - start < BLOCK ? end - start : BLOCK;
             dot_all(matrix, start, count, packed, out);
-            for (int64_t i = 0; i < count; i++) put(y, row * matrix->rows + start + i, out[i], kind);
+            put_all(y + (row * matrix->rows + start) * size_of(kind), out, count, kind);
         }
     }
 }
@@ -831,8 +831,7 @@ static void ffn_each(const FFN *ffns, int64_t rows, const char *x, int64_t x_str
         for (int64_t i = 0; i < hidden; i++) own[i] = element(x + row * x_stride, i, kind);
         pack(own, hidden, ffns->up.kind, packed);
         ffn_part(&ffns[row], packed, thread, threads, shared, packed, out);
-        if (thread == 0)
-            for (int64_t i = 0; i < hidden; i++) put(y, row * hidden + i, out[i], kind);
+        if (thread == 0) put_all(y + row * hidden * size_of(kind), out, hidden, kind);
 #pragma omp barrier
     }
 }
