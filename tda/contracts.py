@@ -65,9 +65,14 @@ class FFN:
         return self.up.in_features
 
     @property
+    def inputs(self) -> list[nn.Linear]:
+        """The linears that make a neuron's activation: gate (where there is one), up."""
+        return [linear for linear in (self.gate, self.up) if linear is not None]
+
+    @property
     def linears(self) -> Iterator[nn.Linear]:
         """The FFN's linears: gate (where there is one), up, down."""
-        yield from (linear for linear in (self.gate, self.up, self.down) if linear is not None)
+        yield from (*self.inputs, self.down)
 
     def activation(self, x: Tensor) -> Tensor:
         """z for inputs x: [..., D] -> [..., F]."""

@@ -98,6 +98,20 @@ static void try_linear(int kind, int threads) {
     tda_linear(&weights, rows, x, weights.columns * size_of(kind), y, scratch, kind, threads);
 }
 
+static void try_gather(int kind, int threads) {
+    int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(200);
+    FFN from = an_ffn(hidden, neurons, kind, pick_one(2), pick_one(2), 0);
+    int32_t *index = take(neurons * sizeof *index);
+    for (int64_t i = 0; i < neurons; i++)
+        if (pick_one(2)) index[from.count++] = (int32_t)i;
+    from.index = index;
+    FFN to = {0};
+    if (from.gate.data) to.gate = matrix(from.count + 1, hidden, kind, 0); /* a row more: none is no matrix */
+    to.up = matrix(from.count + 1, hidden, kind, 0);
+    to.down = matrix(hidden, from.count + 1, kind, 0);
+    tda_gather(&from, &to, threads);
+}
+
 static void try_squares(int kind, int threads) {
     int64_t n = 1 + pick_one(140), tokens = pick_one(9);
     uint8_t *inside = take(tokens);
@@ -165,6 +179,8 @@ int main(int count, char **arguments) {
         try_ffn(kind, threads);
         release();
         try_linear(kind, threads);
+        release();
+        try_gather(kind, threads);
         release();
         try_squares(kind, threads);
         release();

@@ -1,5 +1,6 @@
 """Masked execution is the reference; compact and indexed must compute the same."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,21 +9,33 @@ import torch
 from torch import Tensor
 
 import tda
-from tda.contracts import FFN, Method, PromptMethod, TokenMethod
+from tda.contracts import FFN, Method, PromptExecutor, PromptMethod, TokenMethod
 from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
+from tda.kernels.native.ffn import GatheredFFN
+from tda.kernels.native.layout import lay_rows
 from tda.methods import method as build_method
 from tda.names import Execution
 
 LENGTHS = (7, 1, 13)
+Made = Callable[[FFN], PromptExecutor]
 FAST_CASES = [
     (name, method, execution)
     for name, method in tiny.method_cases()
     for execution in method.executions
     if method.name != "dense" and execution in ("compact", "indexed")
 ]
+
+
+@pytest.fixture(params=[CompactFFN, GatheredFFN])
+def made(request: pytest.FixtureRequest) -> Made:
+    """What makes an executor over gathered weights, by torch and by the kernels in C."""
+    if request.param is GatheredFFN:
+        request.getfixturevalue("kernels_in_c")
+    chosen: Made = request.param
+    return chosen
 
 
 def fast_id(value: Any) -> str:
@@ -171,10 +184,10 @@ def kept_z(ffn: FFN, x: Tensor, kept: Tensor) -> Tensor:
 
 class TestKernels:
     @pytest.mark.parametrize("name", tiny.names())
-    def test_compact_with_unequal_counts(self, name: str) -> None:
+    def test_compact_with_unequal_counts(self, name: str, made: Made) -> None:
         """Rows that keep 0, 1, half and all neurons at once, loaded over one another."""
         ffn = find_ffns(tiny.model(name))[0]
-        executor = CompactFFN(ffn)
+        executor = made(ffn)
         with torch.no_grad():
             for seed in range(4):
                 generator = torch.Generator().manual_seed(seed)
@@ -204,10 +217,27 @@ class TestKernels:
             torch.testing.assert_close(y.view(6, -1).double(), expected, rtol=1e-5, atol=1e-5)
             assert 0 < seen[0].sum() < seen[0].numel()
 
-    def test_compact_does_not_touch_the_weights(self) -> None:
+    @pytest.mark.parametrize("name", tiny.names())
+    @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+    def test_compact_of_a_single_token(self, name: str, share: float, made: Made) -> None:
+        """One row, or rows that are alike; weights as the model has them, or laid out for the kernels."""
+        model = tiny.build(name)
+        ffn = find_ffns(model)[0]
+        kept = torch.rand(1, ffn.F, generator=torch.Generator().manual_seed(1)) < share
+        x = torch.randn(3, 1, ffn.D)
+        with torch.no_grad():
+            expected = kept_z(ffn, x, kept)
+            for rows in (1, 3):
+                executor = made(ffn)
+                executor.load(kept.expand(rows, -1))
+                torch.testing.assert_close(executor(x).double(), expected, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(executor(x[1:2]).double(), expected[1:2], rtol=1e-5, atol=1e-5)
+                lay_rows(ffn.down, *ffn.inputs)
+
+    def test_compact_does_not_touch_the_weights(self, made: Made) -> None:
         ffn = find_ffns(tiny.model("llama"))[0]
         before = [linear.weight.clone() for linear in ffn.linears]
-        executor = CompactFFN(ffn)
+        executor = made(ffn)
         executor.load(torch.rand(2, ffn.F) < 0.5)
         executor(torch.randn(2, 1, ffn.D))
         assert all(torch.equal(linear.weight, was) for linear, was in zip(ffn.linears, before, strict=True))

@@ -215,6 +215,29 @@ def test_thresholds(shape: Shape, rule: str, share: float, weighted: bool) -> No
 
 
 @settings(max_examples=EXAMPLES)
+@given(SHAPES, SHARES, st.booleans())
+def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
+    """Bit for bit what indexing gives, from weights in either layout, into the layout of torch."""
+    case = Case.make(replace(shape, bias=False), by_rows)
+    kept = torch.rand(shape.F, generator=torch.Generator().manual_seed(shape.seed)) < share
+    index = kept.nonzero()[:, 0]
+    rows = case.guards.empty((1 + shape.gated, len(index), shape.D), shape.dtype)
+    columns = case.guards.empty((shape.D, len(index)), shape.dtype)
+    source, target = c.FFN.from_buffer_copy(case.description), c.FFN()
+    listed = case.guards.copy(index.int())
+    source.index, source.count = listed.data_ptr(), len(listed)
+    if shape.gated:
+        target.gate = c.Matrix.of(rows[0])
+    target.up, target.down = c.Matrix.of(rows[-1]), c.Matrix.of(columns)
+    c.library().tda_gather(ctypes.byref(source), ctypes.byref(target), shape.threads)
+    case.guards.check()
+    down = case.down.t() if by_rows else case.down
+    assert torch.equal(columns, down[:, index])
+    assert torch.equal(rows[-1], case.up[index])
+    assert case.gate is None or torch.equal(rows[0], case.gate[index])
+
+
+@settings(max_examples=EXAMPLES)
 @given(SHAPES)
 def test_linear(shape: Shape) -> None:
     case, library = Case.make(shape, by_rows=True), c.library()

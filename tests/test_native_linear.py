@@ -115,7 +115,7 @@ def test_a_profile_knows_what_they_read(undescribed: None, calls: list[int]) -> 
 def test_rows_that_torch_multiplies_are_said_to_be_torchs() -> None:
     """Dense products of several rows read their weights once; a record must not call that ours."""
     model = tiny.model("llama")
-    for rows, backend in ((1, "c"), (3, "torch (products of 3 rows read their weights once there)")):
+    for rows, backend in ((1, "c"), (3, "torch (products of 3 rows run there)")):
         with torch.no_grad(), tda.attach(model, OWN) as run:
             decode(model, tiny.text(rows, 1), prefill(model, tiny.text(rows, 5)).cache)
             assert run.backend == backend

@@ -18,6 +18,7 @@ from tda import spans
 from tda.contracts import Method
 from tda.engine import attach
 from tda.families import find_ffns
+from tda.kernels import native
 from tda.kernels.native.library import problem
 from tda.names import Execution
 from tda.profiler.capture import REQUESTS, STEPS, WARM_STEPS, Request, count, peaks, record, tabulate
@@ -348,15 +349,18 @@ PROFILED: dict[str, tuple[Method, Execution, set[str]]] = {
     "dense": (tda.Dense(), "auto", {"gate", "up", "down"}),
     "own dense": (tda.Dense(dense_kernel="own"), "auto", {"gate_up_down"}),
     "griffin": (tda.Griffin(sparsity=0.5), "auto", {"gate_up_down"}),
-    "compact griffin": (tda.Griffin(sparsity=0.5), "compact", {"gate_up", "down"}),
+    "compact griffin": (tda.Griffin(sparsity=0.5), "compact", {"gate_up_down"}),
+    "compact griffin by torch": (tda.Griffin(sparsity=0.5), "compact", {"gate_up", "down"}),
     "cats": (tda.CATS(sparsity=0.5), "auto", {"gate_up_down"}),
 }
 """By name: method, execution, and the parts of the FFN that read weights in decode."""
 
 
 @pytest.fixture(params=PROFILED)
-def profiled(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, str, Table]:
+def profiled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, str, Table]:
     model, (method, execution, _) = tiny.model("llama"), PROFILED[request.param]
+    if request.param.endswith("by torch"):
+        monkeypatch.setattr(native, "problem", lambda ffns: "not wanted")
     with attach(model, method, tiny.thresholds("llama", method), execution=execution) as run:
         served = Request(run, tiny.text(1, 8), tiny.text(1, WARM_STEPS + STEPS))
         served.serve()

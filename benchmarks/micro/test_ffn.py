@@ -56,13 +56,13 @@ def test_ffn(clock: Clock, subject: Subject, method: Any, execution: str) -> Non
 @pytest.mark.benchmark(group="gather")
 def test_gather(clock: Clock, subject: Subject, method: Any) -> None:
     """Weights of one layer's kept neurons, read and written once per prompt."""
-    compact = part("tda.kernels.compact", "CompactFFN")(subject.ffns[0])
     prefill = part("tda.engine.phases", "prefill")
-    with subject.attach(method) as run:
+    with subject.attach(method, "compact") as run:
         prefill(subject.model, subject.prompt)
         kept = run.selection()[0]
-    clock(lambda: compact.load(kept), rounds=30)
-    check_close(compact(subject.x), reference(subject.ffns[0], subject.x, kept))
+        compact = run.fast.layers[0]
+        clock(lambda: compact.load(kept), rounds=30)
+        check_close(compact(subject.x), reference(subject.ffns[0], subject.x, kept))
     share = float(kept.double().mean())
     moved = 2 * ffn_bytes(subject.ffns[0], (True,) * 3, share)
     clock.note("gather_ms", subject.case(method), execution="compact", bytes_moved=moved, achieved_sparsity=1 - share)

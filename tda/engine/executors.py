@@ -30,7 +30,7 @@ from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
 from tda.kernels.native import describe
 from tda.kernels.native.describe import UndescribedError
-from tda.kernels.native.ffn import ListedFFN, NativeFFN, ThresholdFFN
+from tda.kernels.native.ffn import GatheredFFN, ListedFFN, NativeFFN, ThresholdFFN
 from tda.kernels.native.layout import lay_rows
 from tda.kernels.native.linear import NativeLinear
 from tda.kernels.native.statistic import add_squares as native_sweep
@@ -63,6 +63,8 @@ class Executors:
         What runs a decode step on CUDA, of several rows too.
     sweep : callable
         Kernel that sums a prompt's squares where it can.
+    gathering : callable
+        Makes an executor over gathered weights.
     """
 
     ffns: list[FFN]
@@ -73,11 +75,12 @@ class Executors:
     kept: Tensor | None = None
     graph: GraphStep | None = None
     sweep: Sweep = native_sweep
+    gathering: Callable[[FFN], PromptExecutor] = CompactFFN
 
     @cached_property
     def gathered(self) -> Sequence[Executor]:
         """Executors over gathered weights, made when they are first needed: they pay where rows share a set."""
-        return self.layers if self.execution == "compact" else [CompactFFN(ffn) for ffn in self.ffns]
+        return self.layers if self.execution == "compact" else [self.gathering(ffn) for ffn in self.ffns]
 
     def running(self, execution: Ran | None) -> Sequence[Executor]:
         """The executors of an execution, one per layer; empty where the model's own code runs."""
@@ -118,11 +121,15 @@ def executors(
         if asked == "compact" or getattr(method, "dense_kernel", "torch") == "torch":
             return Executors(ffns, "dense", "torch")
         return _dense_on_cuda(model, ffns, overrides) if _on_cuda(ffns) else _dense(model, ffns, overrides)
-    if asked == "compact":
+    if asked == "compact" and _on_cuda(ffns):
         return _compact(ffns, "torch")
     reason = (triton if _on_cuda(ffns) else native).problem(ffns)
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
+    if reason is None and asked == "compact":
+        prepared = _gathered(model, ffns)
+        _own_linears(model, ffns, overrides)
+        return prepared
     if reason is None:
         for ffn in ffns:
             overrides.later(lay_rows(ffn.down, *_beside(ffn, method)))
@@ -144,13 +151,20 @@ def _beside(ffn: FFN, method: Method) -> list[nn.Linear]:
     if _on_cuda([ffn]):
         return []
     if isinstance(method, PromptMethod):
-        return [linear for linear in (ffn.gate, ffn.up) if linear is not None]
+        return ffn.inputs
     gate_decides = isinstance(method, ThresholdMethod) and method.activation == "gate" and ffn.gate is not None
     return [ffn.up] if gate_decides else []
 
 
 def _compact(ffns: list[FFN], backend: str) -> Executors:
     return Executors(ffns, "compact", backend, [CompactFFN(ffn) for ffn in ffns])
+
+
+def _gathered(model: nn.Module, ffns: list[FFN]) -> Executors:
+    """Executors on a CPU over copies of what is kept; the model's weights stay as they lie."""
+    layers = [GatheredFFN(ffn) for ffn in ffns]
+    step, reason = _step(model, ffns, [layer.description for layer in layers])
+    return Executors(ffns, "compact", _named(reason), layers, step, gathering=GatheredFFN)
 
 
 def _on_cuda(ffns: list[FFN]) -> bool:
@@ -192,7 +206,7 @@ def _native(
     if isinstance(method, PromptMethod):
         listed = [ListedFFN(ffn) for ffn in ffns]
         step, reason = _step(model, ffns, [layer.description for layer in listed])
-        return Executors(ffns, "indexed", _named(reason), listed, step)
+        return Executors(ffns, "indexed", _named(reason), listed, step, gathering=GatheredFFN)
     assert isinstance(method, ThresholdMethod)
     with torch.inference_mode(False):
         kept = torch.zeros(len(ffns), max(ffn.F for ffn in ffns), dtype=torch.uint8)

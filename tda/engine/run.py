@@ -163,8 +163,9 @@ class Run:
         if self._executed == "masked":
             return "torch"
         rows = 1 if self._request is None else self._request.rows
-        if self.fast.execution == "dense" and self.fast.backend.startswith("c") and rows > 1:
-            return f"torch (products of {rows} rows read their weights once there)"
+        ran = self._executed or self.fast.execution
+        if rows > 1 and ran in ("dense", "compact") and self.fast.backend.startswith("c"):
+            return f"torch (products of {rows} rows run there)"
         return self.fast.backend
 
     # Phases.

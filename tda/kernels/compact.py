@@ -1,11 +1,26 @@
 """Compact execution: the kept neurons' weights are gathered once per prompt, then decode is dense over them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tda.contracts import FFN
+from tda.kernels.pages import fresh
 from tda.spans import span
+
+Gather = Callable[[FFN, Tensor, Tensor, Tensor], None]
+"""Copies the weights of an FFN's neurons, by index int64 [K]: rows of gate and up into [P, K, D], columns of down into
+[D, K]. P is 2 with a gate, else 1."""
+
+
+@torch.no_grad()
+def gather(ffn: FFN, index: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """`Gather` by torch."""
+    for linear, copy in zip(ffn.inputs, rows, strict=True):
+        torch.index_select(linear.weight.detach(), 0, index, out=copy)
+    torch.gather(_bits(ffn.down.weight.detach()), 1, index.expand(ffn.D, -1), out=_bits(columns))
 
 
 class CompactFFN:
@@ -20,15 +35,23 @@ class CompactFFN:
     ----------
     ffn : FFN
         The layer's FFN; its weights are not touched.
+    gather : callable
+        What copies.
+
+    Attributes
+    ----------
+    rows, columns : Tensor
+        Gate and up, one below the other, and down: [R, P·K, D] and [R, D, K]; R is 1 if batch rows are alike, else B.
+    bias : Tensor or None
+        Of gate and up: [R, 1, P·K].
     """
 
-    def __init__(self, ffn: FFN) -> None:
+    def __init__(self, ffn: FFN, gather: Gather = gather) -> None:
         self.ffn = ffn
-        self._inputs = [linear for linear in (ffn.gate, ffn.up) if linear is not None]  # P = 1 or 2
+        self.rows = self.columns = torch.empty(0)
+        self.bias: Tensor | None = None
+        self._gather = gather
         self._buffers: dict[str, Tensor] = {}
-        self._rows = torch.empty(0)  # gate and up: [R, P·K, D]; R = B, or 1 if rows are alike
-        self._columns = torch.empty(0)  # down: [R, D, K]
-        self._bias: Tensor | None = None  # of gate and up: [R, 1, P·K]
         self._valid: Tensor | None = None  # [R, 1, K] where rows keep unequal counts
 
     @torch.no_grad()
@@ -45,17 +68,13 @@ class CompactFFN:
         index = self._index(kept)
         R, K = index.shape
         D = self.ffn.D
-        rows = self._buffer("rows", (R, len(self._inputs), K, D), self.ffn.up.weight)
-        for row in range(R):
-            for place, linear in enumerate(self._inputs):
-                torch.index_select(linear.weight.detach(), 0, index[row], out=rows[row, place])
-        self._rows = rows.view(R, -1, D)
-        biases = [linear.bias.detach()[index] for linear in self._inputs if linear.bias is not None]
-        self._bias = torch.cat(biases, 1).unsqueeze(1) if biases else None
-        down = self.ffn.down.weight.detach()
-        self._columns = self._buffer("columns", (R, D, K), down)
-        columns = index.unsqueeze(1).expand(R, D, K)
-        torch.gather(_bits(down).expand(R, -1, -1), 2, columns, out=_bits(self._columns))
+        rows = self._buffer("rows", (R, len(self.ffn.inputs), K, D), self.ffn.up.weight)
+        self.columns = self._buffer("columns", (R, D, K), self.ffn.down.weight)
+        for each, copies, columns in zip(index, rows, self.columns, strict=True):
+            self._gather(self.ffn, each, copies, columns)
+        self.rows = rows.view(R, -1, D)
+        biases = [linear.bias.detach()[index] for linear in self.ffn.inputs if linear.bias is not None]
+        self.bias = torch.cat(biases, 1).unsqueeze(1) if biases else None
 
     def _index(self, kept: Tensor) -> Tensor:
         """Indices of the kept neurons, short rows padded with neuron 0: int64 [R, K]."""
@@ -73,22 +92,22 @@ class CompactFFN:
         held = self._buffers.get(name)
         if held is None or len(held) < size:
             with torch.inference_mode(False):
-                held = self._buffers[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+                held = self._buffers[name] = fresh((size,), like.dtype, like.device)
         return held[:size].view(shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output over the loaded neurons: [..., D] -> [..., D]."""
-        R, _, K = self._columns.shape
+        R, _, K = self.columns.shape
         rows = x if R == 1 else x.reshape(R, -1, x.shape[-1])  # [B, T, D]
         with span("gate_up" if self.ffn.gate is not None else "up"):
-            h = _linear(rows, self._rows, self._bias)  # [..., P·K]
+            h = _linear(rows, self.rows, self.bias)  # [..., P·K]
         z = self.ffn.act(h[..., :K])
         if self.ffn.gate is not None:
             z = z * h[..., K:]
         if self._valid is not None:
             z = z.masked_fill(~self._valid, 0)
         with span("down"):
-            return _linear(z, self._columns, self.ffn.down.bias).view_as(x)
+            return _linear(z, self.columns, self.ffn.down.bias).view_as(x)
 
 
 def _bits(weights: Tensor) -> Tensor:

@@ -30,9 +30,6 @@ class Magnitude(PromptMethod):
 
     def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Product of the rows' norms: [1, F]."""
-        norms = [
-            torch.linalg.vector_norm(linear.weight.detach(), dim=1, dtype=torch.float32)
-            for linear in (ffn.gate, ffn.up)
-            if linear is not None
-        ]
+        weights = [linear.weight.detach() for linear in ffn.inputs]
+        norms = [torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32) for weight in weights]
         return torch.stack(norms).prod(0, keepdim=True)

@@ -1,6 +1,7 @@
-"""Indexed execution by the C kernels: the weights of kept neurons are read where they lie, and no others."""
+"""Feed-forward networks by the C kernels: of what is kept, weights are read where they lie, or copies of them."""
 
 import ctypes
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tda.contracts import FFN, Observer, ThresholdMethod
+from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.spans import span
@@ -101,6 +103,50 @@ class ListedFFN(NativeFFN):
         each = x.numel() // x.shape[-1] // len(self._descriptions)
         costs = [ffn_cost(description) for description in self._descriptions]
         return ops.Cost(each * sum(cost.bytes for cost in costs), each * sum(cost.flops for cost in costs))
+
+
+class GatheredFFN(NativeFFN):
+    """An FFN over copies of the kept neurons' weights: dense arithmetic for a single row, several rows on torch."""
+
+    def __init__(self, ffn: FFN) -> None:
+        super().__init__(ffn)
+        self._copies = CompactFFN(ffn, functools.partial(_gather, self.description))
+
+    def load(self, kept: Tensor) -> None:
+        """Gather the weights of the kept neurons: bool [B, F]."""
+        copies = self._copies
+        copies.load(kept)
+        R, D, K = copies.columns.shape
+        if R > 1:
+            return
+        P = len(self.ffn.inputs)
+        biases = [None] * P if copies.bias is None else copies.bias.view(P, K)
+        inputs = [c.Matrix.of(rows, bias) for rows, bias in zip(copies.rows.view(P, K, D), biases, strict=True)]
+        down = c.Matrix.of(copies.columns[0], self.ffn.down.bias)
+        gate = inputs[0] if self.ffn.gate is not None else c.Matrix()
+        self.description = c.FFN(gate=gate, up=inputs[-1], down=down, act=self.description.act)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """FFN output over the loaded neurons: [..., D] -> [..., D]."""
+        return super().__call__(x) if x.numel() == self.ffn.D else self._copies(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """FFN output of a single row's token."""
+        return self.run(x.view(1, -1), [self.description]).view_as(x)
+
+    def cost(self, x: Tensor) -> ops.Cost:
+        """A token reads every copy."""
+        return ffn_cost(self.description)
+
+
+def _gather(whole: c.FFN, ffn: FFN, index: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Copy neurons of a network that has all of them; see `tda.kernels.compact.Gather`."""
+    gate, *_ = inputs = [c.Matrix.of(copy) for copy in rows]
+    listed = index.int()
+    source = c.FFN.from_buffer_copy(whole)
+    source.index, source.count = listed.data_ptr(), len(listed)
+    copies = c.FFN(gate=gate if whole.gate.data else c.Matrix(), up=inputs[-1], down=c.Matrix.of(columns))
+    c.library().tda_gather(ctypes.byref(source), ctypes.byref(copies), torch.get_num_threads())
 
 
 class ThresholdFFN(NativeFFN):

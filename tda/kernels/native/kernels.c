@@ -849,6 +849,35 @@ int64_t tda_ffn_floats(const FFN *ffn, int threads) {
     return threads * 3 * padded(ffn->up.columns) + ffn_shared(ffn, ffn->up.columns, threads);
 }
 
+INLINE void gather_columns(const FFN *from, const Matrix *to, int64_t begin, int64_t end, int kind) {
+    int64_t row = from->down.stride, size = size_of(kind), step = from->down_rows ? row : size;
+    for (int64_t d = begin; d < end; d++) {
+        const char *source = from->down.data + d * (from->down_rows ? size : row);
+        char *copy = (char *)row_at(to, d);
+        for (int64_t i = 0; i < from->count; i++) memcpy(copy + i * size, source + from->index[i] * step, size);
+    }
+}
+
+/* What belongs to the neurons of a list, copied: rows of gate and up, and the columns of down, which `to` has as torch has it. */
+static void gather_part(const FFN *from, const FFN *to, int thread, int threads) {
+    const Matrix *sources[] = {&from->gate, &from->up}, *copies[] = {&to->gate, &to->up};
+    int64_t begin, end;
+    share_of(from->count, 1, thread, threads, &begin, &end);
+    for (int m = 0; m < 2; m++)
+        for (int64_t i = begin; sources[m]->data && i < end; i++)
+            memcpy((char *)row_at(copies[m], i), row_at(sources[m], from->index[i]),
+                   sources[m]->columns * size_of(sources[m]->kind));
+    share_of(to->down.rows, 1, thread, threads, &begin, &end);
+    if (to->down.kind == BFLOAT16) gather_columns(from, &to->down, begin, end, BFLOAT16);
+    else gather_columns(from, &to->down, begin, end, FLOAT32);
+}
+
+/* Gather the neurons of from's list; no biases, no INT8. */
+void tda_gather(const FFN *from, const FFN *to, int threads) {
+#pragma omp parallel num_threads(threads)
+    gather_part(from, to, omp_get_thread_num(), omp_get_num_threads());
+}
+
 /* values = squares of a token's activations times `scale`; returns their sum. */
 INLINE float square_token(const char *token, int64_t n, const float *weights, float scale, int kind, float *values) {
     vf total = {0};

@@ -143,6 +143,7 @@ SIGNATURES = {
     "tda_linear": (None, [POINTER(Matrix), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
     "tda_ffn_floats": (_LONG, [POINTER(FFN), _INT]),
     "tda_ffn": (None, [POINTER(FFN), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
+    "tda_gather": (None, [POINTER(FFN), POINTER(FFN), _INT]),
     "tda_squares_floats": (_LONG, [_LONG, _INT]),
     "tda_squares": (None, [_POINTER, _LONG, _LONG, _LONG, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _INT]),
     "tda_list": (_LONG, [_POINTER, _LONG, _POINTER]),
