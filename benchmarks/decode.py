@@ -1,10 +1,10 @@
 """What decode reaches on this machine against what its bytes allow: a table of figures, each with a goal.
 
-    python -m benchmarks.decode --out results/decode --record benchmarks/records/decode
+    python -m benchmarks.decode --out results/decode --record benchmarks/records/MACHINE/decode
 
 runs the benches that are still missing in OUT (each goes on where it stopped), profiles a step of each method, and
 writes RECORD.csv (figures), RECORD-gap.csv (what keeps a step from its limit) and RECORD.md. Rows of benches that were
-not asked for stay in the record as they are.
+not asked for stay in the record as they are. Each machine has a record of its own.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import pandas as pd
 
 import tda
 from benchmarks import short_rounds
+from tda.device import machine
 from tda.profiler.records import Profile
 from tda.profiler.split import COMPONENTS, gap, split
 from tda.records import Record
@@ -35,12 +36,22 @@ RUNS: dict[str, dict[str, Any]] = {
     "opt": {**HALF, "model": ["shape:opt-350m"], "prompt_tokens": 128, "new_tokens": 64},
     "gemma": {**HALF, "model": ["shape:gemma-2b"], "prompt_tokens": 128, "new_tokens": 32},
 }
+"""Benches by name: options of `tda.run_bench`. Few cases each: what is compared must be measured close together."""
+COPIES = "-compact"
+"""Ends the name of a run over gathered copies of what is kept; the others take what "auto" takes."""
+RUNS |= {f"{method}{COPIES}": {**RUNS[method], "execution": "compact"} for method in HALF["method"]}
 SHORT: dict[str, dict[str, Any]] = {
-    f"{method}-steps": {"model": "shape:1b", "method": method, "sparsity": sparsities, "prompt_tokens": 128}
-    for method, sparsities in (("griffin", SPARSITIES), ("tda", SPARSITIES), ("cats", SPARSITIES[1:]))
+    f"{name}-steps": {
+        "model": "shape:1b",
+        "method": RUNS[name]["method"][0],
+        "sparsity": RUNS[name]["sparsity"],
+        "prompt_tokens": 128,
+        "execution": RUNS[name].get("execution", "auto"),
+    }
+    for name in RUNS
+    if RUNS[name]["model"] == STEPS["model"] and len(RUNS[name]["method"]) == 1
 }
 """Short rounds by name: options of `short_rounds.run`."""
-"""Benches by name: options of `tda.run_bench`. Few cases each: what is compared must be measured close together."""
 PROFILE = "profile"
 PROFILED: dict[str, Any] = {
     "model": ["shape:1b"],
@@ -79,12 +90,13 @@ class Goal:
 def _goals() -> Iterator[Goal]:
     for run in ("griffin", "griffin-steps"):
         yield Goal(run, "bandwidth_share", "dense", 0.0, 0.70, 0.90)
-    for method in ("griffin", "tda"):
-        for run in (method, f"{method}-steps"):
-            yield Goal(run, "bandwidth_share", method, 0.5, 0.60, 0.85)
-            shares = zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True)
-            yield from (Goal(run, "gain_share", method, sparsity, must, strive) for sparsity, must, strive in shares)
-        yield Goal(method, "break_even_tokens", method, 0.5, 5, 1, most=True)
+    for method in HALF["method"]:
+        for run in (method, f"{method}{COPIES}"):
+            for name in (run, f"{run}-steps"):
+                yield Goal(name, "bandwidth_share", method, 0.5, 0.60, 0.85)
+                shares = zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True)
+                yield from (Goal(name, "gain_share", method, part, must, strive) for part, must, strive in shares)
+            yield Goal(run, "break_even_tokens", method, 0.5, 5, 1, most=True)
         yield Goal("generate", "prefill_ratio", method, 0.5, 1.05, 1.01, most=True)
         yield Goal(method, "memory_ratio", method, 0.5, 1.01, 1.0, most=True)
         yield Goal("generate", "promise_kept", method, 0.5, 0.85, 0.97)
@@ -283,11 +295,14 @@ def main() -> None:
     """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/decode"))
-    parser.add_argument("--record", type=Path, default=Path("benchmarks/records/decode"))
+    parser.add_argument("--record", type=Path, default=Path("results/decode/record"))
     parser.add_argument("--rounds", type=int, default=8, help="of a bench; short rounds are three times as many")
     parser.add_argument("--run", choices=(*RUNS, *SHORT, PROFILE), action="append", help="only these")
     options = parser.parse_args()
     figures = options.record.with_suffix(".csv")
+    others = set(pd.read_csv(figures)["cpu"] if figures.is_file() else ()) - {machine("cpu").cpu}
+    if others:
+        parser.error(f"{figures} holds figures of {', '.join(others)}; give --record a place for this machine's")
     gap_figures = options.record.with_name(f"{options.record.name}-gap.csv")
     for name in options.run or (*RUNS, *SHORT, PROFILE):
         if name == PROFILE:

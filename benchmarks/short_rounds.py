@@ -23,6 +23,7 @@ from tda.device import Stopwatch
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
 from tda.limits import stream_gb_per_s
+from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.records import Measurement, Record
 from tda.thresholds import Thresholds
@@ -71,7 +72,14 @@ class Block:
 
 
 def run(
-    out: Path, rounds: int, *, model: str, method: str, sparsity: Sequence[float], prompt_tokens: int
+    out: Path,
+    rounds: int,
+    *,
+    model: str,
+    method: str,
+    sparsity: Sequence[float],
+    prompt_tokens: int,
+    execution: Execution = "auto",
 ) -> list[Record]:
     """Measure the rounds that a folder lacks; return the merged records of all.
 
@@ -83,6 +91,8 @@ def run(
         Each runs every case once, dense twice, every second one in reverse.
     model, method, sparsity, prompt_tokens
         A shape in bfloat16, a method at several sparsities, and the length of its prompts.
+    execution : str
+        How the method runs.
 
     Raises
     ------
@@ -97,6 +107,7 @@ def run(
         prompt_tokens=prompt_tokens,
         new_tokens=WARM + STEPS,
         dtype="bfloat16",
+        execution=execution,
         rounds=rounds,
     )
     (subject,) = plan.subjects
@@ -125,7 +136,7 @@ def block(model: nn.Module, built: Method, thresholds: Thresholds | None, docume
     device = next(model.parameters()).device
     prompts, continuations = rows_of([document], device)
     tokens, clock, decode_ms = continuations.split(1, dim=1), Stopwatch(device), []
-    with attach(model, built, thresholds) as attached:
+    with attach(model, built, thresholds, execution=place.case.execution) as attached:
         cache = prefill(model, prompts).cache
         attached.select()
         for token in tokens[:WARM]:

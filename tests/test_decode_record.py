@@ -134,6 +134,8 @@ def test_other_benches_stay_in_the_record(tmp_path: Path, monkeypatch: pytest.Mo
         return [record("dense", 0.0, 60.0), record(options["method"][0], 0.5, 40.0, limit_speedup=limit)]
 
     monkeypatch.setattr(decode.tda, "run_bench", run_bench, raising=False)
+    own = record("dense", 0.0, 60.0).machine
+    monkeypatch.setattr(decode, "machine", lambda device: own)
     for name in ("griffin", "opt", "griffin"):
         words = ["--out", str(tmp_path), "--record", str(tmp_path / "decode"), "--run", name]
         monkeypatch.setattr(sys, "argv", ["decode.py", *words])
@@ -142,3 +144,26 @@ def test_other_benches_stay_in_the_record(tmp_path: Path, monkeypatch: pytest.Mo
     assert dict(table["run"].value_counts())["opt"] == 1
     assert len(table[table["run"] == "griffin"]) == len(set(table[table["run"] == "griffin"]["figure"])) + 1
     assert "gain_share" in (tmp_path / "decode.md").read_text()
+
+
+def test_a_record_of_another_machine_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = "run,cpu\ngriffin,Another CPU\n"
+    (tmp_path / "decode.csv").write_text(held)
+    monkeypatch.setattr(sys, "argv", ["decode.py", "--out", str(tmp_path), "--record", str(tmp_path / "decode")])
+    with pytest.raises(SystemExit):
+        decode.main()
+    assert "holds figures of Another CPU; give --record a place" in capsys.readouterr().err
+    assert (tmp_path / "decode.csv").read_text() == held
+
+
+def test_each_method_has_short_rounds_in_place_and_over_copies() -> None:
+    found = {name: options["execution"] for name, options in decode.SHORT.items()}
+    assert found == {
+        "griffin-steps": "auto",
+        "tda-steps": "auto",
+        "cats-steps": "auto",
+        "griffin-compact-steps": "compact",
+        "tda-compact-steps": "compact",
+    }

@@ -1,6 +1,6 @@
 """tda against its peers: the same request, weights and threads, each in a fresh process of every block.
 
-    python -m benchmarks.peers --out results/peers --record benchmarks/records/peers
+    python -m benchmarks.peers --out results/peers --record benchmarks/records/MACHINE/peers
 
 goes on where it stopped, then writes RECORD.csv and RECORD.md. It needs the extra
 ``peers``.
@@ -26,7 +26,7 @@ def main() -> None:
     """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/peers"))
-    parser.add_argument("--record", type=Path, default=Path("benchmarks/records/peers"))
+    parser.add_argument("--record", type=Path, default=Path("results/peers/record"))
     parser.add_argument("--model", default="shape:1b", help="a Llama with random weights")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)

@@ -98,7 +98,7 @@ class Plan:
     def _options(self, name: str) -> dict[str, Any]:
         """Dense runs on the methods' kernels: else a ratio to it would count better kernels as a method's gain."""
         if name == "dense":
-            return {"dense_kernel": "own" if self.execution in ("auto", "indexed") else "torch"}
+            return {"dense_kernel": "torch" if self.execution == "masked" else "own"}
         return {"seed": self.seed} if name == "random" else {}
 
     def case(self, subject: Subject, built: Method, extra: dict[str, Any] | None = None) -> Case:

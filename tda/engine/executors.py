@@ -118,7 +118,7 @@ def executors(
     if asked == "masked" or not method.fast:
         return Executors(ffns, "masked", "torch")
     if not isinstance(method, PromptMethod | TokenMethod):
-        if asked == "compact" or getattr(method, "dense_kernel", "torch") == "torch":
+        if getattr(method, "dense_kernel", "torch") == "torch":
             return Executors(ffns, "dense", "torch")
         return _dense_on_cuda(model, ffns, overrides) if _on_cuda(ffns) else _dense(model, ffns, overrides)
     if asked == "compact" and _on_cuda(ffns):
@@ -156,15 +156,15 @@ def _beside(ffn: FFN, method: Method) -> list[nn.Linear]:
     return [ffn.up] if gate_decides else []
 
 
-def _compact(ffns: list[FFN], backend: str) -> Executors:
-    return Executors(ffns, "compact", backend, [CompactFFN(ffn) for ffn in ffns])
-
-
 def _gathered(model: nn.Module, ffns: list[FFN]) -> Executors:
     """Executors on a CPU over copies of what is kept; the model's weights stay as they lie."""
     layers = [GatheredFFN(ffn) for ffn in ffns]
     step, reason = _step(model, ffns, [layer.description for layer in layers])
     return Executors(ffns, "compact", _named(reason), layers, step, gathering=GatheredFFN)
+
+
+def _compact(ffns: list[FFN], backend: str) -> Executors:
+    return Executors(ffns, "compact", backend, [CompactFFN(ffn) for ffn in ffns])
 
 
 def _on_cuda(ffns: list[FFN]) -> bool:

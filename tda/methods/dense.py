@@ -31,5 +31,5 @@ class Dense(Method):
 
     @property
     def executions(self) -> tuple[Execution, ...]:
-        """Any may be asked; "masked" and "compact" mean the model's own kernels."""
+        """Any may be asked; "masked" means the model's own kernels."""
         return ("auto", "masked", "compact", "indexed")
