@@ -55,7 +55,8 @@ def test_also_after_an_exception(name: str, error: BaseException) -> None:
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_also_after_an_interrupt_in_the_middle_of_a_forward(name: str, phase: str) -> None:
     """Ctrl-C strikes inside layer 1; the same run goes on working, and leaving it restores the model."""
-    model = tiny.model(name)
+    model = tiny.build(name)
+    model(tiny.text(1, 2), output_hidden_states=True)  # installs what transformers leaves in place from then on
     before = state(model)
     layers = model.model.layers if name == "llama" else model.model.decoder.layers
     struck = []
@@ -68,8 +69,9 @@ def test_also_after_an_interrupt_in_the_middle_of_a_forward(name: str, phase: st
 
     with tda.attach(model, tda.Griffin(sparsity=0.5), execution="compact") as run:
         handle = layers[1].self_attn.register_forward_hook(strike, with_kwargs=True)
+        layer_by_layer = {"output_hidden_states": True, "return_dict_in_generate": True}
         with pytest.raises(KeyboardInterrupt):
-            model.generate(tiny.text(1, 6), max_new_tokens=4, do_sample=False)
+            model.generate(tiny.text(1, 6), max_new_tokens=4, do_sample=False, **layer_by_layer)
         handle.remove()
         after_strike = model.generate(tiny.text(1, 6), max_new_tokens=4, do_sample=False)
         selection = run.selection()
