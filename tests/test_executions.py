@@ -82,6 +82,14 @@ def test_shared_rows_in_compact(method: Method) -> None:
     assert (found - masked).abs().max() <= 1e-4 * masked.abs().max()
 
 
+@pytest.mark.usefixtures("kernels_in_c")
+@pytest.mark.parametrize(("rows", "backend"), [(1, "c"), (3, "torch (products of 3 rows run there)")])
+def test_the_backend_of_compact_depends_on_the_rows(rows: int, backend: str) -> None:
+    with torch.no_grad(), tda.attach(tiny.model("llama"), tda.Griffin(), execution="compact") as run:
+        decode(run.model, tiny.text(rows, 1), prefill(run.model, tiny.text(rows, 6)).cache)
+        assert (run.execution, run.backend) == ("compact", backend)
+
+
 @pytest.mark.parametrize("case", FAST_CASES, ids=fast_id)
 def test_bfloat16(case: tuple[str, Method, Execution]) -> None:
     """The same sets; logits apart by the rounding of bfloat16 only. A token's set may differ by neurons at the cut."""
