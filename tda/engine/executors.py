@@ -64,7 +64,7 @@ class Executors:
     sweep : callable
         Kernel that sums a prompt's squares where it can.
     gathering : callable
-        Makes an executor over gathered weights.
+        Makes an executor over gathered weights, where `layers` are none.
     """
 
     ffns: list[FFN]
@@ -126,16 +126,15 @@ def executors(
     reason = (triton if _on_cuda(ffns) else native).problem(ffns)
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
-    if reason is None and asked == "compact":
-        prepared = _gathered(model, ffns)
-        _own_linears(model, ffns, overrides)
-        return prepared
     if reason is None:
-        for ffn in ffns:
-            overrides.later(lay_rows(ffn.down, *_beside(ffn, method)))
-        give_back()
-        prepare = _triton if _on_cuda(ffns) else _native
-        prepared = prepare(model, ffns, method, thresholds, observe)
+        if asked == "compact":
+            prepared = _gathered(model, ffns)
+        else:
+            for ffn in ffns:
+                overrides.later(lay_rows(ffn.down, *_beside(ffn, method)))
+            give_back()
+            prepare = _triton if _on_cuda(ffns) else _native
+            prepared = prepare(model, ffns, method, thresholds, observe)
         _own_linears(model, ffns, overrides)  # last: a step is checked against what the model itself computes
         return prepared
     if isinstance(method, TokenMethod):
@@ -160,7 +159,7 @@ def _gathered(model: nn.Module, ffns: list[FFN]) -> Executors:
     """Executors on a CPU over copies of what is kept; the model's weights stay as they lie."""
     layers = [GatheredFFN(ffn) for ffn in ffns]
     step, reason = _step(model, ffns, [layer.description for layer in layers])
-    return Executors(ffns, "compact", _named(reason), layers, step, gathering=GatheredFFN)
+    return Executors(ffns, "compact", _named(reason), layers, step)
 
 
 def _compact(ffns: list[FFN], backend: str) -> Executors:
