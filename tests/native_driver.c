@@ -78,7 +78,7 @@ static void choose(FFN *ffn) {
 }
 
 static void try_ffn(int kind, int threads) {
-    int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(200), rows = pick_one(4);
+    int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(600), rows = pick_one(4);
     int held = weights_of(kind);
     FFN one = an_ffn(hidden, neurons, held, pick_one(2), held != INT8 && pick_one(2), pick_one(2));
     FFN *ffns = take(rows * sizeof *ffns);
@@ -92,14 +92,14 @@ static void try_ffn(int kind, int threads) {
 
 static void try_linear(int kind, int threads) {
     int64_t rows = pick_one(4);
-    Matrix weights = matrix(1 + pick_one(200), 1 + pick_one(140), weights_of(kind), pick_one(2));
+    Matrix weights = matrix(1 + pick_one(600), 1 + pick_one(140), weights_of(kind), pick_one(2));
     char *x = numbers(rows * weights.columns, kind), *y = take(rows * weights.rows * size_of(kind));
     float *scratch = scratch_of(tda_linear_floats(&weights, threads));
     tda_linear(&weights, rows, x, weights.columns * size_of(kind), y, scratch, kind, threads);
 }
 
 static void try_gather(int kind, int threads) {
-    int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(200);
+    int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(600);
     FFN from = an_ffn(hidden, neurons, kind, pick_one(2), pick_one(2), 0);
     int32_t *index = take(neurons * sizeof *index);
     for (int64_t i = 0; i < neurons; i++)
@@ -131,7 +131,7 @@ static Norm a_norm(int64_t n, int kind) {
 
 static void try_step(int kind, int threads) {
     int64_t hidden = 1 + pick_one(100), kv_heads = 1 + pick_one(3), heads = kv_heads * (1 + pick_one(3));
-    int64_t width = 2 * (1 + pick_one(40)), neurons = 1 + pick_one(200), vocabulary = 1 + pick_one(150);
+    int64_t width = 2 * (1 + pick_one(40)), neurons = 1 + pick_one(600), vocabulary = 1 + pick_one(150);
     int held = weights_of(kind), rotary = pick_one(2), projected = pick_one(2);
     int64_t last = projected ? 1 + pick_one(120) : hidden;
     Layer layers[3];

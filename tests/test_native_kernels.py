@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tda.contracts import FFN
 from tda.kernels import native
+from tda.kernels.native import build
 from tda.kernels.native import library as c
 from tda.kernels.native.describe import UndescribedError, activation, check_ffn, feed_forward, norm
 from tda.kernels.native.ffn import ListedFFN
@@ -57,7 +58,7 @@ class Shape:
 SHAPES = st.builds(
     Shape,
     D=st.integers(1, 100),
-    F=st.integers(1, 200),
+    F=st.integers(1, 600),
     rows=st.integers(0, 3),
     gap=st.integers(0, 5),
     offset=st.integers(0, 3),
@@ -257,6 +258,37 @@ def test_linear(shape: Shape) -> None:
     )
     case.guards.check()
     close(y, linear64(case.up, case.biases[1], case.x), 1 + case.x.double().abs() @ case.up.double().abs().t())
+
+
+@pytest.fixture(scope="module")
+def both_readings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ctypes.CDLL]]:
+    """The kernels as they read rows that follow each other from one place, and from several, on any processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("kernels")))
+        loaded = []
+        for apart in (0, 1):
+            with patch.context() as flags:
+                flags.setattr(build, "FLAGS", (*build.FLAGS, f"-DREADS_APART={apart}"))
+                loaded.append(c.library.__wrapped__())
+        yield loaded
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 6, 7, 63, 256, 700])
+def test_both_readings(both_readings: list[ctypes.CDLL], rows: int, weights: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randint(-99, 99, (rows, 77), generator=generator).to(weights)
+    scale = torch.rand(rows, generator=generator) if weights == torch.int8 else None
+    bias = torch.randn(rows, generator=generator).to(torch.float32 if scale is not None else weights)
+    x = torch.randn(1, 77, generator=generator)
+    matrix = c.Matrix.of(weight, bias, scale)
+    exact = weight.double() * (1 if scale is None else scale.double().unsqueeze(1))
+    for library in both_readings:
+        y = torch.full((1, rows), torch.nan)
+        scratch = torch.empty(library.tda_linear_floats(ctypes.byref(matrix), 2))
+        addresses = x.data_ptr(), 0, y.data_ptr(), scratch.data_ptr()
+        library.tda_linear(ctypes.byref(matrix), 1, *addresses, c.KINDS[torch.float32], 2)
+        close(y, linear64(exact, bias, x), 1 + x.double().abs() @ exact.abs().t())
 
 
 @settings(max_examples=EXAMPLES)
