@@ -98,6 +98,7 @@ def test_bench_writes_results_and_report_then_report_again(tda, tmp_path):
     assert code == 0, err
     assert {row["method"] for row in json.loads(stdout)} >= {"dense", "griffin"}
     assert "report:" in err
+    assert "tda: few samples in 3 of " in err
     page = (out / "index.html").read_text()
     assert "ref:swiglu" in page
     assert (out / "table.csv").is_file()

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tda.records import Case, Commit, Flag, Machine, Measurement, Record, merge
-from tda.reporting import Report, build_report, summary_rows
+from tda.reporting import Report, build_report, doubts, summary_rows
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.curves import draw_curves, over_sparsity
 from tda.reporting.gather import gather
@@ -435,6 +435,15 @@ def test_finding_names_its_doubts() -> None:
     flag = {"foreign_load": Flag(raised=True, detail="others used 20%")}
     lines = [record.model_copy(update={"flags": flag}) if record.round else record for record in one_model()]
     assert "in doubt: foreign load was flagged" in findings(settings(lines))[0]
+
+
+def test_doubts_for_a_terminal() -> None:
+    """The rounds of a case are one case of it."""
+    flag = {"cache_resident": Flag(raised=True, detail="9 MB of weights"), "clocks": Flag(raised=False, detail="")}
+    lines = [a_line(a_case("m", "griffin", 0.5), number_, {}, flags=flag) for number_ in (1, 2)]
+    others = [a_line(a_case("m", "dense", 0.0), 1, {})]
+    assert doubts([*others, *lines]) == ["cache resident in 1 of 2 cases, e.g. m, griffin 0.5: 9 MB of weights"]
+    assert doubts(others) == []
 
 
 # Conditions.

@@ -39,7 +39,7 @@ def bench(
     from tda.bench.plan import plan_of
     from tda.bench.prepare import Texts
     from tda.bench.run import Bench
-    from tda.reporting import summary_rows
+    from tda.reporting import doubts, summary_rows
 
     plan = plan_of(
         preset,
@@ -64,6 +64,8 @@ def bench(
         raise
     o.print_rows(summary_rows(records), as_json=as_json)
     write_report([out], out)
+    for doubt in doubts(records):
+        typer.echo(f"tda: {doubt}", err=True)
     failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
         typer.echo(f"tda: {record.case.method} on {record.case.model}: {record.status}: {record.reason}", err=True)

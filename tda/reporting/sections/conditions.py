@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from tda.records import LAYER_PROFILE, SELECTION_FROM, Record
 from tda.reporting.comparison import Comparison, Setting
+from tda.reporting.doubts import raised_flags
 from tda.reporting.gather import Group
 from tda.reporting.sections import Content, section
 from tda.reporting.text import number, size
@@ -18,7 +19,7 @@ def conditions_section(group: Group) -> Content:
         "facts": [*_machine(group), *_run(group)],
         "settings": [_setting(setting) for setting in group.settings],
         "methods": _methods(cases),
-        "flags": _flags(cases),
+        "flags": list(raised_flags(cases).items()),
         "problems": group.problems,
     }
     return Content(template="conditions.html", values=values)
@@ -96,15 +97,3 @@ def _methods(cases: Iterable[Comparison]) -> list[tuple[str, str]]:
         for method, options in held.items()
         if options
     ]
-
-
-def _flags(cases: Iterable[Comparison]) -> list[tuple[str, list[str]]]:
-    """Raised flags by name, each with its cases and details."""
-    held: dict[str, list[str]] = {}
-    for case in cases:
-        for name, flag in case.record.flags.items():
-            if flag.raised:
-                held.setdefault(name.replace("_", " "), []).append(
-                    f"{case.record.case.model}, {case.label}: {flag.detail}"
-                )
-    return list(held.items())
