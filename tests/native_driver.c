@@ -130,7 +130,7 @@ static Norm a_norm(int64_t n, int kind) {
 }
 
 static void try_step(int kind, int threads) {
-    int64_t hidden = 1 + pick_one(100), kv_heads = 1 + pick_one(3), heads = kv_heads * (1 + pick_one(3));
+    int64_t hidden = 1 + pick_one(100), kv_heads = 1 + pick_one(3), heads = kv_heads * (1 + pick_one(6));
     int64_t width = 2 * (1 + pick_one(40)), neurons = 1 + pick_one(600), vocabulary = 1 + pick_one(150);
     int held = weights_of(kind), rotary = pick_one(2), projected = pick_one(2);
     int64_t last = projected ? 1 + pick_one(120) : hidden;

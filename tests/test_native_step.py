@@ -88,6 +88,22 @@ def test_steps_equal_the_models_own(name: str, growing: bool, steps: list[int]) 
     same_cache(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [8, 32, 72], ids="{} wide".format)
+@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (4, 1), (12, 2)], ids="{0[0]} heads on {0[1]}".format)
+def test_heads_that_share_keys(heads: tuple[int, int], head_dim: int, dtype: torch.dtype) -> None:
+    """Any number of heads on a key, of any width, over more tokens than are scored together; scores are capped."""
+    shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": head_dim}
+    model = tiny.build("gemma2", **shape, attn_logit_softcapping=2.0, attn_implementation="eager")
+    prompt, fed = tiny.text(1, 40), tiny.text(1, 4, seed=5)
+    with torch.no_grad():
+        expected = step_logits(model, prefill(model, prompt).cache, fed)
+    narrow = model.to(dtype)
+    with stepping(narrow):
+        found = step_logits(narrow, prefill(narrow, prompt).cache, fed)
+    close(found, expected, 2e-5 if dtype == torch.float32 else 0.05)
+
+
 @pytest.mark.parametrize("name", tiny.names())
 def test_bfloat16_is_as_near_to_float32_as_the_models_own(name: str) -> None:
     exact, model = tiny.build(name), tiny.build(name).to(torch.bfloat16)

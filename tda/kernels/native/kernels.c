@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <omp.h>
-#if defined(__AVX2__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -34,7 +34,10 @@
 #define AHEAD 4096     /* bytes from what is read to what is prefetched, where one stream reads */
 #define LEAP 1024      /* the same in each of several streams */
 #define BLOCK 256      /* rows between two visits of what follows a product */
+#define HEADS 4        /* heads that share keys and values, and are attended to together */
+#define TOKENS 16      /* tokens between two visits of what follows a score */
 #define INLINE static inline __attribute__((always_inline))
+#define NOT_INLINE __attribute__((noinline))
 
 /* Whether rows that follow each other are read from several places at once. Measured: Intel's Sapphire Rapids reads a tenth
  * faster so; on AMD's Zen 4 a single stream came out ahead of four rows side by side. */
@@ -171,13 +174,26 @@ INLINE void load_block(const char *row, int64_t i, int kind, vf *a, vf *b) {
 /* a where the mask is set, b elsewhere. */
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* Halves are added, so that no addition waits for more than a few others. */
-INLINE float sum(vf v) {
-    union { vf whole; v4 parts[W / 4]; } u = {v};
-    for (int half = W / 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) u.parts[i] += u.parts[i + half];
-    return (u.parts[0][0] + u.parts[0][2]) + (u.parts[0][1] + u.parts[0][3]);
+/* What a vector's fours of elements add up to. Halves are added, so that no addition waits for more than a few others;
+ * compilers take them through memory, so they are told how. */
+#if defined(__AVX__)
+INLINE v4 folded_half(__m256 v) { return (v4)_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
+#endif
+
+INLINE v4 folded(vf v) {
+#if defined(__AVX512F__)
+    __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1));
+    return folded_half(_mm256_add_ps(_mm512_castps512_ps256((__m512)v), upper));
+#elif defined(__AVX__)
+    return folded_half((__m256)v);
+#else
+    return (v4)v;
+#endif
 }
+
+INLINE float sum_of_four(v4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+INLINE float sum(vf v) { return sum_of_four(folded(v)); }
 
 INLINE int64_t blocks_end(int64_t n) { return n - n % STEP; }
 
@@ -222,6 +238,13 @@ INLINE void prefetch(const char *row, int64_t i, int kind) {
     if (kind == FLOAT32) __builtin_prefetch(row + size_of(kind) * (i + W));
 }
 
+/* What elements [from, to) add to a dot product. */
+static NOT_INLINE float dot_end(const char *row, const float *x, int64_t from, int64_t to, int kind) {
+    float total = 0;
+    for (int64_t i = from; i < to; i++) total += element(row, i, kind) * x[i];
+    return total;
+}
+
 /* Dot products of `count` rows with packed x; what lies `ahead` bytes on is prefetched. */
 INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, int64_t ahead, float *out) {
     vf even[STREAMS], odd[STREAMS];
@@ -238,8 +261,7 @@ INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t 
         }
     }
     for (int r = 0; r < count; r++) out[r] = sum(even[r] + odd[r]);
-    for (; i < n; i++)
-        for (int r = 0; r < count; r++) out[r] += element(row[r], i, kind) * x[i];
+    for (int r = 0; r < count && i < n; r++) out[r] += dot_end(row[r], x, i, n, kind);
 }
 
 /* Block i of packed y += that of factor·row. */
@@ -581,34 +603,59 @@ static int64_t scratch_floats(const Model *m, int thread, int threads, float *ba
     return at;
 }
 
-/* Scores of all heads of one key-value head for tokens [begin, end); token `cached` is the new one. */
-INLINE void score_kind(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
-                         int kind) {
-    int64_t group = m->heads / m->kv_heads, width = m->head_dim, total = layer->cached + 1;
-    const char *keys = layer->keys + head * layer->head_stride;
-    const float *queries = s->query + head * group * width;
-    for (int64_t t = begin; t < end; t++) {
-        const char *key = t < layer->cached ? keys + t * width * size_of(kind) : NULL;
-        const float *fresh = s->key + head * width;
-        for (int64_t byte = 0; byte < width * size_of(kind); byte += 64)
-            __builtin_prefetch(keys + t * width * size_of(kind) + AHEAD + byte);
-        for (int64_t g = 0; g < group; g++) {
-            vf total_v = {0};
-            float rest = 0;
-            const float *q = queries + g * width;
-            int64_t i = 0;
-            for (; i < blocks_end(width); i += STEP) {
-                vf a, b;
-                if (key) load_block(key, i, kind, &a, &b);
-                else a = load(fresh + i), b = load(fresh + i + W);
-                total_v += a * load(q + i) + b * load(q + i + W);
-            }
-            for (; i < width; i++) rest += (key ? element(key, i, kind) : fresh[i]) * q[i];
-            float score = (sum(total_v) + rest) * layer->scale;
-            if (layer->softcap > 0) score = tanhf(score / layer->softcap) * layer->softcap;
-            s->scores[(head * group + g) * total + t] = score;
+/* Products of a key with the queries of `count` heads, each as four parts; all in packed order. */
+INLINE void dot_key(const char *key, const float *queries, int count, int64_t width, int kind, v4 *parts) {
+    vf sums[HEADS];
+    int64_t i = 0;
+    for (int h = 0; h < count; h++) sums[h] = (vf){0};
+    for (; i < blocks_end(width); i += STEP) {
+        vf a, b;
+        load_block(key, i, kind, &a, &b);
+        for (int h = 0; h < count; h++) {
+            sums[h] += a * load(queries + h * width + i);
+            sums[h] += b * load(queries + h * width + i + W);
         }
     }
+    for (int h = 0; h < count; h++) parts[h * TOKENS] = folded(sums[h]);
+    for (int h = 0; h < count && i < width; h++) parts[h * TOKENS][0] += dot_end(key, queries + h * width, i, width, kind);
+}
+
+/* Scores of a block of tokens from the parts of their products. */
+static NOT_INLINE void finish_scores(const Layer *layer, const v4 *parts, int64_t n, float *out) {
+    for (int64_t t = 0; t < n; t++) out[t] = sum_of_four(parts[t]) * layer->scale;
+    if (layer->softcap > 0)
+        for (int64_t t = 0; t < n; t++) out[t] = tanhf(out[t] / layer->softcap) * layer->softcap;
+}
+
+/* Scores [count, cached + 1] of heads that share a key-value head, for tokens [begin, end); token `cached` is the new one,
+ * whose key is `fresh`. */
+INLINE void score_heads(const Layer *layer, const char *keys, const float *fresh, const float *queries, int count,
+                        int64_t width, int64_t begin, int64_t end, int kind, float *scores) {
+    int64_t row = width * size_of(kind), total = layer->cached + 1;
+    v4 parts[HEADS * TOKENS];
+    for (int64_t start = begin; start < end; start += TOKENS) {
+        int64_t n = end - start < TOKENS ? end - start : TOKENS, old = start + n > layer->cached ? n - 1 : n;
+        for (int64_t t = 0; t < old; t++) {
+            const char *key = keys + (start + t) * row;
+            for (int64_t byte = 0; byte < row; byte += 64) __builtin_prefetch(key + AHEAD + byte);
+            dot_key(key, queries, count, width, kind, parts + t);
+        }
+        if (old < n) dot_key((const char *)fresh, queries, count, width, FLOAT32, parts + old);
+        for (int h = 0; h < count; h++) finish_scores(layer, parts + h * TOKENS, n, scores + h * total + start);
+    }
+}
+
+/* The same for all heads of one key-value head. */
+INLINE void score_kind(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
+                       int kind) {
+    int64_t group = m->heads / m->kv_heads, width = m->head_dim, h = head * group;
+    const char *keys = layer->keys + head * layer->head_stride;
+    const float *fresh = s->key + head * width;
+    float *scores = s->scores;
+    for (; h + HEADS <= (head + 1) * group; h += HEADS)
+        score_heads(layer, keys, fresh, s->query + h * width, HEADS, width, begin, end, kind, scores + h * (layer->cached + 1));
+    for (; h < (head + 1) * group; h++)
+        score_heads(layer, keys, fresh, s->query + h * width, 1, width, begin, end, kind, scores + h * (layer->cached + 1));
 }
 
 static void score_tokens(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
@@ -618,10 +665,12 @@ static void score_tokens(const Model *m, const Layer *layer, const Scratch *s, i
 }
 
 static void softmax(float *x, int64_t n) {
+    vf tops = {0}, sums = {0};
     float top = x[0], total = 0;
-    int64_t i;
-    for (i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
-    vf sums = {0};
+    int64_t i = 0;
+    for (tops += top; i + W <= n; i += W) tops = pick(load(x + i) > tops, load(x + i), tops);
+    for (; i < n; i++) top = x[i] > top ? x[i] : top;
+    for (int k = 0; k < W; k++) top = tops[k] > top ? tops[k] : top;
     for (i = 0; i + W <= n; i += W) {
         vf e = exponential(load(x + i) - top);
         store(x + i, e);
@@ -632,34 +681,59 @@ static void softmax(float *x, int64_t n) {
     for (i = 0; i < n; i++) x[i] *= total;
 }
 
-/* Elements from `from` on, a block of them, of the values of one key-value head, mixed for all heads that share it. */
+/* The elements of a head's values that fill no block, mixed by its scores. */
+static NOT_INLINE void mix_end(const Layer *layer, const char *values, const float *scores, int64_t width, int64_t from,
+                               int kind, float *sums) {
+    for (int64_t t = 0; t < layer->cached; t++)
+        for (int64_t i = from; i < width; i++) sums[i - from] += scores[t] * element(values, t * width + i, kind);
+}
+
+/* out = sums + the new token's share of its values. */
+static NOT_INLINE void add_fresh(const float *sums, float score, const float *fresh, int64_t n, int kind, float *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = sums[i] + score * rounded(fresh[i], kind);
+}
+
+/* A block, from element `from` on, of the values of one key-value head, mixed for `count` of its heads by their scores
+ * [count, cached + 1]; out [count, width]. */
+INLINE void mix_heads(const Layer *layer, const char *values, const float *scores, int count, int64_t width, int64_t from,
+                      const float *fresh, int kind, float *out) {
+    int64_t n = width - from < STEP ? width - from : STEP, total = layer->cached + 1;
+    float sums[HEADS][STEP] = {0};
+    if (n == STEP) {
+        vf even[HEADS], odd[HEADS];
+        for (int h = 0; h < count; h++) even[h] = odd[h] = (vf){0};
+        for (int64_t t = 0; t < layer->cached; t++) {
+            vf a, b;
+            const char *row = values + t * width * size_of(kind);
+            prefetch(row + AHEAD, from, kind);
+            load_block(row, from, kind, &a, &b);
+            for (int h = 0; h < count; h++) {
+                even[h] += scores[h * total + t] * a;
+                odd[h] += scores[h * total + t] * b;
+            }
+        }
+        for (int h = 0; h < count; h++) {
+            float packed[STEP];
+            store(packed, even[h]);
+            store(packed + W, odd[h]);
+            unpack(packed, STEP, kind, sums[h]);
+        }
+    } else {
+        for (int h = 0; h < count; h++) mix_end(layer, values, scores + h * total, width, from, kind, sums[h]);
+    }
+    for (int h = 0; h < count; h++)
+        add_fresh(sums[h], scores[h * total + layer->cached], fresh + from, n, kind, out + h * width + from);
+}
+
+/* The same for all heads of one key-value head. */
 INLINE void mix_kind(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t from, const float *fresh,
                      int kind) {
-    int64_t group = m->heads / m->kv_heads, width = m->head_dim, total = layer->cached + 1;
-    int64_t n = width - from < STEP ? width - from : STEP;
+    int64_t group = m->heads / m->kv_heads, width = m->head_dim, total = layer->cached + 1, h = head * group;
     const char *values = layer->values + head * layer->head_stride;
-    for (int64_t g = 0; g < group; g++) {
-        const float *p = s->scores + (head * group + g) * total;
-        float *out = s->mixed + (head * group + g) * width + from, sums[STEP] = {0}, packed[STEP];
-        if (n == STEP) {
-            vf even = {0}, odd = {0};
-            for (int64_t t = 0; t < layer->cached; t++) {
-                vf a, b;
-                const char *row = values + t * width * size_of(kind);
-                if (g == 0) prefetch(row + AHEAD, from, kind);
-                load_block(row, from, kind, &a, &b);
-                even += p[t] * a;
-                odd += p[t] * b;
-            }
-            store(packed, even);
-            store(packed + W, odd);
-            unpack(packed, STEP, kind, sums);
-        } else {
-            for (int64_t t = 0; t < layer->cached; t++)
-                for (int64_t i = 0; i < n; i++) sums[i] += p[t] * element(values, t * width + from + i, kind);
-        }
-        for (int64_t i = 0; i < n; i++) out[i] = sums[i] + p[layer->cached] * rounded(fresh[from + i], kind);
-    }
+    for (; h + HEADS <= (head + 1) * group; h += HEADS)
+        mix_heads(layer, values, s->scores + h * total, HEADS, width, from, fresh, kind, s->mixed + h * width);
+    for (; h < (head + 1) * group; h++)
+        mix_heads(layer, values, s->scores + h * total, 1, width, from, fresh, kind, s->mixed + h * width);
 }
 
 static void mix_values(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t from, const float *fresh,
