@@ -89,8 +89,8 @@ def test_steps_equal_the_models_own(name: str, growing: bool, steps: list[int]) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("head_dim", [8, 32, 72], ids="{} wide".format)
-@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (4, 1), (12, 2)], ids="{0[0]} heads on {0[1]}".format)
+@pytest.mark.parametrize("head_dim", [8, 72], ids="{} wide".format)
+@pytest.mark.parametrize("heads", [(3, 3), (4, 1), (12, 2)], ids="{0[0]} heads on {0[1]}".format)
 def test_heads_that_share_keys(heads: tuple[int, int], head_dim: int, dtype: torch.dtype) -> None:
     """Any number of heads on a key, of any width, over more tokens than are scored together; scores are capped."""
     shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": head_dim}

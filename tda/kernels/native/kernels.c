@@ -648,14 +648,13 @@ INLINE void score_heads(const Layer *layer, const char *keys, const float *fresh
 /* The same for all heads of one key-value head. */
 INLINE void score_kind(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
                        int kind) {
-    int64_t group = m->heads / m->kv_heads, width = m->head_dim, h = head * group;
+    int64_t group = m->heads / m->kv_heads, width = m->head_dim, total = layer->cached + 1, h = head * group;
     const char *keys = layer->keys + head * layer->head_stride;
     const float *fresh = s->key + head * width;
-    float *scores = s->scores;
     for (; h + HEADS <= (head + 1) * group; h += HEADS)
-        score_heads(layer, keys, fresh, s->query + h * width, HEADS, width, begin, end, kind, scores + h * (layer->cached + 1));
+        score_heads(layer, keys, fresh, s->query + h * width, HEADS, width, begin, end, kind, s->scores + h * total);
     for (; h < (head + 1) * group; h++)
-        score_heads(layer, keys, fresh, s->query + h * width, 1, width, begin, end, kind, scores + h * (layer->cached + 1));
+        score_heads(layer, keys, fresh, s->query + h * width, 1, width, begin, end, kind, s->scores + h * total);
 }
 
 static void score_tokens(const Model *m, const Layer *layer, const Scratch *s, int64_t head, int64_t begin, int64_t end,
@@ -665,10 +664,10 @@ static void score_tokens(const Model *m, const Layer *layer, const Scratch *s, i
 }
 
 static void softmax(float *x, int64_t n) {
-    vf tops = {0}, sums = {0};
     float top = x[0], total = 0;
+    vf tops = (vf){0} + top, sums = {0};
     int64_t i = 0;
-    for (tops += top; i + W <= n; i += W) tops = pick(load(x + i) > tops, load(x + i), tops);
+    for (; i + W <= n; i += W) tops = pick(load(x + i) > tops, load(x + i), tops);
     for (; i < n; i++) top = x[i] > top ? x[i] : top;
     for (int k = 0; k < W; k++) top = tops[k] > top ? tops[k] : top;
     for (i = 0; i + W <= n; i += W) {
