@@ -24,19 +24,20 @@ def stream_gb_per_s(device: torch.device) -> float:
     if device.type == "cuda":
         source = torch.ones(STREAM_BYTES, device=device)  # float32: four times the bytes
         target = torch.empty_like(source)
-        return _best_gb_per_s(device, 2 * source.nbytes, lambda: target.copy_(source))
+        return _best_per_ms(device, 2 * source.nbytes, STREAM_PASSES, lambda: target.copy_(source)) / 1e6
     halves = torch.ones(2, max(STREAM_BYTES, 2 * (machine("cpu").cache_bytes or 0)) // 8)
     ways = (halves.sum, lambda: torch.dot(halves[0], halves[1]))
-    return max(_best_gb_per_s(device, halves.nbytes, way) for way in ways)
+    return max(_best_per_ms(device, halves.nbytes, STREAM_PASSES, way) for way in ways) / 1e6
 
 
-def _best_gb_per_s(device: torch.device, moved: int, pass_over: Callable[[], object]) -> float:
+def _best_per_ms(device: torch.device, amount: float, passes: int, work: Callable[[], object]) -> float:
+    """What is got through in a millisecond, where a pass of work gets through `amount`: the best of some passes."""
     clock = Stopwatch(device)
     best = 0.0
-    for _ in range(STREAM_PASSES):
+    for _ in range(passes):
         with clock.timing():
-            pass_over()
-        best = max(best, moved / clock.ms / 1e6)
+            work()
+        best = max(best, amount / clock.ms)
     return best
 
 
@@ -50,13 +51,7 @@ def matmul_tflop_per_s(device: torch.device, dtype: torch.dtype) -> float:
     draw = torch.Generator(device).manual_seed(0)
     one, other = (torch.rand(size, size, device=device, generator=draw).to(dtype) for _ in range(2))
     product = torch.empty_like(one)
-    clock = Stopwatch(device)
-    best = 0.0
-    for _ in range(MATMUL_PASSES):
-        with clock.timing():
-            torch.mm(one, other, out=product)
-        best = max(best, 2 * size**3 / clock.ms / 1e9)
-    return best
+    return _best_per_ms(device, 2 * size**3, MATMUL_PASSES, lambda: torch.mm(one, other, out=product)) / 1e9
 
 
 class Scaling(Frozen):
