@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tda import __version__
+from tda import __version__, processor
 from tda.records import BUILD_STAMP, Commit, Machine
 from tda.telemetry.nvml import driver_version
 from tda.telemetry.source import NotReadableError
@@ -25,7 +25,7 @@ def machine(device: str) -> Machine:
     """Describe the machine that runs, with the GPU that `device` names, if any."""
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return Machine(
-        cpu=_cpu_name(),
+        cpu=processor.name(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
@@ -37,15 +37,8 @@ def machine(device: str) -> Machine:
         transformers=metadata.version("transformers"),
         tda=__version__,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        products=processor.products(),
     )
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _last_level_cache() -> int | None:

@@ -145,6 +145,7 @@ class Machine(Frozen):
     transformers: str
     tda: str
     system: str
+    products: str | None = Field(default=None, description="how products of each type of two bytes run on the CPU")
 
     @property
     def fingerprint(self) -> str:

@@ -20,6 +20,7 @@ from tda.engine.overrides import Overrides
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
 from tda.families import find_ffns
+from tda.kernels.products import widening
 from tda.methods.static_mean import StaticMean
 from tda.methods.tda import TDA
 from tda.thresholds import TextHashes, Thresholds, hash_text
@@ -127,13 +128,14 @@ def _pass(
     try:
         for tokens, mask in _checked(batches, ffns[0].up.weight.device, progress):
             current[:] = [Batch(mask, positions(mask))]
-            model(
-                input_ids=tokens,
-                attention_mask=mask.long(),
-                position_ids=current[0].positions,
-                use_cache=False,
-                logits_to_keep=1,
-            )
+            with widening(model):
+                model(
+                    input_ids=tokens,
+                    attention_mask=mask.long(),
+                    position_ids=current[0].positions,
+                    use_cache=False,
+                    logits_to_keep=1,
+                )
             rows += [row[inside].cpu().numpy() for row, inside in zip(tokens, mask, strict=True)]
     finally:
         overrides.undo()

@@ -16,6 +16,7 @@ from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import find_ffns
+from tda.kernels import products
 from tda.names import Execution
 from tda.thresholds import Thresholds
 
@@ -105,10 +106,23 @@ def _hook(run: Run, overrides: Overrides) -> None:
         for ffn in run.ffns:
             hooks += _watch(run, ffn)
             _replace_forward(run, ffn, overrides)
+    if products.needed(model):
+        overrides.set(model, "forward", _widening(model.forward))
     if run.fast.step is not None or run.fast.graph is not None:
         overrides.set(model, "forward", _stepping(run, model.forward))
     for hook in hooks:
         overrides.later(hook.remove)
+
+
+def _widening(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The model's forward, with the products that are right for its type on this processor."""
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with products.WidenedProducts():
+            return forward(*args, **kwargs)
+
+    return wrapper
 
 
 def _stepping(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:

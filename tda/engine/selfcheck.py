@@ -13,6 +13,7 @@ from tda.engine.transformers_api import text_config
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
 from tda.kernels.native.step import Step
+from tda.kernels.products import widening
 
 _CHECKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _STEPS: "weakref.WeakKeyDictionary[nn.Module, str | None]" = weakref.WeakKeyDictionary()
@@ -40,11 +41,12 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         for hook in _record(ffn, seen):
             overrides.later(hook.remove)
     try:
-        model(input_ids=_probe(model), use_cache=False)
+        with widening(model):
+            model(input_ids=_probe(model), use_cache=False)
+            for ffn in ffns:
+                _compare(ffn, *seen[ffn.index])
     finally:
         overrides.undo()
-    for ffn in ffns:
-        _compare(ffn, *seen[ffn.index])
     _CHECKED.add(model)
 
 
@@ -70,7 +72,8 @@ def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | Non
         If the kernels do not know something that the model computes.
     """
     if model not in _STEPS:
-        _STEPS[model] = _compare_steps(model, decoder, ffns)
+        with widening(model):
+            _STEPS[model] = _compare_steps(model, decoder, ffns)
     return _STEPS[model]
 
 
