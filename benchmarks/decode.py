@@ -8,7 +8,7 @@ not asked for stay in the record as they are. Each machine has a record of its o
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,12 +18,13 @@ import pandas as pd
 
 import tda
 from benchmarks import short_rounds
+from tda.derived import NO_ROUND, Derived, Missing, derive
 from tda.device import machine
 from tda.profiler.records import Profile
 from tda.profiler.split import COMPONENTS, gap, split
-from tda.records import Record
+from tda.records import SPEED, Measurement, Record
 from tda.results import write_whole
-from tda.statistics import MIN_GROUPS, bootstrap
+from tda.statistics import MIN_GROUPS, Estimate, fieller, paired_ratio
 
 SPARSITIES = [0.25, 0.5, 0.75, 0.9]
 STEPS = {"model": ["shape:1b"], "sparsity": SPARSITIES, "prompt_tokens": 128, "new_tokens": 64}
@@ -65,6 +66,7 @@ PROFILED: dict[str, Any] = {
 ALIKE = 1.15
 """The largest stream bandwidth read around the steps of a method and of dense, over the smallest: where a machine's
 bandwidth moved more than this, the two did not run on the same machine, and say nothing about each other."""
+FEW = f"fewer than {MIN_GROUPS} rounds"
 NEAR = 2
 """Rounds that a method's run and dense's may lie apart; the A/A control is a run of dense too."""
 
@@ -115,7 +117,9 @@ class Ran:
 
     def values(self, name: str) -> list[float]:
         """Its samples of a measurement."""
-        measured = self.record.measurements[name]
+        measured = self.record.measurements.get(name)
+        if measured is None:
+            return []
         return [sample for group, sample in zip(measured.groups, measured.samples, strict=True) if group == self.number]
 
     def value(self, name: str) -> float:
@@ -125,7 +129,8 @@ class Ran:
     @property
     def ready_ms(self) -> float:
         """From the prompt to the end of all decode steps, as its parts promise."""
-        return self.value("ttft_ms") + (self.record.case.new_tokens - 1) * self.value("decode_ms")
+        selection = self.value("selection_ms") if self.values("selection_ms") else 0.0
+        return self.value("ttft_ms") + selection + (self.record.case.new_tokens - 1) * self.value("decode_ms")
 
 
 def runs(record: Record) -> list[Ran]:
@@ -150,66 +155,62 @@ def pairs(record: Record, dense: list[Record]) -> list[tuple[Ran, Ran]]:
     return found
 
 
-def bandwidth_share(own: Ran, dense: Ran) -> float:
-    """Bytes of weights over time and bandwidth."""
-    return own.value("bandwidth_share")
+def as_rounds(ran: Sequence[Ran]) -> Record:
+    """Some runs as the rounds of one record, numbered in their order."""
+    measurements = {}
+    for name in (*SPEED, "stream_gb_per_s"):
+        found = [(value, place) for place, one in enumerate(ran) for value in one.values(name)]
+        if found:
+            measurements[name] = Measurement.of(name, *zip(*found, strict=True))
+        elif name in ran[0].record.measurements:
+            measurements[name] = ran[0].record.measurements[name]
+    return ran[0].record.model_copy(update={"measurements": measurements})
 
 
-def gain_share(own: Ran, dense: Ran) -> float:
-    """Share of the gain that the bytes allow."""
-    return (dense.value("decode_ms") / own.value("decode_ms") - 1) / (own.value("limit_speedup") - 1)
-
-
-def break_even_tokens(own: Ran, dense: Ran) -> float:
-    """Decode steps that repay what comes before the first one."""
-    return max(own.value("ttft_ms") - dense.value("ttft_ms"), 0) / (dense.value("decode_ms") - own.value("decode_ms"))
-
-
-def prefill_ratio(own: Ran, dense: Ran) -> float:
+def prefill_ratio(own: Record, dense: Record) -> Derived:
     """Prefill with the method attached over dense."""
-    return own.value("prefill_ms") / dense.value("prefill_ms")
+    return paired_ratio(own.measurements["prefill_ms"], dense.measurements["prefill_ms"]) or NO_ROUND
 
 
-def promise_kept(own: Ran, dense: Ran) -> float:
+def promise_kept(own: Record, dense: Record) -> Derived:
     """Gain through the model's own generate over the gain that prefill, selection and steps promise."""
-    real = dense.value("generation_ms") / own.value("generation_ms")
-    return (real - 1) / (dense.ready_ms / own.ready_ms - 1)
+    both = [(Ran(own, ran.number), Ran(dense, ran.number)) for ran in runs(own)]
+    real = [base.value("generation_ms") / one.value("generation_ms") - 1 for one, base in both]
+    return fieller(real, [base.ready_ms / one.ready_ms - 1 for one, base in both])
 
 
-FIGURES: dict[str, Callable[[Ran, Ran], float]] = {
-    function.__name__: function
-    for function in (bandwidth_share, gain_share, break_even_tokens, prefill_ratio, promise_kept)
-}
-
-
-def values(figure: str, record: Record, dense: list[Record]) -> list[float]:
-    """A figure of each run that has a pair; memory is taken once, before the rounds."""
-    if figure == "memory_ratio":
+def figure(name: str, record: Record, dense: list[Record]) -> Derived:
+    """A figure over the runs that have a pair; memory is taken once, before the rounds."""
+    if name == "memory_ratio":
         own, base = record.samples("peak_memory_bytes"), dense[0].samples("peak_memory_bytes")
-        return [own[0] / base[0]] if own and base else []
-    return [FIGURES[figure](own, base) for own, base in pairs(record, dense)]
+        return Estimate(own[0] / base[0], None, None, 1) if own and base else NO_ROUND
+    found = pairs(record, dense)
+    if not found:
+        return Missing(FEW)
+    one, other = as_rounds([own for own, _ in found]), as_rounds([base for _, base in found])
+    own_figures = {"prefill_ratio": prefill_ratio, "promise_kept": promise_kept}
+    return own_figures[name](one, other) if name in own_figures else derive(name, one, other)
 
 
 def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
     """The figures of one bench that have a goal."""
     dense = sorted((one for one in records if one.case.method == "dense"), key=lambda one: one.control)
     for goal in _goals():
-        found = [one for one in records if (one.case.method, one.case.sparsity) == (goal.method, goal.sparsity)]
-        found = [one for one in found if not one.control]
-        if goal.run != run or not found:
+        asked = (goal.method, goal.sparsity)
+        own = [one for one in records if (one.case.method, one.case.sparsity) == asked and not one.control]
+        if goal.run != run or not own:
             continue
-        record = found[0]
-        found_values = values(goal.figure, record, dense)
-        estimate = bootstrap(found_values) if found_values else None
-        value = estimate.value if estimate is not None else float("nan")
+        record = own[0]
+        found = figure(goal.figure, record, dense)
+        estimate = Estimate(float("nan"), None, None, 0) if isinstance(found, Missing) else found
         yield {
             **asdict(goal),
-            "value": value,
-            "low": estimate.low if estimate is not None else None,
-            "high": estimate.high if estimate is not None else None,
-            "rounds": len(found_values),
+            "value": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "rounds": estimate.groups,
             "rounds_measured": len(runs(record)),
-            "verdict": goal.verdict(value) if _enough(goal, found_values) else f"fewer than {MIN_GROUPS} rounds",
+            "verdict": _verdict(goal, found),
             "model": record.case.model,
             "prompt_tokens": record.case.prompt_tokens,
             "new_tokens": record.case.new_tokens,
@@ -225,9 +226,11 @@ def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _enough(goal: Goal, found_values: list[float]) -> bool:
-    """Whether there are values enough for a verdict; memory needs one."""
-    return len(found_values) >= (1 if goal.figure == "memory_ratio" else MIN_GROUPS)
+def _verdict(goal: Goal, found: Derived) -> str:
+    """The bound that a figure reaches, or why it has none; memory needs no rounds."""
+    if isinstance(found, Missing):
+        return found.reason
+    return goal.verdict(found.value) if goal.figure == "memory_ratio" or found.groups >= MIN_GROUPS else FEW
 
 
 def gaps(profiles: list[Profile]) -> Iterator[dict[str, Any]]:
@@ -263,7 +266,7 @@ CONDITIONS = """\
 # What decode reaches against what its bytes allow
 
 {cpu}, {threads} threads, torch {torch}; bfloat16, batch 1. The baseline is dense on the same kernels. A value is the
-median over runs, each paired with the nearest run of dense (A/A control included) around which the machine's stream
+mean over runs, each paired with the nearest run of dense (A/A control included) around which the machine's stream
 bandwidth was the same within {percent:.0f}%; "rounds" says how many runs had such a pair, and the brackets are the 95%
 interval over them. Benches give each case a whole request and `generate`; `-steps` are rounds of seconds. Commits:
 {commits}.

@@ -20,7 +20,7 @@ import tda
 from tda.quality import calibration_batches, evaluation_documents
 from tda.quality.documents import Document, encode
 from tda.results import write_whole
-from tda.statistics import bootstrap, mean
+from tda.statistics import bootstrap
 
 LENGTHS = (1, 8, 32, 64, 128, 200, 256, 448)
 CONTINUATION = 64
@@ -64,7 +64,7 @@ def measure(
         kept = torch.stack([layer.double().mean(1) for layer in sparse.selection]).mean(0)
         achieved += (1 - kept).tolist()
         cost += (sparse.nll - dense.nll)[:, 1:].double().mean(1).tolist()
-    share, nats = bootstrap(achieved, mean), bootstrap(cost, mean)
+    share, nats = bootstrap(achieved), bootstrap(cost)
     return {
         "achieved_sparsity": share.value,
         "achieved_low": share.low,

@@ -19,7 +19,7 @@ from tda.bench.run import Bench
 from tda.records import Measurement, Record, merge
 from tda.reporting import build_report
 from tda.results import load, write_whole
-from tda.statistics import Estimate, bootstrap, mean, paired_difference
+from tda.statistics import Estimate, bootstrap, paired_difference
 
 MODELS = ("ref:swiglu", "ref:relu", "ref:geglu")
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)
@@ -60,7 +60,7 @@ class Quality:
     def share(self, one: str, other: str, sparsity: float) -> Estimate:
         """What share of the cost of `other` is the cost of `one`; the bounds are those of one - other/2."""
         costs = [self._costs(name, sparsity) for name in (one, other)]
-        pairs = bootstrap([a - 0.5 * b for a, b in zip(*costs, strict=True)], mean)
+        pairs = bootstrap([a - 0.5 * b for a, b in zip(*costs, strict=True)])
         value = sum(costs[0]) / sum(costs[1])
         return Estimate(value, pairs.low, pairs.high, pairs.groups)
 

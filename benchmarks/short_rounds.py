@@ -46,15 +46,13 @@ class Block:
     execution: str
     backend: str
 
-    def record(self, plan: Plan, dense: Traffic) -> Record:
+    def record(self, plan: Plan) -> Record:
         """What a bench would record of it."""
-        bandwidth, weights = sum(self.streams_gb_per_s) / 2, self.traffic.weights
         values = {
             "decode_ms": self.decode_ms,
             "stream_gb_per_s": self.streams_gb_per_s,
-            "weight_bytes_per_token": [weights],
-            "bandwidth_share": [weights / one / 1e6 / bandwidth for one in self.decode_ms],
-            "limit_speedup": [dense.total / self.traffic.total],
+            "weight_bytes_per_token": [self.traffic.weights],
+            "bytes_per_token": [self.traffic.total],
         }
         return Record(
             case=self.place.case,
@@ -124,8 +122,7 @@ def run(
             block(prepared.model, built, thresholds, prepared.timed[number - 1], place)
             for (built, thresholds, _), place in (order if number % 2 else order[::-1])
         ]
-        dense = next(one for one in blocks if one.place == places[0])
-        store.keep([one.record(plan, dense.traffic) for one in blocks])
+        store.keep([one.record(plan) for one in blocks])
     return store.merged()
 
 

@@ -2,7 +2,7 @@
 
 The timing pass of a bench is bracketed by two readings (`Watch`), the telemetry pass has a thread (`Sampler`).
 In each round a block of decode steps runs under every condition, alone twice: what its two runs differ by is noise. A
-block's number is the sum of its steps' times; a ratio is taken within a round, its interval resamples rounds.
+block's number is the sum of its steps' times; a ratio is taken within a round, its interval is over rounds.
 
     python benchmarks/telemetry_cost.py --out benchmarks/records/telemetry_cost.csv
 """
@@ -23,7 +23,7 @@ import tda
 from tda.device import Stopwatch, machine
 from tda.engine.phases import decode, prefill
 from tda.results import write_whole
-from tda.statistics import bootstrap
+from tda.statistics import geometric
 from tda.telemetry import Sampler, Watch, flags_of
 from tda.telemetry.watch import sources
 
@@ -97,7 +97,7 @@ def measure(blocks: Blocks, rounds: int) -> pd.DataFrame:
 def ratios(times: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Each condition over the block alone, with its 95% interval."""
     for condition in list(CONDITIONS)[1:]:
-        ratio = bootstrap((times[condition] / times["alone"]).tolist())
+        ratio = geometric((times[condition] / times["alone"]).tolist())
         yield {"condition": condition, "rounds": len(times), "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
 
 

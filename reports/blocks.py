@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tda.derived import DERIVED
 from tda.records import MEASUREMENTS, SPEED, Measurement, MeasurementKind, measurement_kind
 from tda.reporting.style import rank
-from tda.statistics import Estimate, bootstrap, by_group, mean, median
+from tda.statistics import Estimate, arithmetic, bootstrap, by_group, geometric, typical
 
 RATIO, DELTA, KL, SETS = "decode_to_dense", "delta_nll_nats", "kl_to_dense_nats", "selection_digest"
 SOURCES = {"nightly": "nightly runs", "bench": "tda bench", "asv": "asv", "micro": "micro-benchmarks"}
@@ -25,12 +26,13 @@ KINDS: Mapping[str, MeasurementKind] = {
     RATIO: MeasurementKind(unit="ratio", better="lower", meaning="decode step over the dense one of the same round"),
     DELTA: MeasurementKind(unit="nats/token", better="lower", meaning="NLL less dense NLL, paired by document"),
     **MEASUREMENTS,
+    **DERIVED,
 }
-"""Known metrics in the order in which they are shown: the two that are computed here, then what is recorded."""
+"""Known metrics in the order in which they are shown: two computed here, what is recorded, what follows from it."""
 
 
 MAIN = (
-    RATIO, "decode_ms", DELTA, KL, "prefill_ms", "select_ms", "generation_ms", "peak_memory_bytes",
+    RATIO, "decode_ms", DELTA, KL, "prefill_ms", "selection_ms", "statistic_ms", "generation_ms", "peak_memory_bytes",
     "energy_j_per_token", "top1_disagreement", SETS,
 )  # fmt: skip
 """Metrics that answer most questions; they are shown first."""
@@ -52,7 +54,7 @@ class Run:
     process : tuple
         Equal for what ran in the same process.
     measurement : Measurement
-        Raw samples, or why there are none.
+        Raw samples, or why there are none; what is derived has none of its own.
     estimate : Estimate or None
         Over its rounds or documents; None without samples, for a hash, and for what is no number.
     """
@@ -60,6 +62,11 @@ class Run:
     process: tuple[object, ...]
     measurement: Measurement
     estimate: Estimate | None
+
+    @property
+    def known(self) -> bool:
+        """Whether it gave anything."""
+        return bool(self.measurement.samples) or self.estimate is not None
 
     @cached_property
     def groups(self) -> dict[int, float]:
@@ -144,8 +151,8 @@ class Block:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Metrics that some case has samples of, main ones first."""
-        found = {metric for (_, metric, _), runs in self._runs.items() if any(run.measurement.samples for run in runs)}
+        """Metrics that some case has something of, main ones first."""
+        found = {metric for (_, metric, _), runs in self._runs.items() if any(run.known for run in runs)}
         order = list(dict.fromkeys((*MAIN, *KINDS)))
         return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
@@ -157,7 +164,7 @@ class Block:
     def unit(self, metric: str) -> str:
         """Unit of a metric; empty where nothing was measured."""
         runs = (run for (_, name, _), held in self._runs.items() if name == metric for run in held)
-        return next((run.measurement.unit for run in runs if run.measurement.samples), "")
+        return next((run.measurement.unit for run in runs if run.known), "")
 
     def level(self, case: str, metric: str, stop: Stop) -> Level:
         """Level of a metric, worked out once."""
@@ -214,7 +221,7 @@ def _level(metric: str, runs: Sequence[Run], failure: str | None) -> Level:
         reasons = [run.measurement.missing or "no finite number" for run in runs]
         return Level(None, unit, reasons[-1] if reasons else failure or "not measured")
     single = is_quality(metric) or len(good) == 1
-    pooled = good[-1] if single else bootstrap([estimate.value for estimate in good])
+    pooled = good[-1] if single else typical([estimate.value for estimate in good])
     return Level(pooled, unit)
 
 
@@ -222,7 +229,7 @@ def _difference(one: Run | None, other: Run | None) -> Estimate | None:
     if one is None or other is None:
         return None
     values = [a - b for a, b in _paired(one, other).values()]
-    return bootstrap(values, mean) if values and np.isfinite(values).all() else None
+    return bootstrap(values) if values and np.isfinite(values).all() else None
 
 
 def _relative(new: Sequence[Run], old: Sequence[Run]) -> Estimate | None:
@@ -232,10 +239,18 @@ def _relative(new: Sequence[Run], old: Sequence[Run]) -> Estimate | None:
     scale = float(np.median(list(below.values()))) if below else 0.0
     if not above or scale <= 0:
         return None
-    # Select time is a difference of two times: where a fast process has none, all are taken relative to the median.
-    alone = min(below.values()) > 0
-    paired = [(above[at] - below[at]) / (below[at] if alone else scale) for at in above if at in below]
-    return bootstrap(paired) if paired else Estimate(float(np.median(list(above.values()))) / scale - 1, None, None, 0)
+    common = [at for at in above if at in below]
+    if not common:
+        return Estimate(float(np.median(list(above.values()))) / scale - 1, None, None, 0)
+    if min(*above.values(), *below.values()) > 0:
+        return _less_one(geometric([above[at] / below[at] for at in common]))
+    # A difference of two times may be zero or less in a process: then all are taken relative to the median.
+    return arithmetic([(above[at] - below[at]) / scale for at in common])
+
+
+def _less_one(ratio: Estimate) -> Estimate:
+    low, high = (None if bound is None else bound - 1 for bound in (ratio.low, ratio.high))
+    return Estimate(ratio.value - 1, low, high, ratio.groups)
 
 
 def _paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:
@@ -348,5 +363,5 @@ def _compare(
             values = [operation(*both) for both in paired.values()]
             measurement = Measurement(unit=kind.unit, better=kind.better, samples=tuple(values), groups=tuple(paired))
             known = np.isfinite(values).all()
-            estimate = bootstrap(values, mean if is_quality(metric) else median) if known else None
+            estimate = (bootstrap if is_quality(metric) else typical)(values) if known else None
             block.add(case, metric, stop, Run(run.process, measurement, estimate))

@@ -19,7 +19,7 @@ COLOURS = {
 """Of the states of an alarm, and of verdicts that are none."""
 SPLITS: dict[Split, tuple[str, ...]] = {
     "prefill": ("prefill_ms",),
-    "select": ("select_ms",),
+    "select": ("selection_ms", "statistic_ms"),
     "decode": ("decode_ms", RATIO),
     "memory": ("peak_memory_bytes",),
     "quality": (DELTA, "nll_nats", KL, "top1_disagreement", SETS),
@@ -29,7 +29,8 @@ HEADINGS = {
     RATIO: "Decode, relative to dense",
     DELTA: "ΔNLL to dense",
     "prefill_ms": "Prefill",
-    "select_ms": "Selection",
+    "selection_ms": "Selection",
+    "statistic_ms": "Statistic",
     "ttft_ms": "Time to first token",
     "decode_ms": "Decode step",
     "generation_ms": "Generation",

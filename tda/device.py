@@ -116,6 +116,37 @@ class Stopwatch:
         self.ms = begin.elapsed_time(end)
 
 
+class RangeClock:
+    """Milliseconds of named ranges, for `tda.spans.recording`; on a GPU nothing waits for an event until `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
+        self._ms: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Open a range."""
+        if self.device.type != "cuda":
+            start = time.perf_counter_ns()
+            yield
+            self._ms[name] = self._ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._pairs.setdefault(name, []).append((begin, end))
+
+    def read(self) -> dict[str, float]:
+        """What each range took in all since the last reading; without those that were not opened."""
+        if self._pairs:
+            torch.cuda.synchronize(self.device)
+        on_gpu = {name: sum(begin.elapsed_time(end) for begin, end in pairs) for name, pairs in self._pairs.items()}
+        found, self._ms, self._pairs = self._ms | on_gpu, {}, {}
+        return found
+
+
 class PeakMemory:
     """Peak memory since construction: the allocator's on CUDA, this process's resident set on CPU."""
 

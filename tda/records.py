@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RECORD_VERSION: Literal[1] = 1
+RECORD_VERSION: Literal[2] = 2
+RETIRED = {
+    1: ("select_ms", "ttft_ms", "break_even_tokens", "limit_speedup", "gain_share", "bandwidth_share"),
+}
+"""By version of a record, measurements that are not read from it: gone since, or of another meaning now."""
 BUILD_STAMP = "build.json"
 """File in an installed package that names the `Commit` it was built from."""
 
@@ -49,24 +53,18 @@ def _kind(unit: str, better: Better | None, meaning: str, *, speed: bool = False
 
 MEASUREMENTS: Mapping[str, MeasurementKind] = {
     "prefill_ms": _kind(
-        "ms", "lower", "the prompt's forward pass with the method attached, statistic included", speed=True
+        "ms", "lower", "one pass of the prompt with the method attached, its statistic included", speed=True
     ),
-    "select_ms": _kind(
-        "ms", "lower", "all that a method adds before the first decode step: ttft less dense prefill", speed=True
-    ),
-    "ttft_ms": _kind("ms", "lower", "prefill with the statistic, then choice and gather", speed=True),
+    "ttft_ms": _kind("ms", "lower", "time to the first token: prefill, and the token read from it", speed=True),
+    "statistic_ms": _kind("ms", "lower", "what the method's statistic takes within prefill, all layers", speed=True),
+    "selection_ms": _kind("ms", "lower", "once per prompt, after its first token: choice, lists, gather", speed=True),
+    "choice_ms": _kind("ms", "lower", "the part of selection that decides what is kept", speed=True),
+    "gather_ms": _kind("ms", "lower", "the part of selection that makes lists or copies of weights", speed=True),
     "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True),
     "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True),
-    "break_even_tokens": _kind("tokens", "lower", "decode tokens after which select_ms is repaid", speed=True),
     "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
     "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read", speed=True),
-    "limit_speedup": _kind(
-        "ratio", "higher", "dense bytes over sparse bytes of a decode step, KV cache included", speed=True
-    ),
-    "gain_share": _kind("ratio", "higher", "(speed-up - 1) / (limit_speedup - 1)", speed=True),
-    "bandwidth_share": _kind(
-        "ratio", "higher", "weight bytes per token over decode time and the stream bandwidth around it", speed=True
-    ),
+    "bytes_per_token": _kind("B", "lower", "bytes that one decode step must read: weights and KV cache", speed=True),
     "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth just before and just after the decode steps"),
     "selection_digest": _kind("hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
     "gpu_utilization_percent": _kind("%", "higher", "share of time in which some kernel ran"),
@@ -216,7 +214,7 @@ class Flag(Frozen):
 class Record(Frozen):
     """One case in one round: a line of ``results.jsonl``."""
 
-    version: Literal[1] = RECORD_VERSION
+    version: Literal[1, 2] = RECORD_VERSION
     case: Case
     round: Annotated[int, Field(ge=0)]
     control: bool = Field(default=False, description="the second dense run of a round: the A/A control")
@@ -232,6 +230,12 @@ class Record(Frozen):
     conditions: dict[str, float | str | None] = Field(default_factory=dict)
     started: str
     seconds: float
+
+    @model_validator(mode="after")
+    def _without_retired(self) -> "Record":
+        for name in RETIRED.get(self.version, ()):
+            self.measurements.pop(name, None)
+        return self
 
     @property
     def series(self) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""Named ranges of a request, opened where the work is done; silent until a profiler listens."""
+"""Named ranges of a request, opened where the work is done; silent until a profiler or a clock listens."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +11,7 @@ PHASES = ("prefill", "statistic", "selection", "gather", "decode")
 
 _SILENT: AbstractContextManager[None] = nullcontext()
 _recorder: Recorder | None = None
+_profiled = False
 
 
 def span(name: str) -> AbstractContextManager[object]:
@@ -18,17 +19,25 @@ def span(name: str) -> AbstractContextManager[object]:
     return _SILENT if _recorder is None else _recorder(name)
 
 
-def listening() -> bool:
-    """Whether anybody records ranges."""
-    return _recorder is not None
+def profiled() -> bool:
+    """Whether a profiler looks on, so that kernels must be operators."""
+    return _profiled
 
 
 @contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
-    """Have a recorder open every range inside the block."""
-    global _recorder
-    before, _recorder = _recorder, recorder
+def recording(recorder: Recorder, *, profiler: bool = True) -> Iterator[None]:
+    """Have a recorder open every range inside the block.
+
+    Parameters
+    ----------
+    recorder : callable
+        Opens a range of a name.
+    profiler : bool
+        Whether it must see kernels as operators; a clock must not, since it times what runs without it.
+    """
+    global _recorder, _profiled
+    before, _recorder, _profiled = (_recorder, _profiled), recorder, profiler
     try:
         yield
     finally:
-        _recorder = before
+        _recorder, _profiled = before

@@ -1,21 +1,24 @@
-"""Estimates from raw samples: paired ratios and differences with bootstrap intervals.
+"""Estimates from raw samples, each with a 95% interval: ratios and times by t on logarithms, quality by bootstrap.
 
-The unit of resampling is a group (a round of timings, a document of quality), never a token or a repeat.
+The unit is a group (a round of timings, a document of quality), never a token or a repeat. An interval says how well
+this process is known; what differs from process to process (memory layout, neighbours) is not in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from tda.records import Measurement, Record
 
 MIN_GROUPS = 5
 """Fewer rounds or documents than this give no interval."""
 RESAMPLES = 2000
+LEVEL = 0.95
 
-Reducer = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,56 +43,184 @@ def by_group(measurement: Measurement) -> dict[int, float]:
     return {group: float(np.median(values)) for group, values in samples.items()}
 
 
-def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median over the last axis."""
-    return np.asarray(np.median(values, axis=-1))
+def _array(values: Sequence[float]) -> Values:
+    if not len(values):
+        raise ValueError("no values to estimate from")
+    return np.asarray(values, dtype=np.float64)
 
 
-def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis."""
-    return np.asarray(np.mean(values, axis=-1))
+# Estimates of one quantity.
 
 
-def bootstrap(values: list[float], reduce: Reducer = median, *, seed: int = 0) -> Estimate:
-    """Percentile bootstrap of `reduce` over groups.
-
-    Parameters
-    ----------
-    values : list of float
-        One value per group.
-    reduce : callable
-        `median` for times and ratios, `mean` for quality.
-    seed : int
-        Seed of the resampling.
+def arithmetic(values: Sequence[float]) -> Estimate:
+    """Arithmetic mean with its t interval, one value a group.
 
     Raises
     ------
     ValueError
         If there are no values.
     """
-    if not values:
-        raise ValueError("no values to estimate from")
-    data = np.asarray(values, dtype=np.float64)
-    value = float(reduce(data))
+    data = _array(values)
+    if (data == data[0]).all():  # a mean of equal values may differ from them in the last bit
+        value, reach = float(data[0]), 0.0
+    else:
+        value = float(data.mean())
+        reach = _quantile(len(data) - 1) * float(data.std(ddof=1)) / np.sqrt(len(data))
+    if len(data) < MIN_GROUPS:
+        return Estimate(value, None, None, len(data))
+    return Estimate(value, value - reach, value + reach, len(data))
+
+
+def geometric(values: Sequence[float]) -> Estimate:
+    """Geometric mean of positive values (times, sizes, ratios) with the t interval of the mean of their logarithms.
+
+    The inverse of a ratio has the inverse estimate and bounds.
+
+    Raises
+    ------
+    ValueError
+        If there are no values, or one is not positive.
+    """
+    data = _array(values)
+    if not (data > 0).all():
+        raise ValueError(f"a geometric mean needs positive values, got {data[~(data > 0)][0]:g}")
+    if (data == data[0]).all():
+        return arithmetic(values)
+    return _exponential(arithmetic(np.log(data).tolist()))
+
+
+def typical(values: Sequence[float]) -> Estimate:
+    """`geometric` of what is positive, as times, sizes and ratios are; `arithmetic` of what may be zero or less."""
+    return geometric(values) if min(values, default=1.0) > 0 else arithmetic(values)
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Arithmetic mean with its percentile bootstrap over groups: for quality, whose groups are many documents.
+
+    Raises
+    ------
+    ValueError
+        If there are no values.
+    """
+    data = _array(values)
+    value = float(data.mean())
     if len(data) < MIN_GROUPS:
         return Estimate(value, None, None, len(data))
     drawn = np.random.default_rng(seed).integers(0, len(data), size=(RESAMPLES, len(data)))
-    low, high = np.quantile(reduce(data[drawn]), (0.025, 0.975))
+    low, high = np.quantile(data[drawn].mean(axis=-1), (0.025, 0.975))
     return Estimate(value, float(low), float(high), len(data))
 
 
-def paired_ratio(numerator: Measurement, denominator: Measurement) -> Estimate | None:
-    """Median over groups of the ratio of the two medians within a group; None without a common group."""
+def perplexity(values: Sequence[float]) -> Estimate:
+    """Geometric mean of what is itself the exponential of a mean, with the bootstrap of that mean."""
+    return _exponential(bootstrap(np.log(_array(values)).tolist()))
+
+
+def _exponential(estimate: Estimate) -> Estimate:
+    low, high = (None if bound is None else float(np.exp(bound)) for bound in (estimate.low, estimate.high))
+    return Estimate(float(np.exp(estimate.value)), low, high, estimate.groups)
+
+
+def _quantile(dof: float, comparisons: int = 1) -> float:
+    """Two-sided quantile of t that holds for some comparisons together (Bonferroni)."""
+    return float(stdtrit(dof, 1 - (1 - LEVEL) / (2 * comparisons))) if dof > 0 else float("nan")
+
+
+# Estimates of two quantities.
+
+
+def fieller(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """Ratio of two means over paired groups, bounded by Fieller's theorem.
+
+    The set of ratios q for which the mean of ``above - q * below`` is not told from zero by a t test. Where `below`
+    itself is not told from zero, that set has no end: its bounds are infinite then.
+
+    Raises
+    ------
+    ValueError
+        If there are no values, or the mean of `below` is zero.
+
+    References
+    ----------
+    E. C. Fieller, Some problems in interval estimation, Journal of the Royal Statistical Society B 16 (1954).
+    """
+    top, bottom = _array(above), _array(below)
+    if bottom.mean() == 0:
+        raise ValueError("the mean that is divided by is zero")
+    value, groups = float(top.mean() / bottom.mean()), len(top)
+    if groups < MIN_GROUPS:
+        return Estimate(value, None, None, groups)
+    spread = _quantile(groups - 1) ** 2 * np.cov(top, bottom) / groups
+    square = bottom.mean() ** 2 - spread[1, 1]
+    if square <= 0:
+        return Estimate(value, -np.inf, np.inf, groups)
+    middle = top.mean() * bottom.mean() - spread[0, 1]
+    reach = np.sqrt(max(middle**2 - square * (top.mean() ** 2 - spread[0, 0]), 0.0))
+    return Estimate(value, float((middle - reach) / square), float((middle + reach) / square), groups)
+
+
+def unpaired_ratio(new: Sequence[float], old: Sequence[float]) -> Estimate:
+    """Ratio of geometric means of two processes' rounds, by Welch's t on their logarithms.
+
+    Raises
+    ------
+    ValueError
+        If either has no values, or one that is not positive.
+    """
+    one, other = geometric(new), geometric(old)
+    value, groups = one.value / other.value, min(one.groups, other.groups)
+    if groups < MIN_GROUPS:
+        return Estimate(value, None, None, groups)
+    variances = [float(np.log(values).var(ddof=1)) / len(values) for values in (new, old)]
+    if not any(variances):
+        return Estimate(value, value, value, groups)
+    weight = sum(v**2 / (len(values) - 1) for v, values in zip(variances, (new, old), strict=True))
+    reach = _quantile(sum(variances) ** 2 / weight) * np.sqrt(sum(variances))
+    return Estimate(value, float(value * np.exp(-reach)), float(value * np.exp(reach)), groups)
+
+
+def ratios(numerator: Measurement, denominator: Measurement) -> dict[int, float]:
+    """Ratio of the two medians within each group that both have."""
     above, below = by_group(numerator), by_group(denominator)
-    ratios = [above[group] / below[group] for group in above if below.get(group)]
-    return bootstrap(ratios) if ratios else None
+    return {group: above[group] / below[group] for group in above if below.get(group)}
+
+
+def paired_ratio(numerator: Measurement, denominator: Measurement) -> Estimate | None:
+    """Geometric mean over groups of the ratio of the two medians within a group; None without a common group."""
+    found = list(ratios(numerator, denominator).values())
+    return geometric(found) if found else None
 
 
 def paired_difference(left: Measurement, right: Measurement) -> Estimate | None:
-    """Mean over groups of left - right; None without a common group."""
+    """Mean over groups of left - right, with its bootstrap; None without a common group."""
     one, other = by_group(left), by_group(right)
     differences = [one[group] - other[group] for group in one if group in other]
-    return bootstrap(differences, mean) if differences else None
+    return bootstrap(differences) if differences else None
+
+
+def floor(times: Sequence[Sequence[float]], compared: int) -> float:
+    """What the mean ratios to dense stay within, with 95% for all of them together, when nothing changes anything.
+
+    Noise is what is left of the logarithms of times when the mean of each case and of each round is taken out, so that
+    all cases tell of it and not the control alone; it is taken to be alike in all. The level is corrected for the number
+    of comparisons (Bonferroni). What dense and its control differ by is within the floor, too.
+
+    Parameters
+    ----------
+    times : sequence of sequence of float
+        One row a case, one column a round; dense first, its control second.
+    compared : int
+        How many are held against the floor.
+    """
+    logs = np.log(np.asarray(times, dtype=np.float64))
+    left = logs - logs.mean(0) - logs.mean(1, keepdims=True) + logs.mean()
+    dof = (logs.shape[0] - 1) * (logs.shape[1] - 1)
+    error = np.sqrt(2 * float((left**2).sum()) / dof / logs.shape[1])
+    apart = abs(float(logs[1].mean() - logs[0].mean()))
+    return float(np.expm1(max(_quantile(dof, compared) * error, apart)))
+
+
+# Records beside dense.
 
 
 def is_baseline(record: Record) -> bool:
@@ -104,15 +235,25 @@ def speedup(record: Record, dense: Record, name: str = "decode_ms") -> Estimate 
     return paired_ratio(dense.measurements[name], record.measurements[name])
 
 
-def noise_floor(control: Record, dense: Record, name: str = "decode_ms") -> float | None:
-    """Bound of the A/A interval: the largest distance from 1 that two runs of the same thing showed.
+def noise_floor(control: Record, dense: Record, others: Sequence[Record] = (), name: str = "decode_ms") -> float | None:
+    """`floor` of what is held against dense, with the control: what says nothing about a method.
+
+    Parameters
+    ----------
+    control, dense : Record
+        The two runs of dense.
+    others : sequence of Record
+        What is held against the floor; a case that lacks rounds tells nothing of the noise.
 
     Returns
     -------
     float or None
-        E.g. .03 where a ratio within 3% says nothing; None with fewer than `MIN_GROUPS` rounds.
+        E.g. 0.03 where a ratio within 3% says nothing; None with fewer than `MIN_GROUPS` rounds.
     """
-    ratio = speedup(control, dense, name)
-    if ratio is None or ratio.low is None or ratio.high is None:
+    found = [by_group(one.measurements[name]) for one in (dense, control, *others) if one.samples(name)]
+    if not (dense.samples(name) and control.samples(name)):
         return None
-    return max(abs(ratio.low - 1), abs(ratio.high - 1), abs(ratio.value - 1))
+    rounds = found[0].keys() & found[1].keys()
+    if len(rounds) < MIN_GROUPS:
+        return None
+    return floor([[one[number] for number in rounds] for one in found if rounds <= one.keys()], max(len(others), 1))

@@ -21,7 +21,7 @@ MACHINE = Machine(
     tda="0.1.0",
     system="Linux",
 )
-LEVELS: Mapping[str, float] = {"prefill_ms": 20.0, "select_ms": 6.0, "decode_ms": 8.0, "peak_memory_bytes": 5e8}
+LEVELS: Mapping[str, float] = {"prefill_ms": 20.0, "selection_ms": 6.0, "decode_ms": 8.0, "peak_memory_bytes": 5e8}
 DOCUMENTS = 6
 
 

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 import tda.bench.run as bench_run
-from tda.bench import window
-from tda.bench.measure import Timing, time_case
+from tda.bench import measure, window
+from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
 from tda.bench.plan import PRESETS, Plan, Subject, plan_of
 from tda.bench.prepare import Texts, prepare
@@ -67,9 +67,10 @@ def test_every_case_is_measured_and_says_why_not_what(finished):
     for (name, _, other), record in merged.items():
         assert record.status == "ok"
         timed = name != "oracle" and other is None
-        for measure in SPEED[:5]:
-            assert bool(record.samples(measure)) == timed, (name, measure)
-            assert timed or record.measurements[measure].missing
+        for quantity in SPEED:
+            own = quantity not in ("statistic_ms", "selection_ms", "choice_ms", "gather_ms", "energy_j_per_token")
+            assert bool(record.samples(quantity)) == timed or not own, (name, quantity)
+            assert bool(record.samples(quantity)) or record.measurements[quantity].missing
     griffin = merged["griffin", False, None]
     assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
     assert (griffin.execution, griffin.backend) == ("indexed", "c")
@@ -101,7 +102,8 @@ def test_truncated_last_line_is_measured_again(finished, tmp_path):
 def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
     weights = 2e6 if name == "dense" else 1e6
     traffic, streams, change = Traffic(weights, 0.0), (1.5, 2.5), others_used(0.0)
-    return Timing(8.0, 1.0, 20.0, [ms] * 3, None, execution, "torch", (0.5,), traffic, streams, change, None)
+    passes = Passes(prefill=[8.0, 8.0], first_token=[8.1, 8.1])
+    return Timing(passes, 20.0, [ms] * 3, None, execution, "torch", (0.5,), traffic, streams, change, None)
 
 
 def others_used(percent: float) -> Change:
@@ -208,26 +210,77 @@ def test_overlapping_text_is_refused_before_anything_runs(tmp_path, first, then)
         prepare(plan, plan.subjects[0], Texts(evaluation=paths[1], calibration=paths[0]))
 
 
-def test_speed_is_paired_with_dense_of_the_round():
-    dense = replace(fake_timing("dense", ms=10.0, execution="dense"), choose_ms=0.0)
-    found = speed(fake_timing(ms=6.0), dense)
-    value = {name: part.samples[0] for name, part in found.items() if part.samples}
-    assert value["select_ms"] == pytest.approx((8 + 1) - 8)
-    assert value["limit_speedup"] == 2
-    assert value["gain_share"] == pytest.approx((10 / 6 - 1) / (2 - 1))
-    assert value["break_even_tokens"] == pytest.approx(1 / 4)
-    assert value["bandwidth_share"] == pytest.approx(1e6 / 6e-3 / 2e9)
-    assert found["stream_gb_per_s"].samples == (1.5, 2.5)
+def test_a_timed_round_keeps_raw_samples():
+    passes = Passes([8.0, 9.0], [8.1, 9.1], [0.5, 0.4], [1.0, 2.0], [0.6, 1.5], [0.3, 0.4])
+    found = speed(replace(fake_timing(), passes=passes))
+    assert {name: part.samples for name, part in found.items()} == {
+        "prefill_ms": (8.0, 9.0),
+        "ttft_ms": (8.1, 9.1),
+        "statistic_ms": (0.5, 0.4),
+        "selection_ms": (1.0, 2.0),
+        "choice_ms": (0.6, 1.5),
+        "gather_ms": (0.3, 0.4),
+        "decode_ms": (5.0, 5.0, 5.0),
+        "generation_ms": (20.0,),
+        "stream_gb_per_s": (1.5, 2.5),
+        "weight_bytes_per_token": (1e6,),
+        "bytes_per_token": (1e6,),
+    }
 
 
-@pytest.mark.parametrize("name", ["gain_share", "break_even_tokens"])
-def test_what_dense_cannot_have_is_missing_with_a_reason(name):
-    dense = fake_timing("dense", execution="dense")
-    assert speed(dense, dense)[name].missing
+def test_what_a_case_does_not_do_is_missing_and_not_zero():
+    found = speed(fake_timing("dense", execution="dense"))
+    for name in ("statistic_ms", "selection_ms", "choice_ms", "gather_ms"):
+        assert not found[name].samples
+        assert found[name].missing
+
+
+@pytest.mark.parametrize(
+    ("name", "clocked"),
+    [
+        ("griffin", {"statistic", "selection", "choice", "gather"}),
+        ("magnitude", {"selection", "choice", "gather"}),
+        ("tt", set()),
+        ("dense", set()),
+    ],
+)
+def test_statistic_choice_and_gather_are_clocked_by_themselves(name, clocked):
+    prepared = prepare(TINY, TINY.subjects[0], Texts())
+    built, thresholds = next(pair for pair in prepared.methods if pair[0].name == name)
+    passes = time_case(prepared.model, built, thresholds, prepared.timed[:1], "auto", keep_logits=False).passes
+    assert PASSES <= len(passes.prefill) <= MOST_PASSES
+    for part in ("statistic", "selection", "choice", "gather"):
+        taken = getattr(passes, part)
+        assert len(taken) == (len(passes.prefill) if part in clocked else 0), part
+        assert all(ms > 0 for ms in taken)
+    assert all(first > ms for first, ms in zip(passes.first_token, passes.prefill, strict=True))
+    if "selection" in clocked:
+        parts = zip(passes.selection, passes.choice, passes.gather, strict=True)
+        assert all(whole >= choice + gather for whole, choice, gather in parts)
+    if "statistic" in clocked:
+        assert all(part < whole for part, whole in zip(passes.statistic, passes.prefill, strict=True))
+
+
+def test_each_pass_of_the_prompt_is_a_request_of_its_own(monkeypatch):
+    """The selection is made anew, and the passes do not add up in it."""
+    prepared = prepare(TINY, TINY.subjects[0], Texts())
+    prompts, _ = rows_of(prepared.timed[:1], torch.device("cpu"))
+    monkeypatch.setattr(measure, "MOST_PASSES", 4)
+    monkeypatch.setattr(measure, "PASSES_MS", float("inf"))
+    requests = []
+    with attach(prepared.model, method("griffin", 0.5)) as run:
+        prefill(prepared.model, prompts)
+        once = [layer.clone() for layer in run.selection()]
+        select = run.select
+        monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run._request)))
+        measure._prefill_passes(run, prompts, torch.device("cpu"))
+        assert len(set(map(id, requests))) == 4
+        assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * 4
+        assert all(torch.equal(a, b) for a, b in zip(once, run.selection(), strict=True))
 
 
 def test_masked_execution_has_no_speed():
-    found = speed(fake_timing(execution="masked"), fake_timing("dense"))
+    found = speed(fake_timing(execution="masked"))
     assert all(found[name].missing and not found[name].samples for name in SPEED)
 
 

@@ -90,7 +90,7 @@ def test_between_the_ends_only_the_followed_case_runs_and_beside_both(
 CHANGES = {
     "everything": (factors(all_decode_ms=1.1), "decode", None),
     "improvement": (factors(griffin_decode_ms=0.9), "decode", None),
-    "selection": (factors(griffin_select_ms=1.5), "select", None),
+    "selection": (factors(griffin_selection_ms=1.5), "select", None),
     "prefill": (factors(all_prefill_ms=1.08), "prefill", None),
     "memory": (factors(tt_peak_memory_bytes=1.05), "memory", None),
     "everything, seen in one case": (factors(all_decode_ms=1.1), "decode", GRIFFIN),

@@ -120,7 +120,7 @@ CHANGES: dict[str, tuple[Cost, int, str, set[tuple[str, str, str]]]] = {
         "Decode faster",
         {(GRIFFIN, split, "faster") for split in ("decode", "decode to dense")},
     ),
-    "selection": (factors(griffin_select_ms=2), 1, "Selection slower", {(GRIFFIN, "select", "slower")}),
+    "selection": (factors(griffin_selection_ms=2), 1, "Selection slower", {(GRIFFIN, "select", "slower")}),
     "prefill": (factors(all_prefill_ms=1.1), 1, "Prefill slower", {(DENSE, "prefill", "slower")}),
     "memory": (factors(tt_peak_memory_bytes=1.05), 1, "Peak memory more", {(TT, "memory", "more")}),
     "less than counts": (factors(tt_peak_memory_bytes=1.005), 0, "", set()),
@@ -363,7 +363,7 @@ def folder(
             times = (8 * factor * (1 + QUIET * draw.normal(size=4))).tolist()
             values = {"decode_ms": times, "prefill_ms": [20 * (1 + QUIET * draw.normal())]}
             if method == "griffin":
-                values |= {"select_ms": [6 * (1 + QUIET * draw.normal())], "selection_digest": [1.0]}
+                values |= {"selection_ms": [6 * (1 + QUIET * draw.normal())], "selection_digest": [1.0]}
             lines.append(a_record(case, number, machine, dirty, values))
         path.mkdir(exist_ok=True)
         append(path, lines)
@@ -469,7 +469,7 @@ def test_select_times_around_zero_have_no_ratio(cache: Path, tda: Callable[..., 
     old, new = folder(cache / "old", methods=["dense"]), folder(cache / "new1", methods=["dense"])
     for path in (old, new):
         for number in range(1, 10):
-            values = {"decode_ms": [8.0], "select_ms": [number - 4.0], "selection_digest": [1.0]}
+            values = {"decode_ms": [8.0], "selection_ms": [number - 4.0], "selection_digest": [1.0]}
             append(path, [a_record(a_case(), number, nights.MACHINE, False, values)])
     code, rows, _ = tda("compare", old, new)
     assert code == 0

@@ -30,9 +30,10 @@ def record(
     values = {
         "decode_ms": measured("decode_ms", [step_ms] * 6),
         "ttft_ms": measured("ttft_ms", [100.0] * 6),
+        "bytes_per_token": measured("bytes_per_token", [1.6e9 if method == "dense" else 0.8e9] * 6),
+        "weight_bytes_per_token": measured("weight_bytes_per_token", [step_ms * 0.8 * 40e6] * 6),
         "prefill_ms": measured("prefill_ms", [100.0 if method == "dense" else 103.0] * 6),
         "generation_ms": measured("generation_ms", [100.0 + 15 * step_ms] * 6),
-        "bandwidth_share": measured("bandwidth_share", [0.8] * 6),
         "stream_gb_per_s": measured(
             "stream_gb_per_s", [value for value in streams for _ in "ab"], sorted([*ROUNDS] * 2)
         ),

@@ -180,7 +180,7 @@ def test_everything_and_a_method_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "split", "scope", "factor"),
     [
-        ("select_ms", "select", "method", 2.0),
+        ("selection_ms", "select", "method", 2.0),
         ("peak_memory_bytes", "memory", "everything", 1.1),
         ("prefill_ms", "prefill", "everything", 1.1),
     ],

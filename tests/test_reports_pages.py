@@ -100,7 +100,7 @@ def a_record(
         "energy_j_per_token": Measurement.absent("energy_j_per_token", "no NVIDIA driver"),
     }
     if select:
-        measured["select_ms"] = Measurement.of("select_ms", select)
+        measured["selection_ms"] = Measurement.of("selection_ms", select)
     if scored:
         measured |= quality(case, sum(effect.nats.get(case.method, 0.0) for effect in held))
     return Record(
@@ -401,9 +401,9 @@ def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
     block = Block("nightly", "m", "m", "m")
     for stop, values in ((Stop(A, False), (0.0, 2.0, 2.0)), (Stop(B, False), (1.0, 3.0, 3.0))):
         for number, value in enumerate(values):
-            measurement = Measurement.of("select_ms", [value])
-            block.add("c", "select_ms", stop, Run((number,), measurement, Estimate(value, None, None, 1)))
-    change = block.change("c", "select_ms", Stop(B, False), Stop(A, False))
+            measurement = Measurement.of("selection_ms", [value])
+            block.add("c", "selection_ms", stop, Run((number,), measurement, Estimate(value, None, None, 1)))
+    change = block.change("c", "selection_ms", Stop(B, False), Stop(A, False))
     assert change is not None
     assert change.value == 0.5
 

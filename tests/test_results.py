@@ -73,7 +73,7 @@ class TestRecord:
         assert again.samples("decode_ms") == (1.5, 2.5)
         assert again.samples("power_w") == again.samples("ttft_ms") == ()
         assert again.raised() == ["foreign_load: 12%"]
-        assert json.loads(made.model_dump_json())["version"] == 1
+        assert json.loads(made.model_dump_json())["version"] == 2
 
     @given(st.lists(st.floats(allow_nan=False), min_size=1))
     def test_samples_come_back_to_the_last_bit(self, samples: list[float]) -> None:
@@ -88,7 +88,7 @@ class TestRecord:
         "change",
         [
             {"status": "fine"},
-            {"version": 2},
+            {"version": 3},
             {"round": -1},
             {"surprise": 1},
             {"flags": {"moon_phase": Flag(raised=True, detail="")}},

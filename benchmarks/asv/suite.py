@@ -99,11 +99,18 @@ class Speed(_Timed):
         return per_group(table, cell, "prefill_ms")
 
     @track("ms")
-    def track_select_ms(self, table: Table, cell: Cell) -> dict[int, float]:
-        """All that a method adds before the first decode step; noise may take it below zero."""
+    def track_selection_ms(self, table: Table, cell: Cell) -> dict[int, float]:
+        """Choice, lists and gather, once per prompt after its first token."""
         if cell[1] == "dense":
             raise SkipNotImplemented("dense selects nothing")
-        return per_group(table, cell, "select_ms")
+        return per_group(table, cell, "selection_ms")
+
+    @track("ms")
+    def track_statistic_ms(self, table: Table, cell: Cell) -> dict[int, float]:
+        """What the method's statistic takes within prefill."""
+        if cell[1] == "dense":
+            raise SkipNotImplemented("dense takes no statistic")
+        return per_group(table, cell, "statistic_ms")
 
     @track("ms")
     def track_decode_ms(self, table: Table, cell: Cell) -> dict[int, float]:

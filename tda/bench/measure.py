@@ -1,8 +1,9 @@
-"""Measure one case in one round: prefill, selection, each decode token, and the model's own generate."""
+"""Measure one case in one round: passes of the prompt, selections, decode tokens, and the model's own generate."""
 
 import gc
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
@@ -12,16 +13,45 @@ from torch import Tensor, nn
 from tda import limits
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method, PromptMethod
-from tda.device import PeakMemory, Stopwatch
+from tda.device import PeakMemory, RangeClock, Stopwatch
 from tda.engine import Run, attach
-from tda.engine.phases import decode, prefill
+from tda.engine.phases import Prefilled, decode, prefill
 from tda.engine.score import Scores, token_nll
 from tda.names import Execution
 from tda.quality import Document, rows_of, selection_digest
+from tda.spans import recording
 from tda.telemetry import Change, Watch
 from tda.thresholds import Thresholds
 
 WARM_UP_TOKENS = 3
+PASSES, MOST_PASSES = 2, 10
+"""Passes of the prompt in a round, at least and at most, each on a request of its own, its selection after it."""
+PASSES_MS = 150.0
+"""More passes than the least are made while those before took less than this together."""
+RANGES = {"statistic": "statistic", "selection": "choice", "gather": "gather"}
+"""Ranges of `tda.spans` that are clocked in a pass, and where in `Passes` they go."""
+
+
+@dataclass
+class Passes:
+    """What each pass of the prompt took, in ms; empty for what the method does not do before its first decode step.
+
+    Attributes
+    ----------
+    prefill, first_token : list of float
+        The pass with the statistic; the same until the token is read from it.
+    statistic : list of float
+        The part of prefill that the method's statistic takes.
+    selection, choice, gather : list of float
+        Everything from the first token to readiness for a decode step, and its two parts.
+    """
+
+    prefill: list[float] = field(default_factory=list)
+    first_token: list[float] = field(default_factory=list)
+    statistic: list[float] = field(default_factory=list)
+    selection: list[float] = field(default_factory=list)
+    choice: list[float] = field(default_factory=list)
+    gather: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -30,8 +60,10 @@ class Timing:
 
     Attributes
     ----------
-    prefill_ms, choose_ms, generation_ms : float
-        The prompt's pass with the statistic; choice and gather after it; the whole of `generate`.
+    passes : Passes
+        Passes of the prompt.
+    generation_ms : float
+        The whole of `generate`.
     decode_ms : list of float
         One per decode step.
     logits : Tensor or None
@@ -50,8 +82,7 @@ class Timing:
         Hash of the first row's kept sets; None for methods that choose per token.
     """
 
-    prefill_ms: float
-    choose_ms: float
+    passes: Passes
     generation_ms: float
     decode_ms: list[float]
     logits: Tensor | None
@@ -62,11 +93,6 @@ class Timing:
     streams_gb_per_s: tuple[float, float]
     change: Change
     digest: float | None
-
-    @property
-    def ttft_ms(self) -> float:
-        """From the prompt to readiness for the first decode step."""
-        return self.prefill_ms + self.choose_ms
 
     @property
     def stream_gb_per_s(self) -> float:
@@ -95,12 +121,7 @@ def time_case(
         _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
         gc.collect()
         watch = Watch(device)
-        with clock.timing():
-            first, cache = prefill(model, prompts)
-        prefill_ms = clock.ms
-        with clock.timing():
-            run.select()
-        choose_ms = clock.ms
+        passes, (first, cache) = _prefill_passes(run, prompts, device)
         before = limits.stream_gb_per_s(device)
         decode_ms, predicted = [], [first]
         for step in range(continuations.shape[1] - 1):
@@ -115,8 +136,7 @@ def time_case(
             generate(model, prompts, continuations.shape[1])
         change = watch.read()
         return Timing(
-            prefill_ms=prefill_ms,
-            choose_ms=choose_ms,
+            passes=passes,
             generation_ms=clock.ms,
             decode_ms=decode_ms,
             logits=torch.cat(predicted, 1) if keep_logits else None,
@@ -128,6 +148,32 @@ def time_case(
             change=change,
             digest=selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
         )
+
+
+def _prefill_passes(run: Run, prompts: Tensor, device: torch.device) -> tuple[Passes, Prefilled]:
+    """Serve the prompt anew until there are passes enough; the last one's cache is there for decode."""
+    passes, clock, whole, ranges = Passes(), Stopwatch(device), Stopwatch(device), RangeClock(device)
+    started = time.monotonic()
+    with recording(ranges, profiler=False):
+        for number in range(MOST_PASSES):
+            if number >= PASSES and time.monotonic() - started > PASSES_MS / 1000:
+                break
+            last = None  # a cache at a time
+            with whole.timing():
+                with clock.timing():
+                    last = prefill(run.model, prompts)
+                last.logits[:, -1].argmax(-1).tolist()
+            passes.prefill.append(clock.ms)
+            passes.first_token.append(whole.ms)
+            with clock.timing():
+                run.select()
+            found = ranges.read()
+            if "selection" in found:
+                passes.selection.append(clock.ms)
+            for name in found.keys() & RANGES.keys():
+                getattr(passes, RANGES[name]).append(found[name])
+    assert last is not None
+    return passes, last
 
 
 def generate(model: Any, prompts: Tensor, new_tokens: int) -> None:

@@ -1,6 +1,6 @@
-"""What a timed round says: measurements paired with the dense run of the same round, and doubts about them."""
+"""What a timed round says: the samples of a case, and doubts about them."""
 
-from statistics import median
+from collections.abc import Sequence
 
 from tda.bench.measure import Timing
 from tda.device import machine
@@ -9,57 +9,35 @@ from tda.statistics import MIN_GROUPS
 from tda.telemetry import flags_of
 
 
-def speed(timing: Timing, dense: Timing | None) -> dict[str, Measurement]:
-    """Times of a case in one round, and what pairs them with dense.
-
-    Parameters
-    ----------
-    timing : Timing
-        The case.
-    dense : Timing or None
-        The dense run of the same round; None where it failed.
-    """
+def speed(timing: Timing) -> dict[str, Measurement]:
+    """Times and bytes of a case in one round."""
     if timing.execution == "masked":
         return absent(dict.fromkeys(SPEED, "it ran masked here, which skips nothing: no speed"))
-    step_ms = median(timing.decode_ms)
-    weights = timing.traffic.weights
-    values: dict[str, list[float]] = {
-        "prefill_ms": [timing.prefill_ms],
-        "ttft_ms": [timing.ttft_ms],
+    passes = timing.passes
+    values: dict[str, Sequence[float]] = {
+        "prefill_ms": passes.prefill,
+        "ttft_ms": passes.first_token,
+        "statistic_ms": passes.statistic,
+        "selection_ms": passes.selection,
+        "choice_ms": passes.choice,
+        "gather_ms": passes.gather,
         "decode_ms": timing.decode_ms,
         "generation_ms": [timing.generation_ms],
-        "stream_gb_per_s": list(timing.streams_gb_per_s),
-        "weight_bytes_per_token": [weights],
-        "bandwidth_share": [weights / step_ms / 1e6 / timing.stream_gb_per_s],
+        "stream_gb_per_s": timing.streams_gb_per_s,
+        "weight_bytes_per_token": [timing.traffic.weights],
+        "bytes_per_token": [timing.traffic.total],
     }
-    found = {name: Measurement.of(name, samples) for name, samples in values.items()}
-    return found | _against_dense(timing, dense)
+    found = {name: Measurement.of(name, samples) for name, samples in values.items() if samples}
+    return found | absent({name: UNDONE[name] for name in values.keys() - found.keys()})
 
 
-def _against_dense(timing: Timing, dense: Timing | None) -> dict[str, Measurement]:
-    if dense is None:
-        names = ("select_ms", "limit_speedup", "gain_share", "break_even_tokens")
-        return absent(dict.fromkeys(names, "the dense run of this round failed"))
-    step_ms, dense_ms = median(timing.decode_ms), median(dense.decode_ms)
-    limit = dense.traffic.total / timing.traffic.total
-    select_ms = timing.ttft_ms - dense.ttft_ms
-    found = {
-        "select_ms": Measurement.of("select_ms", [select_ms]),
-        "limit_speedup": Measurement.of("limit_speedup", [limit]),
-    }
-    if limit > 1:
-        found["gain_share"] = Measurement.of("gain_share", [(dense_ms / step_ms - 1) / (limit - 1)])
-    else:
-        found["gain_share"] = Measurement.absent("gain_share", "nothing is left out, so there is no gain to share")
-    if timing is dense or limit <= 1:
-        reason = "nothing is left out, so there is nothing to repay"
-        found["break_even_tokens"] = Measurement.absent("break_even_tokens", reason)
-    elif step_ms < dense_ms:
-        found["break_even_tokens"] = Measurement.of("break_even_tokens", [max(select_ms, 0.0) / (dense_ms - step_ms)])
-    else:
-        reason = "decode was not faster than dense in this round"
-        found["break_even_tokens"] = Measurement.absent("break_even_tokens", reason)
-    return found
+UNDONE = {
+    "statistic_ms": "no statistic is taken of the prompt",
+    "selection_ms": "nothing is chosen per prompt",
+    "choice_ms": "nothing is chosen per prompt",
+    "gather_ms": "no lists or copies of weights are made per prompt",
+}
+"""Why a part of a request was not clocked: it did not run."""
 
 
 def absent(reasons: dict[str, str]) -> dict[str, Measurement]:

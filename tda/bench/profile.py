@@ -194,8 +194,8 @@ class _SubjectProfile:
                 "stage": table.overhead.stage,
             },
             timed=Timed(
-                prefill_ms=tuple(timing.prefill_ms for timing in timings),
-                selection_ms=tuple(timing.choose_ms for timing in timings),
+                prefill_ms=tuple(median(timing.passes.prefill) for timing in timings),
+                selection_ms=tuple(median(timing.passes.selection) for timing in timings if timing.passes.selection),
                 decode_ms=tuple(median(timing.decode_ms) for timing in timings),
                 stream_gb_per_s=tuple(timing.stream_gb_per_s for timing in timings),
             ),

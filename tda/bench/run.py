@@ -328,9 +328,8 @@ class _SubjectRun:
         for cell, place in order:
             self._guarded(place, functools.partial(self._time, cell, number, timings))
             self.progress.advance(self.task)
-        dense = next((timing for cell, timing, _ in timings if cell.method.name == "dense" and not cell.control), None)
         reference = self._reference(number) if self.subject.quality else None
-        self.store.keep([self._timed_record(*taken, dense, number, reference) for taken in timings])
+        self.store.keep([self._timed_record(*taken, number, reference) for taken in timings])
 
     def _time(self, cell: Cell, number: int, timings: list[Taken]) -> None:
         started = time.monotonic()
@@ -370,11 +369,10 @@ class _SubjectRun:
         cell: Cell,
         timing: Timing,
         span: Span,
-        dense: Timing | None,
         number: int,
         reference: Scores | None,
     ) -> Record:
-        measurements = self._gpu_use(cell, number) | speed(timing, dense)
+        measurements = self._gpu_use(cell, number) | speed(timing)
         first = self.plan.documents + (number - 1) * self.plan.batch
         if reference is not None:
             measurements |= self._timed_quality(timing, number, first, reference)

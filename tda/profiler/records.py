@@ -83,7 +83,7 @@ class Timed(Frozen):
     """The timing pass: one value a round, unprofiled."""
 
     prefill_ms: tuple[float, ...]
-    selection_ms: tuple[float, ...]
+    selection_ms: tuple[float, ...] = Field(description="none where nothing is chosen per prompt")
     decode_ms: tuple[float, ...] = Field(description="median step of each round")
     stream_gb_per_s: tuple[float, ...]
 

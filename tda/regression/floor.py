@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy import stats
 
 from tda.records import Frozen, Machine, label
-from tda.regression.effects import Prior, Values
+from tda.regression.effects import Prior
 from tda.regression.findings import Split
 from tda.regression.series import Key, series_of
 from tda.regression.units import Unit
@@ -70,9 +70,8 @@ def floors_of(source: str, units: Iterable[Unit], commit: str) -> list[Floor]:
                 values[series, key.case].append(value)
     found = []
     for (series, told), numbers in values.items():
-        spread = _logarithms(np.array(numbers))
-        if len(spread) >= MIN_PROCESSES:
-            variance, dof = float(spread.var(ddof=1)), len(spread) - 1
+        if len(numbers) >= MIN_PROCESSES:
+            variance, dof = float(np.log(numbers).var(ddof=1)), len(numbers) - 1
             found.append(Floor(source=source, **series._asdict(), label=told, variance=variance, dof=dof))
     return found
 
@@ -82,14 +81,6 @@ def _numbers(unit: Unit) -> Iterator[tuple[Key, Series, float]]:
     for key, value in series_of(unit).items():
         record = cases[key.case]
         yield key, Series(record.machine.fingerprint, record.case.key, key.split, key.relative), value
-
-
-def _logarithms(values: Values) -> Values:
-    """Logarithms; of select times around zero, which have none, the distance from their median instead."""
-    if values.min() > 0:
-        return np.asarray(np.log(values))
-    middle = float(np.median(values))
-    return values / middle - 1 if middle > 0 else np.empty(0)
 
 
 class Floors:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from tda.records import FAKE, LAYER_PROFILE, Case, Machine, Record, label, merge
 from tda.regression.builds import Build
 from tda.regression.compare import (
@@ -28,7 +26,7 @@ from tda.regression.quality import quality_moves
 from tda.regression.wording import short
 from tda.regression.workbench import Asked, Workbench, check_measured
 from tda.results import load, results_path
-from tda.statistics import MIN_GROUPS, RESAMPLES, Estimate, by_group, is_baseline
+from tda.statistics import MIN_GROUPS, Estimate, by_group, is_baseline, unpaired_ratio
 
 INSTALLED = "installed"
 """What the present installation is called where it is measured against itself."""
@@ -98,8 +96,8 @@ class Folder:
         if is_baseline(record):
             yield "prefill", False, _rounds(record, "prefill_ms")
             return
-        if record.samples("selection_digest") and record.samples("select_ms"):
-            yield "select", False, _rounds(record, "select_ms")
+        if record.samples("selection_ms"):
+            yield "select", False, _selections(record)
         dense = self._dense(record.case)
         if dense is not None:
             one, other = (by_group(part.measurements["decode_ms"]) for part in (record, dense))
@@ -114,28 +112,15 @@ def _rounds(record: Record, name: str) -> list[float]:
     return list(by_group(record.measurements[name]).values())
 
 
+def _selections(record: Record) -> list[float]:
+    """Statistic and selection of each round."""
+    names = [name for name in ("selection_ms", "statistic_ms") if record.samples(name)]
+    return list(map(sum, zip(*(_rounds(record, name) for name in names), strict=True)))
+
+
 def is_folder(name: str) -> bool:
     """Whether a name is that of a results folder or file."""
     return results_path(Path(name)).is_file()
-
-
-def unpaired_ratio(new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Estimate | None:
-    """Ratio of medians over rounds; its interval resamples the rounds of either process by themselves.
-
-    None where a median, or a resampled one, is not positive: select times around zero have no ratio.
-    """
-    above, below = (np.asarray(values, dtype=np.float64) for values in (new, old))
-    if np.median(above) <= 0 or np.median(below) <= 0:
-        return None
-    value, groups = float(np.median(above) / np.median(below)), min(len(above), len(below))
-    if groups < MIN_GROUPS:
-        return Estimate(value, None, None, groups)
-    draw = np.random.default_rng(seed)
-    one, other = (np.median(draw.choice(values, (RESAMPLES, len(values))), axis=-1) for values in (above, below))
-    if min(one.min(), other.min()) <= 0:
-        return None
-    low, high = np.quantile(one / other, (0.025, 0.975))
-    return Estimate(value, float(low), float(high), groups)
 
 
 def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> Comparison:
@@ -179,26 +164,23 @@ UNKNOWN, FEW = "no floor known", f"under {MIN_GROUPS} rounds"
 
 @dataclass(frozen=True)
 class _Paired:
-    """One series in both folders; `ratio` is None where it has none."""
+    """One series in both folders."""
 
     series: Series
     case: Case
-    ratio: Estimate | None
+    ratio: Estimate
 
     def row(self, noise: Prior | None, tested: int) -> Row:
         """Judged against the floor of one process against one other, at a level for all series together."""
         case, split = label(self.case), split_name(self.series.split, self.series.relative)
         floor = single(noise, 1 - FAMILY / tested) if noise is not None else None
-        ratio = self.ratio
-        if ratio is None:
-            return Row(case, split, floor=floor, verdict="around zero")
-        verdict = self._verdict(ratio, floor)
+        ratio, verdict = self.ratio, self._verdict(floor)
         return Row(case, split, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
 
-    def _verdict(self, ratio: Estimate, floor: float | None) -> str:
-        low, high = ratio.low, ratio.high
+    def _verdict(self, floor: float | None) -> str:
+        low, high = self.ratio.low, self.ratio.high
         if self.series.split == "memory":  # one peak a process, and no rounds
-            low = high = ratio.value
+            low = high = self.ratio.value
         if low is None or high is None:
             return FEW
         if floor is None:

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from tda.derived import DERIVED, Missing, derive
 from tda.records import FAKE, LAYER_PROFILE, Case, Frozen, Machine, Measurement, Record, label, merge
 from tda.regression.repository import Repository
 from tda.regression.units import NIGHTS, History, Night, Unit
 from tda.results import RESULTS, load, results_path
-from tda.statistics import Reducer, bootstrap, by_group, mean, median
+from tda.statistics import Estimate, bootstrap, by_group, is_baseline, perplexity, typical
 
 COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("source", "machine", "machine_label", "commit"), "object"),
@@ -62,9 +62,10 @@ class Table:
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
           commit's), `dirty` whether tracked files differed from it.
         - `case` is a label such as "griffin 0.5 on shape:25m"; `execution` what really ran.
-        - `samples` are all raw samples, `groups` the round or document of each. `value` is the median of the groups'
-          medians for what is timed or sized, their mean for quality, NaN for a hash; `low` and `high` bound its 95%
-          interval over groups, NaN where there are too few.
+        - `samples` are all raw samples, `groups` the round or document of each; what is derived from a case and dense
+          (`tda.derived.DERIVED`) has none. `value` is the geometric mean of the groups' medians for what is timed or
+          sized, their mean for quality, NaN for a hash; `low` and `high` bound its 95% interval over groups, NaN where
+          there are too few.
         - `missing` is the reason where there are no samples. A case or a process that failed has one such row, without
           a metric.
     problems : tuple of str
@@ -260,48 +261,31 @@ def _nothing(status: str, reason: str | None) -> Row:
     return {"samples": (), "groups": (), "missing": f"{status}: {reason or 'no reason given'}"}
 
 
-def _metric(name: str, measurement: Measurement, values: Mapping[int, float] | None = None) -> Row:
-    """Columns of a metric; `values` has one number for each round or document, the median of its samples."""
+def _metric(name: str, measurement: Measurement) -> Row:
+    """Columns of a metric."""
     samples = measurement.samples
-    value, low, high = _estimate(name, measurement.unit, by_group(measurement) if values is None else values)
     return {
         "metric": name,
         "unit": measurement.unit,
         "better": measurement.better,
         "samples": samples,
         "groups": measurement.groups or tuple(range(len(samples))),
-        "value": value,
-        "low": low,
-        "high": high,
         "missing": measurement.missing,
-    }
+    } | _bounds(_estimate(name, measurement))
 
 
-def _estimate(name: str, unit: str, groups: Mapping[int, float]) -> tuple[float, float, float]:
-    """Value and the bounds of its interval; NaN for what has none."""
-    nan = float("nan")
-    values = list(groups.values())
-    if not values or unit == "hash":
-        return nan, nan, nan
-    reduce = _reducer(name, unit)
-    if not np.isfinite(values).all():
-        value = float(reduce(np.asarray(values)))
-        return value if np.isfinite(value) else nan, nan, nan
-    estimate = bootstrap(values, reduce)
-    if estimate.low is None or estimate.high is None:
-        return estimate.value, nan, nan
-    return estimate.value, estimate.low, estimate.high
+def _bounds(estimate: Estimate | None) -> Row:
+    """Value and the bounds of its interval; None for what has none."""
+    return {part: getattr(estimate, part, None) for part in ("value", "low", "high")}
 
 
-def _reducer(name: str, unit: str) -> Reducer:
+def _estimate(name: str, measurement: Measurement) -> Estimate | None:
+    values = list(by_group(measurement).values())
+    if not values or measurement.unit == "hash" or not np.isfinite(values).all():
+        return None
     if name == "perplexity":
-        return _geometric_mean
-    return mean if unit in ("nats/token", "share") else median
-
-
-def _geometric_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis of what is itself the exponential of a mean."""
-    return np.asarray(np.exp(np.mean(np.log(values), axis=-1)))
+        return perplexity(values)
+    return bootstrap(values) if measurement.unit in ("nats/token", "share") else typical(values)
 
 
 # Nights.
@@ -328,8 +312,9 @@ def _unit_rows(reading: _Reading, folder: Path, nights: Mapping[str, Night]) -> 
         for unit in units:
             place: Row = {"source": "nightly", "night": unit.night}
             place |= {name: getattr(unit, name) for name in ("block", "role", "stage", "grid")}
-            for record in reading.without_fakes(path, _own_records(reading, path, unit)):
-                yield from _rows_of(reading, record, place, unit.commit)
+            yield from _rows_of(
+                reading, reading.without_fakes(path, _own_records(reading, path, unit)), place, unit.commit
+            )
             if unit.status != "ok":
                 yield _failed_unit(reading, unit, place, nights.get(unit.night))
 
@@ -365,8 +350,8 @@ def _record_rows(reading: _Reading, paths: Iterable[Path]) -> Iterator[Row]:
     if repeated:
         told = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"
         reading.problems.append(told)
-    for record in itertools.chain.from_iterable(merge(rounds.values()) for rounds in held.values()):
-        yield from _rows_of(reading, record, {"source": "bench"}, record.commit.hash)
+    for records in (merge(rounds.values()) for rounds in held.values()):
+        yield from _rows_of(reading, records, {"source": "bench"}, records[0].commit.hash)
 
 
 def _read_records(reading: _Reading, path: Path) -> list[Record]:
@@ -382,23 +367,30 @@ def _read_records(reading: _Reading, path: Path) -> list[Record]:
     return reading.without_fakes(file, loaded.records)
 
 
-def _rows_of(reading: _Reading, record: Record, place: Row, commit: str | None) -> Iterator[Row]:
-    """One row per measurement of a record; one alone where it failed."""
-    shared = place | _machine(record.machine) | reading.commit(commit, record.commit.dirty, record.started)
-    shared |= _case(record.case, record.execution or record.case.execution) | {"control": record.control}
-    if record.status != "ok":
-        yield shared | _nothing(record.status, record.reason)
-        return
-    for name, measurement in record.measurements.items():
-        yield shared | _metric(name, measurement, _values(record, name))
+def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
+    """One row per measurement of each record, and per number that follows from them; one alone where it failed."""
+    dense = {one.case.setting: one for one in records if one.status == "ok" and is_baseline(one)}
+    for record in records:
+        shared = place | _machine(record.machine) | reading.commit(commit, record.commit.dirty, record.started)
+        shared |= _case(record.case, record.execution or record.case.execution) | {"control": record.control}
+        if record.status != "ok":
+            yield shared | _nothing(record.status, record.reason)
+            continue
+        for name, measurement in record.measurements.items():
+            yield shared | _metric(name, measurement)
+        baseline = dense.get(record.case.setting)
+        if record.samples("decode_ms") and baseline is not None:
+            yield from (shared | row for row in _derived_rows(record, baseline))
 
 
-def _values(record: Record, name: str) -> dict[int, float]:
-    """One number per round or document; a round that repaid nothing breaks even after infinitely many tokens."""
-    values = by_group(record.measurements[name])
-    if name == "break_even_tokens" and values and "decode_ms" in record.measurements:
-        return dict.fromkeys(by_group(record.measurements["decode_ms"]), np.inf) | values
-    return values
+def _derived_rows(record: Record, dense: Record) -> Iterator[Row]:
+    for name, kind in DERIVED.items():
+        found = derive(name, record, dense)
+        told = {"metric": name, "unit": kind.unit, "better": kind.better, "samples": (), "groups": ()}
+        if isinstance(found, Missing):
+            yield told | {"missing": found.reason}
+        else:
+            yield told | _bounds(found)
 
 
 # asv.

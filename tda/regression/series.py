@@ -29,8 +29,8 @@ class Key(NamedTuple):
 def series_of(unit: Unit) -> dict[Key, float]:
     """The numbers of one process.
 
-    Prefill is that of dense, since what a method adds to it is its select time. Select is there for methods that
-    choose per prompt; per-token methods choose within decode.
+    Prefill is that of dense. Select is what a method does of its own before decode: its statistic and its selection,
+    both clocked; per-token methods choose within decode.
     """
     return dict(_values([record for record in unit.records if record.status == "ok" and not record.control]))
 
@@ -46,11 +46,16 @@ def _values(records: list[Record]) -> Iterator[tuple[Key, float]]:
         if is_baseline(record):
             yield Key("prefill", case), _level(record, "prefill_ms")
             continue
-        if record.samples("selection_digest") and record.samples("select_ms"):
-            yield Key("select", case), _level(record, "select_ms")
+        if record.samples("selection_ms"):
+            yield Key("select", case), _level(record, "selection_ms") + _statistic_ms(record)
         dense = next((one for one in records if is_baseline(one) and one.case.setting == record.case.setting), None)
         if dense is not None and dense.samples("decode_ms"):
             yield Key("decode", case, relative=True), _level(record, "decode_ms") / _level(dense, "decode_ms")
+
+
+def _statistic_ms(record: Record) -> float:
+    """What the statistic takes; nothing for methods that have none."""
+    return _level(record, "statistic_ms") if record.samples("statistic_ms") else 0.0
 
 
 def _level(record: Record, name: str) -> float:
@@ -91,17 +96,8 @@ class Blocks:
         return self._values.get(key, {})
 
     def differences(self, key: Key, new: Build, old: Build) -> Values:
-        """Log ratios of two builds over the blocks that both ran in; empty where the series has values of no sense.
-
-        Select time is a difference of two times and may be zero or less in a fast process: then the change is taken
-        relative to the old build's median instead, which is the same to first order.
-        """
+        """Log ratios of two builds over the blocks that both ran in."""
         above, below = (self.of(key).get(build, {}) for build in (new, old))
         common = sorted(above.keys() & below.keys())
         one, other = (np.array([values[number] for number in common]) for values in (above, below))
-        if not common:
-            return np.empty(0)
-        if min(one.min(), other.min()) > 0:
-            return np.asarray(np.log(one / other))
-        scale = float(np.median(other))
-        return np.asarray((one - other) / scale) if scale > 0 else np.empty(0)
+        return np.asarray(np.log(one / other))

@@ -4,13 +4,24 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import numpy as np
 
+from tda.derived import Derived, Missing, derive
 from tda.records import LAYER_PROFILE, SELECTION_FROM, SPEED, Record, merge
 from tda.reporting.style import rank
 from tda.reporting.text import share
-from tda.statistics import Estimate, bootstrap, by_group, is_baseline, mean, noise_floor, paired_difference, speedup
+from tda.statistics import (
+    Estimate,
+    bootstrap,
+    by_group,
+    geometric,
+    is_baseline,
+    noise_floor,
+    paired_difference,
+    speedup,
+)
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,14 @@ class Comparison:
             and self.method != "oracle"
             and "masked" not in (self.record.execution, self.record.case.execution)
             and bool(self.record.samples("decode_ms"))
+            and _finite(self.record, "decode_ms")
         )
 
     def samples(self, name: str) -> tuple[float, ...]:
-        """Samples of a measurement; none where it failed, or where it is a speed and this has none."""
+        """Samples of a measurement; none where it failed, has no speed though this is one, or one is not finite."""
         if self.record.status != "ok" or (name in SPEED and not self.timed):
             return ()
-        return self.record.samples(name)
+        return self.record.samples(name) if _finite(self.record, name) else ()
 
     def missing(self, name: str) -> str:
         """Why there are no samples of a measurement."""
@@ -103,6 +115,8 @@ class Comparison:
         found = self.record.measurements.get(name)
         if found is not None and found.missing:
             return found.missing
+        if not _finite(self.record, name):
+            return "a sample is no finite number"
         if found is not None and name in SPEED:
             return "masked execution and the oracle skip nothing: no speed"
         return self.record.reason or "not measured"
@@ -123,37 +137,23 @@ class Comparison:
     def mean(self, name: str) -> Estimate | None:
         """Mean over documents with its interval; None where missing."""
         groups = self.groups(name)
-        return bootstrap(list(groups.values()), mean) if groups else None
+        return bootstrap(list(groups.values())) if groups else None
+
+    def level(self, name: str) -> Estimate | None:
+        """Geometric mean over rounds of the round's median, with its interval; None where missing."""
+        groups = self.groups(name)
+        return geometric(list(groups.values())) if groups else None
 
     @cached_property
     def decode_ms(self) -> Estimate | None:
-        """Median over rounds of the round's median decode step, with its interval."""
-        groups = self.groups("decode_ms")
-        return bootstrap(list(groups.values())) if groups else None
+        """A decode step."""
+        return self.level("decode_ms")
 
     @property
     def achieved(self) -> float | None:
         """Mean over layers of the share left out."""
         layers = self.record.achieved_sparsity
         return float(np.mean(layers)) if layers else None
-
-    @property
-    def break_even_tokens(self) -> float | None:
-        """Median over rounds, a round that never repays counting as infinity; None where the median is infinite."""
-        repaid = self.groups("break_even_tokens")
-        rounds = self.groups("decode_ms")
-        if not repaid:
-            return None
-        value = float(np.median([repaid.get(number, np.inf) for number in rounds]))
-        return value if np.isfinite(value) else None
-
-    @property
-    def break_even_missing(self) -> str:
-        """Why there is no break-even."""
-        repaid, rounds = self.groups("break_even_tokens"), self.groups("decode_ms")
-        if not repaid:
-            return self.missing("break_even_tokens")
-        return f"decode was not faster than dense in {len(rounds) - len(repaid)} of {len(rounds)} rounds"
 
     @property
     def perplexity(self) -> float | None:
@@ -164,9 +164,20 @@ class Comparison:
 
     # Against dense.
 
+    def derived(self, name: str) -> Derived:
+        """One of `tda.derived.DERIVED`, or why it is missing."""
+        if not self.timed:
+            return Missing(self.missing("decode_ms"))
+        return derive(name, self.record, self.dense)
+
+    def estimate(self, name: str) -> Estimate | None:
+        """One of `tda.derived.DERIVED`; None where it is missing."""
+        found = self.derived(name)
+        return None if isinstance(found, Missing) else found
+
     def faster(self, name: str = "decode_ms") -> Estimate | None:
         """Dense time over this time, paired per round; None where either is missing."""
-        if self.dense is None or not self.samples(name):
+        if self.dense is None or not (self.samples(name) and _finite(self.dense, name)):
             return None
         return speedup(self.record, self.dense, name)
 
@@ -180,16 +191,27 @@ class Comparison:
         """NLL less dense NLL in nats per token, paired per document; None where either is missing."""
         if self.dense is None or not (self.samples("nll_nats") and self.dense.samples("nll_nats")):
             return None
+        if not _finite(self.dense, "nll_nats"):
+            return None
         return paired_difference(self.record.measurements["nll_nats"], self.dense.measurements["nll_nats"])
 
     @property
     def limit_ms(self) -> float | None:
-        """The decode step that the byte limit gives: dense median over `limit_speedup`."""
-        limit = self.median("limit_speedup")
-        if limit is None or self.dense is None:
+        """The decode step that the byte limit gives: dense's step over `limit_speedup`."""
+        if self.limit is None or self.dense is None:
             return None
-        dense = Comparison(self.dense, self.dense).groups("decode_ms")
-        return float(np.median(list(dense.values()))) / limit if dense else None
+        dense = Comparison(self.dense, self.dense).decode_ms
+        return dense.value / self.limit if dense else None
+
+    @property
+    def limit(self) -> float | None:
+        """The speed-up that the bytes of a step allow."""
+        found = self.estimate("limit_speedup")
+        return found.value if found else None
+
+
+def _finite(record: Record, name: str) -> bool:
+    return all(map(isfinite, record.samples(name)))
 
 
 @dataclass(frozen=True)
@@ -252,7 +274,11 @@ class Setting:
         """Bound of the A/A interval; None without a control or with too few rounds."""
         control = next((case for case in self.cases if case.record.control and case.timed), None)
         baseline = self.baseline
-        return noise_floor(control.record, baseline.record) if control and baseline else None
+        if control is None or baseline is None:
+            return None
+        return noise_floor(
+            control.record, baseline.record, [case.record for case in self.timed if case is not baseline]
+        )
 
 
 def settings(records: Iterable[Record]) -> list[Setting]:

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import pandas as pd
 
+from tda.derived import Missing
 from tda.records import SELECTION_FROM, Record
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.gather import Group
@@ -53,6 +55,8 @@ class Column:
             return Cell(MISSING, None, self.missing(case), self.numeric)
         if isinstance(value, str):
             return Cell(value, None, "", self.numeric)
+        if not isfinite(value.value if isinstance(value, Estimate) else value):
+            return Cell(MISSING, None, "it is no finite number", self.numeric)
         if isinstance(value, Estimate):
             return Cell(interval(value, signed=self.signed), value.value, "", self.numeric)
         return Cell(number(value / self.scale, signed=self.signed), value, "", self.numeric)
@@ -70,6 +74,18 @@ class Cell:
 
 def _measured(name: str, heading: str, *, scale: float = 1.0) -> Column:
     return Column(name, heading, lambda case: case.median(name), lambda case: case.missing(name), scale=scale)
+
+
+def _derived(name: str, heading: str, *, signed: bool = False) -> Column:
+    def why(case: Comparison) -> str:
+        found = case.derived(name)
+        return found.reason if isinstance(found, Missing) else ""
+
+    return Column(name, heading, lambda case: case.estimate(name), why, signed=signed)
+
+
+def _level(name: str, heading: str) -> Column:
+    return Column(name, heading, lambda case: case.level(name), lambda case: case.missing(name))
 
 
 def _percentile(percent: int) -> Column:
@@ -125,21 +141,18 @@ COLUMNS: tuple[Column, ...] = (
     Column("achieved_sparsity", "achieved", lambda case: case.achieved, lambda case: "not recorded"),
     _words("ran", "ran as", _ran),
     _measured("prefill_ms", "prefill (ms)"),
-    _measured("select_ms", "select (ms)"),
+    _derived("prefill_overhead_ms", "over dense prefill (ms)", signed=True),
+    _level("statistic_ms", "statistic (ms)"),
     _measured("ttft_ms", "TTFT (ms)"),
+    _level("selection_ms", "selection (ms)"),
     _percentile(50),
     _percentile(95),
     _percentile(99),
     Column("speedup", "speed-up (×)", lambda case: case.speedup, _ratio_missing("decode_ms")),
-    _measured("limit_speedup", "byte limit (×)"),
-    _measured("gain_share", "gain share"),
-    _measured("bandwidth_share", "bandwidth share"),
-    Column(
-        "break_even_tokens",
-        "break-even (tokens)",
-        lambda case: case.break_even_tokens,
-        lambda case: case.break_even_missing,
-    ),
+    _derived("limit_speedup", "byte limit (×)"),
+    _derived("gain_share", "gain share"),
+    _derived("bandwidth_share", "bandwidth share"),
+    _derived("break_even_tokens", "break-even (tokens)"),
     _measured("generation_ms", "generation (ms)"),
     Column(
         "generation_speedup",
@@ -161,6 +174,8 @@ OPTIONAL: tuple[Column, ...] = (
     _measured("gpu_memory_bytes", "GPU memory (MB)", scale=1e6),
     _measured("power_w", "power (W)"),
     _measured("energy_j_per_token", "energy per token (J)"),
+    _measured("choice_ms", "choice (ms)"),
+    _measured("gather_ms", "gather (ms)"),
 )
 """Columns that are shown only where some case has a value."""
 LAST: tuple[Column, ...] = (

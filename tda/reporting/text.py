@@ -10,7 +10,9 @@ MISSING = "–"
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
     """Write a number with `digits` significant digits and without exponent, e.g. ``"1,230"`` or ``"+0.0041"``."""
-    if value == 0 or not math.isfinite(value):
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0 or math.isnan(value):
         return f"{value:g}"
     rounded = float(f"{value:.{digits}g}")
     decimals = max(digits - 1 - _magnitude(rounded), 0)
@@ -22,11 +24,12 @@ def _magnitude(value: float) -> int:
 
 
 def interval(estimate: Estimate, digits: int = 3, *, signed: bool = False, unit: str = "") -> str:
-    """Write an estimate with its 95% interval, where it has one that is not a point."""
-    text = number(estimate.value, digits, signed=signed) + unit
-    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
-        return text
-    return f"{text} [{number(estimate.low, digits, signed=signed)}, {number(estimate.high, digits, signed=signed)}]"
+    """Write an estimate with its 95% interval, where it has one that shows at these digits."""
+    text = number(estimate.value, digits, signed=signed)
+    if estimate.low is None or estimate.high is None:
+        return text + unit
+    low, high = (number(bound, digits, signed=signed) for bound in (estimate.low, estimate.high))
+    return text + unit + (f" [{low}, {high}]" if (low, high) != (text, text) else "")
 
 
 def share(value: float) -> str:

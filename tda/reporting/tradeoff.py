@@ -84,7 +84,7 @@ def _best(tradeoff: Tradeoff) -> str:
 def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
     assert timed.speedup is not None
     assert scored.delta_nll is not None
-    limit = timed.median("limit_speedup")
+    limit = timed.limit
     at = "" if timed.sparsity is None else f" at sparsity {share(timed.sparsity)}"
     words = f"{timed.series}{at} decodes {interval(timed.speedup, unit='×')} as "
     words += f"fast as dense on {timed.record.case.model}" + (f" (byte limit {number(limit)}×)" if limit else "")

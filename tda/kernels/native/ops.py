@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from tda.spans import listening
+from tda.spans import profiled
 
 STAGE = "tda::decode_stage"
 """Operator that runs a part of a step, as profiles name it."""
@@ -34,7 +34,7 @@ def handle(of: Any) -> int:
 
 def wanted() -> bool:
     """Whether a compiler or a profiler looks on, so that calls must be operators."""
-    return torch.compiler.is_compiling() or listening()
+    return torch.compiler.is_compiling() or profiled()
 
 
 def _decode_stage(scratch: Tensor, step: int, first: int, last: int) -> None:

@@ -189,11 +189,12 @@ def _pieces(group: Group) -> list[dict[str, Any]]:
 
 def _phases(profile: Profile) -> Iterator[dict[str, Any]]:
     """Each phase as recorded, less the recording, and as timed."""
-    timed = {
-        "prefill": median(profile.timed.prefill_ms),
-        "selection": median(profile.timed.selection_ms),
-        "decode": median(profile.timed.decode_ms),
+    rounds = {
+        "prefill": profile.timed.prefill_ms,
+        "selection": profile.timed.selection_ms,
+        "decode": profile.timed.decode_ms,
     }
+    timed = {phase: median(values) for phase, values in rounds.items() if values}
     inside = {"prefill": ("prefill", "statistic"), "selection": ("selection", "gather")}
     for phase in PHASES:
         found = profile.phases.get(phase)

@@ -1,4 +1,6 @@
-"""What a method costs before its first decode step, and after how many tokens that is repaid."""
+"""What a request costs before its first decode step, and after how many tokens that is repaid."""
+
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,43 +30,65 @@ FLOOR_PERCENT = -60.0
 
 @section("first_step", 40, "Cost before the first decode step")
 def first_step_section(group: Group) -> Content | None:
-    """Time to first token by case, and the time saved as tokens are generated."""
+    """Prefill and selection by case, and the time saved as tokens are generated."""
     blocks = []
     for setting in group.settings:
-        cases = [case for case in setting.timed if case.samples("ttft_ms")]
+        cases = [case for case in setting.timed if case.samples("prefill_ms")]
         if cases:
             blocks.append(Block(setting.title, plots=(_before(setting, cases), *_saved(setting, cases))))
     lead = (
-        "Selection happens once per prompt: select_ms is the time to first token less the dense prefill of the same "
-        "round (below zero where the noise is larger than the cost). Beside each bar: what is added, "
-        "and how many tokens repay it."
+        "Prefill is dense and gives the first token; a method may add its statistic to it. What it adds is the "
+        "difference to the dense prefill of the same round, which noise may take below zero. Selection comes after the "
+        "first token, once per prompt, and is clocked by itself. Beside each bar: what prefill takes over dense, what "
+        "selection takes, and how many tokens repay both."
     )
     return Content(lead, tuple(blocks)) if blocks else None
 
 
 def _before(setting: Setting, cases: list[Comparison]) -> Plot:
     figure, axes = case_axes(f"Before the first decode step of {setting.model}", [case.label for case in cases])
-    widths = [case.median("ttft_ms") or 0.0 for case in cases]
-    for row, (case, width) in enumerate(zip(cases, widths, strict=True)):
-        axes.barh(row, width, height=0.62, color=look(case.method).colour, alpha=0.8, zorder=2)
+    for row, case in enumerate(cases):
+        bar: Any = {"height": 0.62, "color": look(case.method).colour, "zorder": 2}
+        axes.barh(row, _level(case, "prefill_ms"), alpha=0.8, **bar)
+        axes.barh(row, _level(case, "selection_ms"), left=_level(case, "prefill_ms"), **bar)
         row_text(axes, row, _cost(case))
-    prefill = setting.baseline.median("prefill_ms") if setting.baseline else None
-    if prefill is not None:
-        axes.axvline(prefill, color=INK, linewidth=1, linestyle="--", zorder=3)
-    axes.set_xlim(0, max(widths) * 1.75)
-    label_axes(axes, f"Prefill and selection of {setting.model} (ms, median over rounds; dashed: dense prefill)")
+    if setting.baseline is not None:
+        axes.axvline(_level(setting.baseline, "prefill_ms"), color=INK, linewidth=1, linestyle="--", zorder=3)
+    axes.set_xlim(0, max(map(_ready_ms, cases)) * 1.9)
+    label_axes(axes, f"Prefill and selection of {setting.model} (ms, mean over rounds; dashed: dense prefill)")
     plain_ticks(axes, "x")
-    return Plot(
-        "first-step", figure, f"Prefill plus selection of {setting.model}; text: select_ms, and its break-even."
+    caption = (
+        f"Prefill of {setting.model}, and selection (full colour) after it; text: what prefill takes over dense's, "
+        "what selection takes, and the tokens that repay both."
     )
+    return Plot("first-step", figure, caption)
+
+
+def _level(case: Comparison, name: str) -> float:
+    """Height of a bar, or of its part; what a method does not do has none."""
+    found = case.level(name)
+    return found.value if found else 0.0
+
+
+def _ready_ms(case: Comparison) -> float:
+    """From the prompt to readiness for the first decode step."""
+    return _level(case, "prefill_ms") + _level(case, "selection_ms")
 
 
 def _cost(case: Comparison) -> str:
     if case.is_dense:
         return "dense"
-    added, tokens = case.median("select_ms"), case.break_even_tokens
-    cost = MISSING if added is None else f"{number(added, 2, signed=True)} ms"
-    return f"{cost}, {'not repaid' if tokens is None else f'repaid in {int(np.ceil(tokens)):,} tokens'}"
+    added, chosen, tokens = (
+        case.estimate("prefill_overhead_ms"),
+        case.level("selection_ms"),
+        case.estimate("break_even_tokens"),
+    )
+    parts = [f"{number(added.value, 2, signed=True)}" if added else MISSING]
+    parts += [number(chosen.value, 2, signed=True)] if chosen else []
+    if tokens is None:
+        return f"{' '.join(parts)} ms, not repaid"
+    sure = "" if tokens.high is None or np.isfinite(tokens.high) else ", if at all"
+    return f"{' '.join(parts)} ms, repaid in {int(np.ceil(tokens.value)):,} tokens{sure}"
 
 
 def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
@@ -78,7 +102,7 @@ def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
             f"saved-{share(sparsity)}",
             _saved_figure(setting, [case for case in sparse if case.sparsity in (sparsity, None)], sparsity),
             f"Share of the dense time saved at sparsity {share(sparsity)}, from prompt to the n-th token, out of "
-            "medians; right of the dotted line it is extrapolated.",
+            "means over rounds; right of the dotted line it is extrapolated.",
             f"Sparsity {share(sparsity)}",
         )
         for sparsity in asked
@@ -91,12 +115,12 @@ def _saved_figure(setting: Setting, cases: list[Comparison], sparsity: float) ->
     assert baseline.decode_ms is not None
     figure, axes = new_axes(f"Time saved on {setting.model}, sparsity {share(sparsity)}", height=3.7)
     tokens = np.unique(np.geomspace(1, TOKENS, 60).round())
-    dense_ms = (baseline.median("ttft_ms") or 0.0) + tokens * baseline.decode_ms.value
+    dense_ms = _ready_ms(baseline) + tokens * baseline.decode_ms.value
     handles = []
     for case in cases:
         if case.decode_ms is None:
             continue
-        spent = (case.median("ttft_ms") or 0.0) + tokens * case.decode_ms.value
+        spent = _ready_ms(case) + tokens * case.decode_ms.value
         style = curve_style(case.method) | {"markevery": 10}
         axes.plot(tokens, 100 * (1 - spent / dense_ms), **style, zorder=3)
         handles.append(handle(case.series, case.method))

@@ -1,5 +1,6 @@
 """What each number means, and how it was made."""
 
+from tda.derived import DERIVED
 from tda.records import MEASUREMENTS
 from tda.reporting.gather import Group
 from tda.reporting.sections import Content, section
@@ -11,5 +12,5 @@ def glossary_section(group: Group) -> Content:
     """Measurements by name, and the method of the estimates."""
     return Content(
         template="glossary.html",
-        values={"measurements": MEASUREMENTS, "min_groups": MIN_GROUPS, "resamples": RESAMPLES},
+        values={"measurements": {**MEASUREMENTS, **DERIVED}, "min_groups": MIN_GROUPS, "resamples": RESAMPLES},
     )

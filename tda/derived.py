@@ -1,0 +1,172 @@
+"""What follows from the samples of a case and of the dense case of its setting: never stored, defined once, here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tda.records import MeasurementKind, Record
+from tda.statistics import Estimate, arithmetic, by_group, fieller, geometric, is_baseline, paired_ratio, speedup
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a number cannot be derived."""
+
+    reason: str
+
+
+Derived = Estimate | Missing
+NO_DENSE = Missing("no dense run of this setting succeeded")
+NO_ROUND = Missing("no round has all that it follows from")
+
+
+def derive(name: str, record: Record, dense: Record | None) -> Derived:
+    """Work out one of `DERIVED`.
+
+    Parameters
+    ----------
+    name : str
+        Which.
+    record : Record
+        A case, its rounds joined.
+    dense : Record or None
+        The baseline of its setting; None where there is none that ran.
+    """
+    formula = _FORMULAS[name]
+    if dense is None:
+        return NO_DENSE
+    for one in (record, dense):
+        for needed in formula.needs:
+            if not one.samples(needed):
+                found = one.measurements.get(needed)
+                return Missing((found.missing if found else None) or f"{needed} was not recorded")
+    return formula.of(record, dense)
+
+
+def _prefill_overhead_ms(record: Record, dense: Record) -> Derived:
+    if is_baseline(record):
+        return Missing("others are compared with this dense run")
+    added = _less(record, dense, "prefill_ms")
+    return arithmetic(list(added.values())) if added else NO_ROUND
+
+
+def _limit_speedup(record: Record, dense: Record) -> Derived:
+    return paired_ratio(dense.measurements["bytes_per_token"], record.measurements["bytes_per_token"]) or NO_ROUND
+
+
+def _gain_share(record: Record, dense: Record) -> Derived:
+    limit, faster = _limit_speedup(record, dense), speedup(record, dense)
+    if isinstance(limit, Missing) or faster is None:
+        return NO_ROUND
+    return share_of_gain(faster, limit.value)
+
+
+def _bandwidth_share(record: Record, dense: Record) -> Derived:
+    weights, steps, streams = (
+        by_group(record.measurements[name]) for name in ("weight_bytes_per_token", "decode_ms", "stream_gb_per_s")
+    )
+    rounds = weights.keys() & steps.keys() & streams.keys()
+    found = [weights[number] / steps[number] / 1e6 / streams[number] for number in sorted(rounds)]
+    return geometric(found) if found else NO_ROUND
+
+
+def _break_even_tokens(record: Record, dense: Record) -> Derived:
+    limit = _limit_speedup(record, dense)
+    if isinstance(limit, Missing):
+        return limit
+    if limit.value <= 1:
+        return Missing("nothing is left out, so there is nothing to repay")
+    if "selection_ms" not in record.measurements:
+        return Missing("selection_ms was not recorded")
+    chosen = by_group(record.measurements["selection_ms"])  # no rounds where nothing is chosen per prompt
+    added, saved = _less(record, dense, "prefill_ms"), _less(dense, record, "decode_ms")
+    rounds = [number for number in added if number in saved and (number in chosen or not chosen)]
+    spent = [added[number] + chosen.get(number, 0.0) for number in rounds]
+    return repaid(spent, [saved[number] for number in rounds])
+
+
+def _less(record: Record, other: Record, name: str) -> dict[int, float]:
+    """The medians of the rounds that both have, subtracted."""
+    one, two = (by_group(part.measurements[name]) for part in (record, other))
+    return {number: one[number] - two[number] for number in one if number in two}
+
+
+# Formulas over what was paired elsewhere.
+
+
+def share_of_gain(faster: Estimate, limit: float) -> Derived:
+    """Share that a speed-up is of the gain that a limit allows; its bounds go through the same formula."""
+    if limit <= 1:
+        return Missing("nothing is left out, so there is no gain to share")
+
+    def share(ratio: float) -> float:
+        return (ratio - 1) / (limit - 1)
+
+    low, high = (None if bound is None else share(bound) for bound in (faster.low, faster.high))
+    return Estimate(share(faster.value), low, high, faster.groups)
+
+
+def repaid(spent_ms: Sequence[float], saved_ms: Sequence[float]) -> Derived:
+    """Steps that repay what is spent once, by what each saves, paired by round: Fieller's bounds.
+
+    Nothing can be repaid before it is spent: what noise takes below zero is told as zero. Where it is not told that a
+    step saves anything, the upper bound is infinite.
+    """
+    if not spent_ms:
+        return NO_ROUND
+    if np.mean(saved_ms) <= 0:
+        return Missing("decode is not faster than dense here")
+    found = fieller(spent_ms, saved_ms)
+    low, high = (None if bound is None else max(bound, 0.0) for bound in (found.low, found.high))
+    return replace(found, value=max(found.value, 0.0), low=low, high=high)
+
+
+# By name.
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """A function of a record and its dense record, and the measurements that it needs of both."""
+
+    of: Callable[[Record, Record], Derived]
+    needs: tuple[str, ...]
+    kind: MeasurementKind
+
+
+def _ratio(meaning: str) -> MeasurementKind:
+    return MeasurementKind(unit="ratio", better="higher", meaning=meaning, speed=True)
+
+
+_FORMULAS: Mapping[str, _Formula] = {
+    "prefill_overhead_ms": _Formula(
+        _prefill_overhead_ms,
+        ("prefill_ms",),
+        MeasurementKind(unit="ms", better="lower", speed=True, meaning="prefill less dense prefill of the same round"),
+    ),
+    "limit_speedup": _Formula(
+        _limit_speedup,
+        ("bytes_per_token",),
+        _ratio("dense bytes over the bytes of a step, KV cache included"),
+    ),
+    "gain_share": _Formula(
+        _gain_share, ("decode_ms", "bytes_per_token"), _ratio("(speed-up - 1) / (limit_speedup - 1)")
+    ),
+    "bandwidth_share": _Formula(
+        _bandwidth_share,
+        ("weight_bytes_per_token", "decode_ms", "stream_gb_per_s"),
+        _ratio("weight bytes per token over decode time and the stream bandwidth around it"),
+    ),
+    "break_even_tokens": _Formula(
+        _break_even_tokens,
+        ("bytes_per_token", "prefill_ms", "decode_ms"),
+        MeasurementKind(
+            unit="tokens",
+            better="lower",
+            speed=True,
+            meaning="(prefill_overhead_ms + selection_ms) / (dense decode_ms - decode_ms), not below zero",
+        ),
+    ),
+}
+DERIVED: Mapping[str, MeasurementKind] = {name: formula.kind for name, formula in _FORMULAS.items()}
+"""Derived numbers by name, and what they are."""
