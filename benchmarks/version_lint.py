@@ -26,7 +26,7 @@ MEASURING = (
     "tda/bench/outcome.py",
     "tda/bench/plan.py",  # sizes of the requests
     "tda/bench/prepare.py",  # documents and calibration
-    "tda/bench/run.py",  # order of the cases, rounds
+    "tda/bench/subject.py",  # order of the cases, rounds
     "tda/bench/traffic.py",
     "tda/bench/window.py",  # how long the telemetry pass decodes
     "tda/device.py",

@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tda.records import MeasurementKind, Record
-from tda.statistics import Estimate, arithmetic, by_group, fieller, geometric, is_baseline, paired_ratio, speedup
+from tda.statistics import (
+    LEVEL,
+    Estimate,
+    arithmetic,
+    by_group,
+    fieller,
+    geometric,
+    is_baseline,
+    level_of,
+    paired_ratio,
+    speedup,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ def _break_even_tokens(record: Record, dense: Record) -> Derived:
     added, saved = _less(record, dense, "prefill_ms"), _less(dense, record, "decode_ms")
     rounds = [number for number in added if number in saved and (number in chosen or not chosen)]
     spent = [added[number] + chosen.get(number, 0.0) for number in rounds]
-    return repaid(spent, [saved[number] for number in rounds])
+    return repaid(spent, [saved[number] for number in rounds], level_of(record))
 
 
 def _less(record: Record, other: Record, name: str) -> dict[int, float]:
@@ -107,7 +118,7 @@ def share_of_gain(faster: Estimate, limit: float) -> Derived:
     return Estimate(share(faster.value), low, high, faster.groups)
 
 
-def repaid(spent_ms: Sequence[float], saved_ms: Sequence[float]) -> Derived:
+def repaid(spent_ms: Sequence[float], saved_ms: Sequence[float], level: float = LEVEL) -> Derived:
     """Steps that repay what is spent once, by what each saves, paired by round: Fieller's bounds.
 
     Nothing can be repaid before it is spent: what noise takes below zero is told as zero. Where it is not told that a
@@ -117,7 +128,7 @@ def repaid(spent_ms: Sequence[float], saved_ms: Sequence[float]) -> Derived:
         return NO_ROUND
     if np.mean(saved_ms) <= 0:
         return Missing("decode is not faster than dense here")
-    found = fieller(spent_ms, saved_ms)
+    found = fieller(spent_ms, saved_ms, level)
     low, high = (None if bound is None else max(bound, 0.0) for bound in (found.low, found.high))
     return replace(found, value=max(found.value, 0.0), low=low, high=high)
 

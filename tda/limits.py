@@ -15,20 +15,34 @@ MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 MATMUL_PASSES = 5
 
 
-def stream_gb_per_s(device: torch.device) -> float:
-    """Bandwidth of reading a large buffer once (CPU) or of copying it (CUDA, read plus write), in GB/s.
+class Stream:
+    """Bandwidth of reading a large buffer once (CPU) or of copying it (CUDA, read plus write).
 
     A CPU reads it by a sum and by the product of its halves, from one place and from two at once: processors differ in
-    which is faster. The buffer has 256 MiB (1 GiB on CUDA), or twice the last-level cache where that is more. The best
-    of three passes, over both ways.
+    which is faster. The buffer has 256 MiB (1 GiB on CUDA), or twice the last-level cache where that is more; it lives
+    as long as this object.
     """
-    if device.type == "cuda":
-        source = torch.ones(STREAM_BYTES, device=device)  # float32: four times the bytes
-        target = torch.empty_like(source)
-        return _best_per_ms(device, 2 * source.nbytes, STREAM_PASSES, lambda: target.copy_(source)) / 1e6
-    halves = torch.ones(2, max(STREAM_BYTES, 2 * (machine("cpu").cache_bytes or 0)) // 8)
-    ways = (halves.sum, lambda: torch.dot(halves[0], halves[1]))
-    return max(_best_per_ms(device, halves.nbytes, STREAM_PASSES, way) for way in ways) / 1e6
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            source = torch.ones(STREAM_BYTES, device=device)  # float32: four times the bytes
+            target = torch.empty_like(source)
+            self._bytes = 2 * source.nbytes
+            self._ways: tuple[Callable[[], object], ...] = (lambda: target.copy_(source),)
+        else:
+            halves = torch.ones(2, max(STREAM_BYTES, 2 * (machine("cpu").cache_bytes or 0)) // 8)
+            self._bytes = halves.nbytes
+            self._ways = (halves.sum, lambda: torch.dot(halves[0], halves[1]))
+
+    def gb_per_s(self) -> float:
+        """The best of three passes in GB/s, over all ways to read."""
+        return max(_best_per_ms(self._device, self._bytes, STREAM_PASSES, way) for way in self._ways) / 1e6
+
+
+def stream_gb_per_s(device: torch.device) -> float:
+    """Stream bandwidth in GB/s, with a buffer of its own (see `Stream`)."""
+    return Stream(device).gb_per_s()
 
 
 def _best_per_ms(device: torch.device, amount: float, passes: int, work: Callable[[], object]) -> float:

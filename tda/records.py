@@ -252,6 +252,18 @@ class Record(Frozen):
         return [f"{name}: {flag.detail}" for name, flag in self.flags.items() if flag.raised]
 
 
+class LeftOut(Frozen):
+    """Something that a bench was asked to measure and had no time for, and why."""
+
+    model: str
+    what: str
+    reason: str
+    command: str = Field(description="what measures it")
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.what} ({self.reason})"
+
+
 def merge(records: Iterable[Record]) -> list[Record]:
     """Join the rounds of each series into one record, in the order in which the series first appeared.
 

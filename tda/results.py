@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from tda.records import Frozen, Record
+from tda.records import Frozen, LeftOut, Record
 
 RESULTS = "results.jsonl"
+LEFT_OUT = "left_out.jsonl"
+"""What a budget left no time for: a `LeftOut` a line, beside the results."""
 Line = TypeVar("Line", bound=Frozen)
 
 
@@ -41,6 +43,12 @@ def load(folder: Path) -> Loaded:
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}; `tda bench --out {folder}` writes them")
     return Loaded(*read_lines(path, Record))
+
+
+def load_left_out(folder: Path) -> list[LeftOut]:
+    """What the budget of a folder's bench left no time for; nothing where there was none."""
+    path = results_path(folder).with_name(LEFT_OUT)
+    return read_lines(path, LeftOut)[0] if path.is_file() else []
 
 
 def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], list[str]]:

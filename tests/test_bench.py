@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import tda.bench.run as bench_run
+import tda.bench.subject as bench_run
 from tda.bench import measure, window
 from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed

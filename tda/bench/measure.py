@@ -109,20 +109,22 @@ def time_case(
     execution: Execution,
     *,
     keep_logits: bool,
+    stream: limits.Stream | None = None,
 ) -> Timing:
     """Attach a method, serve one unmeasured request, then measure one.
 
-    Decode is teacher-forced on the documents' continuations, so that every case does equal work.
+    Decode is teacher-forced on the documents' continuations, so that every case does equal work. The stream bandwidth
+    is read just before and just after; `stream` saves a caller of many cases a new buffer for each.
     """
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
-    clock = Stopwatch(device)
+    clock, stream = Stopwatch(device), stream or limits.Stream(device)
     with attach(model, method, thresholds, execution=execution) as run:
         _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
         gc.collect()
         watch = Watch(device)
         passes, (first, cache) = _prefill_passes(run, prompts, device)
-        before = limits.stream_gb_per_s(device)
+        before = stream.gb_per_s()
         decode_ms, predicted = [], [first]
         for step in range(continuations.shape[1] - 1):
             token = continuations[:, step : step + 1]
@@ -131,7 +133,7 @@ def time_case(
             decode_ms.append(clock.ms)
             if keep_logits:
                 predicted.append(logits)
-        after = limits.stream_gb_per_s(device)
+        after = stream.gb_per_s()
         with clock.timing():
             generate(model, prompts, continuations.shape[1])
         change = watch.read()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tda.bench.budget import MOST_ROUNDS
 from tda.contracts import EXECUTIONS, Method, check_choice
 from tda.methods import METHODS, method, takes_sparsity
 from tda.models import is_shape, needs_training
@@ -68,6 +69,12 @@ class Plan:
         Documents that thresholds are made from.
     batch, device, execution, seed
         As in a record's case.
+    budget_s : float or None
+        Seconds after which everything is to have ended; None is no limit.
+    precision : float or None
+        Half-width of a speed-up's interval, as a fraction of it, at which a case gets no more rounds; None is never.
+    most_rounds : int
+        Rounds of a case whose interval stays wider; at least `rounds`.
     """
 
     subjects: tuple[Subject, ...]
@@ -81,8 +88,12 @@ class Plan:
     device: str = "cpu"
     execution: Execution = "auto"
     seed: int = 0
+    budget_s: float | None = None
+    precision: float | None = None
+    most_rounds: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "most_rounds", max(self.most_rounds, self.rounds))
         for count, what in ((self.rounds, "rounds"), (self.documents, "documents"), (self.batch, "batch")):
             if count < 1:
                 raise ValueError(f"{what} must be at least 1, got {count}")
@@ -139,8 +150,16 @@ PRESETS: dict[Preset, Plan] = {
         rounds=5,
         documents=8,
         calibration_documents=16,
+        budget_s=50,
+        precision=0.02,
     ),
-    "default": Plan((_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=12)), rounds=6),
+    "default": Plan(
+        (_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=12)),
+        rounds=6,
+        budget_s=300,
+        precision=0.02,
+        most_rounds=MOST_ROUNDS,
+    ),
     "nightly": Plan(
         (
             *(_reference(name) for name in ("swiglu", "relu", "geglu")),
@@ -180,6 +199,8 @@ def given(**options: Any) -> dict[str, Any]:
 
 SIZES = ("prompt_tokens", "new_tokens", "dtype")
 """Options that are fields of every `Subject`."""
+LIMITS = ("budget_s", "precision")
+"""Options whose None is a value: no limit."""
 FIELDS = {"method": "methods", "sparsity": "sparsities"}
 """Fields of a `Plan` that an option calls otherwise."""
 
@@ -206,6 +227,9 @@ def plan_of(preset: Preset = "default", model: Sequence[str] | None = None, **op
     """
     check_choice("preset", preset, tuple(PRESETS))
     wanted = {name: value for name, value in given(**options).items() if value != ()}
+    wanted |= {name: options[name] for name in LIMITS if name in options}
+    if "rounds" in wanted:
+        wanted["most_rounds"] = wanted["rounds"]
     if "method" in wanted:
         wanted["speed_methods"] = wanted["method"]
     sizes = {name: wanted.pop(name) for name in SIZES if name in wanted}

@@ -17,7 +17,8 @@ from tda.contracts import FFN, Method
 from tda.engine.identity import identify
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
-from tda.models import is_shape, load_model
+from tda.limits import matmul_tflop_per_s
+from tda.models import is_shape, load_model, parameter_count
 from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
 from tda.quality.documents import read_jsonl
 from tda.quality.recall import Question
@@ -25,6 +26,8 @@ from tda.thresholds import Thresholds
 
 Profile = Mapping[tuple[str, float | None], Sequence[float]]
 """Achieved sparsity per layer, by method and asked sparsity."""
+LOADED_AND_HASHED_S = 10.0
+"""Seconds to fill and identify a billion random weights, about."""
 RANDOM_CALIBRATION = 8
 """Documents of random tokens that a shape's thresholds are made from."""
 
@@ -132,6 +135,17 @@ def prepare(
         made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
     prepared.methods = [(method, thresholds.get(_name(method))) for method in methods]
     return prepared
+
+
+def expected_seconds(plan: Plan, subject: Subject) -> float:
+    """About how long `prepare` takes for a shape, by its size and this machine's rates; 0 for other models."""
+    if not is_shape(subject.model):
+        return 0.0
+    device, count = torch.device("cpu"), parameter_count(subject.model)
+    needed = any(built.needs_thresholds for built in plan.build())
+    operations = 2 * count * RANDOM_CALIBRATION * (1 << (subject.prompt_tokens - 1).bit_length()) * needed
+    rate = matmul_tflop_per_s(device, getattr(torch, subject.dtype)) * 1e12
+    return LOADED_AND_HASHED_S * count / 1e9 + operations / rate
 
 
 def _defined(plan: Plan, ffn: FFN) -> tuple[list[Method], list[str]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tda.records import Case, Commit, Machine, Record, json_schema, merge
-from tda.results import append, load, results_path, write_whole
+from tda.records import Case, Commit, LeftOut, Machine, Record, json_schema, merge
+from tda.results import LEFT_OUT, append, load, results_path, write_whole
 
 SCHEMA = "results.schema.json"
 """JSON schema of a line of the results, written beside them."""
@@ -81,6 +81,15 @@ class Store:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
         there = [record for record in self._records if _place(record) == place]
         return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS
+
+    def found(self, place: Place) -> Record | None:
+        """The last good record of a place."""
+        good = (record for record in reversed(self._records) if record.status == "ok")
+        return next((record for record in good if _place(record) == place), None)
+
+    def note_left_out(self, items: Sequence[LeftOut]) -> None:
+        """Write beside the results what there was no time for."""
+        write_whole(self.folder / LEFT_OUT, "".join(item.model_dump_json() + "\n" for item in items))
 
     @contextlib.contextmanager
     def running(self, place: Place) -> Iterator[None]:

@@ -1,5 +1,8 @@
 """``tda bench``: measure a matrix of model × method × sparsity."""
 
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +23,16 @@ def bench(
     new_tokens: o.NewTokens = None,
     batch: Annotated[int | None, typer.Option(help="Requests served together.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Timed rounds; under 5 there is no interval.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="All of it ends by then: 50s, 5m, none. Else the preset's (default: 5m)."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTION", help="A case gets no more rounds when its speed-up is known within this: 2%, none."
+        ),
+    ] = None,
     documents: o.Documents = None,
     calibration_documents: o.CalibrationDocuments = None,
     text: o.Text = None,
@@ -33,13 +46,16 @@ def bench(
 ) -> None:
     """Measure latency, memory and quality of methods, interleaved; write DIR/results.jsonl and DIR/index.html.
 
-    Trained models get a quality and a speed, shapes (random weights) a speed only. Ctrl-C keeps what is done; the same
-    command goes on.
+    Trained models get a quality and a speed, shapes (random weights) a speed only. Where the budget is short, first
+    rounds beyond 5 and documents beyond 16 are dropped, then controls, then sparsities away from the middle, then new
+    tokens of shapes; the page lists what was. Ctrl-C keeps what is done; the same command goes on.
     """
+    from tda.bench.budget import REPORT_STARTS, Deadline, parse_fraction, parse_seconds
     from tda.bench.plan import plan_of
     from tda.bench.prepare import Texts
     from tda.bench.run import Bench
     from tda.reporting import doubts, summary_rows
+    from tda.results import load_left_out
 
     plan = plan_of(
         preset,
@@ -56,9 +72,23 @@ def bench(
         device=device,
         execution=execution,
         seed=seed,
+        **({} if budget is None else {"budget_s": parse_seconds(budget)}),
+        **({} if precision is None else {"precision": parse_fraction(precision)}),
+    )
+    started = o.seconds_running()
+    deadline = Deadline()
+    if plan.budget_s is not None:
+        deadline = Deadline(time.monotonic() + plan.budget_s - started * (1 + REPORT_STARTS))
+    run = Bench(
+        plan,
+        out,
+        Texts(text, calibration_text),
+        trust_remote_code=trust_remote_code,
+        deadline=deadline,
+        command=_without_budget(sys.argv[1:]),
     )
     try:
-        records = Bench(plan, out, Texts(text, calibration_text), trust_remote_code=trust_remote_code).run()
+        records = run.run()
     except KeyboardInterrupt:
         typer.echo(f"tda: interrupted; {out / 'results.jsonl'} holds what is done. The same command goes on.", err=True)
         raise
@@ -66,11 +96,26 @@ def bench(
     write_report([out], out)
     for doubt in doubts(records):
         typer.echo(f"tda: {doubt}", err=True)
+    left_out = load_left_out(out)
+    for item in left_out:
+        typer.echo(f"tda: left out: {item}", err=True)
+    for command in dict.fromkeys(item.command for item in left_out):
+        typer.echo(f"tda: this measures what was left out: {command}", err=True)
     failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
         typer.echo(f"tda: {record.case.method} on {record.case.model}: {record.status}: {record.reason}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _without_budget(arguments: list[str]) -> str:
+    """The command of these arguments, without an end."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--budget" and not argument.startswith("--budget="):
+            kept.append(argument)
+        skip = argument == "--budget"
+    return shlex.join(["tda", *kept, "--budget", "none"])
 
 
 def add_to(app: typer.Typer) -> None:

@@ -113,6 +113,15 @@ def names() -> list[str]:
     return [*(f"ref:{name}" for name in references), *(f"shape:{name}" for name in SHAPES)]
 
 
+def parameter_count(name: str) -> int:
+    """Parameters of a shape, without building it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape_config(name.removeprefix("shape:")))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def describe_models() -> list[dict[str, Any]]:
     """One row per model known by name: name, family, layers, D, F, parameters, source."""
     from transformers import AutoConfig, AutoModelForCausalLM

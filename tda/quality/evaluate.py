@@ -119,22 +119,33 @@ class Evaluator:
             a prompt's own selection is worth.
         """
         result = Evaluation()
-        start = 0
-        for number, batch in enumerate(self.batches):
-            chosen = None if select_on is None else select_on[start : start + len(batch)]
-            start += len(batch)
-            scores = self._score(method, thresholds, batch, chosen)
-            dense = scores if method.name == "dense" else self._dense_scores(number)
-            for name, metric in METRICS.items():
-                result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
-            if scores.selection:
-                digests = [selection_digest(scores.selection, row) for row in range(len(batch))]
-                result.values.setdefault("selection_digest", []).extend(digests)
-            result.documents += [document.number for document in batch]
-            result.achieved.append(scores.achieved_sparsity)
-            result.sparse_share = scores.sparse_share
-            self.advance()
+        for number in range(len(self.batches)):
+            self.add(result, number, method, thresholds, select_on)
         return result
+
+    def add(
+        self,
+        result: Evaluation,
+        number: int,
+        method: Method,
+        thresholds: Thresholds | None,
+        select_on: Sequence[Document] | None = None,
+    ) -> None:
+        """Score a method on one batch of the documents, and add that to what there is; else as `evaluate`."""
+        batch = self.batches[number]
+        start = sum(len(before) for before in self.batches[:number])
+        chosen = None if select_on is None else select_on[start : start + len(batch)]
+        scores = self._score(method, thresholds, batch, chosen)
+        dense = scores if method.name == "dense" else self._dense_scores(number)
+        for name, metric in METRICS.items():
+            result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
+        if scores.selection:
+            digests = [selection_digest(scores.selection, row) for row in range(len(batch))]
+            result.values.setdefault("selection_digest", []).extend(digests)
+        result.documents += [document.number for document in batch]
+        result.achieved.append(scores.achieved_sparsity)
+        result.sparse_share = scores.sparse_share
+        self.advance()
 
     def _dense_scores(self, number: int) -> Scores:
         if number in self._dense:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tda.records import FAKE, Commit, Machine, Record
+from tda.records import FAKE, Commit, LeftOut, Machine, Record
 from tda.reporting.comparison import Setting, settings
-from tda.results import load, results_path
+from tda.results import load, load_left_out, results_path
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,14 @@ class Group:
         As read, one per round.
     problems : tuple of str
         What was skipped while reading, over all groups.
+    left_out : tuple of LeftOut
+        What budgets left no time for, over all groups.
     """
 
     number: int
     lines: tuple[Record, ...]
     problems: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def machine(self) -> Machine:
@@ -71,7 +74,10 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     held: dict[tuple[str, str | None, bool | None], list[Record]] = {}
     for record in records:
         held.setdefault((record.machine.fingerprint, record.commit.hash, record.commit.dirty), []).append(record)
-    return [Group(number, tuple(lines), tuple(problems)) for number, lines in enumerate(held.values(), start=1)]
+    left_out = tuple(item for folder in folders for item in load_left_out(folder))
+    return [
+        Group(number, tuple(lines), tuple(problems), left_out) for number, lines in enumerate(held.values(), start=1)
+    ]
 
 
 def _without_fakes(records: Iterable[Record], path: Path) -> tuple[list[Record], list[str]]:

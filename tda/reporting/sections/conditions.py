@@ -21,6 +21,8 @@ def conditions_section(group: Group) -> Content:
         "methods": _methods(cases),
         "flags": list(raised_flags(cases).items()),
         "problems": group.problems,
+        "left_out": group.left_out,
+        "commands": list(dict.fromkeys(item.command for item in group.left_out)),
     }
     return Content(template="conditions.html", values=values)
 
@@ -34,6 +36,7 @@ def _machine(group: Group) -> list[tuple[str, str]]:
         ("Memory", size(machine.memory_bytes)),
         ("GPU", gpu),
         ("System", machine.system),
+        ("Products", machine.products or "not recorded"),
         (
             "Versions",
             f"tda {machine.tda}, torch {machine.torch}, transformers {machine.transformers}, Python {machine.python}",

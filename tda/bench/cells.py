@@ -1,0 +1,99 @@
+"""The cells of a matrix: a case with what runs it, what it is worth when time is short, and its records."""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from tda import device as facts
+from tda.bench.budget import middle
+from tda.bench.plan import Plan
+from tda.bench.store import Place
+from tda.contracts import Method
+from tda.records import SELECTION_FROM, Case, Record, Status
+from tda.thresholds import Thresholds
+
+OTHER_KIND = "another kind"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A case with what it takes to run it; `control` is the second dense run of a round."""
+
+    case: Case
+    method: Method
+    thresholds: Thresholds | None
+    control: bool = False
+
+    @property
+    def other_kind(self) -> bool:
+        """Whether its selections come from another document's prompt."""
+        return self.case.options.get(SELECTION_FROM) == OTHER_KIND
+
+    @property
+    def series(self) -> tuple[str, bool]:
+        """As of a record: what tells it from the other cells."""
+        return self.case.key, self.control
+
+    @property
+    def name(self) -> str:
+        """Method and sparsity, e.g. ``"griffin 0.5"``."""
+        dial = "" if self.method.name == "dense" or self.case.sparsity is None else f" {self.case.sparsity:.3g}"
+        return f"{self.method.name}{dial}" + (f" on {OTHER_KIND}'s prompt" if self.other_kind else "")
+
+
+@dataclass(frozen=True)
+class Span:
+    """When something ran, and how long."""
+
+    started: str
+    seconds: float
+
+    @classmethod
+    def since(cls, begin: float) -> "Span":
+        """From a moment of the monotonic clock until now."""
+        seconds = time.monotonic() - begin
+        started = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds")
+        return cls(started, round(seconds, 3))
+
+
+def by_worth(plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
+    """Cells in the order in which they are dropped last."""
+    return sorted(cells, key=lambda cell: _worth(plan, cell))
+
+
+def essential(plan: Plan, cells: Sequence[Cell]) -> int:
+    """How many cells in order of worth are measured even where little time is left: dense and methods at the middle."""
+    return sum(1 for cell in cells if _worth(plan, cell) <= (1, 0.0))
+
+
+def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
+    """Dense first, then the timed methods, then controls; the middle sparsity before others, int8 between them."""
+    if cell.method.name == "dense":
+        return 0, 0.0
+    away = 0.01 if cell.case.sparsity is None else abs(cell.case.sparsity - middle(plan.sparsities))
+    return (1 if cell.method.name in plan.speed_methods and not cell.other_kind else 2), away
+
+
+def new_record(plan: Plan, place: Place, status: Status, span: Span, **found: Any) -> Record:
+    """A record of now, on this machine, of this commit."""
+    return Record(
+        case=place.case,
+        round=place.round,
+        control=place.control,
+        commit=facts.commit(),
+        machine=facts.machine(plan.device),
+        status=status,
+        conditions={
+            "threads": float(torch.get_num_threads()),
+            "load_average": os.getloadavg()[0],
+            "precision": plan.precision,
+        },
+        started=span.started,
+        seconds=span.seconds,
+        **found,
+    )

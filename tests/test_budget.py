@@ -1,0 +1,329 @@
+"""A bench within a time: what fits, what is dropped first, when a case is measured enough; on a clock that is played."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tda.bench import budget, cells, subject
+from tda.bench.budget import Deadline, duration, middle, parse_fraction, parse_seconds, take
+from tda.bench.measure import Passes, Timing
+from tda.bench.plan import PRESETS, Plan, Subject, plan_of
+from tda.bench.progress import Progress
+from tda.bench.run import Bench
+from tda.bench.traffic import Traffic
+from tda.records import merge
+from tda.results import load, load_left_out
+from tda.statistics import LEVEL, LOOKED_LEVEL, geometric, is_baseline, speedup
+from tda.telemetry import Change
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("50s", 50), ("5m", 300), ("1.5m", 90), ("1h30m", 5400), ("2min", 120), (" 5M ", 300), ("none", None)],
+)
+def test_a_budget_is_a_duration(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5m", "0", "0s", "5 minutes", "m", "1e3", "nan", "inf"])
+def test_a_budget_of_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="budget"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0.02", 0.02), ("none", None), ("0.5 %", 0.005)])
+def test_a_precision_is_a_fraction(text, value):
+    assert parse_fraction(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "100%", "1", "-2%", "two", "nan"])
+def test_a_precision_of_no_fraction_is_refused(text):
+    with pytest.raises(ValueError, match="precision"):
+        parse_fraction(text)
+
+
+@given(
+    costs=st.lists(st.floats(0.01, 10), min_size=1, max_size=12),
+    essential=st.integers(0, 12),
+    least=st.integers(1, 6),
+    seconds=st.floats(-1, 300),
+)
+def test_what_is_taken_fits_and_nothing_worth_more_is_dropped(costs, essential, least, seconds):
+    taken = take(costs, essential, least, seconds)
+    assert sum(costs[: taken.cases]) * taken.times <= max(seconds, 0) + 1e-9
+    if taken.cases > essential:
+        assert taken.times >= least
+    if taken.cases < len(costs):  # one case more would not fit often enough
+        more = costs[: taken.cases + 1]
+        assert sum(more) * (1 if len(more) <= essential else least) > seconds
+
+
+def test_without_an_end_everything_is_taken():
+    assert take([1.0, 2.0], 1, 5, math.inf) == budget.Taken(2, 5)
+    assert not Deadline().is_set
+    assert Deadline().part(0.5).left == math.inf
+
+
+def test_the_middle_is_dropped_last():
+    assert middle((0.25, 0.5, 0.75)) == 0.5
+    assert middle((0.3, 0.9)) == 0.3
+    assert middle(()) == 0.5
+
+
+class Clock:
+    """Time that passes only where work is said to take some."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Played:
+    """A bench whose cases take as long as is said, without any work."""
+
+    folder: object
+    clock: Clock
+    order: list[str]
+    said: list[str]
+    plan: Plan
+
+    def run(self, seconds: float | None) -> float:
+        """Run with a budget; the seconds that it took."""
+        started = self.clock.now
+        deadline = Deadline(started + seconds, self.clock) if seconds is not None else Deadline()
+        console = SimpleNamespace(print=self.said.append, is_terminal=False)
+        Bench(self.plan, self.folder, console=console, deadline=deadline, command="again").run()
+        return self.clock.now - started
+
+    @property
+    def records(self) -> list:
+        return load(self.folder).records
+
+    def rounds(self, method: str, sparsity: float) -> int:
+        numbers = [
+            r.round for r in self.records if r.case.method == method and r.case.sparsity == sparsity and not r.control
+        ]
+        return max(numbers, default=0)
+
+
+class Quiet:
+    """A progress that shows nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def stage(self, name: str, total: int) -> None:
+        pass
+
+    def name(self, stage: str) -> None:
+        pass
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+
+@pytest.fixture
+def play(monkeypatch, tmp_path):
+    """Play a bench of speed: seconds a case, and how its times scatter from round to round."""
+
+    def make(seconds: float | Callable[[str, int], float], scatter: float = 0.2, **plan: object) -> Played:
+        clock, order = Clock(), []
+        cost = seconds if callable(seconds) else lambda name, number: seconds
+        noise = np.random.default_rng(0)
+
+        def time_case(model, built, *args: object, **kwargs: object) -> Timing:
+            order.append(built.name)
+            clock.now += cost(built.name, len(order))
+            ms = (8.0 if built.name == "dense" else 5.0) * float(np.exp(scatter * noise.standard_normal()))
+            change = Change(1.0, {}, {"foreign_percent": 0.0}, {}, on_gpu=False, cores=2)
+            passes = Passes(prefill=[8.0], first_token=[8.1])
+            traffic = Traffic(2e6 if built.name == "dense" else 1e6, 0.0)
+            return Timing(passes, 20.0, [ms] * 3, None, "compact", "torch", (0.5,), traffic, (1.5, 2.5), change, None)
+
+        def peak(*args: object) -> tuple[int, None]:
+            clock.now += 0.2
+            return 1, None
+
+        monkeypatch.setattr(subject, "time_case", time_case)
+        monkeypatch.setattr(subject, "peak_memory", peak)
+        monkeypatch.setattr("tda.bench.run.Progress", Quiet)
+        for module in (subject, cells):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock, time=clock))
+        sizes = {"prompt_tokens": 8, "new_tokens": 4, "quality": False, **plan.pop("subject", {})}
+        options = {
+            "methods": ("griffin", "magnitude"),
+            "speed_methods": ("griffin", "magnitude"),
+            "rounds": 5,
+            "most_rounds": 40,
+            "precision": None,
+            **plan,
+        }
+        made = Plan((Subject("ref:swiglu", **sizes),), **options)
+        return Played(tmp_path / "out", clock, order, [], made)
+
+    return make
+
+
+ESSENTIAL = [("dense", 0.0), ("griffin", 0.5), ("magnitude", 0.5)]
+
+
+@pytest.mark.parametrize("seconds", [30, 120, 600])
+def test_a_bench_ends_within_its_budget_and_gives_what_it_promised(play, seconds):
+    bench = play(1.0)
+    assert bench.run(seconds) <= seconds
+    promise = next(line for line in bench.said if "rounds of" in line)
+    rounds, cases = int(promise.split()[1]), int(promise.split()[4])
+    timed = [record for record in merge(bench.records) if record.samples("decode_ms")]
+    assert len(timed) == cases
+    assert all(len(set(record.measurements["decode_ms"].groups)) >= rounds for record in timed)
+
+
+def test_dropped_first_is_what_is_away_from_the_middle(play):
+    bench = play(1.0)
+    bench.run(32)
+    for name, sparsity in ESSENTIAL:
+        assert bench.rounds(name, sparsity) >= 5
+    assert bench.rounds("griffin", 0.25) == bench.rounds("magnitude", 0.75) == 0
+    left_out = load_left_out(bench.folder)
+    told = " ".join(item.what for item in left_out)
+    for name in ("griffin", "magnitude"):
+        assert f"{name} 0.25" in told
+        assert f"{name} 0.75" in told
+        assert f"{name} 0.5" not in told
+    assert {item.command for item in left_out} == {"again"}
+
+
+def test_what_is_essential_is_measured_less_often_rather_than_not(play):
+    bench = play(1.0)
+    bench.run(14)
+    for name, sparsity in ESSENTIAL:
+        assert 1 <= bench.rounds(name, sparsity) < 5
+    last = next(r for r in reversed(bench.records) if r.round)
+    assert last.flags["few_samples"].raised
+
+
+def test_a_machine_that_slows_down_is_noticed_between_rounds(play):
+    bench = play(lambda name, number: 1.0 if number < 12 else 3.0)
+    assert bench.run(100) <= 100 + 3.0
+    assert bench.rounds("griffin", 0.5) >= 5
+    assert load_left_out(bench.folder)
+
+
+def test_a_case_that_is_known_narrowly_gets_no_more_rounds(play):
+    bench = play(0.1, scatter=0.001, precision=0.02)
+    bench.run(600)
+    assert bench.rounds("griffin", 0.5) == bench.rounds("dense", 0.0) == 5
+    assert not load_left_out(bench.folder)
+
+
+def test_rounds_go_where_intervals_are_wide(play):
+    bench = play(0.1, scatter=0.04, precision=0.05)
+    bench.run(600)
+    merged = {(r.case.method, r.case.sparsity, r.control): r for r in merge(bench.records)}
+    dense = next(record for record in merged.values() if is_baseline(record))
+    counts = set()
+    for (name, _, _), record in merged.items():
+        ratio = speedup(record, dense)
+        if name != "dense":
+            counts.add(ratio.groups)
+            assert math.sqrt(ratio.high / ratio.low) - 1 <= 0.05 or ratio.groups == 40
+    assert len(counts) > 1
+
+
+def test_without_a_budget_every_case_gets_the_rounds_that_were_asked(play):
+    bench = play(100.0, most_rounds=5)
+    bench.run(None)
+    assert {bench.rounds(name, sparsity) for name, sparsity in ESSENTIAL} == {5}
+    assert not load_left_out(bench.folder)
+    assert not any("fit" in line for line in bench.said)
+
+
+def test_a_second_run_without_a_budget_completes_the_first(play):
+    bench = play(1.0, most_rounds=5)
+    bench.run(20)
+    assert load_left_out(bench.folder)
+    bench.run(None)
+    assert not load_left_out(bench.folder)
+    merged = merge(bench.records)
+    assert all(len(set(r.measurements["decode_ms"].groups)) == 5 for r in merged)
+
+
+def test_a_shape_gets_fewer_new_tokens_before_a_case_is_measured_too_rarely(play):
+    bench = play(1.0, subject={"new_tokens": 64})
+    bench.run(16)
+    tokens = {record.case.new_tokens for record in bench.records}
+    assert len(tokens) == 1
+    assert 8 <= tokens.pop() < 64
+    assert any("new tokens" in item.what for item in load_left_out(bench.folder))
+
+
+def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most():
+    assert PRESETS["default"].budget_s == 300
+    assert PRESETS["smoke"].budget_s == 50
+    assert PRESETS["nightly"].budget_s is None
+    assert plan_of("default").most_rounds == budget.MOST_ROUNDS
+    assert plan_of("default", rounds=7).most_rounds == 7
+    assert plan_of("default", budget_s=None).budget_s is None
+    assert plan_of("default", budget_s=30.0).budget_s == 30.0
+
+
+def test_a_log_without_a_terminal_gets_lines_with_the_time_left(monkeypatch):
+    monkeypatch.setattr("tda.bench.progress.EVERY_S", 0.01)
+    lines: list[str] = []
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "print", lines.append)
+    clock = Clock()
+    with Progress(console, Deadline(clock.now + 90, clock)) as progress:
+        progress.stage("a model: round 1", 7)
+        progress.advance(3)
+        while not any("3 of 7" in line for line in lines):
+            progress._ended.wait(0.01)
+    assert any(line == "a model: round 1, 3 of 7; at most 1:30 left" for line in lines)
+
+
+def test_durations_are_told_in_minutes():
+    assert [duration(seconds) for seconds in (0, 59.6, 125, -3)] == ["0:00", "1:00", "2:05", "0:00"]
+
+
+@pytest.mark.parametrize("asked", [0.3, 0.5, 0.6, 0.8, 1.2, 3.0])
+def test_looking_at_every_round_is_paid_for(asked):
+    """Stop at the first of 5 to 40 rounds whose interval is as narrow as asked, in standard deviations: it covers."""
+    draws = 4000
+    logs = np.random.default_rng(1).standard_normal((draws, 40)) / 10
+    open_, covered = np.ones(draws, dtype=bool), {LEVEL: 0, LOOKED_LEVEL: 0}
+    for level in covered:
+        open_[:] = True
+        for count in range(5, 41):
+            reach = _reach(logs[:, :count], level)
+            stops = open_ & ((reach <= asked / 10) | (count == 40))
+            covered[level] += int((abs(logs[stops, :count].mean(1)) <= reach[stops]).sum())
+            open_ &= ~stops
+    assert covered[LOOKED_LEVEL] / draws >= 0.94
+    assert covered[LOOKED_LEVEL] > covered[LEVEL]
+
+
+def _reach(logs: np.ndarray, level: float) -> np.ndarray:
+    """Half-width of the t interval of each row, and that it is `geometric`'s."""
+    from scipy import stats
+
+    count = logs.shape[1]
+    reach = stats.t.ppf((1 + level) / 2, count - 1) * logs.std(1, ddof=1) / math.sqrt(count)
+    found = geometric(np.exp(logs[0]).tolist(), level)
+    assert math.log(found.high / found.value) == pytest.approx(reach[0])
+    return reach
