@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tda.records import MeasurementKind, Record
-from tda.statistics import Estimate, arithmetic, by_group, fieller, geometric, is_baseline, paired_ratio, speedup
+from tda.statistics import (
+    Estimate,
+    arithmetic,
+    by_group,
+    fieller,
+    finite,
+    geometric,
+    is_baseline,
+    paired_ratio,
+    speedup,
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,7 @@ class Missing:
 
 
 Derived = Estimate | Missing
+NOT_FINITE = "a sample is no finite number"
 NO_DENSE = Missing("no dense run of this setting succeeded")
 NO_ROUND = Missing("no round has all that it follows from")
 
@@ -41,6 +52,8 @@ def derive(name: str, record: Record, dense: Record | None) -> Derived:
             if not one.samples(needed):
                 found = one.measurements.get(needed)
                 return Missing((found.missing if found else None) or f"{needed} was not recorded")
+            if not finite(one, needed):
+                return Missing(NOT_FINITE)
     return formula.of(record, dense)
 
 
@@ -79,6 +92,8 @@ def _break_even_tokens(record: Record, dense: Record) -> Derived:
         return Missing("nothing is left out, so there is nothing to repay")
     if "selection_ms" not in record.measurements:
         return Missing("selection_ms was not recorded")
+    if not finite(record, "selection_ms"):
+        return Missing(NOT_FINITE)
     chosen = by_group(record.measurements["selection_ms"])  # no rounds where nothing is chosen per prompt
     added, saved = _less(record, dense, "prefill_ms"), _less(dense, record, "decode_ms")
     rounds = [number for number in added if number in saved and (number in chosen or not chosen)]

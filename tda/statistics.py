@@ -202,8 +202,8 @@ def floor(times: Sequence[Sequence[float]], compared: int) -> float:
     """What the mean ratios to dense stay within, with 95% for all of them together, when nothing changes anything.
 
     Noise is what is left of the logarithms of times when the mean of each case and of each round is taken out, so that
-    all cases tell of it and not the control alone; it is taken to be alike in all. The level is corrected for the number
-    of comparisons (Bonferroni). What dense and its control differ by is within the floor, too.
+    all cases tell of it and not the control alone; it is taken to be alike in all. The level is corrected for the
+    number of comparisons (Bonferroni). What dense and its control differ by is within the floor, too.
 
     Parameters
     ----------
@@ -226,6 +226,11 @@ def floor(times: Sequence[Sequence[float]], compared: int) -> float:
 def is_baseline(record: Record) -> bool:
     """Whether a record is the dense run that ratios are taken to (not its A/A control)."""
     return record.case.method == "dense" and not record.control
+
+
+def finite(record: Record, name: str) -> bool:
+    """Whether all samples of a measurement are numbers; there may be none."""
+    return bool(np.isfinite(record.samples(name)).all())
 
 
 def speedup(record: Record, dense: Record, name: str = "decode_ms") -> Estimate | None:
