@@ -12,6 +12,7 @@ from tda.statistics import (
     arithmetic,
     by_group,
     fieller,
+    finite,
     geometric,
     is_baseline,
     level_of,
@@ -28,6 +29,7 @@ class Missing:
 
 
 Derived = Estimate | Missing
+NOT_FINITE = "a sample is no finite number"
 NO_DENSE = Missing("no dense run of this setting succeeded")
 NO_ROUND = Missing("no round has all that it follows from")
 
@@ -52,6 +54,8 @@ def derive(name: str, record: Record, dense: Record | None) -> Derived:
             if not one.samples(needed):
                 found = one.measurements.get(needed)
                 return Missing((found.missing if found else None) or f"{needed} was not recorded")
+            if not finite(one, needed):
+                return Missing(NOT_FINITE)
     return formula.of(record, dense)
 
 
@@ -90,6 +94,8 @@ def _break_even_tokens(record: Record, dense: Record) -> Derived:
         return Missing("nothing is left out, so there is nothing to repay")
     if "selection_ms" not in record.measurements:
         return Missing("selection_ms was not recorded")
+    if not finite(record, "selection_ms"):
+        return Missing(NOT_FINITE)
     chosen = by_group(record.measurements["selection_ms"])  # no rounds where nothing is chosen per prompt
     added, saved = _less(record, dense, "prefill_ms"), _less(dense, record, "decode_ms")
     rounds = [number for number in added if number in saved and (number in chosen or not chosen)]

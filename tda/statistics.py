@@ -239,6 +239,11 @@ def level_of(record: Record) -> float:
     return LOOKED_LEVEL if record.conditions.get("precision") else LEVEL
 
 
+def finite(record: Record, name: str) -> bool:
+    """Whether all samples of a measurement are numbers; there may be none."""
+    return bool(np.isfinite(record.samples(name)).all())
+
+
 def speedup(record: Record, dense: Record, name: str = "decode_ms") -> Estimate | None:
     """Dense time over the record's time, paired per round; None where either has no samples."""
     if not (record.samples(name) and dense.samples(name)):

@@ -235,6 +235,12 @@ def test_what_a_case_does_not_do_is_missing_and_not_zero():
         assert found[name].missing
 
 
+@pytest.fixture(scope="module")
+def prepared():
+    plan = replace(TINY, methods=("griffin", "magnitude", "tt"))
+    return prepare(plan, plan.subjects[0], Texts())
+
+
 @pytest.mark.parametrize(
     ("name", "clocked"),
     [
@@ -244,8 +250,7 @@ def test_what_a_case_does_not_do_is_missing_and_not_zero():
         ("dense", set()),
     ],
 )
-def test_statistic_choice_and_gather_are_clocked_by_themselves(name, clocked):
-    prepared = prepare(TINY, TINY.subjects[0], Texts())
+def test_statistic_choice_and_gather_are_clocked_by_themselves(prepared, name, clocked):
     built, thresholds = next(pair for pair in prepared.methods if pair[0].name == name)
     passes = time_case(prepared.model, built, thresholds, prepared.timed[:1], "auto", keep_logits=False).passes
     assert PASSES <= len(passes.prefill) <= MOST_PASSES
@@ -261,9 +266,8 @@ def test_statistic_choice_and_gather_are_clocked_by_themselves(name, clocked):
         assert all(part < whole for part, whole in zip(passes.statistic, passes.prefill, strict=True))
 
 
-def test_each_pass_of_the_prompt_is_a_request_of_its_own(monkeypatch):
+def test_each_pass_of_the_prompt_is_a_request_of_its_own(prepared, monkeypatch):
     """The selection is made anew, and the passes do not add up in it."""
-    prepared = prepare(TINY, TINY.subjects[0], Texts())
     prompts, _ = rows_of(prepared.timed[:1], torch.device("cpu"))
     monkeypatch.setattr(measure, "MOST_PASSES", 4)
     monkeypatch.setattr(measure, "PASSES_MS", float("inf"))
@@ -447,8 +451,8 @@ def test_a_window_repeats_the_same_steps_on_the_same_selection(name, monkeypatch
 
 def test_on_a_cpu_there_is_no_window_and_the_record_says_so(finished):
     record = next(r for r in load(finished).records if r.case.method == "griffin" and r.round == 1)
-    for measure in window.GPU_MEASUREMENTS:
-        assert record.measurements[measure].missing == "the work ran on a CPU"
+    for quantity in window.GPU_MEASUREMENTS:
+        assert record.measurements[quantity].missing == "the work ran on a CPU"
     assert {"foreign_load", "throttling", "clocks", "few_samples", "cache_resident"} == set(record.flags)
 
 

@@ -1,4 +1,4 @@
-"""A bench within a time: what fits, what is dropped first, when a case is measured enough; on a clock that is played."""
+"""A bench within a time: what fits, what is dropped first, when a case is measured enough; the clock is played."""
 
 import math
 from collections.abc import Callable

@@ -1,13 +1,15 @@
 """The report: numbers, honesty, escaping, files. Records are made by code; no model runs here."""
 
 import json
+import math
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import geometric_mean as gmean
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,15 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from tda.bench.outcome import UNDONE
+from tda.derived import DERIVED, NO_DENSE, Missing, derive
 from tda.records import Case, Commit, Flag, Machine, Measurement, Record, merge
 from tda.reporting import Report, build_report, doubts, summary_rows
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.curves import draw_curves, over_sparsity
 from tda.reporting.gather import gather
 from tda.reporting.sections import SECTIONS
+from tda.reporting.table import COLUMNS
 from tda.reporting.text import interval, number, size
 from tda.reporting.tradeoff import findings, tradeoffs
 from tda.results import append
@@ -42,7 +47,7 @@ COMMIT = Commit(hash="0123456789abcdef", dirty=False)
 LIMITS = {"griffin": 0.60, "tda": 0.60, "cats": 0.45, "tt": 0.22}
 HARM = {"oracle": 0.004, "cats": 0.02, "tt": 0.006, "griffin": 0.22, "tda": 0.19, "static_mean": 0.25, "magnitude": 0.5}
 EVIL = "<script>alert(1)</script>&$x^2$\"'"
-TIMES = ("prefill_ms", "select_ms", "ttft_ms", "decode_ms", "generation_ms")
+TIMES = ("prefill_ms", "selection_ms", "ttft_ms", "decode_ms", "generation_ms")
 
 
 def a_case(model: str, method: str, sparsity: float | None, **changes: Any) -> Case:
@@ -107,23 +112,23 @@ def timed(case: Case, number: int, *, control: bool = False, slow: float = 1.0, 
     dense_ms, weights = 40.0 * slow, 600e6
     step = dense_ms * (1 - 0.8 * saved) * (1 + 0.02 * noise.normal()) * (1 + 0.05 * noise.exponential(size=16))
     prefill = slow * 300.0 * (1 + 0.01 * noise.normal())
-    select = 0.0 if case.method == "dense" else 60.0 * slow
-    step_ms = float(np.median(step))
-    values: dict[str, Iterable[float]] = {
-        "prefill_ms": [prefill],
-        "select_ms": [select],
-        "ttft_ms": [prefill + select],
+    prompt_wise = case.method in ("griffin", "tda")
+    select = 60.0 * slow if prompt_wise else 0.0
+    values: dict[str, Sequence[float]] = {
+        "prefill_ms": [prefill, prefill * 1.01],
+        "ttft_ms": [prefill + 0.1, prefill * 1.01 + 0.1],
+        "statistic_ms": [slow * 2.0] if prompt_wise else (),
+        "selection_ms": [select] if prompt_wise else (),
         "decode_ms": step.tolist(),
         "generation_ms": [prefill + select + float(step.sum())],
         "stream_gb_per_s": [20.0],
         "weight_bytes_per_token": [weights * (1 - saved)],
-        "limit_speedup": [1 / (1 - saved)],
-        "bandwidth_share": [weights * (1 - saved) / step_ms / 1e6 / 20.0],
+        "bytes_per_token": [weights * (1 - saved)],
     }
-    if saved:
-        values["gain_share"] = [(dense_ms / step_ms - 1) / (1 / (1 - saved) - 1)]
-        values["break_even_tokens"] = [select / (dense_ms - step_ms)]
-    measured = {name: Measurement.of(name, samples) for name, samples in values.items()}
+    measured = {
+        name: Measurement.of(name, samples) if samples else Measurement.absent(name, UNDONE[name])
+        for name, samples in values.items()
+    }
     if number == 1:
         measured["peak_memory_bytes"] = Measurement.of("peak_memory_bytes", [1.2e9 - 2e8 * saved])
     return a_line(case, number, measured, control=control, **changes)
@@ -201,10 +206,18 @@ class Tags(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+
+    def text(self) -> str:
+        """Everything that is shown or told."""
+        return " ".join([*self.words, *self.values("title")])
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
 
     def values(self, name: str) -> list[str]:
         return [value for _, attributes in self.tags if (value := attributes.get(name)) is not None]
@@ -235,7 +248,7 @@ def test_table_equals_an_independent_computation(one_model_report: Path) -> None
     dense_steps = np.array([record.samples("decode_ms") for record in dense if record.round])
     assert row.decode_ms_p50 == pytest.approx(np.median(steps))
     assert row.decode_ms_p99 == pytest.approx(np.percentile(steps, 99))
-    assert row.speedup == pytest.approx(np.median(np.median(dense_steps, 1) / np.median(steps, 1)))
+    assert row.speedup == pytest.approx(gmean(np.median(dense_steps, 1) / np.median(steps, 1)))
     nll, dense_nll = (np.array(part[0].samples("nll_nats")) for part in (griffin, dense))
     assert row.delta_nll_nats == pytest.approx(np.mean(nll - dense_nll))
     assert row.perplexity == pytest.approx(np.exp(nll.mean()))
@@ -267,21 +280,24 @@ def test_perplexity_is_over_documents_that_all_cases_share() -> None:
     assert dense.perplexity == pytest.approx(np.exp(np.mean(dense.record.samples("nll_nats")[:12])))
 
 
-def test_break_even_counts_rounds_that_never_repay() -> None:
-    def without(record: Record, rounds: set[int]) -> Record:
-        if record.round not in rounds or record.case.method != "griffin":
-            return record
-        absent = Measurement.absent("break_even_tokens", "decode was not faster than dense in this round")
-        return record.model_copy(update={"measurements": record.measurements | {"break_even_tokens": absent}})
-
+def test_a_case_shows_what_follows_from_its_samples() -> None:
     lines = list(speed_lines(sparsities=(0.5,)))
-    some = case_of([without(record, {1, 2}) for record in lines], "griffin")
-    most = case_of([without(record, {1, 2, 3, 4}) for record in lines], "griffin")
-    rest = [record.samples("break_even_tokens")[0] for record in lines
-            if record.case.method == "griffin" and record.round > 2]  # fmt: skip
-    assert some.break_even_tokens == pytest.approx(np.median([*rest, np.inf, np.inf]))
-    assert most.break_even_tokens is None
-    assert most.break_even_missing == "decode was not faster than dense in 4 of 7 rounds"
+    griffin, cats, dense = (case_of(lines, name) for name in ("griffin", "cats", "dense"))
+    for name in DERIVED:
+        assert griffin.estimate(name) == derive(name, griffin.record, dense.record)
+    assert cats.derived("break_even_tokens") != Missing("selection_ms was not recorded")
+    assert dense.derived("break_even_tokens") == Missing("nothing is left out, so there is nothing to repay")
+    assert case_of(lines[2:], "griffin").derived("gain_share") != Missing("no dense run of this setting succeeded")
+    assert case_of([line for line in lines if line.case.method != "dense"], "griffin").derived("gain_share") == NO_DENSE
+
+
+def test_a_step_that_saves_nothing_is_not_repaid(tmp_path: Path) -> None:
+    slow = [timed(a_case("m", "griffin", 0.5), number, slow=2.0) for number in range(1, 8)]
+    dense = [timed(a_case("m", "dense", 0.0), number) for number in range(1, 8)]
+    report, html = report_of(tmp_path, [*dense, *slow])
+    assert 'title="decode is not faster than dense here"' in html
+    (figure,) = report.index.parent.glob("figures/*first-step*.svg")
+    assert "not repaid" in texts(figure)
 
 
 def test_own_dense_kernel_is_no_baseline_while_the_models_own_is_there() -> None:
@@ -306,6 +322,8 @@ def test_numbers_have_three_digits_and_no_exponent(value: float, text: str) -> N
 def test_estimates_and_sizes_as_text() -> None:
     assert interval(Estimate(1.5, 1.25, 1.75, 7), unit="×") == "1.50× [1.25, 1.75]"
     assert interval(bootstrap([1.0, 2.0]), signed=True) == "+1.50"
+    assert interval(Estimate(12.0, 3.0, math.inf, 7)) == "12.0 [3.00, ∞]"
+    assert interval(Estimate(1.6, 1.5999, 1.6001, 7), unit="×") == "1.60×"
     assert [size(count) for count in (1.5e9, 144e6, 12.0)] == ["1.50 GB", "144 MB", "12.0 B"]
 
 
@@ -603,7 +621,32 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     ]
     assert "no method decodes faster" in findings(settings(lines))[0]
     _, html = report_of(tmp_path, [record for record in lines if not record.round])
-    assert ">nan [nan, nan]<" in html
+    assert '<td class="number" title="a sample is no finite number">–</td>' in html
+    assert "nan" not in Tags(html).text()
+
+
+def with_broken(method: str, names: Iterable[str]) -> list[Record]:
+    """Records of which one round's samples are no numbers."""
+    broken = {name: Measurement.of(name, [float("nan")]) for name in names}
+    return [
+        record.model_copy(update={"measurements": record.measurements | broken})
+        if record.case.method == method and record.round == 3
+        else record
+        for record in one_model()
+    ]
+
+
+@pytest.mark.parametrize("name", ["decode_ms", "prefill_ms", "selection_ms", "bytes_per_token"])
+@pytest.mark.parametrize("method", ["griffin", "dense"])
+def test_a_time_that_is_no_number_is_a_gap(name: str, method: str) -> None:
+    names = [column.name for column in COLUMNS]
+    assert "nan" not in str(summary_rows(with_broken(method, [name]), names))
+
+
+def test_figures_leave_out_a_time_that_is_no_number(tmp_path: Path) -> None:
+    report, html = report_of(tmp_path, with_broken("griffin", ["prefill_ms", "selection_ms", "generation_ms"]))
+    assert "nan" not in Tags(html).text()
+    assert not any("nan" in texts(figure) for figure in report.index.parent.glob("figures/*.svg"))
 
 
 def test_a_missing_case_is_a_gap_in_its_curve() -> None:
@@ -645,7 +688,7 @@ def test_summary_rows_for_a_terminal() -> None:
 def test_groups_hold_lines_of_one_machine(tmp_path: Path) -> None:
     (group,) = gather([write(tmp_path / "in", one_model())])
     assert (group.machine, group.commit) == (MACHINE, COMMIT)
-    assert json.loads(group.lines[0].model_dump_json())["version"] == 1
+    assert json.loads(group.lines[0].model_dump_json())["version"] == 2
 
 
 def test_import_needs_no_torch() -> None:

@@ -268,8 +268,19 @@ class TestFile:
         assert len(found.problems) == 1
         assert f"{path}, line 2 skipped: {where}" in found.problems[0]
 
+    def test_an_older_record_is_read_without_what_has_another_meaning_now(self, tmp_path: Path) -> None:
+        old = record(1, [1.0]).model_dump(mode="json") | {"version": 1}
+        absent = {"unit": "ms", "better": "lower", "samples": [], "groups": [], "missing": "x"}
+        old["measurements"] |= {
+            name: absent | {"samples": [-2.0], "missing": None} for name in ("select_ms", "ttft_ms")
+        }
+        results_path(tmp_path).write_text(json.dumps(old) + "\n")
+        found = load(tmp_path)
+        assert found.problems == []
+        assert set(found.records[0].measurements) == {"decode_ms"}
+
     def test_records_of_another_version_are_named(self, tmp_path: Path) -> None:
-        line = record(1, [1.0]).model_dump_json().replace('"version":1', '"version":99')
+        line = record(1, [1.0]).model_dump_json().replace('"version":2', '"version":99')
         results_path(tmp_path).write_text(line + "\n")
         assert "version" in load(tmp_path).problems[0]
 

@@ -1,5 +1,6 @@
 """Estimates from samples, against plain formulas and by how often they cover a known truth."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ def quadratic(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
     grid = np.linspace(-2, 4, 4001)
     found = []
-    for one, other in zip(grid[:-1], grid[1:], strict=True):
+    for one, other in itertools.pairwise(grid):
         low, high = float(one), float(other)
         if excess(low) * excess(high) < 0:
             for _ in range(60):

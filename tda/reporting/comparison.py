@@ -4,11 +4,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 
 import numpy as np
 
-from tda.derived import Derived, Missing, derive
+from tda.derived import NOT_FINITE, Derived, Missing, derive
 from tda.records import LAYER_PROFILE, SELECTION_FROM, SPEED, Record, merge
 from tda.reporting.style import rank
 from tda.reporting.text import share
@@ -16,11 +15,12 @@ from tda.statistics import (
     Estimate,
     bootstrap,
     by_group,
-    geometric,
+    finite,
     is_baseline,
     noise_floor,
     paired_difference,
     speedup,
+    typical,
 )
 
 
@@ -99,14 +99,14 @@ class Comparison:
             and self.method != "oracle"
             and "masked" not in (self.record.execution, self.record.case.execution)
             and bool(self.record.samples("decode_ms"))
-            and _finite(self.record, "decode_ms")
+            and finite(self.record, "decode_ms")
         )
 
     def samples(self, name: str) -> tuple[float, ...]:
         """Samples of a measurement; none where it failed, has no speed though this is one, or one is not finite."""
         if self.record.status != "ok" or (name in SPEED and not self.timed):
             return ()
-        return self.record.samples(name) if _finite(self.record, name) else ()
+        return self.record.samples(name) if finite(self.record, name) else ()
 
     def missing(self, name: str) -> str:
         """Why there are no samples of a measurement."""
@@ -115,8 +115,8 @@ class Comparison:
         found = self.record.measurements.get(name)
         if found is not None and found.missing:
             return found.missing
-        if not _finite(self.record, name):
-            return "a sample is no finite number"
+        if not finite(self.record, name):
+            return NOT_FINITE
         if found is not None and name in SPEED:
             return "masked execution and the oracle skip nothing: no speed"
         return self.record.reason or "not measured"
@@ -140,9 +140,9 @@ class Comparison:
         return bootstrap(list(groups.values())) if groups else None
 
     def level(self, name: str) -> Estimate | None:
-        """Geometric mean over rounds of the round's median, with its interval; None where missing."""
+        """Mean over rounds (geometric, of what is positive) of the round's median, with its interval; None where missing."""
         groups = self.groups(name)
-        return geometric(list(groups.values())) if groups else None
+        return typical(list(groups.values())) if groups else None
 
     @cached_property
     def decode_ms(self) -> Estimate | None:
@@ -177,7 +177,7 @@ class Comparison:
 
     def faster(self, name: str = "decode_ms") -> Estimate | None:
         """Dense time over this time, paired per round; None where either is missing."""
-        if self.dense is None or not (self.samples(name) and _finite(self.dense, name)):
+        if self.dense is None or not (self.samples(name) and finite(self.dense, name)):
             return None
         return speedup(self.record, self.dense, name)
 
@@ -191,7 +191,7 @@ class Comparison:
         """NLL less dense NLL in nats per token, paired per document; None where either is missing."""
         if self.dense is None or not (self.samples("nll_nats") and self.dense.samples("nll_nats")):
             return None
-        if not _finite(self.dense, "nll_nats"):
+        if not finite(self.dense, "nll_nats"):
             return None
         return paired_difference(self.record.measurements["nll_nats"], self.dense.measurements["nll_nats"])
 
@@ -208,10 +208,6 @@ class Comparison:
         """The speed-up that the bytes of a step allow."""
         found = self.estimate("limit_speedup")
         return found.value if found else None
-
-
-def _finite(record: Record, name: str) -> bool:
-    return all(map(isfinite, record.samples(name)))
 
 
 @dataclass(frozen=True)

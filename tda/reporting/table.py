@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tda.derived import Missing
+from tda.derived import NOT_FINITE, Missing
 from tda.records import SELECTION_FROM, Record
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.gather import Group
@@ -56,7 +56,7 @@ class Column:
         if isinstance(value, str):
             return Cell(value, None, "", self.numeric)
         if not isfinite(value.value if isinstance(value, Estimate) else value):
-            return Cell(MISSING, None, "it is no finite number", self.numeric)
+            return Cell(MISSING, None, NOT_FINITE, self.numeric)
         if isinstance(value, Estimate):
             return Cell(interval(value, signed=self.signed), value.value, "", self.numeric)
         return Cell(number(value / self.scale, signed=self.signed), value, "", self.numeric)
