@@ -140,7 +140,7 @@ class Comparison:
         return bootstrap(list(groups.values())) if groups else None
 
     def level(self, name: str) -> Estimate | None:
-        """Mean over rounds (geometric, of what is positive) of the round's median, with its interval; None where missing."""
+        """Mean of the rounds' medians (geometric, of what is positive), with its interval; None where missing."""
         groups = self.groups(name)
         return typical(list(groups.values())) if groups else None
 
