@@ -33,8 +33,8 @@ def bench(
 ) -> None:
     """Measure latency, memory and quality of methods, interleaved; write DIR/results.jsonl and DIR/index.html.
 
-    Trained models get a quality and a speed, shapes (random weights) a speed only. Ctrl-C keeps what is done; the same
-    command goes on.
+    Trained models get a quality and a speed, shapes (random weights) a speed only. Ctrl-C and SIGTERM keep what is
+    done; the same command goes on.
     """
     from tda.bench.plan import plan_of
     from tda.bench.prepare import Texts
