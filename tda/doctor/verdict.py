@@ -68,7 +68,7 @@ def rows(found: Checkup) -> list[dict[str, str]]:
     """The findings, what and value."""
     machine = found.machine
     cells = [
-        ("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"),
+        ("CPU", f"{machine.cpu}, {machine.cores_told}, {machine.memory_bytes / 1e9:.0f} GB"),
         ("versions", f"torch {machine.torch}, Python {machine.python}, {machine.system}"),
         ("NVIDIA driver", found.driver),
         *((f"GPU {number}", _words(gpu)) for number, gpu in enumerate(found.gpus)),
