@@ -12,7 +12,7 @@ TOLD = 3
 
 def verdict(found: Checkup) -> list[str]:
     """Sentences: what disturbs, what cannot be seen, what the machine is fit for."""
-    return [_load(found), *_doubts(found), *_gpu(found), *_threads(found), _fitness(found)]
+    return [_load(found), *_doubts(found), *_gpu(found), *_threads(found), *found.unfinished, _fitness(found)]
 
 
 def _load(found: Checkup) -> str:
@@ -25,7 +25,7 @@ def _load(found: Checkup) -> str:
 
 
 def _doubts(found: Checkup) -> Iterator[str]:
-    for name in ("throttling", "clocks"):
+    for name in ("oversubscribed", "throttling", "clocks"):
         flag = found.flags[name]
         if flag.raised is not False:
             yield f"{name}: {flag.detail}"
