@@ -1,7 +1,7 @@
 """What this machine can do at most: stream bandwidth, matmul rate, and how both grow with threads."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -66,7 +66,7 @@ class Scaling(Frozen):
     matmul_tflop_per_s: float
 
 
-def thread_scaling() -> Iterator[Scaling]:
+def thread_scaling() -> Generator[Scaling, None, None]:
     """Measure the CPU's limits (float32) with 1, 2, 4, … threads up to all cores that this process may use."""
     cpu, before = torch.device("cpu"), torch.get_num_threads()
     cores = math.ceil(machine("cpu").usable_cores)

@@ -257,6 +257,16 @@ def test_ctrl_c_and_mistakes_end_as_ever(tda, monkeypatch):
     assert tda() == (2, "", "tda: wrong\n")
 
 
+def test_an_interrupted_profile_says_what_stays(tda, monkeypatch, tmp_path):
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tda.bench.profile.run_profile", interrupted)
+    code, _, err = tda("profile", "--out", tmp_path)
+    assert code == 130
+    assert f"cases that are whole stay in {tmp_path}" in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_ended_bench_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, how, code):
