@@ -348,9 +348,10 @@ def change(
     gpu: bool = False,
     seconds: float = 10.0,
     quota: float | None = None,
+    cores: int = 2,
     threads: int = 2,
 ) -> Change:
-    return Change(seconds, before, after, {"thermal_events": "no heat here"}, gpu, 2, quota, threads)
+    return Change(seconds, before, after, {"thermal_events": "no heat here"}, gpu, cores, quota, threads)
 
 
 def raised(flags: Mapping[Any, Flag]) -> dict[str, bool | None]:
@@ -400,14 +401,15 @@ def test_what_cannot_be_seen_is_neither_raised_nor_cleared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "quota", "told"),
+    ("threads", "cores", "quota", "told"),
     [
-        (3, None, "torch's threads: 3 on 2 cores; OMP_NUM_THREADS=2 avoids it"),
-        (2, 1.5, "torch's threads: 2 on 1.5 of 2 cores, by a CPU quota; OMP_NUM_THREADS=1 avoids it"),
+        (3, 2, None, "torch's threads: 3 on 2 cores; OMP_NUM_THREADS=2 avoids it"),
+        (2, 1, None, "torch's threads: 2 on 1 core; OMP_NUM_THREADS=1 avoids it"),
+        (2, 2, 1.5, "torch's threads: 2 on 1.5 of 2 cores, by a CPU quota; OMP_NUM_THREADS=1 avoids it"),
     ],
 )
-def test_more_threads_than_cores_are_flagged(threads: int, quota: float | None, told: str) -> None:
-    flag = flags_of(change(QUIET, QUIET, quota=quota, threads=threads))["oversubscribed"]
+def test_more_threads_than_cores_are_flagged(threads: int, cores: int, quota: float | None, told: str) -> None:
+    flag = flags_of(change(QUIET, QUIET, quota=quota, cores=cores, threads=threads))["oversubscribed"]
     assert flag == Flag(raised=True, detail=told)
 
 

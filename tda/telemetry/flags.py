@@ -61,7 +61,8 @@ def _cores(change: Change) -> Flag:
 def _threads(change: Change) -> Flag:
     """More threads than cores wait for each other at the end of every parallel loop."""
     usable = change.cores if change.quota is None else min(change.cores, change.quota)
-    of = f"{change.cores} cores" if usable == change.cores else f"{usable:g} of {change.cores} cores, by a CPU quota"
+    cores = "1 core" if change.cores == 1 else f"{change.cores} cores"
+    of = cores if usable == change.cores else f"{usable:g} of {cores}, by a CPU quota"
     told, enough = f"torch's threads: {change.threads} on {of}", max(1, int(usable))
     if change.threads <= enough:
         return Flag(raised=False, detail=told)
