@@ -122,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     device, facts = torch.device(options.device), machine(options.device)
     rows = []
-    for threads in sorted({1, facts.cores}):
+    for threads in sorted({1, facts.allowed_cores or facts.cores}):
         torch.set_num_threads(threads)
         blocks = Blocks(options.model, device)
         told = {

@@ -187,7 +187,7 @@ class Evidence:
     def hardware(self, machine: str) -> tuple[object, ...]:
         """Equal for machines that differ in their software alone."""
         facts = self.machines.get(machine)
-        return (facts.cpu, facts.cores, facts.gpu) if facts is not None else (machine,)
+        return (facts.cpu, facts.cores_told, facts.gpu) if facts is not None else (machine,)
 
 
 def _read_alarms(path: Path) -> tuple[tuple[Alarm, ...], list[str]]:

@@ -1,7 +1,6 @@
 """Facts about the machine, and the clocks that read it: one code path for CPU and CUDA."""
 
 import contextlib
-import os
 import platform
 import resource
 import subprocess
@@ -15,6 +14,7 @@ import psutil
 import torch
 
 from tda import __version__, processor
+from tda.cores import all_cores, allowed_cores, cpu_quota
 from tda.records import BUILD_STAMP, Commit, Machine
 from tda.telemetry.nvml import driver_version
 from tda.telemetry.source import NotReadableError
@@ -24,9 +24,13 @@ from tda.telemetry.source import NotReadableError
 def machine(device: str) -> Machine:
     """Describe the machine that runs, with the GPU that `device` names, if any."""
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    torch.ones(torch.get_num_threads() << 15).sum()  # starts all threads, which OpenMP may bind to a core each
+    cores, allowed = all_cores(), allowed_cores()
     return Machine(
         cpu=processor.name(),
-        cores=os.cpu_count() or 1,
+        cores=len(cores),
+        allowed_cores=None if allowed == cores else len(allowed),
+        cpu_quota=cpu_quota(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         cache_bytes=_last_level_cache(),

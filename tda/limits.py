@@ -1,7 +1,7 @@
 """What this machine can do at most: stream bandwidth, matmul rate, and how both grow with threads."""
 
-import os
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -13,6 +13,8 @@ STREAM_BYTES = 1 << 28
 STREAM_PASSES = 3
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 MATMUL_PASSES = 5
+LONGEST_S = 5.0
+"""After this no new pass is begun, however few there were."""
 
 
 class Stream:
@@ -48,11 +50,13 @@ def stream_gb_per_s(device: torch.device) -> float:
 def _best_per_ms(device: torch.device, amount: float, passes: int, work: Callable[[], object]) -> float:
     """What is got through in a millisecond, where a pass of work gets through `amount`: the best of some passes."""
     clock = Stopwatch(device)
-    best = 0.0
+    best, spent_ms = 0.0, 0.0
     for _ in range(passes):
         with clock.timing():
             work()
-        best = max(best, amount / clock.ms)
+        best, spent_ms = max(best, amount / clock.ms), spent_ms + clock.ms
+        if spent_ms > 1000 * LONGEST_S:
+            break
     return best
 
 
@@ -80,15 +84,14 @@ class Scaling(Frozen):
     matmul_tflop_per_s: float
 
 
-def thread_scaling() -> list[Scaling]:
+def thread_scaling() -> Generator[Scaling, None, None]:
     """Measure the CPU's limits (float32) with 1, 2, 4, … threads up to all cores that this process may use."""
-    cores, cpu, before = len(os.sched_getaffinity(0)), torch.device("cpu"), torch.get_num_threads()
-    found = []
+    cpu, before = torch.device("cpu"), torch.get_num_threads()
+    cores = math.ceil(machine("cpu").usable_cores)
     try:
         for threads in sorted({1 << power for power in range(cores.bit_length())} | {cores}):
             torch.set_num_threads(threads)
             bandwidth, rate = stream_gb_per_s(cpu), matmul_tflop_per_s(cpu, torch.float32)
-            found.append(Scaling(threads=threads, stream_gb_per_s=bandwidth, matmul_tflop_per_s=rate))
+            yield Scaling(threads=threads, stream_gb_per_s=bandwidth, matmul_tflop_per_s=rate)
     finally:
         torch.set_num_threads(before)
-    return found

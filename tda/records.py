@@ -7,6 +7,7 @@ of a case. Raw samples are kept; medians, intervals and ratios are computed from
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ FAKE = "FAKE"
 
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]
-FlagName = Literal["foreign_load", "throttling", "clocks", "few_samples", "cache_resident"]
+FlagName = Literal["foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident"]
 
 
 class Frozen(BaseModel):
@@ -133,7 +134,9 @@ class Machine(Frozen):
 
     cpu: str
     cores: int
-    threads: int
+    allowed_cores: int | None = Field(default=None, description="that this process may run on; null for all of them")
+    cpu_quota: float | None = Field(default=None, description="cores' worth of time that control groups leave it")
+    threads: int = Field(description="that torch computes with")
     memory_bytes: int
     cache_bytes: int | None = Field(default=None, description="last-level cache; null where it cannot be read")
     gpu: str | None = None
@@ -147,8 +150,26 @@ class Machine(Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all fields but this package's version: numbers of unlike fingerprints are not compared silently."""
-        return _digest(self.model_dump(mode="json", exclude={"tda"}))
+        """Hash of all fields but this package's version: numbers of unlike fingerprints are not compared silently.
+
+        Without limits to its cores, and with bfloat16 products in hardware, a machine has the fingerprint that it had
+        before records told of either.
+        """
+        usual = {name for name in ("allowed_cores", "cpu_quota", "products") if getattr(self, name) is None}
+        if self.products is not None and "bfloat16 in hardware" in self.products:
+            usual.add("products")
+        return _digest(self.model_dump(mode="json", exclude={"tda", *usual}))
+
+    @property
+    def usable_cores(self) -> float:
+        """How many cores' worth of time this process may use."""
+        return min(self.allowed_cores or self.cores, self.cpu_quota or math.inf)
+
+    @property
+    def cores_told(self) -> str:
+        """How many cores are there, and how many of them are used at most, in words."""
+        allowed = f"{self.cores} cores" if self.allowed_cores is None else f"{self.allowed_cores} of {self.cores} cores"
+        return allowed if self.cpu_quota is None else f"{allowed} with a quota of {self.cpu_quota:g}"
 
 
 class Measurement(Frozen):

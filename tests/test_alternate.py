@@ -117,7 +117,7 @@ def run_bench(out, **options):
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_child_ends_with_its_parent(tmp_path: Path, how: signal.Signals) -> None:
     made = build(tmp_path, HANGS)
     words = [sys.executable, "-c", PARENT, str(made.site), str(tmp_path / "work")]

@@ -108,7 +108,7 @@ def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compac
 
 def others_used(percent: float) -> Change:
     """A second on two cores of which others used some."""
-    return Change(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2)
+    return Change(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2, quota=None, threads=2)
 
 
 def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt_at: int | None = None) -> Plan:
@@ -453,7 +453,8 @@ def test_on_a_cpu_there_is_no_window_and_the_record_says_so(finished):
     record = next(r for r in load(finished).records if r.case.method == "griffin" and r.round == 1)
     for quantity in window.GPU_MEASUREMENTS:
         assert record.measurements[quantity].missing == "the work ran on a CPU"
-    assert {"foreign_load", "throttling", "clocks", "few_samples", "cache_resident"} == set(record.flags)
+    machine_flags = {"foreign_load", "oversubscribed", "throttling", "clocks"}
+    assert machine_flags | {"few_samples", "cache_resident"} == set(record.flags)
 
 
 def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):

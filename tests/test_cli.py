@@ -1,16 +1,20 @@
 """The command line: what a user types, and what one sentence a mistake gives."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from tda.cli import main as cli
+from tda.cli import signals
 from tda.methods import METHODS
 from tda.results import load
 
@@ -191,8 +195,81 @@ def test_a_failed_case_ends_with_exit_code_1(tda, tmp_path, monkeypatch):
     assert "planted" in err
 
 
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP])
+def ending(request):
+    """A signal that ends a process unless it does something about it."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
+def command_that(monkeypatch, work: Callable[[], None]) -> None:
+    """Have the command line run this and nothing else."""
+    app = typer.Typer()
+    app.command()(work)
+    monkeypatch.setattr(cli, "app", app)
+
+
+def test_a_signal_that_ends_is_handled_as_ctrl_c_is(tda, monkeypatch, ending):
+    def work() -> None:
+        try:
+            signal.raise_signal(ending)
+        except KeyboardInterrupt:
+            signal.raise_signal(ending)  # `timeout` sends it to the process, and once more to its group
+            typer.echo("kept", err=True)
+            raise
+
+    command_that(monkeypatch, work)
+    assert tda() == (128 + ending, "", f"kept\ntda: ended by {ending.name}\n")
+    assert signal.getsignal(ending) is signal.SIG_DFL
+
+
+def test_a_signal_that_comes_again_later_ends_what_still_cleans_up(tda, monkeypatch, ending):
+    monkeypatch.setattr(signals, "SAME_S", 0.0)
+
+    def work() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(ending)
+        signal.raise_signal(ending)
+        typer.echo("hangs", err=True)
+
+    command_that(monkeypatch, work)
+    assert tda() == (128 + ending, "", f"tda: ended by {ending.name}\n")
+
+
+def test_a_signal_that_is_ignored_stays_so(tda, monkeypatch, ending):
+    signal.signal(ending, signal.SIG_IGN)
+    command_that(monkeypatch, lambda: signal.raise_signal(ending))
+    assert tda() == (0, "", "")
+    assert signal.getsignal(ending) is signal.SIG_IGN
+
+
+def test_ctrl_c_and_mistakes_end_as_ever(tda, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def mistaken() -> None:
+        raise ValueError("wrong")
+
+    command_that(monkeypatch, interrupted)
+    assert tda()[0] == 130
+    command_that(monkeypatch, mistaken)
+    assert tda() == (2, "", "tda: wrong\n")
+
+
+def test_an_interrupted_profile_says_what_stays(tda, monkeypatch, tmp_path):
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tda.bench.profile.run_profile", interrupted)
+    code, _, err = tda("profile", "--out", tmp_path)
+    assert code == 130
+    assert f"cases that are whole stay in {tmp_path}" in err
+
+
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_ended_bench_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, how, code):
     words = [sys.executable, "-m", "tda.cli.main", "bench", "-m", "ref:swiglu", "--method", "griffin", "-s", "0.5"]
     words += ["--rounds", "200", "--out", str(tmp_path), *TINY]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
@@ -200,9 +277,10 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (results.is_file() and results.read_text().count("\n") > 8):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
+    assert not (tmp_path / "running.json").exists()
     assert "The same command goes on" in err
     done = load(tmp_path).records
     words[words.index("200")] = str(max(record.round for record in done) + 2)

@@ -54,6 +54,28 @@ def record(number: int = 0, samples: list[float] | None = None, **changes: Any) 
     return Record(**fields)
 
 
+class TestMachine:
+    def test_without_limits_it_is_the_machine_of_older_records(self) -> None:
+        older = Machine.model_validate(MACHINE.model_dump(exclude={"allowed_cores", "cpu_quota"}))
+        assert older == MACHINE
+        assert MACHINE.fingerprint == "e789c5231a7078fe"  # as it was before records told of limits
+        assert (MACHINE.usable_cores, MACHINE.cores_told) == (2, "2 cores")
+
+    @pytest.mark.parametrize(
+        ("limits", "usable", "told"),
+        [
+            ({"allowed_cores": 1}, 1, "1 of 64 cores"),
+            ({"cpu_quota": 1.5}, 1.5, "64 cores with a quota of 1.5"),
+            ({"allowed_cores": 4, "cpu_quota": 8.0}, 4, "4 of 64 cores with a quota of 8"),
+        ],
+    )
+    def test_limits_make_another_machine(self, limits: dict[str, Any], usable: float, told: str) -> None:
+        whole = MACHINE.model_copy(update={"cores": 64})
+        limited = whole.model_copy(update=limits)
+        assert limited.fingerprint != whole.fingerprint
+        assert (limited.usable_cores, limited.cores_told) == (usable, told)
+
+
 class TestRecord:
     def test_round_trip(self) -> None:
         made = record(

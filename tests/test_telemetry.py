@@ -3,8 +3,7 @@
 import os
 import threading
 import time
-from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tda.cores import control_groups
 from tda.records import Flag
 from tda.telemetry import Change, Sampler, Telemetry, Watch, cpu, flags_of, sampler
-from tda.telemetry.cpu import CpuUse, Neighbours, frequency_mhz, quota_file, thermal_events, throttled_s
+from tda.telemetry.cpu import CpuUse, Neighbours, frequency_mhz, thermal_events, throttled_s
 from tda.telemetry.fields import CPU_FIELDS, GPU_FIELDS, Field
 from tda.telemetry.source import NotReadableError, Reader, Source, one
 from tests.busy import half_of_the_cores
@@ -80,17 +80,31 @@ def test_every_field_of_the_cpu_has_a_value_or_a_reason() -> None:
     assert max(series["cpu/own_percent"].samples) > 0
 
 
-def played_cpu(monkeypatch: pytest.MonkeyPatch, times: list[dict[str, float]], own: list[float]) -> None:
-    """Have the system tell these times, one after the other."""
-    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
-    kind = namedtuple("Times", names)
-    told = iter([kind(*(row.get(name, 0.0) for name in names)) for row in times])
-    used = iter(own)
-    monkeypatch.setattr(cpu.psutil, "cpu_times", lambda: next(told))
-    monkeypatch.setattr(cpu, "time", SimpleNamespace(process_time=lambda: next(used), monotonic=time.monotonic))
+ACCOUNT = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
+TICK = os.sysconf("SC_CLK_TCK")
 
 
-seconds = st.floats(0, 1e4)
+def account(*cores: Mapping[str, float], numbers: Sequence[int] | None = None) -> str:
+    """What the system tells of its cores' seconds, after the line of all of them."""
+    rows = [" ".join(str(round(core.get(name, 0) * TICK)) for name in ACCOUNT) for core in cores]
+    lines = [f"cpu{number} {row}" for number, row in zip(numbers or range(len(rows)), rows, strict=True)]
+    return "\n".join(["cpu  " + " ".join("9" * 3 for _ in ACCOUNT), *lines, "intr 5 0 0", "ctxt 7"])
+
+
+def use_of(
+    monkeypatch: pytest.MonkeyPatch, stat: Path, ours: set[int], before: str, after: str, own: float = 0.0
+) -> dict[str, float]:
+    """Shares that are told where the system says this before and after, and `own` seconds are this process's."""
+    used = iter([0.0, own])
+    monkeypatch.setattr(cpu, "time", SimpleNamespace(process_time=lambda: next(used)))
+    monkeypatch.setattr(cpu, "allowed_cores", lambda: frozenset(ours))
+    stat.write_text(before)
+    use = CpuUse(stat)
+    stat.write_text(after)
+    return use.read()
+
+
+seconds = st.integers(0, 10**4)
 
 
 @given(
@@ -103,19 +117,64 @@ seconds = st.floats(0, 1e4)
     own=st.floats(0, 1),
 )
 def test_shares_of_the_cores_add_up(
-    user: float, system: float, idle: float, iowait: float, steal: float, guest: float, own: float
+    tmp_path_factory: pytest.TempPathFactory,
+    user: int,
+    system: int,
+    idle: int,
+    iowait: int,
+    steal: int,
+    guest: float,
+    own: float,
 ) -> None:
     """Own and foreign share and idleness make a whole; waiting for a disk is idle, stolen time is foreign."""
     row = {"user": user, "system": system, "idle": idle, "iowait": iowait, "steal": steal, "guest": guest * user}
     total, busy = user + system + idle + iowait + steal, user + system + steal
+    stat = tmp_path_factory.getbasetemp() / "stat"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        played_cpu(monkeypatch, [{}, row], [0.0, own * busy])
-        told = CpuUse().read()
+        told = use_of(monkeypatch, stat, {0}, account({}), account(row), own * busy)
     if total == 0:
         assert told == {}
         return
     assert told["own_percent"] == pytest.approx(100 * own * busy / total, abs=1e-6)
     assert told["own_percent"] + told["foreign_percent"] == pytest.approx(100 * busy / total, abs=1e-6)
+
+
+RESTS, WORKS, HALF = {"idle": 10}, {"user": 10}, {"user": 5, "idle": 5}
+
+
+@pytest.mark.parametrize(
+    ("cores", "ours", "foreign"),
+    [
+        ([HALF] + 63 * [RESTS], {0}, 50),  # a neighbour takes half of our core, less than a hundredth of all 64
+        ([RESTS, WORKS], {0}, 0),  # work on the core that is not ours is none of our business
+        ([RESTS, WORKS, HALF, WORKS], {0, 2}, 25),
+        ([RESTS, WORKS], {0, 1}, 50),
+    ],
+)
+def test_load_is_that_of_the_cores_that_are_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: list[dict[str, float]], ours: set[int], foreign: float
+) -> None:
+    told = use_of(monkeypatch, tmp_path / "stat", ours, account(*len(cores) * [{}]), account(*cores))
+    assert told == {"own_percent": 0, "foreign_percent": foreign}
+
+
+def test_cores_that_rest_for_ever_shift_no_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A core that is switched off has no line of its own."""
+    before, after = (account(*rows, numbers=[0, 5]) for rows in ([{}, {}], [WORKS, HALF]))
+    assert use_of(monkeypatch, tmp_path / "stat", {5}, before, after)["foreign_percent"] == 50
+    with pytest.raises(NotReadableError, match="does not tell the times of the cores"):
+        use_of(monkeypatch, tmp_path / "stat", {0, 1}, before, after)
+
+
+def test_where_the_system_keeps_no_account_all_cores_count(tmp_path: Path) -> None:
+    assert len(cpu.core_times(tmp_path / "none")) == len(cpu.core_times(cpu.STAT))
+
+
+def test_a_neighbour_that_cannot_run_on_our_cores_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with half_of_the_cores():
+        monkeypatch.setattr(cpu, "affinity", lambda process: frozenset({10_000}))
+        neighbours = Neighbours()
+        assert neighbours.read() == []
 
 
 def test_own_threads_are_not_foreign() -> None:
@@ -173,8 +232,12 @@ def test_heat_is_counted_over_cores(tmp_path: Path) -> None:
 V1, V2 = "nr_periods 5\nnr_throttled 2\nthrottled_time 1500000000\n", "usage_usec 9\nthrottled_usec 1500000\n"
 GROUPS = {
     "version 2": ("0::/user/job\n", {"user/job/cpu.stat": V2, "cpu.stat": "usage_usec 9\n"}),
+    "a group above": ("0::/user/job\n", {"user/job/cpu.stat": V2.replace("15", "0"), "user/cpu.stat": V2}),
     "version 2, in a container": ("0::/user/job\n", {"cpu.stat": V2}),
-    "version 1": ("4:memory:/x\n3:cpu,cpuacct:/job\n0::/\n", {"cpu/job/cpu.stat": V1, "cpu/cpu.stat": V1 + "x 1\n"}),
+    "version 1": (
+        "4:memory:/x\n3:cpu,cpuacct:/job\n0::/\n",
+        {"cpu/job/cpu.stat": V1, "cpu/cpu.stat": V1.replace("15", "0")},
+    ),
     "version 1, in a container": ("3:cpuacct,cpu:/job\n", {"cpu/cpu.stat": V1}),
 }
 
@@ -183,15 +246,13 @@ GROUPS = {
 def test_a_cpu_quota_is_found_in_either_version_of_control_groups(tmp_path: Path, where: str) -> None:
     own, files = GROUPS[where]
     (tmp_path / "own").write_text(own)
-    found = quota_file(tree(tmp_path / "groups", files), tmp_path / "own")
-    assert throttled_s(found.read_text()) == 1.5
-    assert found == tmp_path / "groups" / next(iter(files))
+    assert throttled_s(control_groups(tree(tmp_path / "groups", files), tmp_path / "own")) == 1.5
 
 
 def test_a_root_group_has_no_quota(tmp_path: Path) -> None:
     (tmp_path / "own").write_text("4:memory:/x\n0::/\n")
     with pytest.raises(NotReadableError, match="no control group tells of a CPU quota"):
-        quota_file(tree(tmp_path / "groups", {"cpu.stat": "usage_usec 9\n"}), tmp_path / "own")
+        throttled_s(control_groups(tree(tmp_path / "groups", {"cpu.stat": "usage_usec 9\n"}), tmp_path / "own"))
 
 
 # The sampler.
@@ -281,9 +342,16 @@ def test_an_error_inside_the_block_ends_the_thread_and_keeps_the_samples(monkeyp
 
 
 def change(
-    before: Mapping[str, float], after: Mapping[str, float], *, gpu: bool = False, seconds: float = 10.0
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    gpu: bool = False,
+    seconds: float = 10.0,
+    quota: float | None = None,
+    cores: int = 2,
+    threads: int = 2,
 ) -> Change:
-    return Change(seconds, before, after, {"thermal_events": "no heat here"}, gpu, 2)
+    return Change(seconds, before, after, {"thermal_events": "no heat here"}, gpu, cores, quota, threads)
 
 
 def raised(flags: Mapping[Any, Flag]) -> dict[str, bool | None]:
@@ -303,7 +371,7 @@ def test_a_watch_tells_of_the_time_between_its_readings() -> None:
 
 
 QUIET = {"foreign_percent": 1.0, "quota_throttled_s": 3.0, "thermal_events": 5.0, "frequency_mhz": 3000.0}
-CALM = {"foreign_load": False, "throttling": False, "clocks": False}
+CALM = {"foreign_load": False, "oversubscribed": False, "throttling": False, "clocks": False}
 CPU_CASES = {
     "quiet": ({}, CALM),
     "others": ({"foreign_percent": 9.0}, {**CALM, "foreign_load": True}),
@@ -324,12 +392,38 @@ def test_flags_on_a_cpu(case: str) -> None:
 
 
 def test_what_cannot_be_seen_is_neither_raised_nor_cleared() -> None:
-    assert raised(flags_of(change({}, {}))) == dict.fromkeys(CALM)
+    assert raised(flags_of(change({}, {}))) == {**dict.fromkeys(CALM), "oversubscribed": False}
     part = {"quota_throttled_s": 0.0}
     flag = flags_of(change(part, part))["throttling"]
     assert flag.raised is None
     assert flag.detail == "a CPU quota held it back for 0.00 s; heat is not observable: no heat here"
     assert flags_of(change(part, {"quota_throttled_s": 9.0}))["throttling"].raised  # one reason is enough
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "quota", "told"),
+    [
+        (3, 2, None, "torch's threads: 3 on 2 cores; OMP_NUM_THREADS=2 avoids it"),
+        (2, 1, None, "torch's threads: 2 on 1 core; OMP_NUM_THREADS=1 avoids it"),
+        (2, 2, 1.5, "torch's threads: 2 on 1.5 of 2 cores, by a CPU quota; OMP_NUM_THREADS=1 avoids it"),
+    ],
+)
+def test_more_threads_than_cores_are_flagged(threads: int, cores: int, quota: float | None, told: str) -> None:
+    flag = flags_of(change(QUIET, QUIET, quota=quota, cores=cores, threads=threads))["oversubscribed"]
+    assert flag == Flag(raised=True, detail=told)
+
+
+@pytest.mark.parametrize(
+    ("threads", "quota", "told"),
+    [
+        (2, None, "torch's threads: 2 on 2 cores"),
+        (2, 4.0, "torch's threads: 2 on 2 cores"),
+        (1, 0.5, "torch's threads: 1 on 0.5 of 2 cores, by a CPU quota"),  # it cannot be fewer
+    ],
+)
+def test_as_many_threads_as_cores_are_well(threads: int, quota: float | None, told: str) -> None:
+    flag = flags_of(change(QUIET, QUIET, quota=quota, threads=threads))["oversubscribed"]
+    assert flag == Flag(raised=False, detail=told)
 
 
 def test_ticks_of_the_timer_are_no_foreign_load() -> None:
@@ -343,7 +437,7 @@ values = st.dictionaries(st.sampled_from([*CPU_FIELDS, *GPU_FIELDS]), st.floats(
 
 
 @given(before=values, after=values, gpu=st.booleans(), length=st.floats(1e-3, 1e4))
-def test_any_readings_give_the_same_three_flags(
+def test_any_readings_give_the_same_flags(
     before: dict[str, float], after: dict[str, float], gpu: bool, length: float
 ) -> None:
     flags = flags_of(change(before, after, gpu=gpu, seconds=length))

@@ -15,7 +15,7 @@ def name_of(machine: "Machine") -> str:
     """What the results of a machine are filed under."""
     facts = [
         machine.cpu,
-        f"{machine.cores} cores",
+        f"{machine.cores_told}",
         f"{machine.threads} threads",
         machine.gpu,
         machine.driver and f"driver {machine.driver}",

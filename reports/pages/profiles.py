@@ -128,7 +128,7 @@ def _group(evidence: Evidence, commit: KnownCommit, number: int, kept: list[Kept
     return {
         "slug": slug,
         "machine": evidence.label_of(machine.fingerprint) if machine.fingerprint in evidence.machines
-        else f"{machine.gpu or machine.cpu}, {machine.cores} cores, torch {machine.torch}",
+        else f"{machine.gpu or machine.cpu}, {machine.cores_told}, torch {machine.torch}",
         "title": f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {case.prompt_tokens} prompt, "
         f"{case.new_tokens} new tokens",
         "dirty": bool(group.first.commit.dirty),

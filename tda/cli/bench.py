@@ -48,7 +48,8 @@ def bench(
 
     Trained models get a quality and a speed, shapes (random weights) a speed only. Where the budget is short, first
     rounds beyond 5 and documents beyond 16 are dropped, then controls, then sparsities away from the middle, then new
-    tokens of shapes; the page lists what was. Ctrl-C keeps what is done; the same command goes on.
+    tokens of shapes; the page lists what was. Ctrl-C and SIGTERM keep what is done; the same
+    command goes on.
     """
     from tda.bench.budget import REPORT_STARTS, Deadline, parse_fraction, parse_seconds
     from tda.bench.plan import plan_of

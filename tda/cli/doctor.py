@@ -10,7 +10,8 @@ from tda.cli import options as o
 def doctor(device: o.Device = "cpu", as_json: o.AsJson = False) -> None:
     """Say what this machine is fit to measure: its limits, other processes, clocks, threads, noise between processes.
 
-    Takes about a minute: the noise is learnt from eight fresh processes that measure the same.
+    Ends within two minutes: the noise is learnt from eight fresh processes that measure the same, fewer where they
+    are slow.
     """
     from tda.doctor import check_up, rows, verdict
 

@@ -6,6 +6,7 @@ from importlib import import_module
 import typer
 
 from tda import __version__
+from tda.cli.signals import ending_as_ctrl_c
 
 COMMANDS = (
     "bench",
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure what dynamic activation saves in a decoder, and what it costs.\n\n"
-    "Exit codes: 0 done, 1 a regression or a failed case, 2 wrong use, 130 interrupted.",
+    "Exit codes: 0 done, 1 a regression or a failed case, 2 wrong use, 130 interrupted, 143 ended by SIGTERM.",
 )
 
 
@@ -48,12 +49,13 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run a command; a wrong use is one sentence and exit code 2."""
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        typer.echo(f"tda: {error}", err=True)
-        sys.exit(2)
+    """Run a command; a wrong use is one sentence and exit code 2, and SIGTERM ends it as Ctrl-C does."""
+    with ending_as_ctrl_c():
+        try:
+            app()
+        except (ValueError, OSError) as error:
+            typer.echo(f"tda: {error}", err=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

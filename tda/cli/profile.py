@@ -35,21 +35,25 @@ def profile(
     from tda.reporting.profiles.groups import step_rows
     from tda.reporting.viewer import page_writer
 
-    profiles = run_profile(
-        out,
-        model=model or (),
-        method=method or (),
-        sparsity=sparsity or (),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        dtype=dtype,
-        device=device,
-        execution=execution,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        say=o.say,
-    )
+    try:
+        profiles = run_profile(
+            out,
+            model=model or (),
+            method=method or (),
+            sparsity=sparsity or (),
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+            execution=execution,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+            say=o.say,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"tda: interrupted; cases that are whole stay in {out}. The same command begins anew.", err=True)
+        raise
     o.print_rows(step_rows(profiles), as_json=as_json)
     typer.echo(f"report: {build_profile_report(out, page_writer(o.say, fetch=viewer)).index}", err=True)
 

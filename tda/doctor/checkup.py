@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import torch
 from pydantic import Field
 
 from tda.device import machine, torch_device
+from tda.doctor.budget import Budget
 from tda.doctor.noise import Noise, measure_noise
 from tda.limits import Scaling, matmul_tflop_per_s, stream_gb_per_s, thread_scaling
 from tda.records import Flag, FlagName, Frozen, Machine
@@ -19,6 +21,10 @@ from tda.telemetry.source import NotReadableError
 
 LOOK_S = 2.0
 """How long the machine is watched while this process rests."""
+BUDGET_S = 100.0
+"""All that an examination takes, whatever the load; with the start of the program it ends within two minutes."""
+LIMITS_S = 30.0
+"""After this no larger number of threads is tried: what is left is for the noise."""
 DTYPES = ("float32", "bfloat16")
 
 
@@ -37,10 +43,11 @@ class Checkup(Frozen):
     scaling: tuple[Scaling, ...] = Field(description="limits of the CPU by number of threads")
     noise: tuple[Noise, ...] = Field(description="between processes that measure the same")
     noise_missing: str | None = None
+    unfinished: tuple[str, ...] = Field(default=(), description="what the time was not enough for")
 
 
 def check_up(device: str, say: Callable[[str], None]) -> Checkup:
-    """Examine the machine.
+    """Examine the machine in less than two minutes: where it is slow or loaded less is done, and `unfinished` says so.
 
     Parameters
     ----------
@@ -54,7 +61,7 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
     ValueError
         If there is no such device.
     """
-    where = torch_device(device)
+    where, budget = torch_device(device), Budget(BUDGET_S)
     say(f"watching the machine for {LOOK_S:.0f} s")
     watch, neighbours = Watch(where), Neighbours()
     time.sleep(LOOK_S)
@@ -62,8 +69,8 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
     say("bandwidth, matmul, threads")
     bandwidth = stream_gb_per_s(where)
     matmul = {name: matmul_tflop_per_s(where, getattr(torch, name)) for name in DTYPES}
-    scaling = thread_scaling()
-    noise, missing = _noise(device, say)
+    scaling = limits_by_threads(budget)
+    noise, missing = _noise(device, budget, say)
     return Checkup(
         machine=machine(device),
         device=device,
@@ -77,12 +84,26 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
         scaling=tuple(scaling),
         noise=noise,
         noise_missing=missing,
+        unfinished=tuple(budget.unfinished),
     )
 
 
-def _noise(device: str, say: Callable[[str], None]) -> tuple[tuple[Noise, ...], str | None]:
+def limits_by_threads(budget: Budget) -> list[Scaling]:
+    """What the CPU reaches with more and more threads, as far as there is time."""
+    found = []
+    with closing(thread_scaling()) as steps:
+        for step in steps:
+            found.append(step)
+            if budget.spent > LIMITS_S and step.threads < machine("cpu").usable_cores:
+                why = f"the limits took {budget.spent:.0f} s until there"
+                budget.unfinished.append(f"more than {step.threads} threads were not tried: {why}")
+                break
+    return found
+
+
+def _noise(device: str, budget: Budget, say: Callable[[str], None]) -> tuple[tuple[Noise, ...], str | None]:
     try:
-        return measure_noise(device, say), None
+        return measure_noise(device, budget, say), None
     except NotMeasuredError as error:
         return (), str(error)
 

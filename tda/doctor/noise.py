@@ -6,13 +6,16 @@ from pathlib import Path
 
 from pydantic import Field
 
+from tda.doctor.budget import Budget
 from tda.records import Frozen
+from tda.regression.alternate import Grid
 from tda.regression.builds import Build
 from tda.regression.compare import split_name
 from tda.regression.effects import Effect, Prior
-from tda.regression.floor import Floor, floors_of, single
+from tda.regression.floor import MIN_PROCESSES, Floor, floors_of, single
 from tda.regression.folders import INSTALLED
-from tda.regression.workbench import Asked, Workbench, check_measured
+from tda.regression.units import Unit
+from tda.regression.workbench import Asked, NotMeasuredError, Workbench, check_measured
 
 TINY = {
     "preset": "smoke",
@@ -25,6 +28,7 @@ TINY = {
 }
 """What a process measures: a case of the nightly run."""
 PAIRS = 4
+"""Processes of either copy, where the time is enough for them."""
 BLOCKS = 8
 """Processes of each build by which `tda compare` judges, unless told otherwise."""
 
@@ -40,21 +44,41 @@ class Noise(Frozen):
     resolved: float = Field(description=f"the same for two builds of {BLOCKS} processes each")
 
 
-def measure_noise(device: str, say: Callable[[str], None]) -> tuple[Noise, ...]:
+def measure_noise(device: str, budget: Budget, say: Callable[[str], None]) -> tuple[Noise, ...]:
     """Run processes of the present installation, one after the other, and see what they differ by.
 
     Raises
     ------
     NotMeasuredError
-        If they fail.
+        If they fail, or the time is not enough for them.
     """
-    site = Path(__file__).parents[2]
-    builds = [Build(INSTALLED, copy, site) for copy in ("control", "commit")]
     with tempfile.TemporaryDirectory(prefix="tda-doctor-") as folder:
-        bench = Workbench(out=Path(folder, "units"), work=Path(folder, "work"), say=say)
-        units = bench.run(INSTALLED, builds, Asked({**TINY, "device": device}).speed, PAIRS)
+        units, why = _processes(Path(folder), Asked({**TINY, "device": device}).speed, budget, say)
     check_measured(units, INSTALLED)
+    well, wanted = sum(unit.status == "ok" for unit in units), 2 * PAIRS
+    if well < MIN_PROCESSES:
+        raise NotMeasuredError(f"{well} of {wanted} processes ended well, and {MIN_PROCESSES} are needed: {why}")
+    if why is not None:
+        budget.unfinished.append(f"the noise is learnt from {well} processes, not from {wanted}: {why}")
     return tuple(map(noise_of, floors_of("doctor", units, INSTALLED)))
+
+
+def _processes(folder: Path, grid: Grid, budget: Budget, say: Callable[[str], None]) -> tuple[list[Unit], str | None]:
+    """Units of pair after pair, as long as the next pair will end in time; and why there are not all of them."""
+    builds = [Build(INSTALLED, copy, Path(__file__).parents[2]) for copy in ("control", "commit")]
+    units: list[Unit] = []
+    longest = 0.0
+    for pairs in range(1, PAIRS + 1):
+        left = budget.left
+        if longest > left:
+            return units, f"a pair takes {longest:.0f} s here, and {left:.0f} s of {budget.seconds:.0f} were left"
+        bench = Workbench(out=folder / "units", work=folder / "work", timeout_s=left / len(builds), say=say)
+        units = bench.run(INSTALLED, builds, grid, pairs)
+        failed = next((unit for unit in units if unit.status != "ok"), None)
+        if failed is not None:
+            return units, f"{failed.status}: {failed.reason}"
+        longest = max(longest, left - budget.left)
+    return units, None
 
 
 def noise_of(floor: Floor) -> Noise:

@@ -12,7 +12,7 @@ TOLD = 3
 
 def verdict(found: Checkup) -> list[str]:
     """Sentences: what disturbs, what cannot be seen, what the machine is fit for."""
-    return [_load(found), *_doubts(found), *_gpu(found), *_threads(found), _fitness(found)]
+    return [_load(found), *_doubts(found), *_gpu(found), *_threads(found), *found.unfinished, _fitness(found)]
 
 
 def _load(found: Checkup) -> str:
@@ -25,7 +25,7 @@ def _load(found: Checkup) -> str:
 
 
 def _doubts(found: Checkup) -> Iterator[str]:
-    for name in ("throttling", "clocks"):
+    for name in ("oversubscribed", "throttling", "clocks"):
         flag = found.flags[name]
         if flag.raised is not False:
             yield f"{name}: {flag.detail}"
@@ -68,7 +68,7 @@ def rows(found: Checkup) -> list[dict[str, str]]:
     """The findings, what and value."""
     machine = found.machine
     cells = [
-        ("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"),
+        ("CPU", f"{machine.cpu}, {machine.cores_told}, {machine.memory_bytes / 1e9:.0f} GB"),
         ("versions", f"torch {machine.torch}, Python {machine.python}, {machine.system}"),
         ("NVIDIA driver", found.driver),
         *((f"GPU {number}", _words(gpu)) for number, gpu in enumerate(found.gpus)),

@@ -44,7 +44,7 @@ def account(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Pro
 
 def _head(night: Night, raised: Sequence[Alarm]) -> str:
     machine = night.machine
-    told = f"{machine.gpu or machine.cpu}, {machine.cores} cores, torch {machine.torch}" if machine else "no machine"
+    told = f"{machine.gpu or machine.cpu}, {machine.cores_told}, torch {machine.torch}" if machine else "no machine"
     many = "no alarm" if not raised else "1 alarm" if len(raised) == 1 else f"{len(raised)} alarms"
     measured = sum(commit.status == "measured" for commit in night.commits)
     return (

@@ -220,7 +220,7 @@ _SIZES = ("dtype", "device", "batch", "prompt_tokens", "new_tokens")
 
 
 def _machine(machine: Machine) -> Row:
-    words = f"{machine.gpu or machine.cpu}, {machine.cores} cores, torch {machine.torch}"
+    words = f"{machine.gpu or machine.cpu}, {machine.cores_told}, torch {machine.torch}"
     return {"machine": machine.fingerprint, "machine_label": words}
 
 

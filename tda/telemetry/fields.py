@@ -12,14 +12,14 @@ class Field(NamedTuple):
 
 
 CPU_FIELDS: Mapping[str, Field] = {
-    "own_percent": Field("%", "share of all cores that this process used since the reading before"),
-    "foreign_percent": Field("%", "share that others used, and that a hypervisor gave to other guests"),
+    "own_percent": Field("%", "share of the cores it may run on that this process used since the reading before"),
+    "foreign_percent": Field("%", "share of them that others used, or that a hypervisor gave to other guests"),
     "rss_bytes": Field("B", "resident set of this process"),
     "minor_faults": Field("faults", "page faults of this process that memory served, since it began"),
     "major_faults": Field("faults", "page faults of this process that a disk served, since it began"),
     "load_average": Field("processes", "that ran or waited to run, mean over a minute"),
     "frequency_mhz": Field("MHz", "clock of the fastest core"),
-    "quota_throttled_s": Field("s", "how long a CPU quota held this process's control group back, since it began"),
+    "quota_throttled_s": Field("s", "how long CPU quotas held this process's control groups back, since they began"),
     "thermal_events": Field("events", "cores slowed by heat, since the system began"),
 }
 GPU_FIELDS: Mapping[str, Field] = {

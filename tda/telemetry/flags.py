@@ -6,7 +6,7 @@ from tda.records import Flag, FlagName
 from tda.telemetry.watch import Change
 
 FOREIGN_PERCENT = 5.0
-"""A share of the cores above which others disturb."""
+"""A share of the cores that are ours above which others disturb."""
 ROUNDING_S = 0.04
 """CPU seconds that rounding to timer ticks may add to others' time in a short block."""
 UNEXPLAINED_BYTES = 1 << 30
@@ -26,11 +26,16 @@ SLOWING = {
 
 
 def flags_of(change: Change) -> dict[FlagName, Flag]:
-    """Foreign load, throttling and clocks: each raised, cleared, or null with the reason why it is not observable."""
+    """Load, threads, throttling and clocks: each raised, cleared, or null with the reason why it is not observable."""
     load, slowed = [_cores(change)], [_quota(change), _heat(change)]
     if change.on_gpu:
         load, slowed = [*load, _gpu_shared(change)], [_gpu_slowed(change)]
-    return {"foreign_load": _any(load), "throttling": _any(slowed), "clocks": _clocks(change)}
+    return {
+        "foreign_load": _any(load),
+        "oversubscribed": _threads(change),
+        "throttling": _any(slowed),
+        "clocks": _clocks(change),
+    }
 
 
 def _any(parts: Sequence[Flag]) -> Flag:
@@ -51,6 +56,17 @@ def _cores(change: Change) -> Flag:
     rounding = 100 * ROUNDING_S / (change.seconds * change.cores)
     detail = f"other processes used {share:.0f}% of the cores"
     return Flag(raised=share > FOREIGN_PERCENT + rounding, detail=detail)
+
+
+def _threads(change: Change) -> Flag:
+    """More threads than cores wait for each other at the end of every parallel loop."""
+    usable = change.cores if change.quota is None else min(change.cores, change.quota)
+    cores = "1 core" if change.cores == 1 else f"{change.cores} cores"
+    of = cores if usable == change.cores else f"{usable:g} of {cores}, by a CPU quota"
+    told, enough = f"torch's threads: {change.threads} on {of}", max(1, int(usable))
+    if change.threads <= enough:
+        return Flag(raised=False, detail=told)
+    return Flag(raised=True, detail=f"{told}; OMP_NUM_THREADS={enough} avoids it")
 
 
 def _gpu_shared(change: Change) -> Flag:

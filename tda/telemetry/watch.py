@@ -1,20 +1,18 @@
 """Two readings around a timed block, and what changed between them: nothing runs while time is taken."""
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
+
+from tda.cores import allowed_cores, cpu_quota
 from tda.telemetry.cpu import cpu_source
 from tda.telemetry.gpu import gpu_source
 from tda.telemetry.source import Source
 
-if TYPE_CHECKING:
-    import torch
 
-
-def sources(*devices: "torch.device") -> list[Source]:
+def sources(*devices: torch.device) -> list[Source]:
     """The CPU, and the GPUs among some devices."""
     return [cpu_source(), *(gpu_source(device) for device in devices if device.type == "cuda")]
 
@@ -34,7 +32,11 @@ class Change:
     on_gpu : bool
         Whether the work runs on a GPU.
     cores : int
-        Of the machine.
+        That this process may run on.
+    quota : float or None
+        How many cores' worth of time its control groups leave it; None without a limit.
+    threads : int
+        That torch computes with.
     """
 
     seconds: float
@@ -43,6 +45,8 @@ class Change:
     missing: Mapping[str, str]
     on_gpu: bool
     cores: int
+    quota: float | None
+    threads: int
 
     def rise(self, name: str) -> float | None:
         """How much a counter grew; None where it was not read."""
@@ -62,7 +66,7 @@ class Watch:
         Where the work runs.
     """
 
-    def __init__(self, device: "torch.device") -> None:
+    def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._sources = sources(device)
         self._before = self._read()
@@ -76,4 +80,5 @@ class Watch:
         seconds = time.monotonic() - self._begin
         after = self._read()
         missing = {name: reason for source in self._sources for name, reason in source.missing.items()}
-        return Change(seconds, self._before, after, missing, self._on_gpu, os.cpu_count() or 1)
+        cores, quota, threads = len(allowed_cores()), cpu_quota(), torch.get_num_threads()
+        return Change(seconds, self._before, after, missing, self._on_gpu, cores, quota, threads)

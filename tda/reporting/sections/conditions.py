@@ -32,7 +32,7 @@ def _machine(group: Group) -> list[tuple[str, str]]:
     cache = f", {size(machine.cache_bytes)} last-level cache" if machine.cache_bytes else ""
     gpu = f"{machine.gpu}, driver {machine.driver or 'unknown'}" if machine.gpu else "none used"
     return [
-        ("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads{cache}"),
+        ("CPU", f"{machine.cpu}, {machine.cores_told}, {machine.threads} threads{cache}"),
         ("Memory", size(machine.memory_bytes)),
         ("GPU", gpu),
         ("System", machine.system),

@@ -1,0 +1,71 @@
+"""The cores that are ours: which of them this process may run on, and how much of their time a quota leaves it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+THREADS = Path("/proc/self/task")
+
+
+def all_cores() -> frozenset[int]:
+    """Numbers of the machine's cores."""
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def allowed_cores() -> frozenset[int]:
+    """Numbers of the cores that this process may run on: all where the system binds no process to some, as macOS.
+
+    The cores of all its threads count. OpenMP may bind each thread to a core of its own, the first one too, and then
+    the first thread's affinity is no longer the process's.
+    """
+    try:
+        return frozenset[int]().union(*(affinity(int(thread.name)) for thread in THREADS.iterdir()))
+    except FileNotFoundError:
+        return affinity(0)
+
+
+def affinity(thread: int) -> frozenset[int]:
+    """Numbers of the cores that a thread, or the first thread of a process, may run on; empty where it has ended."""
+    if not hasattr(os, "sched_getaffinity"):
+        return all_cores()
+    try:
+        return frozenset(os.sched_getaffinity(thread))
+    except ProcessLookupError:
+        return frozenset()
+
+
+def control_groups(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[Path]:
+    """Folders that may tell of limits to this process's CPU time: its control group, version 1 or 2, and all above it.
+
+    Not all of them are there: a container sees its own group as the root, yet may be told its path from outside.
+    """
+    for line in own.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            root, group = groups / "cpu" if controllers else groups, Path(path.lstrip("/"))
+            yield from (root / part for part in (group, *group.parents))
+
+
+def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> float | None:
+    """How many cores' worth of time the control groups leave this process; None without a limit that can be read."""
+    try:
+        limits = [_limit(group) for group in control_groups(groups, own)]
+    except OSError:
+        return None
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(group: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError):  # it is not there, not for us to read, or "max"
+        amount, period = map(int, _amount_and_period(group))
+        return amount / period if amount > 0 else None  # version 1 has -1 for no limit
+    return None
+
+
+def _amount_and_period(group: Path) -> list[str]:
+    if (group / "cpu.max").exists():
+        return (group / "cpu.max").read_text().split()
+    return [(group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
