@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from tda import device as facts
+from tda import kernels
 from tda.bench.measure import Timing, as_scores, peak_memory, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.plan import Plan, Subject, plan_of
@@ -103,6 +105,8 @@ class Bench:
             If the folder cannot be written.
         """
         say = self.console.print
+        if notice := kernels.notice(self.plan.device):
+            say(f"[yellow]{escape(notice)}")
         store = Store(self.out, facts.machine(self.plan.device), facts.commit(), lambda text: say(f"[yellow]{text}"))
         died = store.left_running()
         if died is not None:
@@ -430,7 +434,11 @@ def _record(plan: Plan, place: Place, status: Status, span: Span, **found: Any) 
         commit=facts.commit(),
         machine=facts.machine(plan.device),
         status=status,
-        conditions={"threads": float(torch.get_num_threads()), "load_average": os.getloadavg()[0]},
+        conditions={
+            "threads": float(torch.get_num_threads()),
+            "load_average": os.getloadavg()[0],
+            "kernels": str(kernels.backend(plan.device)),
+        },
         started=span.started,
         seconds=span.seconds,
         **found,
