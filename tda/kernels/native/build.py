@@ -160,7 +160,7 @@ def _run(command: list[str]) -> str:
     none, pipe = subprocess.DEVNULL, subprocess.PIPE
     streams: dict[str, Any] = {"stdin": none, "stdout": pipe, "stderr": pipe, "text": True, "errors": "replace"}
     try:
-        process = subprocess.Popen(command, **streams, start_new_session=True)
+        process: subprocess.Popen[str] = subprocess.Popen(command, **streams, start_new_session=True)
     except OSError as error:
         raise BuildError(f"{command[0]}: {error.strerror}") from None
     with process:
