@@ -17,6 +17,8 @@ from tda.cli import main as cli
 from tda.doctor import checkup
 from tda.kernels.native import library
 from tda.regression.workbench import NotMeasuredError
+from tda.reporting.gather import gather
+from tda.reporting.sections.conditions import conditions_section
 from tda.results import load
 
 REASON = "/opt/[cc]/cc: no [/space] left"
@@ -45,6 +47,8 @@ def test_a_bench_says_it_once_and_records_it(tmp_path: Path, no_kernels: None, m
     records = load(tmp_path).records
     assert {record.conditions["kernels"] for record in records} == {str(tda.kernels.backend())}
     assert all(REASON in str(record.conditions["kernels"]) for record in records)
+    content = conditions_section(gather([tmp_path])[0])
+    assert ("Kernels", str(tda.kernels.backend())) in content.values["facts"]
     timed = {(record.case.method, record.execution, record.backend) for record in records if record.round}
     assert timed == {
         ("dense", "dense", f"torch ({REASON})"),
