@@ -39,8 +39,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def first_use(home: Path) -> Iterator[Path]:
+def first_use(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The library as in a process that has not asked for it yet; afterwards it is asked for anew."""
+    monkeypatch.delenv("TDA_ISA", raising=False)
     _forget()
     yield home
     _forget()
@@ -250,7 +251,7 @@ class TestBrokenCompilers:
         [
             ("false", "false: exit status 1"),
             ("/nonexistent/cc", "/nonexistent/cc: No such file or directory"),
-            ("true", "No such file or directory"),  # says that it compiled, and did not
+            ("true", "true: is no C compiler"),
             ('cc "', "No closing quotation"),
             ("cc -fno-such-flag", "fno-such-flag"),
         ],
@@ -300,12 +301,25 @@ class TestBrokenCompilers:
             while started.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.01)
 
+    def test_one_that_says_that_it_compiled_and_did_not(
+        self, first_use: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        script = tmp_path / "cc"
+        script.write_text("#!/bin/sh\necho '#define __GNUC__ 12'\n")
+        script.chmod(0o700)
+        monkeypatch.setenv("CC", str(script))
+        with pytest.raises(BuildError, match=r"No such file or directory: .*kernels\.so"):
+            build()
+
     @pytest.mark.parametrize("complaint", ["kernels.c:18:10: fatal error: omp.h: No such file", "error: no -fopenmp"])
     def test_one_without_openmp(
         self, first_use: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, complaint: str
     ) -> None:
         script = tmp_path / "cc"
-        script.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) echo "{complaint}" >&2; exit 1;; esac\n')
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *-fopenmp*) echo "{complaint}" >&2; exit 1;; *) echo "#define __GNUC__ 12";; esac\n'
+        )
         script.chmod(0o700)
         monkeypatch.setenv("CC", str(script))
         assert library.problem() == f"the compiler has no OpenMP: {script}: {complaint}"

@@ -96,7 +96,10 @@ def build() -> Built:
 
 def _native_macros(command: list[str]) -> str:
     """What the compiler defines for this processor: it tells both, and the compiler's version."""
-    return _run([*command, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
+    macros = _run([*command, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
+    if "#define " not in macros:
+        raise BuildError(f"{command[0]}: is no C compiler")
+    return macros
 
 
 def _cache() -> Path:
