@@ -1,8 +1,11 @@
 """Fixtures of all tests. Nothing here opens a connection, and a GPU is used by tests marked `gpu` only."""
 
+import functools
 import importlib
 import importlib.util
 import os
+import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import pytest
 import tiny
 import torch
 from hypothesis import settings
+
+from tda.kernels.native import build, isa, library
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which only tests of its kernels do.
@@ -48,10 +53,42 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture
 def kernels_in_c() -> None:
     """The test skips where the kernels in C cannot run."""
-    from tda.kernels.native import library
-
     if library.problem() is not None:
         pytest.skip(f"no kernels in C here: {library.problem()}")
+
+
+@pytest.fixture(scope="session")
+def compiled_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., library.Kernels]:
+    """The kernels for an instruction set and with more flags, each compiled once; skips where they cannot run here."""
+    cache, load = str(tmp_path_factory.getbasetemp() / "cache"), library.library.__wrapped__
+
+    @functools.cache
+    def loaded(name: str, *flags: str) -> library.Kernels:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", cache)
+            patch.setenv(isa.VARIABLE, name)
+            patch.setattr(build, "FLAGS", (*build.FLAGS, *flags))
+            return load()
+
+    def wanted(name: str, *flags: str) -> library.Kernels:
+        try:
+            return loaded(name, *flags)
+        except (build.BuildError, ValueError) as error:
+            pytest.skip(str(error))
+
+    return wanted
+
+
+X86 = platform.machine() == "x86_64"
+
+
+@pytest.fixture(scope="module", params=[one.name for one in isa.X86] if X86 else [isa.NATIVE])
+def each_isa(request: pytest.FixtureRequest, compiled_for: Callable[..., library.Kernels]) -> Iterator[None]:
+    """The kernels in C run as compiled for each instruction set that this processor has, not only for the widest."""
+    kernels = compiled_for(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "library", lambda: kernels)
+        yield
 
 
 @pytest.fixture(autouse=True)

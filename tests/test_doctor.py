@@ -68,6 +68,7 @@ def found(**changes: object) -> Checkup:
     told = {
         "machine": MACHINE,
         "device": "cpu",
+        "kernels": "c (kernels in C)",
         "driver": "no driver: NVML Shared Library Not Found",
         "gpus": (),
         "flags": flags,

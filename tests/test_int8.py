@@ -104,7 +104,7 @@ def test_without_kernels_there_is_a_quality_and_no_speed(monkeypatch: pytest.Mon
     model = tiny.model("llama")
     with torch.no_grad(), tda.attach(model, tda.Int8()) as run:
         logits(model, [5])
-        assert run.execution == "masked"
+        assert (run.execution, run.backend) == ("masked", "torch (no compiler)")
     with pytest.raises(ValueError, match=r"needs kernels of our own: no compiler; use 'masked'"):
         tda.attach(model, tda.Int8(), execution="indexed").__enter__()
 

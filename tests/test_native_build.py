@@ -1,11 +1,18 @@
 """Building the C library: broken compilers, folders that cannot be used, files cut short, and what runs instead."""
 
+import errno
+import os
+import shlex
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -13,11 +20,14 @@ import torch
 import tda
 from tda.kernels import native
 from tda.kernels.native import build as building
-from tda.kernels.native import library
+from tda.kernels.native import isa, library, private
 from tda.kernels.native.build import BuildError, build
 
 ROOT = Path(__file__).resolve().parent.parent
 works = pytest.mark.usefixtures("kernels_in_c")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+OTHER = 12345
+"""A user's number that is not ours."""
 LOAD = "import torch, tda; print(tda.kernels.backend().name)"
 
 
@@ -29,8 +39,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def first_use(home: Path) -> Iterator[Path]:
+def first_use(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The library as in a process that has not asked for it yet; afterwards it is asked for anew."""
+    monkeypatch.delenv("TDA_ISA", raising=False)
     _forget()
     yield home
     _forget()
@@ -45,93 +56,193 @@ def elsewhere(code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A library that the compiler made."""
-    path = tmp_path_factory.mktemp("built") / "kernels.so"
-    building._compile(building.compiler(), path)
-    return path.read_bytes()
-
-
 @pytest.fixture
-def compiled(built: bytes, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What is compiled, by a compiler that takes no time."""
-    made: list[Path] = []
+def quick(compiled_for: Callable[..., library.Kernels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that takes no time, since it has the library already. Each that it makes is a line of this file."""
+    given = tmp_path / "library.so"
+    given.write_bytes(Path(compiled_for("native")._name).read_bytes()[: -building.DIGEST])
+    command, log = tmp_path / "cc", tmp_path / "log"
+    command.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *-dM*) exec {shlex.join(building.compiler())} "$@";; *-shared*) echo >> {log};; esac\n'
+        f'while [ "$1" != -o ]; do shift; done\nexec cp {given} "$2"\n'
+    )
+    command.chmod(0o700)
+    log.touch()
+    monkeypatch.setenv("CC", str(command))
+    return log
 
-    def write(command: list[str], path: Path) -> None:
-        made.append(path)
-        path.write_bytes(built)
 
-    monkeypatch.setattr(building, "_compile", write)
-    return made
+def count(log: Path) -> int:
+    return len(log.read_text().splitlines())
 
 
 @works
 class TestCache:
-    def test_built_once_and_kept(self, home: Path, compiled: list[Path]) -> None:
-        path = build()
+    def test_built_once_and_kept(self, home: Path, quick: Path) -> None:
+        path, isa = build()
         assert path.parent == home
-        assert home.stat().st_mode & 0o077 == 0
+        assert f"-{isa}-" in path.name
         assert [file.name for file in home.iterdir()] == [path.name]
-        assert build() == path
-        assert compiled == [path]
+        assert build().path == path
+        assert count(quick) == 1
 
-    def test_other_flags_are_another_file(
-        self, home: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_other_flags_are_another_file(self, home: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = build()
         monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, "-DOTHER"))
         assert build() != first
 
     @pytest.mark.parametrize("kept", [0, 10, 5000, -33, -1])
-    def test_a_file_cut_short_is_built_again(self, home: Path, compiled: list[Path], built: bytes, kept: int) -> None:
-        path = build()
-        path.write_bytes(built[:kept])
-        assert build() == path
-        assert compiled == [path, path]
-        assert path.read_bytes() == built
+    def test_a_file_cut_short_is_built_again(self, home: Path, quick: Path, kept: int) -> None:
+        path = build().path
+        whole = path.read_bytes()
+        path.write_bytes(whole[:kept])
+        assert build().path == path
+        assert count(quick) == 2
+        assert path.read_bytes() == whole
 
-    def test_a_process_that_finds_a_file_cut_short(self, home: Path, built: bytes) -> None:
+    def test_a_process_that_finds_a_file_cut_short(self, home: Path, quick: Path) -> None:
         """Loading one can end a process with SIGBUS, so that a compiler must be asked first."""
-        home.mkdir(parents=True, mode=0o700)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(building, "_compile", lambda command, path: path.write_bytes(built[: len(built) // 2]))
-            path = build()
+        path = build().path
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes()[: size // 2])
         done = elsewhere(LOAD)
         assert (done.stdout, done.stderr) == ("c\n", "")
-        assert path.stat().st_size == len(built)
+        assert path.stat().st_size == size
 
-    def test_a_folder_that_others_may_write_to_is_not_used(self, home: Path, compiled: list[Path]) -> None:
-        home.mkdir(parents=True)
-        home.chmod(0o777)
-        path = build()
-        assert home not in path.parents
-        assert path.is_file()
-        assert not list(home.iterdir())
+    def test_two_processes_at_once(self, home: Path, quick: Path) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(elsewhere, [LOAD] * 2))
+        assert [(run.stdout, run.stderr) for run in done] == [("c\n", "")] * 2
+        assert len(list(home.iterdir())) == 1
 
-    def test_a_folder_that_cannot_be_made(
-        self, tmp_path: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+
+@works
+class TestFolders:
+    """Where the cache cannot be used, a folder of this process serves."""
+
+    def test_that_cannot_be_made(self, tmp_path: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As on a read-only file system; the superuser, too, is refused a folder below a file."""
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        path = build()
+        path = build().path
         assert path.is_file()
         assert tmp_path not in path.parents
 
-    def test_a_user_without_a_home(self, compiled: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_that_is_full(self, home: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = private.write
+
+        def full(path: Path, content: bytes) -> None:
+            if path.parent == home:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(path, content)
+
+        monkeypatch.setattr(private, "write", full)
+        path = build().path
+        assert path.is_file()
+        assert home not in path.parents
+
+    def test_none_at_all(self, home: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(path: Path, content: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(private, "write", full)
+        with pytest.raises(BuildError, match="no folder that can hold what is built"):
+            build()
+
+    def test_of_a_user_without_a_home(self, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_home() -> Path:
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "home", no_home)
-        assert build().is_file()
+        assert build().path.is_file()
 
-    def test_two_processes_at_once(self, home: Path) -> None:
-        with ThreadPoolExecutor(2) as pool:
-            done = list(pool.map(elsewhere, [LOAD] * 2))
-        assert [(run.stdout, run.stderr) for run in done] == [("c\n", "")] * 2
-        assert len(list(home.iterdir())) == 1
+    @pytest.mark.parametrize("given", [None, "", "relative/cache"])
+    def test_below_the_home_where_none_is_given(
+        self, given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A relative path is to be ignored, says the specification of XDG_CACHE_HOME."""
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        if given is not None:
+            monkeypatch.setenv("XDG_CACHE_HOME", given)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert building.cache_folder() == tmp_path / ".cache" / "tda" / "kernels"
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[None]:
+    """A user whose files are written so that everyone may write them."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@works
+@pytest.mark.usefixtures("open_to_all")
+class TestOursAlone:
+    """What is loaded was written by this user: anyone can append a right digest to another library."""
+
+    def test_nobody_else_can_write_what_is_built(self, home: Path, quick: Path) -> None:
+        path = build().path
+        assert oct(path.stat().st_mode) == oct(stat.S_IFREG | 0o600)
+        for folder in (home, home.parent, home.parent.parent):
+            assert oct(folder.stat().st_mode) == oct(stat.S_IFDIR | 0o700)
+
+    def test_a_folder_that_was_open_is_closed(self, home: Path, quick: Path) -> None:
+        home.mkdir(parents=True)
+        assert home.stat().st_mode & 0o777 == 0o777
+        assert build().path.parent == home
+        assert {folder.stat().st_mode & 0o777 for folder in (home, home.parent)} == {0o700}
+
+    @pytest.mark.parametrize("mode", [0o602, 0o620, 0o777])
+    def test_a_file_that_others_may_write_is_built_again(self, home: Path, quick: Path, mode: int) -> None:
+        path = build().path
+        path.chmod(mode)
+        assert build().path == path
+        assert count(quick) == 2
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_a_link_is_not_followed(self, home: Path, quick: Path, tmp_path: Path) -> None:
+        path = build().path
+        path.rename(tmp_path / "elsewhere.so")
+        path.symlink_to(tmp_path / "elsewhere.so")
+        assert build().path == path
+        assert count(quick) == 2
+        assert not path.is_symlink()
+
+    @pytest.mark.parametrize("linked", ["tda", "kernels"])
+    def test_a_folder_that_is_a_link_is_not_used(self, home: Path, quick: Path, tmp_path: Path, linked: str) -> None:
+        link = home if linked == "kernels" else home.parent
+        link.parent.mkdir(parents=True)
+        (tmp_path / "theirs").mkdir()
+        link.symlink_to(tmp_path / "theirs")
+        assert home not in build().path.parents
+        assert not list((tmp_path / "theirs").iterdir())
+
+    def test_a_pipe_does_not_stop_it(self, home: Path, quick: Path) -> None:
+        path = build().path
+        path.unlink()
+        os.mkfifo(path)
+        assert build().path == path
+        assert path.is_file()
+
+    @as_root
+    def test_a_file_of_another_user_is_built_again(self, home: Path, quick: Path) -> None:
+        path = build().path
+        os.chown(path, OTHER, OTHER)
+        assert build().path == path
+        assert count(quick) == 2
+        assert path.stat().st_uid == os.geteuid()
+
+    @as_root
+    @pytest.mark.parametrize("theirs", ["tda", "kernels"])
+    def test_a_folder_of_another_user_is_not_used(self, home: Path, quick: Path, theirs: str) -> None:
+        first = build().path
+        os.chown(home if theirs == "kernels" else home.parent, OTHER, OTHER)
+        assert home not in build().path.parents
+        assert count(quick) == 2
+        assert first.is_file()
 
 
 class TestBrokenCompilers:
@@ -140,7 +251,7 @@ class TestBrokenCompilers:
         [
             ("false", "false: exit status 1"),
             ("/nonexistent/cc", "/nonexistent/cc: No such file or directory"),
-            ("true", "No such file or directory"),  # says that it compiled, and did not
+            ("true", "true: is no C compiler"),
             ('cc "', "No closing quotation"),
             ("cc -fno-such-flag", "fno-such-flag"),
         ],
@@ -166,16 +277,114 @@ class TestBrokenCompilers:
     def test_a_compiler_that_hangs(self, first_use: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CC", f"{sys.executable} -c 'import time; time.sleep(60)'")
         monkeypatch.setattr(building, "TIMEOUT_S", 0.2)
-        with pytest.raises(BuildError, match="took too long"):
+        with pytest.raises(BuildError, match=r"took more than 0\.2 s"):
             build()
 
-    def test_what_does_not_load_is_named(
+    def test_what_a_hanging_compiler_started_is_ended_too(
         self, first_use: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        (tmp_path / "broken.so").write_bytes(b"no library")
-        monkeypatch.setattr(library, "build", lambda: tmp_path / "broken.so")
-        with pytest.raises(BuildError, match="what was built does not load"):
+        script, child = tmp_path / "cc", tmp_path / "child"
+        script.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {child}.new && mv {child}.new {child}\nwait\n")
+        script.chmod(0o700)
+        monkeypatch.setenv("CC", str(script))
+
+        def too_long(process: "subprocess.Popen[str]", timeout: float) -> None:
+            while not child.exists():
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(process.args, timeout)
+
+        monkeypatch.setattr(subprocess.Popen, "communicate", too_long)
+        with pytest.raises(BuildError, match="took more than 60 s"):
+            build()
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(int(child.read_text()))
+            while started.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+
+    def test_one_that_says_that_it_compiled_and_did_not(
+        self, first_use: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        script = tmp_path / "cc"
+        script.write_text("#!/bin/sh\necho '#define __GNUC__ 12'\n")
+        script.chmod(0o700)
+        monkeypatch.setenv("CC", str(script))
+        with pytest.raises(BuildError, match=r"No such file or directory: .*kernels\.so"):
+            build()
+
+    @pytest.mark.parametrize("complaint", ["kernels.c:18:10: fatal error: omp.h: No such file", "error: no -fopenmp"])
+    def test_one_without_openmp(
+        self, first_use: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, complaint: str
+    ) -> None:
+        script = tmp_path / "cc"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *-fopenmp*) echo "{complaint}" >&2; exit 1;; *) echo "#define __GNUC__ 12";; esac\n'
+        )
+        script.chmod(0o700)
+        monkeypatch.setenv("CC", str(script))
+        assert library.problem() == f"the compiler has no OpenMP: {script}: {complaint}"
+
+    @pytest.mark.parametrize(
+        ("source", "reason"),
+        [
+            ("", "what was built lacks tda_sizes"),
+            (
+                "int GOMP_of_nobody(void); int f(void) { return GOMP_of_nobody(); }",
+                "torch has loaded no OpenMP library",
+            ),
+            ("int nobodys(void); int f(void) { return nobodys(); }", "what was built does not load: .*nobodys"),
+        ],
+        ids=["without symbols", "without OpenMP", "without another library"],
+    )
+    @works
+    def test_what_does_not_load_is_named(
+        self, first_use: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, reason: str
+    ) -> None:
+        (tmp_path / "other.c").write_text(source)
+        monkeypatch.setattr(building, "SOURCE", tmp_path / "other.c")
+        with pytest.raises(BuildError, match=reason):
             library.library()
+        assert tda.kernels.backend().name == "torch"
+
+
+MACROS = {one.name: "".join(f"#define {macro} 1\n" for macro in sorted(one.macros)) for one in isa.X86}
+
+
+class TestInstructionSets:
+    """``TDA_ISA``; what each computes is in test_native_kernels.py."""
+
+    def test_native_goes_by_the_name_of_the_widest(self) -> None:
+        for name, macros in MACROS.items():
+            assert isa.choose("native", macros) == isa.choose(name, macros) == isa.Isa(name, ("-march=native",))
+        assert isa.choose("native", "#define __aarch64__ 1\n") == isa.Isa("native", ("-march=native",))
+
+    def test_a_narrower_one_is_tuned_for_the_processor(self) -> None:
+        assert isa.choose("avx2", MACROS["avx512"]).flags == ("-march=x86-64-v3", "-mtune=native")
+
+    @works
+    def test_each_is_a_file_of_its_own(self, home: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(building, "_native_macros", lambda command: MACROS["avx512-bf16"])
+        for name in MACROS:
+            monkeypatch.setenv("TDA_ISA", name)
+            path, chosen = build()
+            assert chosen == name
+            assert path.name.startswith(f"kernels-{name}-")
+        assert len(list(home.iterdir())) == len(MACROS)
+
+    def test_a_wrong_name_is_an_error_also_without_a_compiler(
+        self, no_compiler: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TDA_ISA", "sse9")
+        with pytest.raises(ValueError, match=r"TDA_ISA must be one of x86-64-v2, avx2, .*, native; got 'sse9'"):
+            tda.kernels.backend()
+        with pytest.raises(ValueError, match="got 'sse9'"), tda.attach(tiny.model("llama"), tda.Griffin()):
+            pass
+
+    def test_one_that_the_processor_lacks_is_an_error(self, first_use: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(building, "_native_macros", lambda command: MACROS["avx2"])
+        monkeypatch.setenv("TDA_ISA", "avx512")
+        with pytest.raises(ValueError, match=r"TDA_ISA=avx512: .* accepted here: x86-64-v2, avx2, native$"):
+            tda.kernels.backend()
 
 
 @pytest.fixture
@@ -215,7 +424,9 @@ class TestWithoutKernels:
 
 @works
 def test_backend_tells_what_runs() -> None:
-    assert tda.kernels.backend().name == "c"
+    backend = tda.kernels.backend()
+    assert (backend.name, backend.reason.endswith(f" for {library.library().isa}")) == ("c", True)
+    assert tda.kernels.notice() is None
     assert native.problem([]) is None
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from tda.contracts import FFN
 from tda.kernels import native
-from tda.kernels.native import build
 from tda.kernels.native import library as c
 from tda.kernels.native.describe import UndescribedError, activation, check_ffn, feed_forward, norm
 from tda.kernels.native.ffn import ListedFFN
 from tda.kernels.native.layout import lay_rows
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
+each_isa = pytest.mark.usefixtures("each_isa")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": float64.ACTIVATIONS["silu"],
@@ -32,7 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu_squared": lambda x: float64.ACTIVATIONS["relu"](x) ** 2,
     "identity": lambda x: x,
 }
-EXAMPLES = 200
+EXAMPLES = 50
+"""For each instruction set."""
 TYPES = st.sampled_from([torch.float32, torch.bfloat16])
 THREADS = st.integers(1, 4)
 SHARES = st.sampled_from([0.0, 0.02, 0.3, 0.5, 0.95, 1.0])
@@ -174,6 +175,7 @@ def lists(case: Case, share: float) -> tuple[list[c.FFN], Tensor]:
     return descriptions, kept
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(SHAPES, SHARES)
 def test_listed_neurons(shape: Shape, share: float) -> None:
@@ -182,6 +184,7 @@ def test_listed_neurons(shape: Shape, share: float) -> None:
     case.check(case.run(descriptions), kept)
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(SHAPES, st.booleans())
 def test_all_neurons_in_both_layouts(shape: Shape, by_rows: bool) -> None:
@@ -189,6 +192,7 @@ def test_all_neurons_in_both_layouts(shape: Shape, by_rows: bool) -> None:
     case.check(case.run([case.description] * shape.rows), torch.ones(shape.rows, shape.F, dtype=torch.bool))
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(SHAPES, st.sampled_from(["gate", "contribution"]), SHARES, st.booleans())
 def test_thresholds(shape: Shape, rule: str, share: float, weighted: bool) -> None:
@@ -215,6 +219,7 @@ def test_thresholds(shape: Shape, rule: str, share: float, weighted: bool) -> No
     case.check(y, kept)
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(SHAPES, SHARES, st.booleans())
 def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
@@ -238,6 +243,7 @@ def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
     assert case.gate is None or torch.equal(rows[0], case.gate[index])
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(SHAPES)
 def test_linear(shape: Shape) -> None:
@@ -261,21 +267,15 @@ def test_linear(shape: Shape) -> None:
 
 
 @pytest.fixture(scope="module")
-def both_readings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ctypes.CDLL]]:
+def both_readings(each_isa: None, compiled_for: Callable[..., c.Kernels]) -> list[c.Kernels]:
     """The kernels as they read rows that follow each other from one place, and from several, on any processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("kernels")))
-        loaded = []
-        for apart in (0, 1):
-            with patch.context() as flags:
-                flags.setattr(build, "FLAGS", (*build.FLAGS, f"-DREADS_APART={apart}"))
-                loaded.append(c.library.__wrapped__())
-        yield loaded
+    isa = c.library().isa  # not optimised: that is tested elsewhere, and takes a compiler seconds
+    return [compiled_for(isa, "-O0", f"-DREADS_APART={apart}") for apart in (0, 1)]
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 6, 7, 63, 256, 700])
-def test_both_readings(both_readings: list[ctypes.CDLL], rows: int, weights: torch.dtype) -> None:
+def test_both_readings(both_readings: list[c.Kernels], rows: int, weights: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(rows)
     weight = torch.randint(-99, 99, (rows, 77), generator=generator).to(weights)
     scale = torch.rand(rows, generator=generator) if weights == torch.int8 else None
@@ -291,6 +291,7 @@ def test_both_readings(both_readings: list[ctypes.CDLL], rows: int, weights: tor
         close(y, linear64(exact, bias, x), 1 + x.double().abs() @ exact.abs().t())
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(SHAPES)
 def test_linear_in_int8(shape: Shape) -> None:
@@ -319,6 +320,7 @@ def test_linear_in_int8(shape: Shape) -> None:
     close(y, linear64(exact, bias, case.x), 1 + case.x.double().abs() @ exact.abs().t())
 
 
+@each_isa
 @settings(max_examples=EXAMPLES)
 @given(
     tokens=st.integers(0, 9),
@@ -373,6 +375,7 @@ def test_squares(
     torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@each_isa
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 1000])
 def test_list(n: int, density: float) -> None:
@@ -384,6 +387,7 @@ def test_list(n: int, density: float) -> None:
     assert torch.equal(index.long(), mask.nonzero()[:, 0])
 
 
+@each_isa
 @pytest.mark.parametrize("act", c.ACTIVATIONS)
 def test_activation_functions_from_end_to_end(act: str) -> None:
     """Tiny, ordinary and huge arguments, and NaN: a row for each through an FFN of one neuron and one input."""

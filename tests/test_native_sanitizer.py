@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tda.kernels.native.build import FLAGS, SOURCE, compiler
+from tda.kernels.native.isa import X86, Isa
 
 DRIVER = Path(__file__).with_name("native_driver.c")
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
@@ -28,6 +31,11 @@ def run(program: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([str(program), *arguments], capture_output=True, text=True, env=environment, timeout=250)
 
 
+def checked(folder: Path, *flags: str) -> None:
+    done = run(built(folder, DRIVER, *flags), "150")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "150 tries\n")
+
+
 @pytest.fixture(scope="module")
 def sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sanitizers that find what is planted."""
@@ -41,13 +49,14 @@ def sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("sanitizers")
-@pytest.mark.parametrize(
-    "flags",
-    [("-DREADS_APART=0",), ("-DREADS_APART=1",), ("-march=x86-64",), ("-march=x86-64-v3",)],
-    ids=["one stream", "streams", "sse", "avx2"],
-)
-def test_no_step_beyond_a_buffer(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    if "-march" in flags[0] and os.uname().machine != "x86_64":
-        pytest.skip("other vectors of x86")
-    done = run(built(tmp_path, DRIVER, *flags), "150")
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "150 tries\n")
+@pytest.mark.parametrize("reading", ["-DREADS_APART=0", "-DREADS_APART=1"], ids=["one stream", "streams"])
+def test_no_step_beyond_a_buffer(tmp_path: Path, reading: str) -> None:
+    checked(tmp_path, "-march=native", reading)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sanitizers", "kernels_in_c")
+@pytest.mark.parametrize("isa", X86[:-2], ids=lambda isa: isa.name)
+def test_no_step_of_shorter_vectors_beyond_a_buffer(tmp_path: Path, isa: Isa, compiled_for: Callable[..., Any]) -> None:
+    compiled_for(isa.name)  # skips where this processor lacks it
+    checked(tmp_path, *isa.flags)

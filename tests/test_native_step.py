@@ -88,6 +88,7 @@ def test_steps_equal_the_models_own(name: str, growing: bool, steps: list[int]) 
     same_cache(ours, theirs)
 
 
+@pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_dim", [8, 72], ids="{} wide".format)
 @pytest.mark.parametrize("heads", [(3, 3), (4, 1), (12, 2)], ids="{0[0]} heads on {0[1]}".format)
@@ -119,6 +120,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_models_own(name: str) -> None:
     assert (ours - expected).abs().mean() <= 1.2 * (theirs - expected).abs().mean()
 
 
+@pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", ["llama", "opt-post-norm", "gemma2"])
 def test_scratch_is_exactly_as_large_as_said(name: str, threads: int) -> None:

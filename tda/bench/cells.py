@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tda import device as facts
+from tda import kernels
 from tda.bench.budget import middle
 from tda.bench.plan import Plan
 from tda.bench.store import Place
@@ -92,6 +93,7 @@ def new_record(plan: Plan, place: Place, status: Status, span: Span, **found: An
             "threads": float(torch.get_num_threads()),
             "load_average": os.getloadavg()[0],
             "precision": plan.precision,
+            "kernels": str(kernels.backend(plan.device)),
         },
         started=span.started,
         seconds=span.seconds,

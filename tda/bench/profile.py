@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tda import device as facts
+from tda import kernels
 from tda.bench.measure import Timing, time_case
 from tda.bench.outcome import doubts
 from tda.bench.plan import Plan, Subject, plan_of
@@ -87,6 +88,8 @@ def run_profile(
     )
     subjects = tuple(replace(subject, quality=False, layer_profile=None) for subject in plan.subjects)
     plan = replace(plan, subjects=subjects, rounds=ROUNDS)
+    if notice := kernels.notice(plan.device):
+        say(notice)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells of its own stages on stderr
     overhead = measure_overhead()
     return [
@@ -184,6 +187,7 @@ class _SubjectProfile:
             machine=facts.machine(self.plan.device),
             started=started,
             execution=timings[0].execution,
+            backend=timings[0].backend,
             achieved_sparsity=timings[0].achieved_sparsity,
             weight_bytes=traffic.weights,
             step_bytes=traffic.total,

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tda import device as facts
+from tda import kernels
 from tda.bench.budget import Deadline, duration, parse_fraction, parse_seconds
 from tda.bench.cells import Span, new_record
 from tda.bench.plan import Plan, Subject, plan_of
@@ -61,6 +63,8 @@ class Bench:
             If the folder cannot be written.
         """
         say = self.console.print
+        if notice := kernels.notice(self.plan.device):
+            say(f"[yellow]{escape(notice)}")
         store = Store(self.out, facts.machine(self.plan.device), facts.commit(), lambda text: say(f"[yellow]{text}"))
         died = store.left_running()
         if died is not None:

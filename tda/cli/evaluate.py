@@ -30,6 +30,7 @@ def evaluate(
     """Perplexity, KL to dense and agreement with dense, on documents cut into prompt and continuation."""
     from rich.console import Console
 
+    from tda import kernels
     from tda.bench.plan import Plan, Subject, given
     from tda.bench.prepare import Texts, prepare
     from tda.models import needs_training
@@ -48,6 +49,7 @@ def evaluate(
     )
     plan = replace(Plan((Subject(model, speed=False, **sizes),)), **wanted)
     artifact = None if thresholds is None else Thresholds.load(thresholds)
+    o.warn(kernels.notice(device))
     console = Console(stderr=True)
     with console.status("calibrating and scoring"):
         prepared = prepare(

@@ -25,6 +25,7 @@ def generate(
     import torch
     from transformers import TextStreamer
 
+    from tda import kernels
     from tda.engine import attach
     from tda.methods import method as build
     from tda.models import load_model, needs_training
@@ -32,6 +33,7 @@ def generate(
     from tda.thresholds import Thresholds
 
     needs_training(model, "text")
+    o.warn(kernels.notice(device))
     built = build(method, sparsity)
     artifact = None if thresholds is None else Thresholds.load(thresholds)
     loaded: Any

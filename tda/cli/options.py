@@ -83,6 +83,12 @@ def say(sentence: str) -> None:
     typer.echo(f"{datetime.now(UTC):%H:%M:%S} {sentence}", err=True)
 
 
+def warn(notice: str | None) -> None:
+    """Tell what the user must know, if there is something."""
+    if notice is not None:
+        typer.secho(f"tda: {notice}", fg=typer.colors.YELLOW, err=True)
+
+
 @contextmanager
 def measuring(work: Path) -> Iterator[None]:
     """Measure commits alone in a working folder; one that cannot be measured is a sentence and exit code 1."""

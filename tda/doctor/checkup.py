@@ -7,6 +7,7 @@ from contextlib import closing
 import torch
 from pydantic import Field
 
+from tda import kernels
 from tda.device import machine, torch_device
 from tda.doctor.budget import Budget
 from tda.doctor.noise import Noise, measure_noise
@@ -33,6 +34,8 @@ class Checkup(Frozen):
 
     machine: Machine
     device: str
+    kernels: str = Field(description="what runs decode, and why")
+    kernels_missing: str | None = Field(default=None, description="why our own kernels do not")
     driver: str = Field(description="version of NVIDIA's driver, or why there is none")
     gpus: tuple[dict[str, str], ...] = Field(description="each GPU that this process may use, in words")
     flags: dict[FlagName, Flag] = Field(description="what speaks against numbers taken now")
@@ -62,6 +65,7 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
         If there is no such device.
     """
     where, budget = torch_device(device), Budget(BUDGET_S)
+    runs, missing_kernels = kernels.backend(device), kernels.notice(device)
     say(f"watching the machine for {LOOK_S:.0f} s")
     watch, neighbours = Watch(where), Neighbours()
     time.sleep(LOOK_S)
@@ -74,6 +78,8 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
     return Checkup(
         machine=machine(device),
         device=device,
+        kernels=str(runs),
+        kernels_missing=missing_kernels,
         driver=_driver(),
         gpus=tuple(_gpus()),
         flags=flags_of(change),

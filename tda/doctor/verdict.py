@@ -12,7 +12,9 @@ TOLD = 3
 
 def verdict(found: Checkup) -> list[str]:
     """Sentences: what disturbs, what cannot be seen, what the machine is fit for."""
-    return [_load(found), *_doubts(found), *_gpu(found), *_threads(found), *found.unfinished, _fitness(found)]
+    missing = [found.kernels_missing] if found.kernels_missing else []
+    parts = [*_doubts(found), *missing, *_gpu(found), *_threads(found), *found.unfinished]
+    return [_load(found), *parts, _fitness(found)]
 
 
 def _load(found: Checkup) -> str:
@@ -70,6 +72,8 @@ def rows(found: Checkup) -> list[dict[str, str]]:
     cells = [
         ("CPU", f"{machine.cpu}, {machine.cores_told}, {machine.memory_bytes / 1e9:.0f} GB"),
         ("versions", f"torch {machine.torch}, Python {machine.python}, {machine.system}"),
+        ("kernels", found.kernels),
+        ("products on the CPU", machine.products or "not recorded"),
         ("NVIDIA driver", found.driver),
         *((f"GPU {number}", _words(gpu)) for number, gpu in enumerate(found.gpus)),
         *((name.replace("_", " "), flag.detail) for name, flag in found.flags.items()),

@@ -160,7 +160,7 @@ class Run:
     @property
     def backend(self) -> str:
         """The kernels that run decode: "c", "triton", or "torch" with the reason."""
-        if self._executed == "masked":
+        if self._executed == "masked" and self.fast.execution != "masked":
             return "torch"
         rows = 1 if self._request is None else self._request.rows
         ran = self._executed or self.fast.execution

@@ -21,25 +21,38 @@ def backend(device: str = "cpu") -> Backend:
 
     Parameters
     ----------
-    device : {"cpu", "cuda"}
-        Where the model lies.
+    device : str
+        Where the model lies: cpu or cuda, with or without a number.
 
     Raises
     ------
     ValueError
-        If the device is another.
+        If the device is another, or ``TDA_ISA`` names an instruction set that this processor does not have.
     """
     from tda.contracts import check_choice  # imports torch
     from tda.kernels import triton
     from tda.kernels.native import library
 
-    check_choice("device", device, ("cpu", "cuda"))
-    if device == "cuda":
+    kind = device.partition(":")[0]
+    check_choice("device", kind, ("cpu", "cuda"))
+    if kind == "cuda":
         missing = triton.problem([])
         if missing is None:
             return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step; not met by a GPU yet")
         return Backend("torch", f"the kernels in Triton cannot run here: {missing}")
     reason = library.problem()
     if reason is None:
-        return Backend("c", "kernels in C, built by this machine's compiler")
+        return Backend("c", f"kernels in C, built by this machine's compiler for {library.library().isa}")
     return Backend("torch", f"the kernels in C cannot run here: {reason}")
+
+
+def notice(device: str = "cpu") -> str | None:
+    """Return a sentence for the user where torch runs because our kernels cannot; None where they can.
+
+    Parameters
+    ----------
+    device : str
+        As for `backend`, with its errors.
+    """
+    found = backend(device)
+    return f"{found.reason}; torch runs instead, slower" if found.name == "torch" else None

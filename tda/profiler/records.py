@@ -104,6 +104,7 @@ class Profile(Frozen):
     machine: Machine
     started: str
     execution: str
+    backend: str | None = Field(default=None, description="the kernels that really ran")
     achieved_sparsity: tuple[float, ...]
     weight_bytes: float = Field(description="weight bytes that a decode step must read")
     step_bytes: float = Field(description="the same with the KV cache")

@@ -150,28 +150,48 @@ SIGNATURES = {
 }
 
 
+class Kernels(ctypes.CDLL):
+    """The loaded kernels, and the name of the instruction set that they are compiled for."""
+
+    isa: str
+
+
 @functools.cache
-def library() -> ctypes.CDLL:
+def library() -> Kernels:
     """The kernels, built and loaded on the first call.
 
     Raises
     ------
     BuildError
         If they cannot be built or loaded here.
+    ValueError
+        If ``TDA_ISA`` names no instruction set, or one that this processor does not have.
     """
+    path, isa = build()
     try:
-        loaded = ctypes.CDLL(str(build()))
+        loaded = Kernels(str(path))
     except OSError as error:
+        if any(prefix in str(error) for prefix in ("GOMP_", "omp_", "__kmpc_")):
+            raise BuildError(f"torch has loaded no OpenMP library that the kernels can share: {error}") from None
         raise BuildError(f"what was built does not load: {error}") from None
+    loaded.isa = isa
     for name, (result, arguments) in SIGNATURES.items():
-        function = getattr(loaded, name)
+        function = getattr(loaded, name, None)
+        if function is None:
+            raise BuildError(f"what was built lacks {name}")
         function.restype, function.argtypes = result, arguments
     return loaded
 
 
 @functools.cache
 def problem() -> str | None:
-    """Why the kernels cannot run here; None where they can."""
+    """Why the kernels cannot run here; None where they can.
+
+    Raises
+    ------
+    ValueError
+        As `library`.
+    """
     try:
         library()
     except BuildError as error:

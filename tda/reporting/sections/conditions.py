@@ -51,8 +51,14 @@ def _run(group: Group) -> list[tuple[str, str]]:
     return [
         ("Measured", f"{_moment(started[0])} to {_moment(started[-1])}"),
         ("Load average (1 min)", _range(load)),
+        ("Kernels", "; ".join(_told(group.lines, "kernels")) or "not recorded"),
         ("Stream bandwidth", f"{_range(stream)} GB/s over rounds" if stream else "not measured"),
     ]
+
+
+def _told(lines: Iterable[Record], name: str) -> list[str]:
+    """Different values of a condition."""
+    return list(dict.fromkeys(value for line in lines if isinstance(value := line.conditions.get(name), str)))
 
 
 def _moment(started: str) -> str:
