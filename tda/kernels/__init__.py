@@ -37,7 +37,7 @@ def backend(device: str = "cpu") -> Backend:
     if device == "cuda":
         missing = triton.problem([])
         if missing is None:
-            return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step; not met by a GPU yet")
+            return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step")
         return Backend("torch", f"the kernels in Triton cannot run here: {missing}")
     reason = library.problem()
     if reason is None:
