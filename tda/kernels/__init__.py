@@ -21,20 +21,19 @@ def backend(device: str = "cpu") -> Backend:
 
     Parameters
     ----------
-    device : {"cpu", "cuda"}
-        Where the model lies.
+    device : str
+        Where the model lies: "cpu", "cuda", or "cuda:1" and so on.
 
     Raises
     ------
     ValueError
-        If the device is another.
+        If the device is another, or not on this machine.
     """
-    from tda.contracts import check_choice  # imports torch
+    from tda.device import torch_device  # imports torch
     from tda.kernels import triton
     from tda.kernels.native import library
 
-    check_choice("device", device, ("cpu", "cuda"))
-    if device == "cuda":
+    if torch_device(device).type == "cuda":
         missing = triton.problem([])
         if missing is None:
             return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step")
