@@ -1,7 +1,7 @@
 """The machine examined: at rest, at its limits, then process after process."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ class Checkup(Frozen):
     device: str
     driver: str = Field(description="version of NVIDIA's driver, or why there is none")
     gpus: tuple[dict[str, str], ...] = Field(description="each GPU that this process may use, in words")
+    gpus_missing: str | None = Field(default=None, description="why there is none")
     flags: dict[FlagName, Flag] = Field(description="what speaks against numbers taken now")
     foreign_percent: float | None = Field(description="of all cores, that others used while this process rested")
     neighbours: tuple[Neighbour, ...] = Field(description="who they are, the busiest first")
@@ -64,11 +65,13 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
     matmul = {name: matmul_tflop_per_s(where, getattr(torch, name)) for name in DTYPES}
     scaling = thread_scaling()
     noise, missing = _noise(device, say)
+    found, no_gpu = _gpus()
     return Checkup(
         machine=machine(device),
         device=device,
         driver=_driver(),
-        gpus=tuple(_gpus()),
+        gpus=found,
+        gpus_missing=no_gpu,
         flags=flags_of(change),
         foreign_percent=change.after.get("foreign_percent"),
         neighbours=tuple(busy),
@@ -94,8 +97,8 @@ def _driver() -> str:
         return str(error)
 
 
-def _gpus() -> Iterator[dict[str, str]]:
+def _gpus() -> tuple[tuple[dict[str, str], ...], str | None]:
     try:
-        yield from map(gpu_facts, gpus())
-    except NotReadableError:  # `driver` says why
-        return
+        return tuple(map(gpu_facts, gpus())), None
+    except NotReadableError as error:
+        return (), str(error)
