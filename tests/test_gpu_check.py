@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, pytest_collection_modifyitems
 
 ABSENT = (
     *("asv", "asv_runner", "ruptures", "hypothesis", "pytest_timeout", "pytest_benchmark", "check_jsonschema"),
@@ -25,3 +26,11 @@ def test_its_tests_are_found(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
     marked = [path.name for path in (ROOT / "tests").glob("test_*.py") if "pytest." + "mark.gpu" in path.read_text()]
     assert [name for name in marked if f"/{name}::" not in found.stdout] == []
+
+
+def test_a_folder_called_gpu_skips_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keywords of a test hold the names of the folders that it lies in."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    request.node.keywords["gpu"] = True
+    pytest_collection_modifyitems([request.node])
+    assert request.node.get_closest_marker("skip") is None
