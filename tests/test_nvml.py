@@ -276,15 +276,21 @@ def test_a_lost_gpu_hides_no_other_from_a_torch_that_has_cuda(
 from types import SimpleNamespace
 from unittest.mock import patch
 import torch
-from tda.telemetry.nvml import Gpu, call, find, gpus
-from tda.telemetry.source import NotReadableError
+from tda.telemetry.gpu import gpu_source
+from tda.telemetry.nvml import Gpu, call, gpus
 def properties(index):
     return SimpleNamespace(uuid=f"{index}0000000-0000")
 with patch.multiple(torch.cuda, is_available=lambda: True, device_count=lambda: 2, get_device_properties=properties):
     found = gpus()
-    result = [call("nvmlDeviceGetUtilizationRates", gpu.handle).gpu if isinstance(gpu, Gpu) else None for gpu in found]
+    busy = [call("nvmlDeviceGetUtilizationRates", gpu.handle).gpu if isinstance(gpu, Gpu) else None for gpu in found]
+    missing = [gpu_source(torch.device("cuda", index)).missing.get("power_w") for index in (0, 1, 7)]
+    result = busy, missing
 """
-    assert driver.run(code, TWO, f"{lost} lost_after 0") == readable
+    busy, missing = driver.run(code, TWO, f"{lost} lost_after 0")
+    assert busy == readable
+    assert missing[1 - lost] is None
+    assert missing[lost] is not None
+    assert missing[2] == "no cuda:7 among 2 GPUs"
 
 
 def test_an_old_pynvml_answers_in_bytes(driver: Player) -> None:

@@ -93,12 +93,7 @@ def gpus() -> list[Gpu | NotReadableError]:
     NotReadableError
         If there is no driver, or no GPU.
     """
-    import torch
-
-    if torch.cuda.is_available():
-        handles = [_by_uuid(index) for index in range(torch.cuda.device_count())]
-    else:
-        handles = visible()
+    handles = _counted()
     if not handles:
         count = call("nvmlDeviceGetCount")
         told = f"{VISIBLE}={os.environ.get(VISIBLE)!r} leaves none of {count}"
@@ -120,21 +115,27 @@ def find(device: "torch.device") -> Gpu:
     """
     import torch
 
+    by_torch = torch.cuda.is_available()
+    first = torch.cuda.current_device() if by_torch and device.index is None else 0
+    index, handles = device.index or first, _counted()
+    if index >= len(handles):
+        told = os.environ.get(VISIBLE)
+        limits = "" if told is None else f" ({VISIBLE}={told})"
+        raise NotReadableError(f"no cuda:{index} among {len(handles)} GPUs{limits}")
+    if not by_torch and not _number_is_sure(index):
+        raise NotReadableError(f"which of several unlike GPUs is cuda:{index} is not sure: set {ORDER}=PCI_BUS_ID")
+    if isinstance(handles[index], NotReadableError):
+        raise handles[index]
+    return Gpu(index, handles[index])
+
+
+def _counted() -> list[Handle]:
+    """What CUDA counts, in its order: told by torch where it can, else looked up."""
+    import torch
+
     if torch.cuda.is_available():
-        index = torch.cuda.current_device() if device.index is None else device.index
-        handle = _by_uuid(index)
-    else:
-        index, handles = device.index or 0, visible()
-        if index >= len(handles):
-            told = os.environ.get(VISIBLE)
-            limits = "" if told is None else f" ({VISIBLE}={told})"
-            raise NotReadableError(f"no cuda:{index} among {len(handles)} GPUs{limits}")
-        if not _number_is_sure(index):
-            raise NotReadableError(f"which of several unlike GPUs is cuda:{index} is not sure: set {ORDER}=PCI_BUS_ID")
-        handle = handles[index]
-    if isinstance(handle, NotReadableError):
-        raise handle
-    return Gpu(index, handle)
+        return [_by_uuid(index) for index in range(torch.cuda.device_count())]
+    return visible()
 
 
 def _by_uuid(index: int) -> Handle:
