@@ -51,7 +51,7 @@ dashboard: $(READY)  ## the dashboard, built and served to this machine alone
 	$(BIN)/python -m reports.serve
 
 gpu-check:  ## everything that needs a GPU, with the interpreter and packages that are there; no network
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu $$(grep -l "pytest[.]mark[.]gpu" tests/test_*.py)
 	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main bench --preset gpu --out $(GPU_OUT)
 	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main profile --model shape:llama-3-8b --method griffin --method tda --sparsity 0.5 \
 		--device cuda --prompt-tokens 512 --new-tokens 16 --out $(GPU_OUT)/profile

@@ -22,8 +22,8 @@ from tda.telemetry.source import NotReadableError
 
 @cache
 def machine(device: str) -> Machine:
-    """Describe the machine that runs, with the GPU that `device` names, if any."""
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    """Describe the machine that runs, with the GPU that `device` names, if any; ValueError without such a device."""
+    gpu = torch.cuda.get_device_name(device) if torch_device(device).type == "cuda" else None
     torch.ones(torch.get_num_threads() << 15).sum()  # starts all threads, which OpenMP may bind to a core each
     cores, allowed = all_cores(), allowed_cores()
     return Machine(
@@ -80,20 +80,22 @@ def commit() -> Commit:
 
 
 def torch_device(name: str | torch.device) -> torch.device:
-    """The device of a name.
+    """The device of a name: cpu, cuda, or cuda with a number.
 
     Raises
     ------
     ValueError
-        If there is no such kind of device, or torch sees no CUDA device.
+        If it is none of those, or not on this machine.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; e.g. cpu, cuda, cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device")
-    return device
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ("cpu", *(("cuda", *(f"cuda:{number}" for number in range(gpus))) if gpus else ()))
+    if str(name) in here:
+        return torch.device(name)
+    if str(name).partition(":")[0] != "cuda":
+        problem = f"unknown device {str(name)!r}"
+    else:
+        problem = f"no device {str(name)!r}: torch sees {f'{gpus} CUDA devices' if gpus else 'no CUDA device'}"
+    raise ValueError(f"{problem}; accepted here: {', '.join(here)}")
 
 
 class Stopwatch:

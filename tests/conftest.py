@@ -15,7 +15,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import tiny
 import torch
-from hypothesis import settings
 
 from tda.kernels.native import build, isa, library
 
@@ -23,9 +22,19 @@ if not torch.cuda.is_available():
     # Triton reads it when it is imported, which only tests of its kernels do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Every run draws the same examples, so that a failure in CI is a failure at the desk.
-settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
-settings.load_profile("repeatable")
+# `make gpu-check` runs where nothing is installed for it: its tests need neither of the two packages.
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    # Every run draws the same examples, so that a failure in CI is a failure at the desk.
+    settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
+    settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "what pytest-timeout would read")
+
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; this machine has none")
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):  # keywords hold the names of folders too
             item.add_marker(skip)
 
 

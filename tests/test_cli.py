@@ -124,6 +124,16 @@ MISTAKES = {
     "preset": (["bench", "--preset", "huge"], "'huge' is not one of"),
     "dtype": (["eval", "-m", "ref:swiglu", "--dtype", "int4"], "'int4' is not one of"),
     "device": (["eval", "-m", "ref:swiglu", "--device", "warp"], "unknown device 'warp'"),
+    "kind of device": (["bench", "--preset", "smoke", "--device", "meta"], "unknown device 'meta'; accepted here: cpu"),
+    "number of a device": (["profile", "--device", "cuda:99"], "no device 'cuda:99': torch sees"),
+    "device of a calibration": (
+        ["calibrate", "-m", "ref:swiglu", "--out", "x.json", "--device", "cuda:99"],
+        "no device 'cuda:99': torch sees",
+    ),
+    "device of a text": (
+        ["generate", "-m", "ref:swiglu", "--prompt", "x", "--device", "cuda:99"],
+        "no device 'cuda:99': torch sees",
+    ),
     "quality of noise": (["eval", "-m", "shape:0.1b"], "random weights"),
     "text of noise": (["generate", "-m", "shape:0.1b", "--prompt", "x"], "random weights"),
     "missing thresholds": (

@@ -1,16 +1,22 @@
 """Facts about the machine, and the clocks that read it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+import tda
 from tda import device as facts
-from tda.device import PeakMemory, Stopwatch, commit, machine
+from tda.bench.profile import run_profile
+from tda.device import PeakMemory, Stopwatch, commit, machine, torch_device
+from tda.doctor import check_up
 
 CPU = torch.device("cpu")
 
@@ -71,3 +77,49 @@ def test_on_a_gpu() -> None:
             a @ a
     assert 0 < watch.ms < 10_000
     assert peak.read() >= a.nbytes
+
+
+def of_a_machine_with(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    machine.cache_clear()
+
+
+REFUSED = {
+    (0, "cuda"): "no device 'cuda': torch sees no CUDA device; accepted here: cpu",
+    (0, "cuda:7"): "no device 'cuda:7': torch sees no CUDA device; accepted here: cpu",
+    (0, "cuda:x"): "no device 'cuda:x': torch sees no CUDA device; accepted here: cpu",
+    (2, "cuda:7"): "no device 'cuda:7': torch sees 2 CUDA devices; accepted here: cpu, cuda, cuda:0, cuda:1",
+    (2, "cuda:x"): "no device 'cuda:x': torch sees 2 CUDA devices; accepted here: cpu, cuda, cuda:0, cuda:1",
+    **{
+        (0, name): f"unknown device '{name}'; accepted here: cpu"
+        for name in ("xpu", "meta", "mps", "warp", "cpu:1", "")
+    },
+    (1, "xpu:0"): "unknown device 'xpu:0'; accepted here: cpu, cuda, cuda:0",
+}
+
+
+@pytest.mark.parametrize(("gpus", "name"), REFUSED)
+def test_a_device_that_is_not_there_is_refused_everywhere(
+    gpus: int, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_a_machine_with(monkeypatch, gpus)
+    takers: list[Callable[[], object]] = [
+        lambda: torch_device(name),
+        lambda: machine(name),
+        lambda: tda.kernels.backend(name),
+        lambda: tda.load_model("shape:25m", device=name),
+        lambda: tda.run_bench(tmp_path / "bench", preset="smoke", device=name),
+        lambda: run_profile(tmp_path / "profile", device=name),
+        lambda: check_up(name, lambda sentence: None),
+    ]
+    for taker in takers:
+        with pytest.raises(ValueError, match=f"^{re.escape(REFUSED[gpus, name])}$"):
+            taker()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_a_machine_with(monkeypatch, 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert torch_device(name) == torch_device(torch.device(name)) == torch.device(name)

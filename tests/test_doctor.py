@@ -95,6 +95,14 @@ def test_a_quiet_machine_is_fit_and_says_for_what() -> None:
     ]
 
 
+def test_without_a_gpu_it_says_why() -> None:
+    hidden = found(driver="580.65.06", gpus_missing="CUDA_VISIBLE_DEVICES='' leaves none of 2")
+    assert "no GPU: CUDA_VISIBLE_DEVICES='' leaves none of 2" in verdict(hidden)
+    machine = MACHINE.model_copy(update={"torch": "2.13.0+cpu"})
+    told = verdict(found(gpus=({"name": "FAKE H100"},), driver="FAKE.1", machine=machine))
+    assert "GPUs are here (1), but this torch is built without CUDA" in told
+
+
 def test_a_loaded_machine_names_who_loads_it() -> None:
     busy = Flag(raised=True, detail="other processes used 48% of the cores")
     people = tuple(

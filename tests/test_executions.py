@@ -256,12 +256,12 @@ class TestKernels:
         assert backend.reason in str(backend)
 
     def test_backend_of_a_gpu_says_whether_triton_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert str(tda.kernels.backend("cuda")).endswith("cannot run here: the package triton is not installed)")
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-        assert tda.kernels.backend("cuda").name == "triton"
-        with pytest.raises(ValueError, match="device must be one of cpu, cuda; got 'tpu'"):
-            tda.kernels.backend("tpu")
+        assert tda.kernels.backend("cuda:1").name == "triton"
 
 
 def test_per_token_methods_skip_tokens_one_by_one() -> None:
@@ -280,17 +280,15 @@ def test_per_token_methods_skip_tokens_one_by_one() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "case", [case for case in FAST_CASES if case[0] in ("llama", "opt", "gemma")], ids=tiny.case_id
-)
-def test_cuda_equals_cpu(case: tuple[str, Method], dtype: torch.dtype) -> None:
-    name, method = case
+@pytest.mark.parametrize("case", [case for case in FAST_CASES if case[0] in ("llama", "opt", "gemma")], ids=fast_id)
+def test_cuda_equals_cpu(case: tuple[str, Method, Execution], dtype: torch.dtype) -> None:
+    name, method, fast = case
     thresholds = tiny.thresholds(name, method)
     prompt, fed = tiny.text(2, 9), tiny.text(2, 3, seed=1)
     results = {}
     for device in ("cpu", "cuda"):
         model = tiny.build(name).to(device=device, dtype=dtype)
-        for execution in ("masked", method.executions[0]):
+        for execution in ("masked", fast):
             with torch.no_grad(), tda.attach(model, method, thresholds, execution=execution) as run:
                 cache = prefill(model, prompt.to(device)).cache
                 logits = [decode(model, fed[:, s : s + 1].to(device), cache) for s in range(3)]
@@ -305,6 +303,8 @@ def test_cuda_equals_cpu(case: tuple[str, Method], dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
 @pytest.mark.parametrize("name", ["llama", "opt"])
+# On CUDA transformers compiles a step on a static cache, and torch's compiler warns of parts of its own.
+@pytest.mark.filterwarnings(r"default:::torch\.")
 def test_generate_on_cuda_equals_cpu(name: str, options: dict[str, Any]) -> None:
     tokens, mask = tiny.padded(tiny.prompts(LENGTHS))
     found = []

@@ -208,6 +208,9 @@ VISIBLE = {
     MIG: [MIG],
     "MIG-f": [],
     "none": [],
+    "0x1": [],
+    "²": [],
+    "0,,1": UUIDS[:1],
 }
 
 
@@ -218,6 +221,11 @@ def test_visible_devices_are_read_as_cuda_reads_them(driver: Player, told: str |
     )
     environment = {} if told is None else {"CUDA_VISIBLE_DEVICES": told}
     assert driver.run(code, TWO, **environment) == VISIBLE[told]
+
+
+def test_what_a_container_runtime_was_told_hides_nothing_more(driver: Player) -> None:
+    """NVIDIA_VISIBLE_DEVICES decides which GPUs a container gets; within it the driver has no others."""
+    assert busy_percent(sample(driver, TWO, devices=2, NVIDIA_VISIBLE_DEVICES="1")) == [[80], [81]]
 
 
 def busy_percent(told: dict[str, Any]) -> list[Any]:
@@ -234,6 +242,85 @@ def test_two_gpus_are_told_apart_by_the_number_that_cuda_counts(driver: Player) 
 
 
 @pytest.mark.parametrize(
+    ("lost", "told", "busy"),
+    [
+        (1, "0", [[80], []]),
+        (0, "1", [[81], []]),
+        (0, UUIDS[1], [[81], []]),
+        (1, None, [[80], []]),
+        (0, None, [[], [81]]),
+        (0, "1,0", [[81], []]),
+        (0, UUIDS[0], [[], []]),
+    ],
+)
+def test_a_lost_gpu_hides_no_other(driver: Player, lost: int, told: str | None, busy: list[list[int]]) -> None:
+    environment = {} if told is None else {"CUDA_VISIBLE_DEVICES": told}
+    found = sample(driver, TWO, f"{lost} lost_after 0", devices=2, **environment)
+    assert busy_percent(found) == busy
+    if told is None:
+        assert found["series"][f"gpu{lost}/power_w"]["missing"] == "GPU is lost (nvmlDeviceGetHandleByIndex)"
+        facts = driver.run(
+            "from tda.telemetry.gpu import gpu_facts\nfrom tda.telemetry.nvml import gpus\n"
+            "result = [gpu_facts(gpu)['name'] for gpu in gpus()]",
+            *(TWO, f"{lost} lost_after 0"),
+        )
+        assert facts[lost] == "unreadable: GPU is lost (nvmlDeviceGetHandleByIndex)"
+        assert facts[1 - lost] == "FAKE H100"
+
+
+@pytest.mark.parametrize(("lost", "readable"), [(0, [None, 81]), (1, [80, None])])
+def test_a_lost_gpu_hides_no_other_from_a_torch_that_has_cuda(
+    driver: Player, lost: int, readable: list[int | None]
+) -> None:
+    code = """
+from types import SimpleNamespace
+from unittest.mock import patch
+import torch
+from tda.telemetry.gpu import gpu_source
+from tda.telemetry.nvml import Gpu, call, gpus
+def properties(index):
+    return SimpleNamespace(uuid=f"{index}0000000-0000")
+with patch.multiple(torch.cuda, is_available=lambda: True, device_count=lambda: 2, get_device_properties=properties):
+    found = gpus()
+    busy = [call("nvmlDeviceGetUtilizationRates", gpu.handle).gpu if isinstance(gpu, Gpu) else None for gpu in found]
+    missing = [gpu_source(torch.device("cuda", index)).missing.get("power_w") for index in (0, 1, 7)]
+    result = busy, missing
+"""
+    busy, missing = driver.run(code, TWO, f"{lost} lost_after 0")
+    assert busy == readable
+    assert missing[1 - lost] is None
+    assert missing[lost] is not None
+    assert missing[2] == "no cuda:7 among 2 GPUs"
+
+
+def test_an_old_pynvml_answers_in_bytes(driver: Player) -> None:
+    """The functions as they were before pynvml turned text into str, and took it."""
+    code = """
+from unittest.mock import patch
+import pynvml
+from tda.telemetry.gpu import gpu_facts
+from tda.telemetry.nvml import driver_version, gpus
+names = ("nvmlSystemGetDriverVersion", "nvmlDeviceGetName", "nvmlDeviceGetUUID", "nvmlDeviceGetHandleByUUID")
+with patch.multiple(pynvml, **{name: getattr(pynvml, name).__wrapped__ for name in names}):
+    assert isinstance(pynvml.nvmlSystemGetDriverVersion(), bytes)
+    facts = [gpu_facts(gpu) for gpu in gpus()]
+    result = [driver_version(), [(one["name"], one["UUID"]) for one in facts]]
+"""
+    for told, uuid in (("GPU-1", UUIDS[1]), (UUIDS[1], UUIDS[1]), (MIG, MIG)):
+        assert driver.run(code, TWO, CUDA_VISIBLE_DEVICES=told) == ["FAKE.1", [["FAKE H100", uuid]]]
+
+
+def test_the_doctor_says_why_there_is_no_gpu(driver: Player) -> None:
+    code = "from tda.doctor.checkup import _gpus\nresult = _gpus()"
+    for told in ("", "-1", "7"):
+        reason = f"CUDA_VISIBLE_DEVICES={told!r} leaves none of 2"
+        assert driver.run(code, TWO, CUDA_VISIBLE_DEVICES=told) == [[], reason]
+    assert driver.run(code, "* gpus 0") == [[], "the driver has none"]
+    (facts,), reason = driver.run(code)
+    assert (facts["name"], reason) == ("FAKE H100", None)
+
+
+@pytest.mark.parametrize(
     ("environment", "sure"),
     [
         ({}, False),
@@ -241,6 +328,8 @@ def test_two_gpus_are_told_apart_by_the_number_that_cuda_counts(driver: Player) 
         ({"CUDA_VISIBLE_DEVICES": "1"}, False),
         ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, True),
         ({"CUDA_VISIBLE_DEVICES": ",".join(UUIDS)}, True),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, False),
+        ({"CUDA_VISIBLE_DEVICES": f"0,{UUIDS[1]}"}, False),
     ],
 )
 def test_numbers_among_unlike_gpus_are_not_guessed(driver: Player, environment: dict[str, str], sure: bool) -> None:

@@ -342,6 +342,40 @@ def test_views_move_nothing_and_lookups_what_they_find() -> None:
     assert found["aten::add_"] == 2 * table_.nbytes
 
 
+CUDA_ATTENTION = {
+    "_scaled_dot_product_flash_attention": (),
+    "_scaled_dot_product_cudnn_attention": (None, False),
+    "_scaled_dot_product_efficient_attention": (None, False),
+}
+
+
+@pytest.mark.parametrize("kernel", CUDA_ATTENTION)
+@pytest.mark.parametrize(
+    ("heads", "shared", "queries", "keys"), [(32, 8, 1, 513), (32, 8, 7, 7), (4, 4, 5, 9), (4, 1, 3, 3)]
+)
+def test_attention_on_cuda_is_counted_with_shared_heads(
+    kernel: str, heads: int, shared: int, queries: int, keys: int
+) -> None:
+    """The operators that scaled_dot_product_attention becomes on CUDA; meta tensors have its shapes."""
+    query = torch.empty(2, heads, queries, 16, device="meta")
+    key, value = (torch.empty(2, shared, keys, 16, device="meta") for _ in range(2))
+    with Counter() as counter, counter.span("decode"):
+        getattr(torch.ops.aten, kernel)(query, key, value, *CUDA_ATTENTION[kernel])
+    pairs = (
+        2 * heads * queries * keys
+    )  # of a query and a key: each costs a product of 16 for the score, one for the sum
+    assert counter.counts[Spot("decode", "decode", f"aten::{kernel}")].flops == pairs * (2 * 16 + 2 * 16)
+
+
+def test_attention_on_a_cpu_is_counted_with_shared_heads(llama: Any) -> None:
+    config, tokens = llama.config, 6
+    assert config.num_key_value_heads < config.num_attention_heads
+    with attach(llama, tda.Dense()) as run:
+        counter = count(Request(run, tiny.text(1, tokens), tiny.text(1, WARM_STEPS + STEPS)))
+    found = [n.flops for spot, n in counter.counts.items() if spot.phase == "prefill" and "dot_product" in spot.op]
+    assert found == [config.num_hidden_layers * 4 * config.hidden_size * tokens**2]
+
+
 # Real profiles of tiny models.
 
 

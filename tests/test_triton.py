@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 import tda
 from tda.contracts import FFN, ThresholdMethod
@@ -28,6 +29,8 @@ ACTIVATIONS: dict[str, nn.Module] = {
     "gelu": nn.GELU(),
     "gelu_tanh": nn.GELU(approximate="tanh"),
     "relu": nn.ReLU(),
+    "relu_squared": ACT2FN["relu2"],
+    "identity": nn.Identity(),
 }
 # F and D: odd, smaller than any block, a whole number of blocks, a single neuron.
 SHAPES = [(53, 24), (5, 3), (64, 32), (1, 40), (37, 17)]

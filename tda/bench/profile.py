@@ -69,7 +69,7 @@ def run_profile(
     Raises
     ------
     ValueError
-        If an option is wrong.
+        If an option is wrong, or the device is not here.
     OSError
         If the folder cannot be written.
     """
@@ -86,6 +86,7 @@ def run_profile(
         execution=execution,
         seed=seed,
     )
+    facts.torch_device(plan.device)
     subjects = tuple(replace(subject, quality=False, layer_profile=None) for subject in plan.subjects)
     plan = replace(plan, subjects=subjects, rounds=ROUNDS)
     if notice := kernels.notice(plan.device):

@@ -1,7 +1,7 @@
 """The machine examined: at rest, at its limits, then process after process."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 
 import torch
@@ -38,6 +38,7 @@ class Checkup(Frozen):
     kernels_missing: str | None = Field(default=None, description="why our own kernels do not")
     driver: str = Field(description="version of NVIDIA's driver, or why there is none")
     gpus: tuple[dict[str, str], ...] = Field(description="each GPU that this process may use, in words")
+    gpus_missing: str | None = Field(default=None, description="why there is none")
     flags: dict[FlagName, Flag] = Field(description="what speaks against numbers taken now")
     foreign_percent: float | None = Field(description="of all cores, that others used while this process rested")
     neighbours: tuple[Neighbour, ...] = Field(description="who they are, the busiest first")
@@ -75,13 +76,15 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
     matmul = {name: matmul_tflop_per_s(where, getattr(torch, name)) for name in DTYPES}
     scaling = limits_by_threads(budget)
     noise, missing = _noise(device, budget, say)
+    found, no_gpu = _gpus()
     return Checkup(
         machine=machine(device),
         device=device,
         kernels=str(runs),
         kernels_missing=missing_kernels,
         driver=_driver(),
-        gpus=tuple(_gpus()),
+        gpus=found,
+        gpus_missing=no_gpu,
         flags=flags_of(change),
         foreign_percent=change.after.get("foreign_percent"),
         neighbours=tuple(busy),
@@ -121,8 +124,8 @@ def _driver() -> str:
         return str(error)
 
 
-def _gpus() -> Iterator[dict[str, str]]:
+def _gpus() -> tuple[tuple[dict[str, str], ...], str | None]:
     try:
-        yield from map(gpu_facts, gpus())
-    except NotReadableError:  # `driver` says why
-        return
+        return tuple(map(gpu_facts, gpus())), None
+    except NotReadableError as error:
+        return (), str(error)

@@ -35,7 +35,9 @@ def _doubts(found: Checkup) -> Iterator[str]:
 
 def _gpu(found: Checkup) -> Iterator[str]:
     if not found.gpus:
-        yield f"no GPU: {found.driver}"
+        yield f"no GPU: {found.gpus_missing or found.driver}"
+    elif "+cpu" in found.machine.torch:
+        yield f"GPUs are here ({len(found.gpus)}), but this torch is built without CUDA"
     elif found.device == "cpu":
         yield f"GPUs are here ({len(found.gpus)}) and were not tried: --device cuda does"
 

@@ -229,7 +229,7 @@ def _triton(
     thresholds: Thresholds | None,
     observe: Observer,
 ) -> Executors:
-    """Executors on CUDA; the down projections lie in rows. Their graph has not met a GPU yet."""
+    """Executors on CUDA; the down projections lie in rows."""
     from tda.kernels.triton import ffn as kernels
     from tda.kernels.triton.statistic import add_squares
 

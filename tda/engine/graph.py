@@ -2,8 +2,7 @@
 
 The graph is captured once for a number of rows. Everything that changes between steps and prompts (token, position,
 mask, keys and values, lists of kept neurons and their counts) lies in buffers that it reads, so no prompt needs a new
-capture. The buffers are tested on a CPU, with the step run anew in place of the graph. **Capture itself has not met a
-GPU yet.**
+capture. The buffers are tested on a CPU, with the step run anew in place of the graph.
 """
 
 import weakref

@@ -22,23 +22,21 @@ def backend(device: str = "cpu") -> Backend:
     Parameters
     ----------
     device : str
-        Where the model lies: cpu or cuda, with or without a number.
+        Where the model lies: "cpu", "cuda", or "cuda:1" and so on.
 
     Raises
     ------
     ValueError
-        If the device is another, or ``TDA_ISA`` names an instruction set that this processor does not have.
+        If the device is another or not on this machine, or ``TDA_ISA`` names an instruction set that it does not have.
     """
-    from tda.contracts import check_choice  # imports torch
+    from tda.device import torch_device  # imports torch
     from tda.kernels import triton
     from tda.kernels.native import library
 
-    kind = device.partition(":")[0]
-    check_choice("device", kind, ("cpu", "cuda"))
-    if kind == "cuda":
+    if torch_device(device).type == "cuda":
         missing = triton.problem([])
         if missing is None:
-            return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step; not met by a GPU yet")
+            return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step")
         return Backend("torch", f"the kernels in Triton cannot run here: {missing}")
     reason = library.problem()
     if reason is None:

@@ -1,7 +1,7 @@
 """Bytes and FLOPs of every operator of a request, counted in a pass of their own, since counting slows a run down."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,23 @@ from tda.spans import PHASES
 
 LOOKUPS = ("embedding", "index_select", "index", "gather", "embedding_bag", "_embedding_bag", "take")
 """Operators that read of their first input only what they look up."""
+
+
+def attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Of both products of attention over all pairs of tokens, masked or not: [B, heads, T, size] each."""
+    B, heads, T, size = query.shape  # several of its heads may share one of keys and values
+    return 2 * B * heads * T * key.shape[2] * (size + value.shape[3])
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    # torch 2.11 refuses shared heads in its own formula, and has none for the CPU's operator.
+    torch.ops.aten._scaled_dot_product_flash_attention: attention_flops,
+    torch.ops.aten._scaled_dot_product_efficient_attention: attention_flops,
+    torch.ops.aten._scaled_dot_product_cudnn_attention: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+}
+"""FLOPs of a call that was made, by operator, from its arguments."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,7 @@ class Counter(TorchDispatchMode):
                 count.bytes, count.flops = count.bytes + cost.bytes, (count.flops or 0) + cost.flops
                 return output
             count.bytes += moved_bytes(func, (args, kwargs), output)
-            formula = flop_registry.get(func.overloadpacket)
+            formula = FORMULAS.get(func.overloadpacket)
             if formula is not None:
                 count.flops = (count.flops or 0) + int(formula(*args, **(kwargs or {}), out_val=output))
         return output

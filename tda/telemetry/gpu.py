@@ -164,8 +164,10 @@ def _free(*samples: Any) -> None:
             call("nvmlGpmSampleFree", sample)
 
 
-def gpu_facts(gpu: Gpu) -> dict[str, str]:
+def gpu_facts(gpu: Gpu | NotReadableError) -> dict[str, str]:
     """What stays as it is while work runs, in words; or why it is not known."""
+    if isinstance(gpu, NotReadableError):
+        return {"name": f"unreadable: {gpu}"}
     handle = gpu.handle
     facts: dict[str, Callable[[], str]] = {
         "name": lambda: gpu.name,

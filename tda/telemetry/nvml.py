@@ -33,7 +33,7 @@ def library() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of NVML.
+    """Call a function of NVML; text goes in and comes out as str, which older versions of pynvml leave as bytes.
 
     Raises
     ------
@@ -41,10 +41,26 @@ def call(name: str, *arguments: Any) -> Any:
         If there is no driver, it lacks the function, the GPU does not support it or is lost, or whatever else failed.
     """
     nvml = library()
+    given = (argument.encode() if isinstance(argument, str) else argument for argument in arguments)
     try:
-        return getattr(nvml, name)(*arguments)
+        told = getattr(nvml, name)(*given)
+        return told.decode() if isinstance(told, bytes) else told
     except Exception as error:  # not only NVMLError: unknown versions of structures fail in ctypes
         raise NotReadableError(f"{error} ({name})") from error
+
+
+Handle = Any
+"""What NVML knows a GPU by, or the NotReadableError that it gave instead: one lost GPU hides no other."""
+
+
+def _asked(function: str, argument: Any) -> Any:
+    """What NVML answers, or why it does not; of a GPU that could not be reached, why not."""
+    if isinstance(argument, NotReadableError):
+        return argument
+    try:
+        return call(function, argument)
+    except NotReadableError as error:
+        return error
 
 
 def driver_version() -> str:
@@ -69,19 +85,21 @@ class Gpu(NamedTuple):
         return str(call("nvmlDeviceGetName", self.handle))
 
 
-def gpus() -> list[Gpu]:
-    """The GPUs that this process may use, in the order in which CUDA counts them.
+def gpus() -> list[Gpu | NotReadableError]:
+    """The GPUs that this process may use, in the order in which CUDA counts them; why, where one cannot be read.
 
     Raises
     ------
     NotReadableError
-        If there is no driver, or a GPU is lost.
+        If there is no driver, or no GPU.
     """
-    import torch
-
-    if torch.cuda.is_available():
-        return [find(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    return [Gpu(index, handle) for index, handle in enumerate(visible())]
+    handles = _counted()
+    if not handles:
+        count = call("nvmlDeviceGetCount")
+        told = f"{VISIBLE}={os.environ.get(VISIBLE)!r} leaves none of {count}"
+        raise NotReadableError(told if count else "the driver has none")
+    found = enumerate(handles)
+    return [handle if isinstance(handle, NotReadableError) else Gpu(index, handle) for index, handle in found]
 
 
 def find(device: "torch.device") -> Gpu:
@@ -93,79 +111,94 @@ def find(device: "torch.device") -> Gpu:
     Raises
     ------
     NotReadableError
-        If there is no such GPU, or no telling which it is.
+        If there is no such GPU, it is lost, or there is no telling which it is.
     """
     import torch
 
-    if torch.cuda.is_available():
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return Gpu(index, _by_uuid(str(torch.cuda.get_device_properties(index).uuid)))
-    index, handles = device.index or 0, visible()
+    by_torch = torch.cuda.is_available()
+    first = torch.cuda.current_device() if by_torch and device.index is None else 0
+    index, handles = device.index or first, _counted()
     if index >= len(handles):
         told = os.environ.get(VISIBLE)
-        raise NotReadableError(f"no cuda:{index} among {len(handles)} GPUs" + (f" ({VISIBLE}={told})" if told else ""))
-    if not _order_is_sure():
+        limits = "" if told is None else f" ({VISIBLE}={told})"
+        raise NotReadableError(f"no cuda:{index} among {len(handles)} GPUs{limits}")
+    if not by_torch and not _number_is_sure(index):
         raise NotReadableError(f"which of several unlike GPUs is cuda:{index} is not sure: set {ORDER}=PCI_BUS_ID")
+    if isinstance(handles[index], NotReadableError):
+        raise handles[index]
     return Gpu(index, handles[index])
 
 
-def _by_uuid(uuid: str) -> Any:
-    try:
-        return call("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}")
-    except NotReadableError:
-        return call("nvmlDeviceGetHandleByUUID", f"MIG-{uuid}")
+def _counted() -> list[Handle]:
+    """What CUDA counts, in its order: told by torch where it can, else looked up."""
+    import torch
+
+    if torch.cuda.is_available():
+        return [_by_uuid(index) for index in range(torch.cuda.device_count())]
+    return visible()
 
 
-def _order_is_sure() -> bool:
-    if os.environ.get(VISIBLE, "").startswith(("GPU-", "MIG-")) or os.environ.get(ORDER) == "PCI_BUS_ID":
+def _by_uuid(index: int) -> Handle:
+    """What CUDA counts by a number: a whole GPU, or a MIG slice of one."""
+    import torch
+
+    uuid = torch.cuda.get_device_properties(index).uuid
+    whole = _asked("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}")
+    if not isinstance(whole, NotReadableError):
+        return whole
+    part = _asked("nvmlDeviceGetHandleByUUID", f"MIG-{uuid}")
+    return whole if isinstance(part, NotReadableError) else part
+
+
+def _number_is_sure(index: int) -> bool:
+    words = _words()
+    if os.environ.get(ORDER) == "PCI_BUS_ID" or (words is not None and words[index].startswith(("GPU-", "MIG-"))):
         return True
-    return len({call("nvmlDeviceGetName", handle) for handle in _every()}) <= 1
+    names = [_asked("nvmlDeviceGetName", handle) for handle in _every()]
+    return len({name for name in names if not isinstance(name, NotReadableError)}) <= 1
 
 
-def _every() -> list[Any]:
-    return [call("nvmlDeviceGetHandleByIndex", index) for index in range(call("nvmlDeviceGetCount"))]
+def _every() -> list[Handle]:
+    return [_asked("nvmlDeviceGetHandleByIndex", index) for index in range(call("nvmlDeviceGetCount"))]
 
 
-def visible() -> list[Any]:
+def _words() -> list[str] | None:
+    """Entries of CUDA_VISIBLE_DEVICES; None where it is not set."""
+    told = os.environ.get(VISIBLE)
+    return None if told is None else [word.strip() for word in told.split(",")]
+
+
+def visible() -> list[Handle]:
     """Handles of the GPUs that CUDA_VISIBLE_DEVICES leaves, read as CUDA reads it.
 
     Entries are numbers, ``GPU-`` UUIDs or beginnings of them, or ``MIG-`` UUIDs. What follows an entry that names
-    nothing is not seen, and nothing is if one GPU is named twice. NVML counts in PCI order.
+    nothing is not seen, and nothing is if one GPU is named twice. NVML counts in PCI order, lost GPUs too.
 
     Raises
     ------
     NotReadableError
-        If there is no driver, or a GPU is lost.
+        If there is no driver.
     """
-    every = _every()
-    told = os.environ.get(VISIBLE)
-    if told is None:
+    every, words = _every(), _words()
+    if words is None:
         return every
-    uuids = [str(call("nvmlDeviceGetUUID", handle)) for handle in every]
-    found: dict[str, Any] = {}
-    for word in (entry.strip() for entry in told.split(",")):
-        named = _named(word, every, uuids)
-        if named is None:
+    uuids = [str(_asked("nvmlDeviceGetUUID", handle)) for handle in every]  # a lost one tells none
+    found: dict[int | str, Handle] = {}
+    for word in words:
+        place = _place(word, uuids)
+        if place is None:
             break
-        uuid, handle = named
-        if uuid in found:
+        if place in found:
             return []
-        found[uuid] = handle
+        found[place] = every[place] if isinstance(place, int) else _asked("nvmlDeviceGetHandleByUUID", place)
     return list(found.values())
 
 
-def _named(word: str, every: Sequence[Any], uuids: Sequence[str]) -> tuple[str, Any] | None:
-    """UUID and handle of what an entry names; None if it names nothing."""
+def _place(word: str, uuids: Sequence[str]) -> int | str | None:
+    """Place of the GPU that an entry names, or the UUID of a MIG slice; None if it names nothing."""
     if word.startswith("MIG-"):
-        try:
-            return word, call("nvmlDeviceGetHandleByUUID", word)
-        except NotReadableError:
-            return None
-    if word.isdigit():
-        places = [int(word)] if int(word) < len(every) else []
-    else:
-        places = [place for place, uuid in enumerate(uuids) if word.startswith("GPU-") and uuid.startswith(word)]
-    if len(places) != 1:
-        return None
-    (place,) = places
-    return uuids[place], every[place]
+        return None if isinstance(_asked("nvmlDeviceGetHandleByUUID", word), NotReadableError) else word
+    if word.isascii() and word.isdigit():
+        return int(word) if int(word) < len(uuids) else None
+    places = [place for place, uuid in enumerate(uuids) if word.startswith("GPU-") and uuid.startswith(word)]
+    return places[0] if len(places) == 1 else None

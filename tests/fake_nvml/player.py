@@ -19,7 +19,7 @@ from tda.telemetry import nvml
 answers, sys.stdout = sys.stdout, sys.stderr
 for line in sys.stdin:
     order = json.loads(line)
-    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"):
         os.environ.pop(name, None)
     os.environ.update(order["environment"])
     nvml.library.cache_clear()  # opened anew, the played time begins anew

@@ -1,7 +1,6 @@
 """Indexed execution by the Triton kernels: lists, counts and kept sets stay on the device, at addresses that last.
 
-So a step captured once into a CUDA graph serves every prompt and sparsity of the same number of rows. No GPU has run
-it yet.
+So a step captured once into a CUDA graph serves every prompt and sparsity of the same number of rows.
 """
 
 import torch

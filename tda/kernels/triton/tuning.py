@@ -1,7 +1,7 @@
 """The launch configuration of each kernel and shape: timed once on a GPU and kept in the cache folder.
 
-Timing has not met a GPU yet. Triton's own autotuner is not used, since it forgets with the process, and would time on
-whatever list the first prompt gave.
+Triton's own autotuner is not used, since it forgets with the process, and would time on whatever list the first prompt
+gave.
 """
 
 import functools
