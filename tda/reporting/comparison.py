@@ -140,7 +140,7 @@ class Comparison:
         return bootstrap(list(groups.values())) if groups else None
 
     def level(self, name: str) -> Estimate | None:
-        """Mean over rounds (geometric, of what is positive) of the round's median, with its interval; None where missing."""
+        """Mean over rounds of the round's median (geometric, of what is positive); None where missing."""
         groups = self.groups(name)
         return typical(list(groups.values())) if groups else None
 
@@ -267,10 +267,10 @@ class Setting:
 
     @property
     def noise_floor(self) -> float | None:
-        """Bound of the A/A interval; None without a control or with too few rounds."""
+        """What ratios stay within when nothing changes; None without a control or with too few rounds."""
         control = next((case for case in self.cases if case.record.control and case.timed), None)
         baseline = self.baseline
-        if control is None or baseline is None:
+        if control is None or baseline is None or not baseline.timed:
             return None
         return noise_floor(
             control.record, baseline.record, [case.record for case in self.timed if case is not baseline]
