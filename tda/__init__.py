@@ -7,6 +7,8 @@ transformers.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tda._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tda import kernels as kernels
     from tda.bench.profile import run_profile as run_profile
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from tda.methods import StaticMean as StaticMean
     from tda.models import load_model as load_model
     from tda.thresholds import Thresholds as Thresholds
-
-__version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from tda import __version__, processor
+from tda._version import __version__
 from tda.cores import all_cores, allowed_cores, cpu_quota
+from tda.processor import cpu_name, products
 from tda.records import BUILD_STAMP, Commit, Machine
 from tda.telemetry.nvml import driver_version
 from tda.telemetry.source import NotReadableError
@@ -27,7 +28,7 @@ def machine(device: str) -> Machine:
     torch.ones(torch.get_num_threads() << 15).sum()  # starts all threads, which OpenMP may bind to a core each
     cores, allowed = all_cores(), allowed_cores()
     return Machine(
-        cpu=processor.name(),
+        cpu=cpu_name(),
         cores=len(cores),
         allowed_cores=None if allowed == cores else len(allowed),
         cpu_quota=cpu_quota(),
@@ -41,7 +42,7 @@ def machine(device: str) -> Machine:
         transformers=metadata.version("transformers"),
         tda=__version__,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        products=processor.products(),
+        products=products(),
     )
 
 

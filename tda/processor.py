@@ -73,7 +73,7 @@ def reason(dtype: torch.dtype) -> str:
     return f"{name} products run in torch, in hardware ({', '.join(sorted(flags().intersection(HARDWARE[dtype])))})"
 
 
-def name() -> str:
+def cpu_name() -> str:
     """The processor's name."""
     return cpuinfo("model name") or platform.processor() or platform.machine()
 

@@ -29,6 +29,8 @@ def record(method: str = "dense", *, model: str = "shape:25m", machine: Machine 
     """A merged record of two rounds with these levels; `nll` and `digest` make it one of quality too."""
     levels = {**LEVELS, **values}
     nll, digest = levels.pop("nll", None), levels.pop("digest", None)
+    if method not in ("griffin", "tda"):  # others choose within decode, or nothing
+        del levels["selection_ms"]
     measurements = {name: Measurement.of(name, [value, value]) for name, value in levels.items()}
     if nll is not None:
         measurements["nll_nats"] = Measurement.of("nll_nats", [nll + i for i in range(DOCUMENTS)], range(DOCUMENTS))

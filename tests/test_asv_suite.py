@@ -39,7 +39,10 @@ HOST = Machine(
 )  # fmt: skip
 RAN = {"status": "ok", "commit": Commit(), "machine": HOST, "started": "2026-01-01T00:00:00Z", "seconds": 1.0}
 GPU_REASON = "the work ran on a CPU"
-SPEED = {"prefill_ms": 9.0, "selection_ms": 2.0, "decode_ms": 4.0, "generation_ms": 50.0, "weight_bytes_per_token": 1e6}
+SPEED = {
+    "prefill_ms": 9.0, "selection_ms": 2.0, "statistic_ms": 1.0, "decode_ms": 4.0, "generation_ms": 50.0,
+    "weight_bytes_per_token": 1e6,
+}  # fmt: skip
 GPU = {"gpu_utilization_percent": 75.0, "energy_j_per_token": 0.5}
 QUALITY = {"perplexity": 1.5, "kl_to_dense_nats": 0.1, "top1_disagreement": 0.25}
 EVERYTHING = {**SPEED, **GPU, **QUALITY, "peak_memory_bytes": 5e8}
@@ -105,7 +108,7 @@ def samples(found: Table, name: str, cell: tuple[str, str, float] = CELL) -> lis
 
 def test_what_is_tracked() -> None:
     assert {name.removeprefix("track_") for _, name in tracked()} == {
-        "prefill_ms", "selection_ms", "decode_ms", "decode_to_dense", "generation_ms",
+        "prefill_ms", "selection_ms", "statistic_ms", "decode_ms", "decode_to_dense", "generation_ms",
         "peak_memory_bytes", "weight_bytes_per_token", "idle_percent", "energy_j_per_token",
         "perplexity", "kl_to_dense_nats", "top1_disagreement", "sparsity_distance",
     }  # fmt: skip

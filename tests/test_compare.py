@@ -22,7 +22,7 @@ from tda.regression.config import load_config
 from tda.regression.detect import Pair
 from tda.regression.effects import Prior
 from tda.regression.floor import Floors, Series, floors_of, single
-from tda.regression.folders import Folder, compare_folders, unpaired_ratio
+from tda.regression.folders import Folder, compare_folders
 from tda.regression.series import Key
 from tda.regression.units import History
 from tda.regression.wording import reproduce
@@ -464,19 +464,6 @@ def test_too_few_rounds_give_no_verdict(cache: Path, tda: Callable[..., Told]) -
     assert set(verdicts(rows).values()) == {"under 5 rounds"}
 
 
-def test_select_times_around_zero_have_no_ratio(cache: Path, tda: Callable[..., Told]) -> None:
-    know()
-    old, new = folder(cache / "old", methods=["dense"]), folder(cache / "new1", methods=["dense"])
-    for path in (old, new):
-        for number in range(1, 10):
-            values = {"decode_ms": [8.0], "selection_ms": [number - 4.0], "selection_digest": [1.0]}
-            append(path, [a_record(a_case(), number, nights.MACHINE, False, values)])
-    code, rows, _ = tda("compare", old, new)
-    assert code == 0
-    row = next(row for row in rows if row["split"] == "select")
-    assert (row["ratio"], row["verdict"]) == (None, "around zero")
-
-
 def test_unlike_machines_are_refused_by_field(cache: Path, tda: Callable[..., Told]) -> None:
     know()
     other = nights.MACHINE.model_copy(update={"torch": "2.14.0", "threads": 1})
@@ -520,20 +507,6 @@ def test_folders_that_cannot_be_compared(cache: Path, tda: Callable[..., Told]) 
         code, _, err = tda("compare", old, path)
         assert code == 2
         assert sentence in err
-
-
-def test_the_interval_of_a_ratio_covers_it() -> None:
-    draw = np.random.default_rng(1)
-    inside = 0
-    for seed in range(200):
-        old, new = draw.lognormal(0, 0.05, 9), 1.1 * draw.lognormal(0, 0.05, 9)
-        ratio = unpaired_ratio(new.tolist(), old.tolist(), seed=seed)
-        assert ratio is not None
-        assert ratio.low is not None
-        assert ratio.high is not None
-        assert ratio.low <= ratio.value <= ratio.high
-        inside += ratio.low <= 1.1 <= ratio.high
-    assert 0.9 <= inside / 200 <= 0.995
 
 
 # Floors.

@@ -17,11 +17,14 @@ from asv.results import Results
 from asv.runner import BenchmarkResult
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.derived import derive
+from tda.records import Case, Commit, Machine, Measurement, Record, merge
 from tda.regression.history import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
 from tda.regression.units import History, Night, NightCommit, Unit
 from tda.results import append
+from tda.statistics import Estimate
 
 MACHINE = Machine(
     cpu="A CPU", cores=4, threads=4, memory_bytes=1 << 30, python="3.11.7", torch="2.13.0", transformers="5.24.0",
@@ -142,23 +145,30 @@ def keep(results: Results, benchmark: dict[str, Any], values: list[Any], samples
     results.add_result(benchmark, found, datetime.now(UTC), 1.0, record_samples=True)
 
 
-def plain_interval(values: list[float], reduce: Callable[..., Any]) -> tuple[float, float, float]:
-    """Percentile bootstrap, one resample after the other."""
+def plain_interval(values: list[float]) -> tuple[float, float, float]:
+    """Geometric mean, with t on logarithms."""
+    logs = np.log(values)
+    reach = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    return tuple(float(np.exp(logs.mean() + by)) for by in (0, -reach, reach))  # type: ignore[return-value]
+
+
+def plain_bootstrap(values: list[float]) -> tuple[float, float, float]:
+    """Percentile bootstrap of the mean, one resample after the other."""
     drawn = np.random.default_rng(0).integers(0, len(values), size=(2000, len(values)))
-    estimates = sorted(float(reduce([values[place] for place in row])) for row in drawn)
-    return float(reduce(values)), *np.quantile(estimates, [0.025, 0.975])
+    estimates = sorted(float(np.mean([values[place] for place in row])) for row in drawn)
+    return float(np.mean(values)), *np.quantile(estimates, [0.025, 0.975])
 
 
 class TestRecords:
     def test_round_trip(self, tmp_path: Path) -> None:
-        """Rounds are joined; the value is the median over rounds of their medians, with its interval."""
+        """Rounds are joined; the value is the geometric mean over rounds of their medians, with its interval."""
         case = a_case(batch=2, options={"rows": "per_row"})
         table = from_records([written(tmp_path, *(a_record(number, case) for number in range(1, 8)))])
         assert table.problems == ()
         assert list(table.frame.columns) == list(COLUMNS)
         assert {column: str(kind) for column, kind in table.frame.dtypes.items()} == dict(COLUMNS)
         row = only(table)
-        expected = plain_interval([11.125 + number for number in range(7)], np.median)
+        expected = plain_interval([11.125 + number for number in range(7)])
         assert (row.value, row.low, row.high) == pytest.approx(expected)
         assert row.low < row.value < row.high
         assert len(row.samples) == 21
@@ -189,7 +199,7 @@ class TestRecords:
         }
         table = from_records([written(tmp_path, a_record(0, measurements=measurements))])
         row = only(table, metric="nll_nats")
-        assert (row.value, row.low, row.high) == pytest.approx(plain_interval(nll, np.mean))
+        assert (row.value, row.low, row.high) == pytest.approx(plain_bootstrap(nll))
         perplexity = only(table, metric="perplexity")
         assert np.log([perplexity.value, perplexity.low, perplexity.high]) == pytest.approx(
             [row.value, row.low, row.high]
@@ -201,7 +211,7 @@ class TestRecords:
 
     def test_few_rounds_have_no_interval(self, tmp_path: Path) -> None:
         row = only(from_records([written(tmp_path, a_record(1), a_record(2))]))
-        assert row.value == pytest.approx(11.625)
+        assert row.value == pytest.approx(np.sqrt(11.125 * 12.125))
         assert np.isnan(row.low)
         assert np.isnan(row.high)
 
@@ -216,20 +226,31 @@ class TestRecords:
         assert np.isnan(energy.value)
         assert np.isnan(tt.value)
 
-    def test_a_round_that_repays_nothing_counts(self, tmp_path: Path) -> None:
-        def round_of(number: int, repaid: float | None) -> Record:
-            found = Measurement.of("break_even_tokens", [repaid]) if repaid else None
-            other = found or Measurement.absent("break_even_tokens", "not faster")
-            both = {**a_record(number).measurements, "break_even_tokens": other}
-            return a_record(number, measurements=both)
+    def test_what_follows_from_a_case_and_dense_has_a_row(self, tmp_path: Path) -> None:
+        """Of the same machine and commit, however many rounds; without samples of its own."""
 
-        rounds = [round_of(1, 5.0), round_of(2, 7.0), round_of(3, None)]
-        row = only(from_records([written(tmp_path / "most", *rounds)]), metric="break_even_tokens")
-        assert row.value == 7.0
-        row = only(
-            from_records([written(tmp_path / "few", *rounds[1:], round_of(4, None))]), metric="break_even_tokens"
-        )
-        assert np.isnan(row.value)
+        def with_bytes(number: int, case: Case, bytes_per_token: float, step: float) -> Record:
+            values = {"decode_ms": [step + number / 100], "bytes_per_token": [bytes_per_token]}
+            return a_record(number, case, measurements={n: Measurement.of(n, v) for n, v in values.items()})
+
+        lines = [
+            record
+            for number in range(1, 7)
+            for record in (with_bytes(number, a_case(), 1e6, 6.0), with_bytes(number, a_case("dense", 0.0), 2e6, 9.0))
+        ]
+        table = from_records([written(tmp_path, *lines)])
+        griffin, dense = (one for one in merge(lines))
+        for name in ("limit_speedup", "gain_share"):
+            row, found = only(table, metric=name, method="griffin"), derive(name, griffin, dense)
+            assert isinstance(found, Estimate)
+            assert (row.value, row.low, row.high, row.samples) == (found.value, found.low, found.high, ())
+        assert set(table.frame[table.frame.method == "dense"].metric) == {
+            "decode_ms",
+            "bytes_per_token",
+            "limit_speedup",
+        }
+        alone = from_records([written(tmp_path / "alone", *lines[::2])]).frame
+        assert set(alone.metric) == {"decode_ms", "bytes_per_token"}
 
     def test_samples_that_are_no_numbers(self, tmp_path: Path) -> None:
         odd = {
@@ -395,14 +416,12 @@ class TestAsv:
         dense = only(table, metric="decode_ms", method="dense")
         assert dense.samples == (3.0, 1.0, 2.0, 9.0, 5.0)
         assert dense.groups == (0, 1, 2, 3, 4)
-        assert (dense.value, dense.low, dense.high) == pytest.approx(
-            plain_interval([3.0, 1.0, 2.0, 9.0, 5.0], np.median)
-        )
+        assert (dense.value, dense.low, dense.high) == pytest.approx(plain_interval([3.0, 1.0, 2.0, 9.0, 5.0]))
         assert (dense.source, dense.grid, dense.unit, dense.better) == ("asv", "smoke", "ms", "lower")
         assert (dense.commit, dense.dirty, dense.model, dense.sparsity) == (HASH, False, "ref:swiglu", 0.0)
         assert dense.date == pd.Timestamp(1_772_330_400, unit="s", tz="UTC")
         assert (dense["prompt_tokens"] is pd.NA, dense["dtype"]) == (True, None)
-        assert only(table, metric="decode_ms", method="griffin").value == 6.5
+        assert only(table, metric="decode_ms", method="griffin").value == pytest.approx(np.sqrt(6 * 7))
         failed = only(table, metric="kl_to_dense_nats")
         assert failed.samples == ()
         assert failed.missing.startswith("failed, or this machine cannot give it")

@@ -363,12 +363,9 @@ def test_series_of_a_unit() -> None:
     assert Key("prefill", "griffin 0.5 on shape:25m") not in found
 
 
-def test_select_time_below_zero_is_compared_relatively() -> None:
-    blocks, key = Blocks(), Key("select", "tda 0.5 on m")
-    for number, (new, old) in enumerate([(4.0, 2.0), (-0.5, 2.0), (3.0, 1.0), (4.0, 2.0)], start=1):
-        blocks.put(key, ("b", "commit"), number, new)
-        blocks.put(key, ("a", "commit"), number, old)
-    np.testing.assert_allclose(blocks.differences(key, ("b", "commit"), ("a", "commit")), [1.0, -1.25, 1.0, 1.0])
+def test_select_is_statistic_and_selection() -> None:
+    made = nights.unit("a" * 40, [nights.record("dense"), nights.record("griffin", statistic_ms=1.5)])
+    assert series_of(made)[Key("select", "griffin 0.5 on shape:25m")] == 7.5
 
 
 def levels(values: object, night: int = 0) -> list[drift.Level]:

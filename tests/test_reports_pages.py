@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import geometric_mean as gmean
 from typing import Any
 
 import matplotlib
@@ -313,7 +314,7 @@ def test_machines_and_sources_are_never_in_one_block(evidence: Evidence, tmp_pat
         assert {stop.commit for stop in block.stops} <= set(here.commit)
 
 
-def test_level_is_the_median_over_processes(evidence: Evidence) -> None:
+def test_level_is_the_mean_over_processes(evidence: Evidence) -> None:
     block, case = block_of(evidence, CPU, "shape:25m"), "griffin 0.5 on shape:25m"
     level = block.level(case, "decode_ms", Stop(B, False))
     steps = [
@@ -322,7 +323,7 @@ def test_level_is_the_median_over_processes(evidence: Evidence) -> None:
         for block_number in (1, 2)
     ]  # fmt: skip
     assert level.estimate is not None
-    assert level.estimate.value == pytest.approx(np.median([np.median(np.median(one, 1)) for one in steps]))
+    assert level.estimate.value == pytest.approx(gmean([gmean(np.median(one, 1)) for one in steps]))
     assert (level.estimate.groups, level.estimate.low) == (2, None), "two processes give no interval"
 
 
@@ -330,7 +331,6 @@ def test_levels_of_one_process_are_those_of_the_loader(tmp_path: Path) -> None:
     record = a_record(a_case("m", "tda", 0.5), A, 0, machine=CPU, seed=1, scored=True, rounds=7)
     extra = {
         "task_recall_accuracy": Measurement.of("task_recall_accuracy", [1.0] * 7 + [0.0] * 5, range(12)),
-        "break_even_tokens": Measurement.of("break_even_tokens", [30.0], [1]),
     }
     folder = tmp_path / "bench"
     folder.mkdir()
@@ -349,7 +349,6 @@ def test_levels_of_one_process_are_those_of_the_loader(tmp_path: Path) -> None:
     accuracy = block.level("tda 0.5 on m", "task_recall_accuracy", Stop(A, False)).estimate
     assert accuracy is not None
     assert accuracy.value == pytest.approx(7 / 12)
-    assert block.level("tda 0.5 on m", "break_even_tokens", Stop(A, False)).missing == "no finite number"
 
 
 def test_ratio_to_dense_is_paired_by_round_of_one_process(evidence: Evidence) -> None:
@@ -361,10 +360,10 @@ def test_ratio_to_dense_is_paired_by_round_of_one_process(evidence: Evidence) ->
                                  .samples("decode_ms"), (3, 5)), 1)
             for method, sparsity in (("griffin", 0.5), ("dense", 0.0))
         )  # fmt: skip
-        values.append(np.median(griffin / dense))
+        values.append(gmean(griffin / dense))
     level = block.level("griffin 0.5 on shape:25m", RATIO, stop)
     assert level.estimate is not None
-    assert level.estimate.value == pytest.approx(np.median(values))
+    assert level.estimate.value == pytest.approx(gmean(values))
     assert block.level("dense on shape:25m", RATIO, stop).estimate is None
 
 
@@ -392,18 +391,36 @@ def test_change_is_paired_by_process(evidence: Evidence) -> None:
     new, old = ({run.process: run.estimate.value for run in block.runs(case, "decode_ms", Stop(commit, False))}
                 for commit in (B, A))  # fmt: skip
     assert change is not None
-    assert change.value == pytest.approx(np.median([new[process] / old[process] - 1 for process in new]))
+    assert change.value == pytest.approx(gmean([new[process] / old[process] for process in new]) - 1)
     assert change.groups == 2
     assert change.value == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_follows_from_samples_is_shown_beside_them(tmp_path: Path) -> None:
+    """It has no samples of its own."""
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    read = {"dense": 2e6, "griffin": 1e6}
+    append(folder, [
+        one.model_copy(update={"measurements": one.measurements
+                               | {"bytes_per_token": Measurement.of("bytes_per_token", [read[one.case.method]])}})
+        for one in (a_record(case, A, 0, machine=CPU, seed=1, rounds=7) for case in cases("m", (0.5,)))
+        if one.case.method in read
+    ])  # fmt: skip
+    (block,) = Evidence.load(tmp_path).blocks
+    assert "gain_share" in block.metrics
+    assert block.unit("gain_share") == "ratio"
+    assert block.level("griffin 0.5 on m", "gain_share", Stop(A, False)).estimate is not None
+    assert block.level("dense on m", "gain_share", Stop(A, False)).missing == "not measured"
 
 
 def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
     block = Block("nightly", "m", "m", "m")
     for stop, values in ((Stop(A, False), (0.0, 2.0, 2.0)), (Stop(B, False), (1.0, 3.0, 3.0))):
         for number, value in enumerate(values):
-            measurement = Measurement.of("selection_ms", [value])
-            block.add("c", "selection_ms", stop, Run((number,), measurement, Estimate(value, None, None, 1)))
-    change = block.change("c", "selection_ms", Stop(B, False), Stop(A, False))
+            measurement = Measurement(unit="ms", better="lower", samples=(value,))
+            block.add("c", "prefill_overhead_ms", stop, Run((number,), measurement, Estimate(value, None, None, 1)))
+    change = block.change("c", "prefill_overhead_ms", Stop(B, False), Stop(A, False))
     assert change is not None
     assert change.value == 0.5
 

@@ -62,10 +62,10 @@ class Table:
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
           commit's), `dirty` whether tracked files differed from it.
         - `case` is a label such as "griffin 0.5 on shape:25m"; `execution` what really ran.
-        - `samples` are all raw samples, `groups` the round or document of each; what is derived from a case and dense
-          (`tda.derived.DERIVED`) has none. `value` is the geometric mean of the groups' medians for what is timed or
-          sized, their mean for quality, NaN for a hash; `low` and `high` bound its 95% interval over groups, NaN where
-          there are too few.
+        - `samples` are all raw samples, `groups` the round or document of each. `value` is the geometric mean of the
+          groups' medians for what is timed or sized, their mean for quality, NaN for a hash; `low` and `high` bound its
+          95% interval over groups, NaN where there are too few. What is derived from a case and dense
+          (`tda.derived.DERIVED`) has no samples, and no row where it does not follow.
         - `missing` is the reason where there are no samples. A case or a process that failed has one such row, without
           a metric.
     problems : tuple of str
@@ -368,7 +368,7 @@ def _read_records(reading: _Reading, path: Path) -> list[Record]:
 
 
 def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
-    """One row per measurement of each record, and per number that follows from them; one alone where it failed."""
+    """One row per measurement of each record, and per number that follows from it; one alone where it failed."""
     dense = {one.case.setting: one for one in records if one.status == "ok" and is_baseline(one)}
     for record in records:
         shared = place | _machine(record.machine) | reading.commit(commit, record.commit.dirty, record.started)
@@ -386,10 +386,8 @@ def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: s
 def _derived_rows(record: Record, dense: Record) -> Iterator[Row]:
     for name, kind in DERIVED.items():
         found = derive(name, record, dense)
-        told = {"metric": name, "unit": kind.unit, "better": kind.better, "samples": (), "groups": ()}
-        if isinstance(found, Missing):
-            yield told | {"missing": found.reason}
-        else:
+        if not isinstance(found, Missing):
+            told = {"metric": name, "unit": kind.unit, "better": kind.better, "samples": (), "groups": ()}
             yield told | _bounds(found)
 
 

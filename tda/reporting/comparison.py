@@ -267,10 +267,10 @@ class Setting:
 
     @property
     def noise_floor(self) -> float | None:
-        """Bound of the A/A interval; None without a control or with too few rounds."""
+        """What ratios stay within when nothing changes; None without a control or with too few rounds."""
         control = next((case for case in self.cases if case.record.control and case.timed), None)
         baseline = self.baseline
-        if control is None or baseline is None:
+        if control is None or baseline is None or not baseline.timed:
             return None
         return noise_floor(
             control.record, baseline.record, [case.record for case in self.timed if case is not baseline]
