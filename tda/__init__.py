@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tda.bench.profile import run_profile as run_profile
     from tda.bench.run import run_bench as run_bench
     from tda.calibration import calibrate as calibrate
-    from tda.engine import Run as Run
-    from tda.engine import attach as attach
+    from tda.engine.attach import attach as attach
+    from tda.engine.run import Run as Run
     from tda.engine.score import Scores as Scores
     from tda.engine.score import score as score
     from tda.methods import CATS as CATS
