@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+DEVICES = ("cpu", "cuda")
+"""Kinds of devices that there are kernels for."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -34,7 +37,7 @@ def backend(device: str = "cpu") -> Backend:
     from tda.kernels.native import library
 
     kind = device.partition(":")[0]
-    check_choice("device", kind, ("cpu", "cuda"))
+    check_choice("device", kind, DEVICES)
     if kind == "cuda":
         missing = triton.problem([])
         if missing is None:
@@ -52,7 +55,14 @@ def notice(device: str = "cpu") -> str | None:
     Parameters
     ----------
     device : str
-        As for `backend`, with its errors.
+        As for `backend`; of another device there is nothing to say, since what loads a model refuses it.
+
+    Raises
+    ------
+    ValueError
+        If ``TDA_ISA`` names an instruction set that this processor does not have.
     """
+    if device.partition(":")[0] not in DEVICES:
+        return None
     found = backend(device)
     return f"{found.reason}; torch runs instead, slower" if found.name == "torch" else None
