@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 import tda.bench.subject as bench_run
+from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
@@ -465,7 +466,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_run, "gpu_use", fails)
     prepared = bench_run.prepare(plan, plan.subjects[0], Texts())
     monkeypatch.setattr(bench_run, "prepare", lambda *args, **kwargs: prepared)
-    monkeypatch.setattr(bench_run.facts, "machine", lambda device: nights.MACHINE)
+    monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
     merged = run(replace(plan, device="cuda", rounds=1), tmp_path)
     for record in merged:
         assert record.samples("decode_ms")

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+DEVICES = ("cpu", "cuda")
+"""Kinds of devices that there are kernels for."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -50,7 +53,14 @@ def notice(device: str = "cpu") -> str | None:
     Parameters
     ----------
     device : str
-        As for `backend`, with its errors.
+        As for `backend`; of another device there is nothing to say, since what loads a model refuses it.
+
+    Raises
+    ------
+    ValueError
+        If ``TDA_ISA`` names an instruction set that this processor does not have.
     """
+    if device.partition(":")[0] not in DEVICES:
+        return None
     found = backend(device)
     return f"{found.reason}; torch runs instead, slower" if found.name == "torch" else None
