@@ -372,7 +372,7 @@ class TestNights:
         told = row[["source", "night", "block", "role", "stage", "grid", "commit", "subject", "dirty"]]
         assert list(told) == ["nightly", "2026-03-02", 2, "control", "first", "speed", HASH, "Faster", False]
         assert row.date == pd.Timestamp("2026-03-01T02:00", tz="UTC")
-        assert row.value == pytest.approx(11.125)
+        assert row.value == pytest.approx(11.125, rel=1e-3)
         assert list(table.frame[table.frame.stage == "confirm"]["method"]) == ["griffin", "dense"]
 
     def test_a_place_measured_again_counts_once(self, tmp_path: Path) -> None:
