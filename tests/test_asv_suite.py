@@ -515,12 +515,12 @@ def venv(folder: Path) -> Path:
     return found
 
 
-def test_the_lender_is_the_projects_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_lender_is_an_active_environment_that_has_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "other"))
-    active = venv(tmp_path / "other")
-    assert environment.lender(tmp_path) == active
     own = venv(tmp_path / ".venv")
     assert environment.lender(tmp_path) == own
+    active = venv(tmp_path / "other")
+    assert environment.lender(tmp_path) == active
 
 
 def test_the_lender_is_named_where_it_lacks_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
