@@ -37,11 +37,13 @@ asv: $(READY)  ## the asv suite on this commit, with the grid of TDA_PRESET; say
 	$(BIN)/python -m benchmarks.asv.estimate $(TDA_PRESET)
 	$(BIN)/asv run --record-samples --show-stderr --machine "$$($(BIN)/python -m benchmarks.asv.machine)" HEAD
 
-micro: $(READY)  ## the pytest-benchmark suite on this tree
+micro: $(READY)  ## the pytest-benchmark suite on this tree; says first how long it takes
 	mkdir -p $(OUT)
+	$(BIN)/python -m benchmarks.forecast micro
 	$(BIN)/python -m pytest benchmarks/micro -q --benchmark-json $(OUT)/micro.json
 
-profiles: $(READY)  ## profile this commit's fixed cases as an installed build
+profiles: $(READY)  ## profile this commit's fixed cases as an installed build; says first how long it takes
+	$(BIN)/python -m benchmarks.forecast profiles
 	$(BIN)/python -m profiles.capture
 
 nightly: $(READY)  ## new commits: measure, judge, publish; fails on an alarm
