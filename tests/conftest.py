@@ -18,6 +18,17 @@ if not torch.cuda.is_available():
     # Triton reads it when it is imported, which only tests of its kernels do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# What a user, a terminal or a git hook may have set, and a test's expectation must not depend on.
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PY_COLORS"):
+    os.environ.pop(_name, None)
+for _name in [name for name in os.environ if name.startswith("GIT_") and not name.startswith("GIT_CONFIG")]:
+    del os.environ[_name]
+_OWN_GIT = {"commit.gpgsign": "false", "core.hooksPath": os.devnull, "core.autocrlf": "false"}
+os.environ["GIT_CONFIG_COUNT"] = str(len(_OWN_GIT))
+for _place, (_key, _value) in enumerate(_OWN_GIT.items()):
+    os.environ |= {f"GIT_CONFIG_KEY_{_place}": _key, f"GIT_CONFIG_VALUE_{_place}": _value}
+os.umask(0o022)
+
 # Every run draws the same examples, so that a failure in CI is a failure at the desk.
 settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("repeatable")
@@ -41,8 +52,10 @@ def _same_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is learnt of a played machine stays out of the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    """What is learnt of a played machine stays out of the user's cache, and a home folder need not be writable."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache / "triton"))
 
 
 @pytest.fixture
