@@ -12,7 +12,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import tiny
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from tda.kernels.native import build
+
+build.TIMEOUT_S = 900  # a compiler beside other work takes its time
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which only tests of its kernels do.
@@ -30,7 +34,14 @@ for _place, (_key, _value) in enumerate(_OWN_GIT.items()):
 os.umask(0o022)
 
 # Every run draws the same examples, so that a failure in CI is a failure at the desk.
-settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
+# Nor is an example refused for what the machine does meanwhile.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    max_examples=50,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parent.parent
