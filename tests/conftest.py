@@ -18,16 +18,36 @@ import torch
 
 from tda.kernels.native import build, isa, library
 
+build.TIMEOUT_S = 900  # a compiler beside other work takes its time
+
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which only tests of its kernels do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# What a user, a terminal or a git hook may have set, and a test's expectation must not depend on.
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PY_COLORS"):
+    os.environ.pop(_name, None)
+for _name in [name for name in os.environ if name.startswith("GIT_") and not name.startswith("GIT_CONFIG")]:
+    del os.environ[_name]
+_OWN_GIT = {"commit.gpgsign": "false", "core.hooksPath": os.devnull, "core.autocrlf": "false"}
+os.environ["GIT_CONFIG_COUNT"] = str(len(_OWN_GIT))
+for _place, (_key, _value) in enumerate(_OWN_GIT.items()):
+    os.environ |= {f"GIT_CONFIG_KEY_{_place}": _key, f"GIT_CONFIG_VALUE_{_place}": _value}
+os.umask(0o022)
+
 # `make gpu-check` runs where nothing is installed for it: its tests need neither of the two packages.
 if importlib.util.find_spec("hypothesis") is not None:
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
-    # Every run draws the same examples, so that a failure in CI is a failure at the desk.
-    settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
+    # Every run draws the same examples, so that a failure in CI is a failure at the desk. Nor is an example refused for
+    # what the machine does meanwhile.
+    settings.register_profile(
+        "repeatable",
+        deadline=None,
+        max_examples=50,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     settings.load_profile("repeatable")
 
 
@@ -55,8 +75,10 @@ def _same_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is learnt of a played machine stays out of the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    """What is learnt of a played machine stays out of the user's cache, and a home folder need not be writable."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache / "triton"))
 
 
 @pytest.fixture

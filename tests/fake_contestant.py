@@ -28,7 +28,8 @@ def serve(job: Job, *, how: str = "well", file: Path | None = None) -> Iterator[
     if how == "reports nothing":
         os._exit(0)
     if how == "hangs":
-        Path("pid").write_text(str(os.getpid()))
+        Path("pid.part").write_text(str(os.getpid()))
+        os.rename("pid.part", "pid")
         time.sleep(600)
 
     def answer(prompt: Sequence[int], new_tokens: int, on_token: OnToken) -> None:

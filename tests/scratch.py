@@ -37,11 +37,10 @@ class World:
     `stop_after` tasks.
     """
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, noise: float = 0.004, seed: int = 0) -> None:
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, noise: float = 0.004) -> None:
         self.folder = folder
         self.repository = nights.FakeRepository(folder / "repository")
         self.noise = noise
-        self.seed = seed
         self.costs: dict[str, Cost] = {}
         self.ran: list[Task] = []
         self.paid: list[tuple[str, str, str, str, str, int]] = []
@@ -75,7 +74,8 @@ class World:
         self.paid.append((runner.night, *task.place))
         cost = self.costs.get(task.build.commit, Cost())
         place = [self._number(word) for word in (*runner.night.split("-"), task.build.commit)]
-        draw = random.Random(f"{self.seed} {place} {task.role} {task.grid.name} {task.stage} {task.block}")
+        kind = task.grid.name.partition("-")[0]  # behind it stands a digest of options and machine
+        draw = random.Random(f"{place} {task.role} {kind} {task.stage} {task.block}")
         unit = nights.unit(
             task.build.commit,
             self._records(cost, task, draw),

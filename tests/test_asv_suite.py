@@ -26,7 +26,7 @@ from asv_runner.benchmarks.track import TrackBenchmark
 from asv_runner.statistics import compute_stats
 from conftest import ROOT
 
-from benchmarks import version_lint
+from benchmarks import forecast, version_lint
 from benchmarks.asv import environment, estimate, grid, machine, run, suite
 from benchmarks.asv.cells import Table, tabulate
 from tda.bench.plan import PRESETS
@@ -518,12 +518,12 @@ def venv(folder: Path) -> Path:
     return found
 
 
-def test_the_lender_is_the_projects_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_lender_is_an_active_environment_that_has_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "other"))
-    active = venv(tmp_path / "other")
-    assert environment.lender(tmp_path) == active
     own = venv(tmp_path / ".venv")
     assert environment.lender(tmp_path) == own
+    active = venv(tmp_path / "other")
+    assert environment.lender(tmp_path) == active
 
 
 def test_the_lender_is_named_where_it_lacks_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -574,14 +574,29 @@ def test_a_grid_costs_what_it_cost_here(tmp_path: Path) -> None:
 
 
 def test_a_pilot_stands_for_all_cells() -> None:
-    cells = {"rounds": 7, "timed": [["s", str(i), 0.5] for i in range(5)], "scored": [["r", "", 0.5]] * 9}
+    methods = [("dense", 0.0), *(("griffin", sparsity) for sparsity in (0.25, 0.5, 0.75))]
+    timed = [["s", *cell] for cell in methods]
+    cells = {"rounds": 7, "timed": timed, "scored": [["r", *cell] for cell in [*methods, ("random", 0.5)]]}
 
-    def ran(model: str, number: int, seconds: float) -> dict[str, Any]:
-        return {"case": {"model": model}, "round": number, "seconds": seconds}
+    def ran(model: str, method: str, number: int, seconds: float) -> dict[str, Any]:
+        return {"case": {"model": model, "method": method}, "round": number, "seconds": seconds}
 
-    lines = [ran("r", 0, 2.0), ran("r", 0, 4.0), ran("s", 0, 1.0), *(ran("s", 1, took) for took in (10.0, 12.0, 90.0))]
-    quality, memory, rounds = 9 * 3.0, 6 * 1.0, 7 * 6 * 12.0
-    assert estimate.extrapolate(cells, lines, wall=119.0 + 8.0) == 8.0 + quality + memory + rounds
+    quality = [ran("r", "dense", 0, 2.0), ran("r", "griffin", 0, 4.0), ran("r", "random", 0, 1.0)]
+    memory = [ran("s", "dense", 0, 0.5), ran("s", "griffin", 0, 0.25)]
+    control = ran("s", "dense", 1, 11.0)
+    rounds = [ran("s", "dense", 1, 10.0), ran("s", "griffin", 1, 12.0), control]
+    lines = [*quality, *memory, *rounds]
+    wall = 8.0 + sum(line["seconds"] for line in lines)
+    expected = 8.0 + (2 + 3 * 4 + 1) + (0.5 + 3 * 0.25) + 7 * (10 + 3 * 12 + 11)
+    assert forecast.whole(wall, estimate.pieces(cells, lines)) == expected
+
+
+def test_every_value_that_asv_reads_is_counted() -> None:
+    cells = {"timed": suite.GRID["timed"], "scored": suite.GRID["scored"]}
+    found = [kind for kind in vars(suite).values() if isinstance(kind, type) and hasattr(kind, "params")]
+    names = [(kind, name) for kind in found for name in vars(kind) if name.startswith("track_")]
+    shown = sum(len(list(itertools.product(*kind.params))) - len(kind.skip_params) for kind, _ in names)
+    assert estimate.values(cells) == shown > 50
 
 
 def test_the_estimate_says_what_it_rests_on(
@@ -593,7 +608,7 @@ def test_the_estimate_says_what_it_rests_on(
     estimate.main("smoke")
     assert capsys.readouterr().out.splitlines() == [
         "smoke was never measured here; a pilot tells how long it takes ...",
-        "smoke: about 2.0 min to measure, if each cell costs what dense and tda do",
+        "smoke, once the commit is installed: about 2.0 min, with this machine as busy as it was in the pilot",
     ]
     asv.results.util.write_json(str(tmp_path / "m" / "machine.json"), {"machine": "m"}, 1)
     stored(tmp_path, "smoke.Grid.track_seconds", [87.0])

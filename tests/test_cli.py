@@ -284,11 +284,11 @@ def test_an_ended_bench_keeps_what_is_done_and_the_same_command_goes_on(tmp_path
     words += ["--rounds", "200", "--out", str(tmp_path), *TINY]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     results = tmp_path / "results.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (results.is_file() and results.read_text().count("\n") > 8):
         time.sleep(0.1)
     process.send_signal(how)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == code
     assert not (tmp_path / "running.json").exists()
     assert "The same command goes on" in err

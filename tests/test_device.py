@@ -17,6 +17,8 @@ from tda import device as facts
 from tda.bench.profile import run_profile
 from tda.device import PeakMemory, Stopwatch, commit, machine, torch_device
 from tda.doctor import check_up
+from tda.records import Commit
+from tests import nights
 
 CPU = torch.device("cpu")
 
@@ -32,14 +34,17 @@ def test_machine_says_what_is_here() -> None:
     assert machine("cpu").fingerprint == found.fingerprint
 
 
-def test_commit_is_that_of_git() -> None:
-    folder = os.path.dirname(facts.__file__)
-    git = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if git.returncode != 0:
-        assert commit().hash is None
-        pytest.skip("the package is in no git checkout")
-    assert commit().hash == git.stdout.strip()
-    assert commit().dirty in (True, False)
+def test_commit_is_that_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkout that nobody commits to meanwhile."""
+    repository = nights.FakeRepository(tmp_path)
+    made = repository.commit("Begin", files={"tda/device.py": "one"})
+    monkeypatch.setattr(facts, "__file__", str(tmp_path / "tda" / "device.py"))
+    look = commit.__wrapped__  # the answer is kept
+    assert look() == Commit(hash=made, dirty=False)
+    (tmp_path / "tda" / "device.py").write_text("two")
+    assert look() == Commit(hash=made, dirty=True)
+    subprocess.run(["git", "-C", str(tmp_path), "rm", "--quiet", "--cached", "tda/device.py"], check=True)
+    assert look() == Commit()
 
 
 def test_stopwatch_measures_milliseconds() -> None:

@@ -1,5 +1,6 @@
 """The pytest-benchmark suite runs, every benchmark once, and its file is read by the loader."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
+from tda.engine.phases import prefill
 from tda.methods import METHODS
 from tda.records import Machine
 from tda.regression.history import from_micro
@@ -27,6 +31,19 @@ def run_suite(*options: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def test_a_prefill_without_some_neurons_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16 pass, in whatever order they are summed; a layer that lost some neurons does not."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "micro")
+    parts = importlib.import_module("parts")
+    model = tiny.build("llama").bfloat16()
+    subject = parts.Subject(model, tiny.text(1, 32))
+    with torch.no_grad():
+        parts.check_close(prefill(model, subject.prompt).logits, subject.exact_logits)
+        subject.ffns[0].down.weight[:, :10] = 0
+        with pytest.raises(AssertionError, match="% off"):
+            parts.check_close(prefill(model, subject.prompt).logits, subject.exact_logits)
 
 
 @pytest.mark.slow

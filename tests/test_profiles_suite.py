@@ -357,19 +357,20 @@ def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
     assert thinned.stdout == "traces of 0 commits deleted; their tables stay\n"
 
 
-# Planted changes in real commits.
+# Planted changes in real commits, large enough to stand out beside other work too.
 
 PRODUCT = planted.Edit(
     "tda/kernels/compact.py",
     "        z = self.ffn.act(h[..., :K])\n",
-    "        z = self.ffn.act(h[..., :K])\n        _linear(rows, self.rows, self.bias)\n",
+    "        z = self.ffn.act(h[..., :K])\n"
+    "        for _ in range(20):\n            _linear(rows, self.rows, self.bias)\n",
 )
 GENERATE = '    overrides.set(model, "generate", _generate(run, model.generate))\n'
 SLEEP = planted.Edit(
     "tda/engine/attach.py",
     GENERATE,
     f"{GENERATE}    import time\n\n"
-    "    def pause(*_: Any) -> None:\n        time.sleep(0.0005)\n\n"
+    "    def pause(*_: Any) -> None:\n        time.sleep(0.005)\n\n"
     "    hooks += [layer.self_attn.register_forward_hook(pause) for layer in model.model.layers]\n",
 )
 CASES = """
@@ -392,7 +393,7 @@ def test_planted_changes_of_real_commits_are_named_first(tmp_path: Path, monkeyp
     """
     monkeypatch.setenv("CC", "/nonexistent/cc")
     plants = [
-        planted.Planted("Multiply twice", (PRODUCT,)),
+        planted.Planted("Multiply again and again", (PRODUCT,)),
         planted.Planted("Multiply once, and rest", (PRODUCT.undone, SLEEP)),
     ]
     commits = [commit for commit, _ in planted.build(tmp_path / "repository", planted.Sizes(0, 0, 0), plants)]

@@ -1,4 +1,4 @@
-"""Lend asv's environment the packages of the project's own one: run by ``install_command`` of asv.conf.json.
+"""Lend asv's environment the packages of the one that runs asv: run by ``install_command`` of asv.conf.json.
 
 So versions are fixed in constraints.txt alone, every commit runs on one torch, the environment stands in seconds and
 holds the commit's wheel and little else: no gigabytes are installed a second time.
@@ -22,14 +22,14 @@ def packages(environment: Path) -> Path:
 
 
 def lender(project: Path) -> Path:
-    """Packages of the project's .venv, or else of the active virtual environment.
+    """Packages of the active virtual environment, or else of the project's .venv: as the Makefile chooses.
 
     Raises
     ------
     SystemExit
         If neither has torch.
     """
-    environments = [project / ".venv", *map(Path, filter(None, [os.environ.get("VIRTUAL_ENV")]))]
+    environments = [*map(Path, filter(None, [os.environ.get("VIRTUAL_ENV")])), project / ".venv"]
     for environment in environments:
         if (packages(environment) / "torch").is_dir():
             return packages(environment)

@@ -1,24 +1,25 @@
 """How long a grid will take on this machine: ``python -m benchmarks.asv.estimate nightly``.
 
-A grid that asv has measured here takes what it took. Any other is tried first: one round of dense and of one calibrated
-method on each of its models, whose seconds then stand for those of all its cells.
+A grid that asv has measured here takes what it took. Any other is tried first: one round of every method at one
+sparsity, whose seconds stand for those of its other sparsities and rounds.
 """
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import tda
+from benchmarks.forecast import Piece, told, whole
 
 from .grid import ROOT, grid
 from .machine import this
 
-PILOT = "tda"
+SPARSITY = 0.5
 RESULTS = ROOT / "results" / "history" / "asv"
 
 
@@ -36,27 +37,43 @@ def past(preset: str, results: Iterable[Any]) -> tuple[float, str] | None:
 
 def pilot(preset: str, cells: dict[str, Any]) -> float:
     """Seconds of a grid, from one round of a part of it."""
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"preset": preset, "method": [PILOT], "sparsity": [0.5], "rounds": 1}
-        tda.run_bench(folder, **options)
+        call = f"import tda; tda.run_bench({folder!r}, preset={preset!r}, sparsity=[{SPARSITY}], rounds=1)"
+        begin = time.monotonic()
+        subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=True)
+        wall = time.monotonic() - begin
         lines = [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
-    return extrapolate(cells, lines, time.monotonic() - begin)
+    return whole(wall, pieces(cells, lines)) + values(cells) * reading()
 
 
-def extrapolate(cells: dict[str, Any], lines: Sequence[dict[str, Any]], wall: float) -> float:
-    """Seconds of a grid whose pilot wrote these lines and took `wall` seconds, loading and calibration included."""
-    total: float = wall - sum(line["seconds"] for line in lines)
-    for model in dict.fromkeys(line["case"]["model"] for line in lines):
-        own = [line for line in lines if line["case"]["model"] == model]
-        timed, scored = (sum(cell[0] == model for cell in cells[kind]) for kind in ("timed", "scored"))
-        controls = 1 if timed else 0  # a second dense run in each round
-        first = median(line["seconds"] for line in own if line["round"] == 0)
-        total += first * (scored or timed + controls)
-        if timed:
-            round_seconds = median(line["seconds"] for line in own if line["round"] > 0)
-            total += round_seconds * (timed + controls) * cells["rounds"]
-    return total
+def pieces(cells: dict[str, Any], lines: Iterable[dict[str, Any]]) -> Iterator[Piece]:
+    """Each line of a pilot stands for all sparsities of its method on its model, and a timed one for all rounds."""
+    sparsities = {kind: Counter((model, method) for model, method, _ in cells[kind]) for kind in ("timed", "scored")}
+    for line in lines:
+        place = line["case"]["model"], line["case"]["method"]
+        if line["round"] == 0:
+            yield line["seconds"], max(sparsities["scored"][place], sparsities["timed"][place])
+        else:
+            yield line["seconds"], sparsities["timed"][place] * cells["rounds"]
+
+
+def values(cells: dict[str, Any]) -> int:
+    """How many values asv reads, each in a process."""
+    from . import suite
+
+    kinds = {"timed": suite._Timed, "scored": suite._Scored}
+    return sum(
+        len(cells[kind]) * sum(name.startswith("track_") for name in vars(shown))
+        for kind, base in kinds.items()
+        for shown in base.__subclasses__()
+    )
+
+
+def reading() -> float:
+    """Seconds of a process that imports the suite, as each does that reads a value."""
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", "from benchmarks.asv import suite"], cwd=ROOT, check=True)
+    return time.monotonic() - begin
 
 
 def main(preset: str) -> None:
@@ -70,8 +87,7 @@ def main(preset: str) -> None:
         print(f"{preset}: about {seconds / 60:.1f} min, as for commit {commit[:10]} on this machine")
         return
     print(f"{preset} was never measured here; a pilot tells how long it takes ...", flush=True)
-    minutes = pilot(preset, cells) / 60
-    print(f"{preset}: about {minutes:.1f} min to measure, if each cell costs what dense and {PILOT} do")
+    print(told(f"{preset}, once the commit is installed", pilot(preset, cells)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ an installed build, put its site folder into PYTHONPATH and call ``python -P -m 
 first. Nothing fails for being slow.
 """
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,10 +51,25 @@ def subject() -> Subject:
     return Subject(model, prompt.to(device))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """With it each benchmark runs once; the file is for `benchmarks.forecast`."""
+    parser.addoption("--pilot", metavar="FILE", help="write seconds of one round, and rounds, of each benchmark")
+
+
+@pytest.fixture(scope="session")
+def pieces(request: pytest.FixtureRequest) -> Iterator[list[tuple[float, int]] | None]:
+    """Where a pilot notes what it timed; None in a real run."""
+    path = request.config.getoption("--pilot")
+    noted: list[tuple[float, int]] = []
+    yield noted if path else None
+    if path:
+        Path(path).write_text(json.dumps(noted))
+
+
 @pytest.fixture
-def clock(benchmark: Any) -> Clock:
+def clock(benchmark: Any, pieces: list[tuple[float, int]] | None) -> Clock:
     """What times."""
-    return Clock(benchmark, _device())
+    return Clock(benchmark, _device(), pieces)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,7 @@
 from typing import Any
 
 import pytest
-import torch
-from parts import NEW_TOKENS, PROMPT_TOKENS, Clock, Subject, each, methods, part
+from parts import NEW_TOKENS, PROMPT_TOKENS, Clock, Subject, check_close, each, methods, part
 
 
 @each(methods())
@@ -12,10 +11,9 @@ from parts import NEW_TOKENS, PROMPT_TOKENS, Clock, Subject, each, methods, part
 def test_prefill(clock: Clock, subject: Subject, method: Any) -> None:
     """The prompt's pass with the method attached, its statistic included."""
     prefill = part("tda.engine.phases", "prefill")
-    dense = prefill(subject.model, subject.prompt).logits
     with subject.attach(method):
         logits, cache = clock(lambda: prefill(subject.model, subject.prompt), rounds=12)
-    assert torch.equal(logits, dense)
+    check_close(logits, subject.exact_logits)
     assert cache.get_seq_length() == PROMPT_TOKENS
     clock.note("prefill_ms", subject.case(method), execution="dense")
 
