@@ -11,6 +11,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait leave the core to others: beside other work tests take a fraction of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import tiny
