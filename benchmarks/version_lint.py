@@ -26,7 +26,9 @@ MEASURING = (
     "tda/bench/outcome.py",
     "tda/bench/plan.py",  # sizes of the requests
     "tda/bench/prepare.py",  # documents and calibration
-    "tda/bench/subject.py",  # order of the cases, rounds
+    "tda/bench/rounds.py",  # order of the cases, how many rounds
+    "tda/bench/scoring.py",
+    "tda/bench/subject.py",
     "tda/bench/traffic.py",
     "tda/bench/window.py",  # how long the telemetry pass decodes
     "tda/device.py",

@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-import tda.bench.subject as bench_run
 from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
@@ -84,7 +83,7 @@ def test_every_case_is_measured_and_says_why_not_what(finished):
 
 def test_rerun_measures_nothing_again(finished, monkeypatch):
     before = lines(finished)
-    monkeypatch.setattr(bench_run, "time_case", lambda *args, **kwargs: pytest.fail("timed again"))
+    monkeypatch.setattr("tda.bench.rounds.time_case", lambda *args, **kwargs: pytest.fail("timed again"))
     run(TINY, finished)
     assert lines(finished) == before
 
@@ -123,8 +122,8 @@ def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt
             raise RuntimeError("planted")
         return fake_timing(built.name)
 
-    monkeypatch.setattr(bench_run, "time_case", time_case)
-    monkeypatch.setattr(bench_run, "peak_memory", lambda *args: (1, None))
+    monkeypatch.setattr("tda.bench.rounds.time_case", time_case)
+    monkeypatch.setattr("tda.bench.stage.peak_memory", lambda *args: (1, None))
     subject = Subject("ref:swiglu", prompt_tokens=8, new_tokens=4, quality=False)
     return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("griffin", "magnitude"), rounds=4)
 
@@ -401,7 +400,7 @@ def test_cuda_timing_has_events_memory_and_driver_facts():
     document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
     timing = time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
     assert all(ms > 0 for ms in timing.decode_ms)
-    assert bench_run.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
+    assert measure.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
     assert torch.cuda.is_available()
 
 
@@ -463,9 +462,9 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
         raise RuntimeError("planted")
 
     plan = speed_only(monkeypatch, [])
-    monkeypatch.setattr(bench_run, "gpu_use", fails)
-    prepared = bench_run.prepare(plan, plan.subjects[0], Texts())
-    monkeypatch.setattr(bench_run, "prepare", lambda *args, **kwargs: prepared)
+    monkeypatch.setattr("tda.bench.rounds.gpu_use", fails)
+    prepared = prepare(plan, plan.subjects[0], Texts())
+    monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
     merged = run(replace(plan, device="cuda", rounds=1), tmp_path)
     for record in merged:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tda.bench import budget, cells, subject
+from tda.bench import budget, cells, rounds, stage, subject
 from tda.bench.budget import Deadline, duration, middle, parse_fraction, parse_seconds, take
 from tda.bench.measure import Passes, Timing
 from tda.bench.plan import PRESETS, Plan, Subject, plan_of
@@ -160,10 +160,10 @@ def play(monkeypatch, tmp_path):
             clock.now += 0.2
             return 1, None
 
-        monkeypatch.setattr(subject, "time_case", time_case)
-        monkeypatch.setattr(subject, "peak_memory", peak)
+        monkeypatch.setattr(rounds, "time_case", time_case)
+        monkeypatch.setattr(stage, "peak_memory", peak)
         monkeypatch.setattr("tda.bench.run.Progress", Quiet)
-        for module in (subject, cells):
+        for module in (subject, rounds, stage, cells):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock, time=clock))
         sizes = {"prompt_tokens": 8, "new_tokens": 4, "quality": False, **plan.pop("subject", {})}
         options = {

@@ -198,7 +198,7 @@ def test_a_failed_case_ends_with_exit_code_1(tda, tmp_path, monkeypatch):
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("tda.bench.subject.recall", broken)
+    monkeypatch.setattr("tda.bench.scoring.recall", broken)
     words = ("-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", *TINY)
     code, _, err = tda("bench", *words, "--out", tmp_path)
     assert code == 1

@@ -17,7 +17,7 @@ from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Texts, expected_seconds
 from tda.bench.progress import Progress
 from tda.bench.store import Store
-from tda.bench.subject import SubjectRun
+from tda.bench.subject import measure
 from tda.names import Dtype, Execution, Preset
 from tda.records import LeftOut, Record
 
@@ -82,7 +82,7 @@ class Bench:
                         LeftOut(model=subject.model, what="everything", reason=reason, command=self.command)
                     )
                     continue
-                run = SubjectRun(
+                left_out += measure(
                     self.plan,
                     subject,
                     self.texts,
@@ -94,11 +94,7 @@ class Bench:
                     self.command,
                     trust_remote_code=self.trust_remote_code,
                 )
-                run.run()
-                left_out += run.left_out
                 store.note_left_out(left_out)
-                del run
-                gc.unfreeze()
                 gc.collect()
             store.note_left_out(left_out)
         return store.merged()

@@ -1,0 +1,228 @@
+"""The stage of speed: cells timed in rounds, interleaved and paired, until each is known well enough or time is up."""
+
+import functools
+import itertools
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from tda.bench.budget import MARGIN, Deadline, take
+from tda.bench.cells import Cell, Span, essential, new_record
+from tda.bench.measure import Timing, as_scores, time_case
+from tda.bench.outcome import absent, doubts, speed
+from tda.bench.stage import Stage
+from tda.bench.store import Place
+from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
+from tda.contracts import Method
+from tda.engine.score import Scores, score
+from tda.limits import Stream
+from tda.methods import method as build_method
+from tda.metrics import METRICS
+from tda.quality import Document, rows_of
+from tda.records import Measurement, Record
+from tda.statistics import MIN_GROUPS, is_baseline, speedup
+from tda.thresholds import Thresholds
+
+Took = tuple[Cell, Timing, Span]
+
+
+@dataclass
+class Rounds:
+    """Timed rounds of a model's cells.
+
+    Attributes
+    ----------
+    stage : Stage
+        What the stages share.
+    deadline : Deadline
+        When they are to have ended.
+    """
+
+    stage: Stage
+    deadline: Deadline
+    _stream: Stream | None = None
+
+    def rehearse(self) -> float:
+        """Seconds that a round of dense takes, measured once; a shape whose cases do not fit gets fewer new tokens."""
+        self.stage.progress.stage(f"{self.stage.subject.model}: one round of dense", 0)
+        dense = next(built for built, _ in self.stage.prepared.methods if built.name == "dense")
+        started = time.monotonic()
+        timing = self._measure(dense, None, self.stage.documents(1))
+        seconds = time.monotonic() - started
+        if self.stage.subject.quality:
+            return seconds
+        step_s = sum(timing.decode_ms) / len(timing.decode_ms) / 1000
+        before = after = self.stage.subject.new_tokens
+        cases = len(self.stage.plan.speed_methods) + 2
+        while after >= 16 and seconds * cases * MIN_GROUPS > self.deadline.left * MARGIN:
+            seconds -= step_s * after  # half of the steps, timed and generated
+            after //= 2
+        if after < before:
+            self.stage.note(f"new tokens beyond {after} of {before}", "no time")
+            self.stage.subject = replace(self.stage.subject, new_tokens=after)
+            self.stage.prepared.timed = [
+                replace(document, continuation=document.continuation[:after]) for document in self.stage.prepared.timed
+            ]
+        return seconds
+
+    def run(self, cells: Sequence[Cell], dense_s: float) -> None:
+        """Rounds of the cells, until each has been measured as often as asked, or exactly enough, or time is up."""
+        plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
+        costs = {cell.series: dense_s for cell in cells}
+        for number in itertools.count(1):
+            active = [cell for cell in active if not self._is_narrow(cell)]
+            if number > self._last_round(active):
+                return
+            wanted = max(MIN_GROUPS - number + 1, 1)
+            seconds = self.deadline.left * MARGIN
+            taken = take([costs[cell.series] for cell in active], essential(plan, active), wanted, seconds)
+            if number > MIN_GROUPS and taken.cases < len(active):
+                return
+            self.stage.leave_out(active[taken.cases :], f"rounds from {number} on", "no time")
+            active = active[: taken.cases]
+            if not active:
+                return
+            rounds = plan.rounds
+            if self.deadline.is_set:
+                rounds = min(taken.times + number - 1, plan.most_rounds)
+            if number == 1:
+                self.stage.progress.stage(f"{model}: round 1", rounds * len(active))
+            if self.deadline.is_set and number == 1:
+                self.stage.say(f"{model}: {rounds} rounds of {len(active)} of {len(cells)} cases fit")
+            self.stage.progress.name(f"{model}: round {number}")
+            took = self._round(active, number, rounds)
+            if not took and self.deadline.is_set and self.deadline.left <= 0:
+                return
+            costs |= {cell.series: span.seconds for cell, _, span in took}
+
+    def _last_round(self, active: Sequence[Cell]) -> int:
+        """The number of the last round: dense alone needs no more than what was asked."""
+        plan = self.stage.plan
+        return plan.most_rounds if any(cell.method.name != "dense" for cell in active) else plan.rounds
+
+    def _is_narrow(self, cell: Cell) -> bool:
+        """Whether the interval of a cell's speed-up is as narrow as asked, so that it needs no more rounds."""
+        if self.stage.plan.precision is None or cell.method.name == "dense":
+            return False
+        records = {record.series: record for record in self.stage.store.merged()}
+        alike = (record for record in records.values() if record.case.setting == cell.case.setting)
+        dense, own = next(filter(is_baseline, alike), None), records.get(cell.series)
+        ratio = speedup(own, dense) if own is not None and dense is not None else None
+        if ratio is None or ratio.low is None or ratio.high is None:
+            return False
+        return math.sqrt(ratio.high / ratio.low) - 1 <= self.stage.plan.precision
+
+    def _round(self, cells: Sequence[Cell], number: int, rounds: int) -> list[Took]:
+        """Run every case once, then append the round's records together: they are paired with its dense run.
+
+        `rounds` is how many there will be, as far as is known now. The order is drawn for two rounds at a time, the
+        second the mirror of the first.
+        """
+        places = [Place(cell.case, cell.control, number) for cell in cells]
+        if not any(self.stage.store.missing(place) for place in places):
+            self.stage.progress.advance(len(cells))
+            return []
+        order = list(zip(cells, places, strict=True))
+        random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
+        if number % 2 == 0:
+            order.reverse()
+        took: list[Took] = []
+        for done, (cell, place) in enumerate(order):
+            if self.deadline.left <= 0:
+                self.stage.leave_out(
+                    [late for late, _ in order[done:]], f"round {number}", "the others took longer than before"
+                )
+                break
+            self.stage.guarded(place, functools.partial(self._time, cell, number, took))
+            self.stage.progress.advance()
+        reference = self._reference(number) if self._scores_round(number) else None
+        self.stage.store.keep([self._timed_record(*taken, number, rounds, reference) for taken in took])
+        return took
+
+    def _scores_round(self, number: int) -> bool:
+        """Whether a round's tokens are scored too: those of its first pass over the documents."""
+        return self.stage.subject.quality and number <= self.stage.plan.rounds
+
+    def _time(self, cell: Cell, number: int, took: list[Took]) -> None:
+        started = time.monotonic()
+        timing = self._measure(
+            cell.method, cell.thresholds, self.stage.documents(number), keep_logits=self._scores_round(number)
+        )
+        took.append((cell, timing, Span.since(started)))
+
+    def _measure(
+        self,
+        method: Method,
+        thresholds: Thresholds | None,
+        documents: Sequence[Document],
+        *,
+        keep_logits: bool = False,
+    ) -> Timing:
+        model = self.stage.prepared.model
+        if self._stream is None:
+            self._stream = Stream(next(model.parameters()).device)
+        execution = self.stage.execution(method)
+        return time_case(model, method, thresholds, documents, execution, keep_logits=keep_logits, stream=self._stream)
+
+    def _gpu_use(self, cell: Cell, number: int) -> dict[str, Measurement]:
+        """The telemetry pass of a case, when all times of the round are taken; if it fails, those stay."""
+        if self.stage.plan.device == "cpu":
+            return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
+        try:
+            with self.stage.store.running(Place(cell.case, cell.control, number)):
+                return gpu_use(
+                    self.stage.prepared.model,
+                    cell.method,
+                    cell.thresholds,
+                    self.stage.documents(number),
+                    self.stage.execution(cell.method),
+                )
+        except Exception as error:
+            reason = f"the telemetry pass failed: {type(error).__name__}: {error}"
+            return absent(dict.fromkeys(GPU_MEASUREMENTS, reason))
+
+    def _timed_record(
+        self,
+        cell: Cell,
+        timing: Timing,
+        span: Span,
+        number: int,
+        rounds: int,
+        reference: Scores | None,
+    ) -> Record:
+        measurements = self._gpu_use(cell, number) | speed(timing)
+        first = self.stage.plan.documents + (number - 1) * self.stage.plan.batch
+        if reference is not None:
+            measurements |= self._timed_quality(timing, number, first, reference)
+        if timing.digest is not None and number <= self.stage.plan.rounds:
+            measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [first])
+        return new_record(
+            self.stage.plan,
+            Place(cell.case, cell.control, number),
+            "ok",
+            span,
+            measurements=measurements,
+            achieved_sparsity=timing.achieved_sparsity,
+            execution=timing.execution,
+            backend=timing.backend,
+            flags=doubts(timing, self.stage.plan.device, rounds),
+        )
+
+    def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:
+        return rows_of(self.stage.documents(number), next(self.stage.prepared.model.parameters()).device)
+
+    def _reference(self, number: int) -> Scores:
+        """Dense scores of a round's documents: what every case of the round is compared with."""
+        return score(self.stage.prepared.model, build_method("dense"), *self._round_rows(number))
+
+    def _timed_quality(self, timing: Timing, number: int, first: int, reference: Scores) -> dict[str, Measurement]:
+        """Quality of the very tokens that were timed, against a dense pass over the same documents."""
+        scores = as_scores(timing, self._round_rows(number)[1])
+        groups = range(first, first + self.stage.plan.batch)
+        return {
+            name: Measurement.of(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()
+        }

@@ -1,0 +1,147 @@
+"""What the stages of one model share: what is measured, where records go, and how failures end."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from tda.bench.cells import Cell, Span, new_record
+from tda.bench.measure import peak_memory
+from tda.bench.outcome import absent
+from tda.bench.plan import Plan, Subject
+from tda.bench.prepare import Prepared
+from tda.bench.progress import Progress
+from tda.bench.store import Place, Store
+from tda.contracts import Method
+from tda.metrics import METRICS
+from tda.names import Execution
+from tda.quality import Document
+from tda.records import SPEED, LeftOut, Measurement, Status
+
+
+@dataclass
+class Stage:
+    """One loaded model of a plan, and where its stages put what they find.
+
+    Attributes
+    ----------
+    plan, subject, prepared
+        What is measured.
+    store : Store
+        Where records go.
+    progress : Progress
+        Told of every step.
+    say : callable
+        Told, in a sentence, what a user should know.
+    command : str
+        What measures that which there was no time for.
+    left_out : list of LeftOut
+        What that is.
+    """
+
+    plan: Plan
+    subject: Subject
+    prepared: Prepared
+    store: Store
+    progress: Progress
+    say: Callable[[str], None]
+    command: str
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    # What is left out.
+
+    def leave_out(self, cells: Sequence[Cell], what: str, reason: str) -> None:
+        """Note that there was no time for something of some cells."""
+        if cells:
+            named = ", ".join(dict.fromkeys(cell.name for cell in cells))
+            self.note(f"{what} of {named}", reason)
+
+    def note(self, what: str, reason: str) -> None:
+        """Note that there was no time for something."""
+        self.left_out.append(LeftOut(model=self.subject.model, what=what, reason=reason, command=self.command))
+
+    # What is done alike in all stages.
+
+    def is_timed(self, cell: Cell) -> bool:
+        """Whether a cell is among the timed ones."""
+        wanted = cell.method.name in ("dense", *self.plan.speed_methods)  # every ratio needs dense
+        return self.subject.speed and wanted and cell.method.fast and not cell.other_kind
+
+    def execution(self, method: Method) -> Execution:
+        """The asked execution, or "auto" for a method that cannot run it."""
+        asked = self.plan.execution
+        return asked if asked in method.executions else "auto"
+
+    def documents(self, number: int) -> Sequence[Document]:
+        """The documents of a timed round, one per row; beyond the asked rounds they begin anew."""
+        first = (number - 1) % self.plan.rounds * self.plan.batch
+        return self.prepared.timed[first : first + self.plan.batch]
+
+    def memory(self, cell: Cell) -> dict[str, Measurement]:
+        """Peak memory of a cell's first request."""
+        batch = self.prepared.timed[: self.plan.batch]
+        execution = self.execution(cell.method)
+        peak, problem = peak_memory(self.prepared.model, cell.method, cell.thresholds, batch, execution)
+        if peak is None:
+            return absent({"peak_memory_bytes": problem or "unknown"})
+        return {"peak_memory_bytes": Measurement.of("peak_memory_bytes", [peak])}
+
+    def keep_first(
+        self,
+        cell: Cell,
+        started: float,
+        measurements: dict[str, Measurement],
+        achieved: tuple[float, ...],
+        **ran: str,
+    ) -> None:
+        """Keep the record of round 0."""
+        for name, measurement in absent(self._reasons(cell)).items():
+            measurements.setdefault(name, measurement)
+        place = Place(cell.case, cell.control, 0)
+        self.store.keep(
+            [
+                new_record(
+                    self.plan,
+                    place,
+                    "ok",
+                    Span.since(started),
+                    measurements=measurements,
+                    achieved_sparsity=achieved,
+                    **ran,
+                )
+            ]
+        )
+
+    def _reasons(self, cell: Cell) -> dict[str, str]:
+        """Why a measurement that was not taken is missing."""
+        subject = self.subject
+        noise = f"{subject.model} has random weights: its text is noise"
+        per_token = "chosen per token: no set per prompt"
+        reasons = dict.fromkeys(METRICS, noise) | {"selection_digest": per_token if subject.quality else noise}
+        if self.is_timed(cell):
+            return reasons
+        if not cell.method.fast:
+            why = "no kernel skips what it leaves out: masked execution has no speed"
+        else:
+            why = "not timed: only its quality is measured here" if subject.quality else "not among the timed methods"
+        return reasons | dict.fromkeys((*SPEED, "peak_memory_bytes"), why)
+
+    def guarded(self, place: Place, work: Callable[[], None]) -> None:
+        """Run work for a case: its failure is a record; a death of the process leaves a marker for the next run."""
+        started = time.monotonic()
+        with self.store.running(place):
+            try:
+                work()
+            except Exception as error:  # a failing case is a record, and the others go on
+                status: Status = "oom" if _is_out_of_memory(error) else "error"
+                reason = f"{type(error).__name__}: {error}"
+                self.store.keep([new_record(self.plan, place, status, Span.since(started), reason=reason)])
+                self.say(f"[red]{place.case.method} on {place.case.model} failed: {reason.splitlines()[0]}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = str(error).lower()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "out of memory" in words or "can't allocate" in words
