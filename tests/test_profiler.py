@@ -15,8 +15,8 @@ from torch import nn
 
 import tda
 from tda import spans
-from tda.device import RangeClock
 from tda.contracts import Method
+from tda.device import RangeClock
 from tda.engine import attach
 from tda.families import find_ffns
 from tda.kernels import native
