@@ -16,6 +16,7 @@ from torch import nn
 import tda
 from tda import spans
 from tda.contracts import Method
+from tda.device import RangeClock
 from tda.engine import attach
 from tda.families import find_ffns
 from tda.kernels import native
@@ -55,6 +56,24 @@ def test_a_span_is_silent_until_someone_listens() -> None:
     with spans.span("gather"):
         pass
     assert heard == ["decode"]
+
+
+def test_a_clock_listens_without_making_kernels_operators() -> None:
+    clock = RangeClock(torch.device("cpu"))
+    with spans.recording(clock, profiler=False):
+        assert not spans.profiled()
+        for name in ("statistic", "statistic", "gather"):
+            with spans.span(name):
+                pass
+    with spans.span("selection"):
+        pass
+    found = clock.read()
+    assert set(found) == {"statistic", "gather"}
+    assert all(ms > 0 for ms in found.values())
+    assert clock.read() == {}, "each reading starts anew"
+    with spans.recording(clock):
+        assert spans.profiled()
+    assert not spans.profiled()
 
 
 def test_every_part_of_every_family_is_named(any_model: Any) -> None:

@@ -86,9 +86,9 @@ def _cost(case: Comparison) -> str:
     parts = [f"{number(added.value, 2, signed=True)}" if added else MISSING]
     parts += [number(chosen.value, 2, signed=True)] if chosen else []
     if tokens is None:
-        return f"{' '.join(parts)} ms, not repaid"
+        return f"{' and '.join(parts)} ms, not repaid"
     sure = "" if tokens.high is None or np.isfinite(tokens.high) else ", if at all"
-    return f"{' '.join(parts)} ms, repaid in {int(np.ceil(tokens.value)):,} tokens{sure}"
+    return f"{' and '.join(parts)} ms, repaid in {int(np.ceil(tokens.value)):,} tokens{sure}"
 
 
 def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:

@@ -12,8 +12,8 @@ def table_section(group: Group) -> Content:
     shown = columns(cases)
     rows = [(case.record.status, [column.cell(case) for column in shown]) for case in cases]
     lead = (
-        "Click a heading to sort. Times are medians over rounds (percentiles: over all steps); brackets are 95% "
-        "intervals. “–” is missing, never zero: hover over it or tap it for the reason. The same numbers in base units "
-        "are in table.csv."
+        "Click a heading to sort. A number with brackets is a mean with its 95% interval over rounds or documents; a "
+        "time or size without them is the median of all samples (percentiles: of all steps). “–” is missing, never "
+        "zero: hover over it or tap it for the reason. The same numbers in base units are in table.csv."
     )
     return Content(lead, template="table.html", values={"columns": shown, "rows": rows})

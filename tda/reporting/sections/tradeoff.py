@@ -81,8 +81,8 @@ def tradeoff_section(group: Group) -> Content | None:
     blocks = [block for tradeoff in found for block in _blocks(tradeoff)]
     lead = (
         "Whiskers are 95% intervals over rounds (times) and documents (ΔNLL). Speed-up and ΔNLL are paired with dense, "
-        "the absolute time is the median over rounds. The byte limit is what reading weights and KV cache allows. "
-        "Masked runs and the oracle have no speed, and appear on quality axes only."
+        "the absolute time is the geometric mean over rounds. The byte limit is what reading weights and KV cache "
+        "allows. Masked runs and the oracle have no speed, and appear on quality axes only."
     )
     return Content(lead, tuple(block for block in blocks if block.plots))
 
