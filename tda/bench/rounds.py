@@ -56,7 +56,9 @@ class Rounds:
         if self.stage.subject.quality:
             return seconds
         step_s = sum(timing.decode_ms) / len(timing.decode_ms) / 1000
-        before = after = self.stage.subject.new_tokens
+        before = self.stage.subject.new_tokens
+        halved = {before >> times for times in range(before.bit_length())}
+        after = min([before, *(self._earlier_tokens() & halved)])
         cases = len(self.stage.plan.speed_methods) + 2
         while after >= 16 and seconds * cases * MIN_GROUPS > self.deadline.left * MARGIN:
             seconds -= step_s * after  # half of the steps, timed and generated
@@ -69,6 +71,11 @@ class Rounds:
             ]
         return seconds
 
+    def _earlier_tokens(self) -> set[int]:
+        """New tokens of the rounds that an earlier run left of this model: a second one goes on with them."""
+        timed = [record for record in self.stage.store.merged() if record.samples("decode_ms")]
+        return {record.case.new_tokens for record in timed if record.case.model == self.stage.subject.model}
+
     def run(self, cells: Sequence[Cell], dense_s: float) -> None:
         """Rounds of the cells, until each has been measured as often as asked, or exactly enough, or time is up."""
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
@@ -77,6 +84,8 @@ class Rounds:
             active = [cell for cell in active if not self._is_narrow(cell)]
             if number > self._last_round(active):
                 return
+            if not any(self.stage.store.missing(Place(cell.case, cell.control, number)) for cell in active):
+                continue
             wanted = max(MIN_GROUPS - number + 1, 1)
             seconds = self.deadline.left * MARGIN
             taken = take([costs[cell.series] for cell in active], essential(plan, active), wanted, seconds)
@@ -122,11 +131,7 @@ class Rounds:
         `rounds` is how many there will be, as far as is known now. The order is drawn for two rounds at a time, the
         second the mirror of the first.
         """
-        places = [Place(cell.case, cell.control, number) for cell in cells]
-        if not any(self.stage.store.missing(place) for place in places):
-            self.stage.progress.advance(len(cells))
-            return []
-        order = list(zip(cells, places, strict=True))
+        order = [(cell, Place(cell.case, cell.control, number)) for cell in cells]
         random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
         if number % 2 == 0:
             order.reverse()
