@@ -18,6 +18,8 @@ import pytest
 import tiny
 import torch
 
+from tda import limits
+from tda.device import machine
 from tda.kernels.native import build, isa, library
 
 build.TIMEOUT_S = 900  # a compiler beside other work takes its time
@@ -25,6 +27,9 @@ build.TIMEOUT_S = 900  # a compiler beside other work takes its time
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which only tests of its kernels do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    # Bandwidth is measured beside every timed case, and its value looked at nowhere: a buffer of 16 MiB serves.
+    limits.STREAM_BYTES = 1 << 24
+    limits.machine = lambda device: machine(device).model_copy(update={"cache_bytes": None})  # type: ignore[assignment]
 
 # What a user, a terminal or a git hook may have set, and a test's expectation must not depend on.
 for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PY_COLORS"):

@@ -37,7 +37,7 @@ from tda.results import append, write_whole
 from tests import profiles
 from tests.browser import Browser, opened, serving, watching
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 COMMITS, BROKEN, SLOWER, WORSE, DIRTY = 14, 5, 8, 11, 12
 """How many commits, and which of them did not build, slowed Griffin, harmed TDA, and was measured on a dirty tree."""

@@ -193,7 +193,6 @@ def viewers(traces: Path, package: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scheme", ["file", "http"])
 def test_speedscope_shows_our_ranges(
     browser: Browser, viewers: list[Path], traces: Path, scheme: str, tmp_path: Path
@@ -254,7 +253,6 @@ def loaded(address: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("torch_tb_profiler") is None, reason="needs the extra: pip install tda[viewers]")
 def test_tensorboard_reads_our_traces(traces: Path, tmp_path: Path) -> None:
     """Its own loader, by the endpoints that its page asks: runs, views, overview, operators and the trace itself."""
