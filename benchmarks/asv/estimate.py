@@ -82,7 +82,6 @@ def reading() -> float:
 def main(preset: str) -> None:
     """Print the estimate and what it rests on."""
     from asv.results import iter_results_for_machine
-
     from benchmarks.forecast import told
 
     cells = grid(preset)
