@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-from benchmarks.forecast import Piece, told, whole
+from typing import TYPE_CHECKING, Any
 
 from .grid import ROOT, grid
 from .machine import this
+
+if TYPE_CHECKING:  # asv imports every module of the suite, and finds none beside it
+    from benchmarks.forecast import Piece
 
 SPARSITY = 0.5
 RESULTS = ROOT / "results" / "history" / "asv"
@@ -37,6 +38,8 @@ def past(preset: str, results: Iterable[Any]) -> tuple[float, str] | None:
 
 def pilot(preset: str, cells: dict[str, Any]) -> float:
     """Seconds of a grid, from one round of a part of it."""
+    from benchmarks.forecast import whole
+
     with tempfile.TemporaryDirectory() as folder:
         call = f"import tda; tda.run_bench({folder!r}, preset={preset!r}, sparsity=[{SPARSITY}], rounds=1)"
         begin = time.monotonic()
@@ -46,7 +49,7 @@ def pilot(preset: str, cells: dict[str, Any]) -> float:
     return whole(wall, pieces(cells, lines)) + values(cells) * reading()
 
 
-def pieces(cells: dict[str, Any], lines: Iterable[dict[str, Any]]) -> Iterator[Piece]:
+def pieces(cells: dict[str, Any], lines: Iterable[dict[str, Any]]) -> "Iterator[Piece]":
     """Each line of a pilot stands for all sparsities of its method on its model, and a timed one for all rounds."""
     sparsities = {kind: Counter((model, method) for model, method, _ in cells[kind]) for kind in ("timed", "scored")}
     for line in lines:
@@ -79,6 +82,7 @@ def reading() -> float:
 def main(preset: str) -> None:
     """Print the estimate and what it rests on."""
     from asv.results import iter_results_for_machine
+    from benchmarks.forecast import told
 
     cells = grid(preset)
     known = past(preset, iter_results_for_machine(str(RESULTS), this()))
