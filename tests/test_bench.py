@@ -22,6 +22,7 @@ from tda.contracts import Method
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
+from tda.kernels import Backend
 from tda.kernels.compact import CompactFFN
 from tda.methods import METHODS, method
 from tda.models import load_model
@@ -466,6 +467,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
     prepared = prepare(plan, plan.subjects[0], Texts())
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
+    monkeypatch.setattr("tda.kernels.backend", lambda device: Backend("triton", "played"))
     merged = run(replace(plan, device="cuda", rounds=1), tmp_path)
     for record in merged:
         assert record.samples("decode_ms")

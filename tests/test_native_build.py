@@ -294,7 +294,7 @@ class TestBrokenCompilers:
             raise subprocess.TimeoutExpired(process.args, timeout)
 
         monkeypatch.setattr(subprocess.Popen, "communicate", too_long)
-        with pytest.raises(BuildError, match="took more than 60 s"):
+        with pytest.raises(BuildError, match=r"took more than \d+ s"):
             build()
         with suppress(psutil.NoSuchProcess):
             started = psutil.Process(int(child.read_text()))

@@ -1,5 +1,7 @@
 """Products of two-byte types: the rule of a processor, and widened products against float64."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -169,7 +171,7 @@ def test_what_is_not_widened_stays_torchs_own(widened):
 @pytest.mark.parametrize("method", [tda.Dense(), tda.Dense(dense_kernel="own"), tda.Griffin(sparsity=0.5)])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_attached_forwards_are_widened_and_detached_ones_are_not(widened, monkeypatch, method, dtype):
-    model = tiny.model("llama").to(dtype)
+    model = copy.deepcopy(tiny.model("llama")).to(dtype)
     tokens = torch.arange(12).view(1, -1)
     calls = []
     monkeypatch.setitem(products.PRODUCTS, functional.linear, lambda *a: calls.append(a) or products.linear(*a))
@@ -189,7 +191,7 @@ def test_attached_forwards_are_widened_and_detached_ones_are_not(widened, monkey
 
 
 def test_calibration_is_widened(widened, monkeypatch):
-    model = tiny.model("llama").to(torch.bfloat16)
+    model = copy.deepcopy(tiny.model("llama")).to(torch.bfloat16)
     calls = []
     monkeypatch.setitem(products.PRODUCTS, functional.linear, lambda *a: calls.append(a) or products.linear(*a))
     tda.calibrate(model, tda.TDA(sparsity=0.5), [{"input_ids": torch.arange(32).view(2, 16)}], progress=False)

@@ -92,7 +92,7 @@ def test_a_profile_says_it(tmp_path: Path, no_kernels: None, monkeypatch: pytest
 def test_a_doctor_says_it(
     no_kernels: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def no_processes(device: str, say: object) -> None:
+    def no_processes(*args: object) -> None:
         raise NotMeasuredError("not in this test")
 
     monkeypatch.setattr(checkup, "measure_noise", no_processes)

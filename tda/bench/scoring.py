@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, take
@@ -80,7 +81,8 @@ class Scoring:
         if not questions:
             return 1.0
         started = time.monotonic()
-        recall(self.stage.prepared.model, build_method("dense"), None, questions)
+        with suppress(Exception):  # the cell that meets it again tells of it
+            recall(self.stage.prepared.model, build_method("dense"), None, questions)
         return 1.0 + (time.monotonic() - started) / max(dense_s, 1e-3)
 
     def _source(self, cell: Cell) -> Sequence[Document] | None:

@@ -14,6 +14,7 @@ from tda.names import Execution, Preset
 
 
 def bench(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; a rerun completes it.")] = Path("results"),
     preset: Annotated[Preset, typer.Option(help="The matrix; other options change it.")] = "default",
     model: o.Models = None,
@@ -76,10 +77,12 @@ def bench(
         **({} if budget is None else {"budget_s": parse_seconds(budget)}),
         **({} if precision is None else {"precision": parse_fraction(precision)}),
     )
-    started = o.seconds_running()
     deadline = Deadline()
     if plan.budget_s is not None:
-        deadline = Deadline(time.monotonic() + plan.budget_s - started * (1 + REPORT_STARTS))
+        page_s = (time.monotonic() - ctx.obj) * REPORT_STARTS
+        deadline = Deadline(ctx.obj + plan.budget_s - page_s)
+        if deadline.left <= 0:
+            raise ValueError(f"a budget of {plan.budget_s:g} s is too short: starting and the page take {page_s:.0f} s")
     run = Bench(
         plan,
         out,
@@ -93,15 +96,18 @@ def bench(
     except KeyboardInterrupt:
         typer.echo(f"tda: interrupted; {out / 'results.jsonl'} holds what is done. The same command goes on.", err=True)
         raise
-    o.print_rows(summary_rows(records), as_json=as_json)
-    write_report([out], out)
+    left_out = load_left_out(out)
+    if records:
+        o.print_rows(summary_rows(records), as_json=as_json)
+        write_report([out], out)
     for doubt in doubts(records):
         typer.echo(f"tda: {doubt}", err=True)
-    left_out = load_left_out(out)
     for item in left_out:
         typer.echo(f"tda: left out: {item}", err=True)
     for command in dict.fromkeys(item.command for item in left_out):
         typer.echo(f"tda: this measures what was left out: {command}", err=True)
+    if not records:
+        raise ValueError("the budget left no time to measure anything; give a longer one")
     failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
         typer.echo(f"tda: {record.case.method} on {record.case.model}: {record.status}: {record.reason}", err=True)

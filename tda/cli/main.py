@@ -1,6 +1,7 @@
 """The command line's entry: commands, and how errors and interruptions end."""
 
 import sys
+import time
 from importlib import import_module
 
 import typer
@@ -39,9 +40,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    ctx: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    pass
+    ctx.obj = time.monotonic()  # when the command began
 
 
 for _name in COMMANDS:

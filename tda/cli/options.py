@@ -1,7 +1,6 @@
 """What several commands share: options, how tables are printed, how measuring ends."""
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -69,13 +68,6 @@ UNITS = Path("results/compare")
 WORK = Path(".cache/nightly")
 PIPE_WIDTH = 200
 """Columns of a table that no terminal shows."""
-
-
-def seconds_running() -> float:
-    """How long this process has run."""
-    import psutil
-
-    return time.time() - psutil.Process().create_time()
 
 
 def say(sentence: str) -> None:
