@@ -276,6 +276,7 @@ def test_a_shape_gets_fewer_new_tokens_before_a_case_is_measured_too_rarely(play
 def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most():
     assert PRESETS["default"].budget_s == 300
     assert PRESETS["smoke"].budget_s == 50
+    assert PRESETS["gpu"].budget_s == 180  # `make gpu-check` is to end within six minutes
     assert PRESETS["nightly"].budget_s is None
     assert plan_of("default").most_rounds == budget.MOST_ROUNDS
     assert plan_of("default", rounds=7).most_rounds == 7

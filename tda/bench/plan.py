@@ -186,6 +186,9 @@ PRESETS: dict[Preset, Plan] = {
         (_reference("swiglu"), _shape("llama-3-8b", prompt_tokens=512, new_tokens=64)),
         sparsities=(0.5, 0.75),
         device="cuda",
+        budget_s=180,
+        precision=0.02,
+        most_rounds=MOST_ROUNDS,
     ),
 }
 

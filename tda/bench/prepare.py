@@ -138,8 +138,8 @@ def prepare(
 
 
 def expected_seconds(plan: Plan, subject: Subject) -> float:
-    """About how long `prepare` takes for a shape, by its size and this machine's rates; 0 for other models."""
-    if not is_shape(subject.model):
+    """About how long `prepare` takes for a shape on the CPU, by its size and the machine's rates; 0 where not known."""
+    if not is_shape(subject.model) or plan.device != "cpu":
         return 0.0
     device, count = torch.device("cpu"), parameter_count(subject.model)
     needed = any(built.needs_thresholds for built in plan.build())

@@ -103,10 +103,13 @@ class Rounds:
             if self.deadline.is_set and number == 1:
                 self.stage.say(f"{model}: {rounds} rounds of {len(active)} of {len(cells)} cases fit")
             self.stage.progress.name(f"{model}: round {number}")
+            started = time.monotonic()
             took = self._round(active, number, rounds)
             if not took and self.deadline.is_set and self.deadline.left <= 0:
                 return
-            costs |= {cell.series: span.seconds for cell, _, span in took}
+            if took:  # scoring and telemetry after the times are shared by all
+                shared = time.monotonic() - started - sum(span.seconds for _, _, span in took)
+                costs |= {cell.series: span.seconds + shared / len(took) for cell, _, span in took}
 
     def _last_round(self, active: Sequence[Cell]) -> int:
         """The number of the last round: dense alone needs no more than what was asked."""
