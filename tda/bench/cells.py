@@ -73,9 +73,9 @@ def essential(plan: Plan, cells: Sequence[Cell]) -> int:
 
 
 def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
-    """Dense first, then the timed methods, then controls; the middle sparsity before others, int8 between them."""
+    """Dense, the methods at the middle sparsity, dense's control, int8, the methods at other ones, then controls."""
     if cell.method.name == "dense":
-        return 0, 0.0
+        return (1, 0.005) if cell.control else (0, 0.0)
     away = 0.01 if cell.case.sparsity is None else abs(cell.case.sparsity - middle(plan.sparsities))
     return (1 if cell.method.name in plan.speed_methods and not cell.other_kind else 2), away
 
