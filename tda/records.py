@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MIN_GROUPS = 5
+"""Fewer rounds or documents than this give no interval."""
 RECORD_VERSION: Literal[2] = 2
 RETIRED = {
     1: ("select_ms", "ttft_ms", "break_even_tokens", "limit_speedup", "gain_share", "bandwidth_share"),
@@ -313,11 +315,25 @@ def _join(lines: list[Record]) -> Record:
             "reason": f"{len(failed)} of {len(lines)} rounds failed: {failed[-1].reason}" if failed else None,
             "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
             "measurements": {name: _join_measurement(name, good) for name in names},
-            "flags": join_flags([line.flags for line in good]),
+            "flags": _counted(join_flags([line.flags for line in good]), good),
             "started": good[0].started,
             "seconds": sum(line.seconds for line in lines),
         }
     )
+
+
+def _counted(flags: dict[FlagName, Flag], lines: list[Record]) -> dict[FlagName, Flag]:
+    """Flags with the number of rounds that there are in the end: a line can only tell how many were planned."""
+    if "few_samples" not in flags:
+        return flags
+    rounds = sum(1 for line in lines if line.round)
+    return flags | {"few_samples": few_samples(rounds)}
+
+
+def few_samples(rounds: int) -> Flag:
+    """The flag of so many rounds."""
+    told = f"{rounds} round{'s' * (rounds != 1)}; an interval needs {MIN_GROUPS}"
+    return Flag(raised=rounds < MIN_GROUPS, detail=told)
 
 
 def _mean_layers(shares: list[tuple[float, ...]]) -> tuple[float, ...]:

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from tda.records import MIN_GROUPS as MIN_GROUPS
 from tda.records import Measurement, Record
 
-MIN_GROUPS = 5
-"""Fewer rounds or documents than this give no interval."""
 RESAMPLES = 2000
 LEVEL = 0.95
 LOOKED_LEVEL = 0.97

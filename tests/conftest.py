@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait leave the core to others: beside other work tests take a fraction of the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny

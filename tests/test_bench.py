@@ -161,6 +161,7 @@ def test_a_failure_is_tried_twice_and_not_for_ever(monkeypatch, tmp_path):
     plan = speed_only(monkeypatch, order, fail="magnitude")
     run(plan, tmp_path)
     first = order.count("magnitude")
+    assert first == 2 * len(plan.sparsities)  # of four rounds
     run(plan, tmp_path)
     assert order.count("magnitude") == 2 * first
     run(plan, tmp_path)

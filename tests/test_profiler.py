@@ -313,7 +313,13 @@ def test_a_step_out_of_line_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b"[]"), gzip.compress(b'{"traceEvents": []}')]
+    "content",
+    [
+        b"no gzip",
+        gzip.compress(b"{", mtime=0),
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(b'{"traceEvents": []}', mtime=0),
+    ],
 )
 def test_what_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "t.json.gz"

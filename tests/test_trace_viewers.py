@@ -76,7 +76,8 @@ def test_whatever_overlaps_is_nested_in_order(bars: list[tuple[int, int]]) -> No
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"no json"), gzip.compress(b"{}"), gzip.compress(b"[1]")]
+    "content",
+    [b"no gzip", gzip.compress(b"no json", mtime=0), gzip.compress(b"{}", mtime=0), gzip.compress(b"[1]", mtime=0)],
 )
 def test_no_trace_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / TRACE).write_bytes(content)
@@ -85,7 +86,7 @@ def test_no_trace_is_said(tmp_path: Path, content: bytes) -> None:
 
 
 def test_an_empty_trace_is_said(tmp_path: Path) -> None:
-    (tmp_path / TRACE).write_bytes(gzip.compress(b'{"traceEvents": []}'))
+    (tmp_path / TRACE).write_bytes(gzip.compress(b'{"traceEvents": []}', mtime=0))
     with pytest.raises(ValueError, match="holds no complete events"):
         speedscope_file(tmp_path / TRACE, "x")
 

@@ -17,6 +17,7 @@ MARGIN = 0.85
 REPORT_STARTS = 5.0
 """Time kept for start and page, in times of what starting the command took: both run on one core."""
 LEAST_DOCUMENTS = 16
+LEAST_TOKENS = 8
 MOST_ROUNDS = 40
 """Rounds of a case whose interval stays wide, where the number was not asked."""
 FIRST_LOOKS = 0.25

@@ -44,6 +44,8 @@ class Cell:
     def name(self) -> str:
         """Method and sparsity, e.g. ``"griffin 0.5"``."""
         dial = "" if self.method.name == "dense" or self.case.sparsity is None else f" {self.case.sparsity:.3g}"
+        if self.control:
+            return f"{self.method.name} (A/A control)"
         return f"{self.method.name}{dial}" + (f" on {OTHER_KIND}'s prompt" if self.other_kind else "")
 
 

@@ -100,6 +100,50 @@ class Timing:
         return mean(self.streams_gb_per_s)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What the parts of a case take on this machine now, in seconds: to tell how long a round will be.
+
+    Attributes
+    ----------
+    fixed_s : float
+        To attach, and to read the stream bandwidth twice.
+    prefill_s, step_s : float
+        A pass of the prompt, and a decode step.
+    """
+
+    fixed_s: float
+    prefill_s: float
+    step_s: float
+
+    def round_s(self, new_tokens: int) -> float:
+        """About how long `time_case` takes."""
+        passes = max(PASSES * self.prefill_s, PASSES_MS / 1000)
+        steps = WARM_UP_TOKENS + 2 * new_tokens
+        return self.fixed_s + 2 * self.prefill_s + passes + steps * self.step_s
+
+
+@torch.no_grad()
+def pace(
+    model: nn.Module, method: Method, documents: Sequence[Document], execution: Execution, stream: limits.Stream
+) -> Pace:
+    """Time the parts of a case once, after an unmeasured request."""
+    prompts, continuations = rows_of(documents, next(model.parameters()).device)
+    clock = Stopwatch(prompts.device)
+    with clock.timing():
+        stream.gb_per_s()
+    stream_s, begin = clock.ms / 1000, time.monotonic()
+    with attach(model, method, execution=execution) as run:
+        attached_s = time.monotonic() - begin
+        _serve(run, prompts, continuations[:, :1])
+        with clock.timing():
+            _, cache = prefill(model, prompts)
+        prefill_s = clock.ms / 1000
+        with clock.timing():
+            decode(model, continuations[:, :1], cache)
+    return Pace(attached_s + 2 * stream_s, prefill_s, clock.ms / 1000)
+
+
 @torch.no_grad()
 def time_case(
     model: nn.Module,

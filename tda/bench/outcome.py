@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from tda.bench.measure import Timing
 from tda.device import machine
-from tda.records import SPEED, Flag, FlagName, Measurement
-from tda.statistics import MIN_GROUPS
+from tda.records import SPEED, Flag, FlagName, Measurement, few_samples
 from tda.telemetry import flags_of
 
 
@@ -47,8 +46,7 @@ def absent(reasons: dict[str, str]) -> dict[str, Measurement]:
 
 def doubts(timing: Timing, device: str, rounds: int) -> dict[FlagName, Flag]:
     """Validity flags of a case in one round."""
-    few = Flag(raised=rounds < MIN_GROUPS, detail=f"{rounds} rounds; an interval needs {MIN_GROUPS}")
-    flags: dict[FlagName, Flag] = {**flags_of(timing.change), "few_samples": few}
+    flags: dict[FlagName, Flag] = {**flags_of(timing.change), "few_samples": few_samples(rounds)}
     if device != "cpu":
         return flags
     cache, weights = machine(device).cache_bytes, timing.traffic.weights

@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
@@ -81,7 +82,7 @@ class Progress:
 
     def _show(self) -> None:
         self._bar.update(
-            self._task, description=self._stage, completed=self._done, total=self._total or None, left=self.left
+            self._task, description=escape(self._stage), completed=self._done, total=self._total or None, left=self.left
         )
 
     def _tick(self) -> None:
@@ -91,4 +92,4 @@ class Progress:
                 self._show()
             else:
                 steps = f", {self._done} of {self._total}" if self._total else ""
-                self._console.print(f"{self._stage}{steps}; {self.left}")
+                self._console.print(escape(f"{self._stage}{steps}; {self.left}"))

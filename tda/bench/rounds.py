@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rich.markup import escape
 from torch import Tensor
 
-from tda.bench.budget import MARGIN, Deadline, take
+from tda.bench.budget import LEAST_TOKENS, MARGIN, Deadline, take
 from tda.bench.cells import Cell, Span, essential, new_record
-from tda.bench.measure import Timing, as_scores, time_case
+from tda.bench.measure import Timing, as_scores, pace, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.stage import Stage
 from tda.bench.store import Place
@@ -46,30 +47,27 @@ class Rounds:
     deadline: Deadline
     _stream: Stream | None = None
 
-    def rehearse(self) -> float:
-        """Seconds that a round of dense takes, measured once; a shape whose cases do not fit gets fewer new tokens."""
-        self.stage.progress.stage(f"{self.stage.subject.model}: one round of dense", 0)
-        dense = next(built for built, _ in self.stage.prepared.methods if built.name == "dense")
-        started = time.monotonic()
-        timing = self._measure(dense, None, self.stage.documents(1))
-        seconds = time.monotonic() - started
-        if self.stage.subject.quality:
-            return seconds
-        step_s = sum(timing.decode_ms) / len(timing.decode_ms) / 1000
-        before = self.stage.subject.new_tokens
-        halved = {before >> times for times in range(before.bit_length())}
-        after = min([before, *(self._earlier_tokens() & halved)])
-        cases = len(self.stage.plan.speed_methods) + 2
-        while after >= 16 and seconds * cases * MIN_GROUPS > self.deadline.left * MARGIN:
-            seconds -= step_s * after  # half of the steps, timed and generated
-            after //= 2
-        if after < before:
-            self.stage.note(f"new tokens beyond {after} of {before}", "no time")
-            self.stage.subject = replace(self.stage.subject, new_tokens=after)
-            self.stage.prepared.timed = [
-                replace(document, continuation=document.continuation[:after]) for document in self.stage.prepared.timed
+    def pace(self) -> float:
+        """Seconds that a round of dense will take; a shape gets fewer new tokens where its cases fit with them only."""
+        stage = self.stage
+        stage.progress.stage(f"{stage.subject.model}: one pass of dense", 0)
+        dense = next(built for built, _ in stage.prepared.methods if built.name == "dense")
+        found = pace(stage.prepared.model, dense, stage.documents(1), stage.execution(dense), self._own_stream())
+        asked = stage.subject.new_tokens
+        if stage.subject.quality:
+            return found.round_s(asked)
+        halved = [asked >> times for times in range(asked.bit_length()) if asked >> times >= min(asked, LEAST_TOKENS)]
+        earlier = self._earlier_tokens() & set(halved)
+        cases, seconds = len(stage.plan.speed_methods) + 2, self.deadline.left * MARGIN
+        fits = (tokens for tokens in halved if found.round_s(tokens) * cases * MIN_GROUPS <= seconds)
+        taken = min(earlier, default=next(fits, asked))
+        if taken < asked:
+            stage.note(f"new tokens beyond {taken} of {asked}", "no time")
+            stage.subject = replace(stage.subject, new_tokens=taken)
+            stage.prepared.timed = [
+                replace(document, continuation=document.continuation[:taken]) for document in stage.prepared.timed
             ]
-        return seconds
+        return found.round_s(taken)
 
     def _earlier_tokens(self) -> set[int]:
         """New tokens of the rounds that an earlier run left of this model: a second one goes on with them."""
@@ -81,7 +79,7 @@ class Rounds:
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
         costs = {cell.series: dense_s for cell in cells}
         for number in itertools.count(1):
-            active = [cell for cell in active if not self._is_narrow(cell)]
+            active = [cell for cell in active if not (self._is_narrow(cell) or self.stage.store.hopeless(cell.series))]
             if number > self._last_round(active):
                 return
             if not any(self.stage.store.missing(Place(cell.case, cell.control, number)) for cell in active):
@@ -90,6 +88,8 @@ class Rounds:
             seconds = self.deadline.left * MARGIN
             taken = take([costs[cell.series] for cell in active], essential(plan, active), wanted, seconds)
             if number > MIN_GROUPS and taken.cases < len(active):
+                if number <= plan.rounds:
+                    self.stage.leave_out(active, f"rounds from {number} on", "no time")
                 return
             self.stage.leave_out(active[taken.cases :], f"rounds from {number} on", "no time")
             active = active[: taken.cases]
@@ -98,11 +98,10 @@ class Rounds:
             rounds = plan.rounds
             if self.deadline.is_set:
                 rounds = min(taken.times + number - 1, plan.most_rounds)
-            if number == 1:
-                self.stage.progress.stage(f"{model}: round 1", rounds * len(active))
             if self.deadline.is_set and number == 1:
-                self.stage.say(f"{model}: {rounds} rounds of {len(active)} of {len(cells)} cases fit")
-            self.stage.progress.name(f"{model}: round {number}")
+                fit = f"{rounds} round{'s' * (rounds > 1)} of {len(active)} of {len(cells)} cases"
+                self.stage.say(escape(f"{model}: there is time for {fit}"))
+            self.stage.progress.stage(f"{model}: round {number}", max(rounds - number + 1, 1) * len(active))
             started = time.monotonic()
             took = self._round(active, number, rounds)
             if not took and self.deadline.is_set and self.deadline.left <= 0:
@@ -135,7 +134,8 @@ class Rounds:
         second the mirror of the first.
         """
         order = [(cell, Place(cell.case, cell.control, number)) for cell in cells]
-        random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
+        if number > 1 or not self.deadline.is_set:  # in a first round that time may cut, what is worth most comes first
+            random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
         if number % 2 == 0:
             order.reverse()
         took: list[Took] = []
@@ -170,11 +170,15 @@ class Rounds:
         *,
         keep_logits: bool = False,
     ) -> Timing:
-        model = self.stage.prepared.model
-        if self._stream is None:
-            self._stream = Stream(next(model.parameters()).device)
+        model, stream = self.stage.prepared.model, self._own_stream()
         execution = self.stage.execution(method)
-        return time_case(model, method, thresholds, documents, execution, keep_logits=keep_logits, stream=self._stream)
+        return time_case(model, method, thresholds, documents, execution, keep_logits=keep_logits, stream=stream)
+
+    def _own_stream(self) -> Stream:
+        """The buffer that all cases of the model share."""
+        if self._stream is None:
+            self._stream = Stream(next(self.stage.prepared.model.parameters()).device)
+        return self._stream
 
     def _gpu_use(self, cell: Cell, number: int) -> dict[str, Measurement]:
         """The telemetry pass of a case, when all times of the round are taken; if it fails, those stay."""

@@ -65,22 +65,21 @@ class Bench:
         say = self.console.print
         if notice := kernels.notice(self.plan.device):
             say(f"[yellow]{escape(notice)}")
-        store = Store(self.out, facts.machine(self.plan.device), facts.commit(), lambda text: say(f"[yellow]{text}"))
+        machine, commit = facts.machine(self.plan.device), facts.commit()
+        store = Store(self.out, machine, commit, lambda text: say(f"[yellow]{escape(text)}"))
         died = store.left_running()
         if died is not None:
             reason = "the process died while it ran this case (killed, or out of memory)"
             store.keep([new_record(self.plan, died, "crash", Span.since(time.monotonic()), reason=reason)])
             say(f"[yellow]an earlier run died in {died.case.method} on {died.case.model}; noted")
+        store.note_left_out([])
         with Progress(self.console, self.deadline) as progress:
             left_out: list[LeftOut] = []
             for place, subject in enumerate(self.plan.subjects):
                 deadline = self.deadline.part(_weight(subject) / sum(map(_weight, self.plan.subjects[place:])))
-                needed = expected_seconds(self.plan, subject) if deadline.is_set else 0.0
-                if needed > deadline.left:
-                    reason = f"loading and calibrating take about {duration(needed)}"
-                    left_out.append(
-                        LeftOut(model=subject.model, what="everything", reason=reason, command=self.command)
-                    )
+                late = _no_time(self.plan, subject, deadline)
+                if late is not None:
+                    left_out.append(LeftOut(model=subject.model, what="everything", reason=late, command=self.command))
                     continue
                 left_out += measure(
                     self.plan,
@@ -98,6 +97,16 @@ class Bench:
                 gc.collect()
             store.note_left_out(left_out)
         return store.merged()
+
+
+def _no_time(plan: Plan, subject: Subject, deadline: Deadline) -> str | None:
+    """Why a model is not even loaded; None where there is time."""
+    if not deadline.is_set:
+        return None
+    if deadline.left <= 0:
+        return "no time"
+    needed = expected_seconds(plan, subject)
+    return f"loading and calibrating take about {duration(needed)}" if needed > deadline.left else None
 
 
 def _weight(subject: Subject) -> int:

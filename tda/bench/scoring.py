@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, take
+from rich.markup import escape
+
+from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, Taken, take
 from tda.bench.cells import Cell, essential
 from tda.bench.stage import Stage
 from tda.bench.store import Place
@@ -50,6 +52,8 @@ class Scoring:
         seconds = deadline.left * MARGIN + sum(costs)
         factor = self._recall_factor(costs[0]) if costs and deadline.is_set else 1.0
         taken = take([cost * factor for cost in costs], kept, least, seconds)
+        if taken.cases < min(kept, len(costs)):  # their first documents are scored already
+            taken = Taken(min(kept, len(costs)), 1)
         batches = min(taken.times, len(evaluator.batches)) if deadline.is_set else len(evaluator.batches)
         chosen = [cell for cell in cells[: taken.cases] if begun[cell.series].documents]
         self.stage.leave_out(cells[taken.cases : len(costs)], "quality", "no time")
@@ -57,13 +61,14 @@ class Scoring:
         if count < len(documents):
             self.stage.note(f"quality on documents beyond {count} of {len(documents)}", "no time")
         if deadline.is_set:
-            self.stage.say(f"{model}: quality of {len(chosen)} of {len(cells)} cases on {count} documents fits")
+            fit = f"the quality of {len(chosen)} of {len(cells)} cases on {count} documents"
+            self.stage.say(escape(f"{model}: there is time for {fit}"))
         self.stage.progress.stage(f"{model}: quality", len(chosen))
         for number, cell in enumerate(chosen):
             if deadline.left <= 0 and number >= kept:
                 self.stage.leave_out(chosen[number:], "quality", "it took longer than the first look promised")
                 break
-            finish = functools.partial(self._finish, evaluator, batches, begun[cell.series], cell)
+            finish = functools.partial(self._finish, evaluator, batches, begun[cell.series], cell, deadline)
             self.stage.guarded(Place(cell.case, cell.control, 0), finish)
             self.stage.progress.advance()
 
@@ -90,14 +95,14 @@ class Scoring:
         scored = self.stage.prepared.scored
         return [*scored[1:], scored[0]] if cell.other_kind else None
 
-    def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: Cell) -> None:
+    def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: Cell, deadline: Deadline) -> None:
         """Score the rest of the documents, ask for recall, and keep a record."""
         started = time.monotonic()
         for number in range(1, batches):
             evaluator.add(result, number, cell.method, cell.thresholds, self._source(cell))
         measurements = result.measurements()
         questions = self.stage.prepared.questions[: batches * SCORED_TOGETHER]
-        if questions and not cell.other_kind:
+        if questions and not cell.other_kind and deadline.left > 0:
             measurements |= recall(self.stage.prepared.model, cell.method, cell.thresholds, questions)
         measurements |= self.stage.memory(cell) if self.stage.is_timed(cell) else {}
         ran = "dense" if cell.method.name == "dense" else "masked"

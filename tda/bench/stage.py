@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from rich.markup import escape
 
 from tda.bench.cells import Cell, Span, new_record
 from tda.bench.measure import peak_memory
@@ -137,7 +138,8 @@ class Stage:
                 status: Status = "oom" if _is_out_of_memory(error) else "error"
                 reason = f"{type(error).__name__}: {error}"
                 self.store.keep([new_record(self.plan, place, status, Span.since(started), reason=reason)])
-                self.say(f"[red]{place.case.method} on {place.case.model} failed: {reason.splitlines()[0]}")
+                told = f"{place.case.method} on {place.case.model} failed: {reason.splitlines()[0]}"
+                self.say(f"[red]{escape(told)}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

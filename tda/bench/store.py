@@ -63,6 +63,7 @@ class Store:
                         "give another --out, or delete it"
                     )
         self._records += found.records
+        self._earlier = len(self._records)
 
     @property
     def _marker(self) -> Path:
@@ -81,6 +82,16 @@ class Store:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
         there = [record for record in self._records if _place(record) == place]
         return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS
+
+    def hopeless(self, series: tuple[str, bool]) -> bool:
+        """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none."""
+
+        def failed(records: Sequence[Record]) -> int:
+            return sum(1 for record in records if record.round and record.series == series and record.status != "ok")
+
+        if any(record.round and record.series == series and record.status == "ok" for record in self._records):
+            return False
+        return failed(self._records[self._earlier :]) >= ATTEMPTS or failed(self._records) >= 2 * ATTEMPTS
 
     def found(self, place: Place) -> Record | None:
         """The last good record of a place."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.markup import escape
+
 from tda.bench.budget import FIRST_LOOKS, Deadline
 from tda.bench.cells import OTHER_KIND, Cell, by_worth, essential
 from tda.bench.plan import Plan, Subject
@@ -71,7 +73,7 @@ def measure(
     gc.freeze()  # what is loaded stays: the collection before each measurement need not walk it
     try:
         for sentence in prepared.left_out:
-            say(f"[yellow]{subject.model}: {sentence}; left out")
+            say(f"[yellow]{escape(f'{subject.model}: {sentence}; left out')}")
         _run(stage, deadline)
     finally:
         gc.unfreeze()
@@ -81,7 +83,7 @@ def measure(
 def _run(stage: Stage, deadline: Deadline) -> None:
     """Measure what needs no repetition, then the timed rounds."""
     rounds = Rounds(stage, deadline)
-    dense_s = rounds.rehearse() if deadline.is_set and stage.subject.speed else 0.0
+    dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
     cells = by_worth(stage.plan, _cells(stage))
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.subject.quality:
@@ -123,13 +125,14 @@ def _profile(subject: Subject, store: Store) -> dict[tuple[str, float | None], S
 
 
 def _remembered(stage: Stage, cells: Sequence[Cell], deadline: Deadline) -> list[Cell]:
-    """Peak memory of a first request of each cell, as far as there is time; the cells that got it."""
+    """Peak memory of a first request of each cell, as far as there is time; the cells that are to be timed."""
     stage.progress.stage(f"{stage.subject.model}: memory", len(cells))
     kept, looks = essential(stage.plan, cells), deadline.part(FIRST_LOOKS)
     for number, cell in enumerate(cells):
-        if looks.left <= 0 and number >= kept:
-            stage.leave_out(cells[number:], "memory and speed", "no time for a first pass")
-            return list(cells[:number])
+        if looks.left <= 0:
+            stage.leave_out(cells[number : max(number, kept)], "memory", "no time")
+            stage.leave_out(cells[max(number, kept) :], "memory and speed", "no time for a first pass")
+            return list(cells[: max(number, kept)])
         place = Place(cell.case, cell.control, 0)
         if stage.store.missing(place):
             stage.guarded(place, functools.partial(_remember, stage, cell))

@@ -79,10 +79,8 @@ def bench(
     )
     deadline = Deadline()
     if plan.budget_s is not None:
-        page_s = (time.monotonic() - ctx.obj) * REPORT_STARTS
+        page_s = min((time.monotonic() - ctx.obj) * REPORT_STARTS, plan.budget_s / 4)
         deadline = Deadline(ctx.obj + plan.budget_s - page_s)
-        if deadline.left <= 0:
-            raise ValueError(f"a budget of {plan.budget_s:g} s is too short: starting and the page take {page_s:.0f} s")
     run = Bench(
         plan,
         out,
@@ -107,7 +105,8 @@ def bench(
     for command in dict.fromkeys(item.command for item in left_out):
         typer.echo(f"tda: this measures what was left out: {command}", err=True)
     if not records:
-        raise ValueError("the budget left no time to measure anything; give a longer one")
+        typer.echo("tda: the budget left no time to measure anything here and now; give a longer one", err=True)
+        raise typer.Exit(1)
     failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
         typer.echo(f"tda: {record.case.method} on {record.case.model}: {record.status}: {record.reason}", err=True)

@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [N]
     """
     tokens = x.reshape(-1, x.shape[-1]).float()  # [T, K]
-    sums = torch.empty(len(tokens), len(weight))
+    sums = torch.empty(len(tokens), len(weight), dtype=torch.float32, device=x.device)
     if weight.stride(0) < weight.stride(1):
         sums.zero_()
         for columns, block in _blocks(weight.t()):
@@ -49,7 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows of a weight, widened into one buffer."""
     height = max(BLOCK_BYTES // (4 * weight.shape[1]) // 16 * 16, 16)
-    buffer = torch.empty(min(height, len(weight)), weight.shape[1], dtype=torch.float32)
+    buffer = torch.empty(min(height, len(weight)), weight.shape[1], dtype=torch.float32, device=weight.device)
     for start in range(0, len(weight), height):
         rows = weight[start : start + height]
         yield slice(start, start + len(rows)), buffer[: len(rows)].copy_(rows)
@@ -95,14 +95,21 @@ class WidenedProducts(TorchFunctionMode):
         """Run a function of torch."""
         widened = PRODUCTS.get(func)
         given = kwargs or {}
-        if widened is not None and len(args) > 1 and "out" not in given and all(map(_is_widened, args[:2])):
+        if widened is not None and len(args) > 1 and "out" not in given and _are_widened(*args[:2]):
             return widened(*args, **given)
         return func(*args, **given)
 
 
+def _are_widened(one: Any, other: Any) -> bool:
+    return _is_widened(one) and _is_widened(other) and one.dtype == other.dtype
+
+
 def _is_widened(operand: Any) -> bool:
+    """Whether an operand is widened: a plain matrix, since a class of its own may have a product of its own."""
     return (
-        isinstance(operand, Tensor)
+        type(operand) in (Tensor, nn.Parameter)
+        and operand.dim() > 1
+        and operand.numel() > 0
         and operand.device.type == "cpu"
         and widens(operand.dtype)
         and not (operand.requires_grad and torch.is_grad_enabled())

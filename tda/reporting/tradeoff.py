@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tda.records import LAYER_PROFILE
+from tda.records import LAYER_PROFILE, MIN_GROUPS
 from tda.reporting.comparison import Comparison, Setting
 from tda.reporting.text import interval, number, share
 
@@ -70,6 +70,11 @@ def _best(tradeoff: Tradeoff) -> str:
         return f"On {speed.model} no dense run succeeded, so no speed-up is stated."
     if tradeoff.quality is None:
         return f"On {speed.model} speed was measured without any quality to go with it, so no method is recommended."
+    if not any(not timed.is_dense for timed in speed.timed):
+        return f"On {speed.model} no method was timed, so no speed-up is stated."
+    if speed.rounds < MIN_GROUPS:
+        rounds = f"{speed.rounds} round{'s' * (speed.rounds != 1)}"
+        return f"On {speed.model} too little was timed to tell whether a method is faster than dense: {rounds}."
     kept = [(timed, scored) for timed, scored in tradeoff.pairs if _keeps(scored)]
     faster = [(timed, scored) for timed, scored in kept if _lower(timed) > 1 + floor]
     if not faster:
