@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from tda.processor import widens
 
-BLOCK_BYTES = 1 << 21
+BLOCK_BYTES = 1 << 22
 """Float32 bytes of a block of widened weights."""
 
 
