@@ -308,26 +308,26 @@ def _join(lines: list[Record]) -> Record:
     if not good:
         return lines[-1]
     names = dict.fromkeys(name for line in good for name in line.measurements)
+    measurements = {name: _join_measurement(name, good) for name in names}
     last = good[-1]
     failed = [line for line in lines if line.status != "ok"]
     return last.model_copy(
         update={
             "reason": f"{len(failed)} of {len(lines)} rounds failed: {failed[-1].reason}" if failed else None,
             "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
-            "measurements": {name: _join_measurement(name, good) for name in names},
-            "flags": _counted(join_flags([line.flags for line in good]), good),
+            "measurements": measurements,
+            "flags": _counted(join_flags([line.flags for line in good]), measurements.get("decode_ms")),
             "started": good[0].started,
             "seconds": sum(line.seconds for line in lines),
         }
     )
 
 
-def _counted(flags: dict[FlagName, Flag], lines: list[Record]) -> dict[FlagName, Flag]:
+def _counted(flags: dict[FlagName, Flag], timed: Measurement | None) -> dict[FlagName, Flag]:
     """Flags with the number of rounds that there are in the end: a line can only tell how many were planned."""
-    if "few_samples" not in flags:
+    if "few_samples" not in flags or timed is None:
         return flags
-    rounds = sum(1 for line in lines if line.round)
-    return flags | {"few_samples": few_samples(rounds)}
+    return flags | {"few_samples": few_samples(len(set(timed.groups)))}
 
 
 def few_samples(rounds: int) -> Flag:

@@ -23,6 +23,7 @@ from tda.records import (
     Machine,
     Measurement,
     Record,
+    few_samples,
     json_schema,
     measurement_kind,
     merge,
@@ -368,3 +369,12 @@ class TestWriteWhole:
         (tmp_path / "file").write_text("")
         with pytest.raises(OSError, match="file"):
             check_writable(tmp_path / "file" / "x.json")
+
+
+def test_few_samples_counts_the_rounds_that_there_are_also_when_joined_twice():
+    lines = [record(number) for number in range(1, 4)]
+    lines = [line.model_copy(update={"flags": {"few_samples": few_samples(9)}}) for line in lines]
+    once = merge(lines)
+    for joined in (once, merge(once)):
+        assert joined[0].flags["few_samples"].raised
+        assert joined[0].flags["few_samples"].detail.startswith("3 rounds")
