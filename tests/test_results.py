@@ -372,7 +372,7 @@ class TestWriteWhole:
 
 
 def test_few_samples_counts_the_rounds_that_there_are_also_when_joined_twice():
-    lines = [record(number) for number in range(1, 4)]
+    lines = [record(number, [5.0, 6.0]) for number in range(1, 4)]
     lines = [line.model_copy(update={"flags": {"few_samples": few_samples(9)}}) for line in lines]
     once = merge(lines)
     for joined in (once, merge(once)):
