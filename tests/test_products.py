@@ -196,3 +196,47 @@ def test_calibration_is_widened(widened, monkeypatch):
     monkeypatch.setitem(products.PRODUCTS, functional.linear, lambda *a: calls.append(a) or products.linear(*a))
     tda.calibrate(model, tda.TDA(sparsity=0.5), [{"input_ids": torch.arange(32).view(2, 16)}], progress=False)
     assert calls
+
+
+class Doubled(Tensor):
+    """A tensor with a product of its own, as quantised weights are."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        plain = [one.as_subclass(Tensor) if isinstance(one, Doubled) else one for one in args]
+        return func(*plain, **(kwargs or {})) * (2 if func is functional.linear else 1)
+
+
+def test_a_class_of_tensor_keeps_its_own_product(widened):
+    x, weight = _draw(0, 3, 8), _draw(1, 4, 8)
+    with products.WidenedProducts():
+        got = functional.linear(x, weight.as_subclass(Doubled))
+    _close(got.as_subclass(Tensor), 2 * x.double() @ weight.double().t(), torch.bfloat16)
+
+
+def test_defaults_that_a_user_set_do_not_matter(widened):
+    x, weight = _draw(0, 3, 8), _draw(1, 4, 8)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            got = products.linear(x, weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    _close(got, x.double() @ weight.double().t(), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("left", "right"), [((2, 0, 5), (2, 5, 4)), ((0, 5), (5, 4)), ((3, 5), (5,))])
+def test_what_is_empty_or_a_vector_is_torchs_own(widened, left, right):
+    x, other = torch.ones(left, dtype=torch.bfloat16), torch.ones(right, dtype=torch.bfloat16)
+    with products.WidenedProducts():
+        assert torch.equal(x @ other, torch.matmul(x, other))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Dynamo tells of caches that it looks through
+def test_a_compiler_sees_the_models_own_products(widened):
+    model = copy.deepcopy(tiny.model("llama")).to(torch.bfloat16)
+    tokens = torch.arange(12).view(1, -1)
+    with torch.no_grad(), tda.attach(model, tda.Dense()):
+        expected = model(tokens).logits
+        got = torch.compile(model, backend="eager")(tokens).logits
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0.05, atol=0.05 * float(expected.abs().max()))
