@@ -281,7 +281,7 @@ def test_an_interrupted_profile_says_what_stays(tda, monkeypatch, tmp_path):
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_ended_bench_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, how, code):
     words = [sys.executable, "-m", "tda.cli.main", "bench", "-m", "ref:swiglu", "--method", "griffin", "-s", "0.5"]
-    words += ["--rounds", "200", "--out", str(tmp_path), *TINY]
+    words += ["--rounds", "200", "--budget", "none", "--precision", "none", "--out", str(tmp_path), *TINY]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     results = tmp_path / "results.jsonl"
     deadline = time.monotonic() + 600
@@ -302,7 +302,8 @@ def test_an_ended_bench_keeps_what_is_done_and_the_same_command_goes_on(tmp_path
 
 @pytest.mark.slow
 def test_smoke_preset_covers_every_method(tmp_path):
-    words = [sys.executable, "-m", "tda.cli.main", "bench", "--preset", "smoke", "--out", str(tmp_path)]
+    words = [sys.executable, "-m", "tda.cli.main", "bench", "--preset", "smoke", "--budget", "none"]
+    words += ["--precision", "none", "--out", str(tmp_path)]
     subprocess.run(words, check=True, capture_output=True)
     records = load(tmp_path).records
     assert {record.case.method for record in records} == set(METHODS)

@@ -27,7 +27,8 @@ GROUPS = {
 def run_suite(*options: str) -> str:
     """What the suite prints; it must pass, warnings being errors."""
     command = [sys.executable, "-m", "pytest", "benchmarks/micro", "-p", "no:cacheprovider", "-q", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**outer, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
