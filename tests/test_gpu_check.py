@@ -20,7 +20,12 @@ def test_its_tests_are_found(tmp_path: Path) -> None:
         pytest.skip("there is no make here")
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))")
     python = f"env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH={tmp_path}:. {sys.executable}"
-    told = subprocess.run(["make", "-n", "gpu-check", f"GPU_PYTHON={python}"], cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-n", "gpu-check", f"GPU_PYTHON={python}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     command = told.stdout.splitlines()[0]
     found = subprocess.run(f"{command} --collect-only", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
