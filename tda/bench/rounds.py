@@ -18,15 +18,13 @@ from tda.bench.outcome import absent, doubts, speed
 from tda.bench.stage import Stage
 from tda.bench.store import Place
 from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
-from tda.contracts import Method
 from tda.engine.score import Scores, score
 from tda.limits import Stream
 from tda.methods import method as build_method
 from tda.metrics import METRICS
-from tda.quality import Document, rows_of
+from tda.quality import rows_of
 from tda.records import Measurement, Record
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
-from tda.thresholds import Thresholds
 
 Took = tuple[Cell, Timing, Span]
 
@@ -79,7 +77,8 @@ class Rounds:
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
         costs = {cell.series: dense_s for cell in cells}
         for number in itertools.count(1):
-            active = [cell for cell in active if not (self._is_narrow(cell) or self.stage.store.hopeless(cell.series))]
+            ended = self._narrow(active) | {one.series for one in active if self.stage.store.hopeless(one.series)}
+            active = [cell for cell in active if cell.series not in ended]
             if number > self._last_round(active):
                 return
             if not any(self.stage.store.missing(Place(cell.case, cell.control, number)) for cell in active):
@@ -115,17 +114,24 @@ class Rounds:
         plan = self.stage.plan
         return plan.most_rounds if any(cell.method.name != "dense" for cell in active) else plan.rounds
 
-    def _is_narrow(self, cell: Cell) -> bool:
-        """Whether the interval of a cell's speed-up is as narrow as asked, so that it needs no more rounds."""
-        if self.stage.plan.precision is None or cell.method.name == "dense":
-            return False
+    def _narrow(self, cells: Sequence[Cell]) -> set[tuple[str, bool]]:
+        """Series whose speed-up has an interval as narrow as asked, so that they need no more rounds."""
+        precision = self.stage.plan.precision
+        if precision is None:
+            return set()
         records = {record.series: record for record in self.stage.store.merged()}
-        alike = (record for record in records.values() if record.case.setting == cell.case.setting)
-        dense, own = next(filter(is_baseline, alike), None), records.get(cell.series)
-        ratio = speedup(own, dense) if own is not None and dense is not None else None
-        if ratio is None or ratio.low is None or ratio.high is None:
-            return False
-        return math.sqrt(ratio.high / ratio.low) - 1 <= self.stage.plan.precision
+        found = set()
+        for cell in cells:
+            alike = (record for record in records.values() if record.case.setting == cell.case.setting)
+            dense, own = next(filter(is_baseline, alike), None), records.get(cell.series)
+            if cell.method.name == "dense" or own is None or dense is None:
+                continue
+            ratio = speedup(own, dense)
+            if ratio is None or ratio.low is None or ratio.high is None:
+                continue
+            if math.sqrt(ratio.high / ratio.low) - 1 <= precision:
+                found.add(cell.series)
+        return found
 
     def _round(self, cells: Sequence[Cell], number: int, rounds: int) -> list[Took]:
         """Run every case once, then append the round's records together: they are paired with its dense run.
@@ -157,22 +163,16 @@ class Rounds:
 
     def _time(self, cell: Cell, number: int, took: list[Took]) -> None:
         started = time.monotonic()
-        timing = self._measure(
-            cell.method, cell.thresholds, self.stage.documents(number), keep_logits=self._scores_round(number)
+        timing = time_case(
+            self.stage.prepared.model,
+            cell.method,
+            cell.thresholds,
+            self.stage.documents(number),
+            self.stage.execution(cell.method),
+            keep_logits=self._scores_round(number),
+            stream=self._own_stream(),
         )
         took.append((cell, timing, Span.since(started)))
-
-    def _measure(
-        self,
-        method: Method,
-        thresholds: Thresholds | None,
-        documents: Sequence[Document],
-        *,
-        keep_logits: bool = False,
-    ) -> Timing:
-        model, stream = self.stage.prepared.model, self._own_stream()
-        execution = self.stage.execution(method)
-        return time_case(model, method, thresholds, documents, execution, keep_logits=keep_logits, stream=stream)
 
     def _own_stream(self) -> Stream:
         """The buffer that all cases of the model share."""

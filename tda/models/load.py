@@ -115,16 +115,20 @@ def names() -> list[str]:
 
 def parameter_count(name: str) -> int:
     """Parameters of a shape, without building it."""
+    return _parameters(shape_config(name.removeprefix("shape:")))
+
+
+def _parameters(config: Any) -> int:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape_config(name.removeprefix("shape:")))
+        model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def describe_models() -> list[dict[str, Any]]:
     """One row per model known by name: name, family, layers, D, F, parameters, source."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     rows = []
     for name in names():
@@ -136,8 +140,6 @@ def describe_models() -> list[dict[str, Any]]:
             config = AutoConfig.from_pretrained(folder)
             steps = json.loads((folder / "training.json").read_text())["steps"]
             source = f"trained on generated text, {steps} steps"
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
         rows.append(
             {
                 "name": name,
@@ -145,7 +147,7 @@ def describe_models() -> list[dict[str, Any]]:
                 "layers": config.num_hidden_layers,
                 "hidden_size": config.hidden_size,
                 "intermediate_size": getattr(config, "intermediate_size", getattr(config, "ffn_dim", None)),
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "parameters": _parameters(config),
                 "source": source,
             }
         )
