@@ -475,6 +475,22 @@ class TestMicro:
         write = only(table, metric="record_write_ms")
         assert (write.case, write.method, write.value, write.low) == ("record_write", None, 500.0, 500.0)
 
+    def test_slow_rounds_do_not_move_the_value(self, tmp_path: Path) -> None:
+        """Many rounds are batches: a few that were interrupted count for little, a drift makes the interval wide."""
+        drift, level = np.repeat(np.linspace(1, 2, 10), 20), np.ones(200)
+        level[::20] = 50
+        rows = []
+        for name, seconds in (("level", level), ("drift", drift)):
+            timed = {"name": "test_record_write", "extra_info": {"metric": "record_write_ms"}}
+            file = micro_file(tmp_path / f"{name}.json", benchmarks=[timed | {"stats": {"data": list(seconds)}}])
+            rows.append(from_micro([file]).frame.iloc[0])
+        assert rows[0].groups == tuple(np.repeat(range(10), 20))
+        assert (rows[0].value, rows[0].low, rows[0].high) == (1000, 1000, 1000)
+        medians = np.log(1000 * np.linspace(1, 2, 10))
+        reach = 2.262 * medians.std(ddof=1) / np.sqrt(10)  # Student's t of 9 degrees of freedom
+        bounds = np.exp([medians.mean() - reach, medians.mean() + reach])
+        assert [rows[1].low, rows[1].high] == pytest.approx(bounds, rel=1e-3)
+
     def test_the_later_file_of_a_commit_counts(self, tmp_path: Path) -> None:
         late = micro_file(tmp_path / "a.json", benchmarks=[
             {"name": "test_record_write", "extra_info": {"metric": "record_write_ms"}, "stats": {"data": [0.25]}},

@@ -142,8 +142,10 @@ def from_asv(folder: Path, repo: Path | None = None) -> Table:
 def from_micro(paths: Iterable[Path], repo: Path | None = None) -> Table:
     """Read files of ``--benchmark-json``: one row per benchmark, its time; `repo` and errors as for `load_history`.
 
-    Every round of a benchmark is a sample and a group. All of them ran in one process, so the interval says nothing of
-    what differs between processes. Where two files hold one benchmark of a machine and commit, the later one counts.
+    Every round of a benchmark is a sample. A benchmark's rounds are short, many and follow each other at once, so ten
+    batches of them are the groups: one slow round moves no median, and neighbours are not taken for independent. All of
+    them ran in one process: the interval says nothing of what differs between processes. Where two files hold one
+    benchmark of a machine and commit, the later one counts.
     """
     reading = _Reading.of(repo)
     return reading.table(_micro_rows(reading, paths))
@@ -528,6 +530,10 @@ class _Facts(BaseModel):
     execution: str | None = None
 
 
+BATCHES = 10
+"""Groups of consecutive rounds of a micro-benchmark."""
+
+
 class _Stats(BaseModel):
     data: tuple[FiniteFloat, ...] = Field(min_length=1, description="seconds, one per round")
 
@@ -588,4 +594,6 @@ def _timed(benchmark: _Benchmark) -> Row:
     if facts.case is not None:
         case = _case(facts.case, facts.execution)
     samples = tuple(1000 * seconds for seconds in benchmark.stats.data)
-    return case | _metric(facts.metric, Measurement(unit="ms", better="lower", samples=samples))
+    batches = min(BATCHES, len(samples))
+    groups = tuple(index * batches // len(samples) for index in range(len(samples)))
+    return case | _metric(facts.metric, Measurement(unit="ms", better="lower", samples=samples, groups=groups))
