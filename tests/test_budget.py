@@ -131,7 +131,7 @@ class Quiet:
     def stage(self, name: str, total: int) -> None:
         pass
 
-    def name(self, stage: str) -> None:
+    def go_on(self, name: str, steps: int) -> None:
         pass
 
     def advance(self, steps: int = 1) -> None:
@@ -302,7 +302,11 @@ def test_a_log_without_a_terminal_gets_lines_with_the_time_left(monkeypatch):
         progress.advance(3)
         while not any("3 of 7" in line for line in lines):
             progress._ended.wait(0.01)
+        progress.go_on("a model: round 2", 2)
+        while not any("round 2" in line for line in lines):
+            progress._ended.wait(0.01)
     assert any(line == "a model: round 1, 3 of 7; at most 1:30 left" for line in lines)
+    assert any(line == "a model: round 2, 3 of 5; at most 1:30 left" for line in lines)
 
 
 def test_durations_are_told_in_minutes():

@@ -60,9 +60,9 @@ class Progress:
         self._stage, self._total, self._done, self._started = name, total, 0, time.monotonic()
         self._show()
 
-    def name(self, stage: str) -> None:
-        """Call the stage otherwise."""
-        self._stage = stage
+    def go_on(self, name: str, steps: int) -> None:
+        """Go on with the stage under another name; so many steps of it are left."""
+        self._stage, self._total = name, self._done + steps
         self._show()
 
     def advance(self, steps: int = 1) -> None:

@@ -76,6 +76,7 @@ class Rounds:
         """Rounds of the cells, until each has been measured as often as asked, or exactly enough, or time is up."""
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
         costs = {cell.series: dense_s for cell in cells}
+        self.stage.progress.stage(f"{model}: rounds", 0)
         for number in itertools.count(1):
             ended = self._narrow(active) | {one.series for one in active if self.stage.store.hopeless(one.series)}
             active = [cell for cell in active if cell.series not in ended]
@@ -100,7 +101,7 @@ class Rounds:
             if self.deadline.is_set and number == 1:
                 fit = f"{rounds} round{'s' * (rounds > 1)} of {len(active)} of {len(cells)} cases"
                 self.stage.say(escape(f"{model}: there is time for {fit}"))
-            self.stage.progress.stage(f"{model}: round {number}", max(rounds - number + 1, 1) * len(active))
+            self.stage.progress.go_on(f"{model}: round {number}", max(rounds - number + 1, 1) * len(active))
             started = time.monotonic()
             took = self._round(active, number, rounds)
             if not took and self.deadline.is_set and self.deadline.left <= 0:
