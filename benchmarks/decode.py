@@ -20,6 +20,7 @@ import tda
 from benchmarks import short_rounds
 from tda.derived import NO_ROUND, Derived, Missing, derive
 from tda.device import machine
+from tda.kernels import backend
 from tda.profiler.records import Profile
 from tda.profiler.split import COMPONENTS, gap, split
 from tda.records import SPEED, Measurement, Record
@@ -219,6 +220,7 @@ def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
             "stream_gb_per_s": median(record.samples("stream_gb_per_s")),
             "ran": f"{record.execution} · {record.backend}",
             "cpu": record.machine.cpu,
+            "kernels": record.conditions.get("kernels"),
             "threads": record.machine.threads,
             "torch": record.machine.torch,
             "commit": record.commit.hash,
@@ -268,15 +270,17 @@ CONDITIONS = """\
 {cpu}, {threads} threads, torch {torch}; bfloat16, batch 1. The baseline is dense on the same kernels. A value is the
 mean over runs, each paired with the nearest run of dense (A/A control included) around which the machine's stream
 bandwidth was the same within {percent:.0f}%; "rounds" says how many runs had such a pair, and the brackets are the 95%
-interval over them. Benches give each case a whole request and `generate`; `-steps` are rounds of seconds. Commits:
-{commits}.
+interval over them. Benches give each case a whole request and `generate`; `-steps` are rounds of seconds.
+
+Kernels: {kernels}. Commits: {commits}.
 
 """
 
 
 def markdown(table: pd.DataFrame) -> str:
     """The table of figures for readers, with the conditions that all of it has in common."""
-    common = {name: table[name].iloc[-1] for name in ("cpu", "threads", "torch")}
+    not_told = pd.Series(["not recorded"])
+    common = {name: table.get(name, not_told).iloc[-1] for name in ("cpu", "threads", "torch", "kernels")}
     commits = ", ".join(f"{commit[:10]}" for commit in dict.fromkeys(table["commit"]))
     lines = [
         "| run | figure | method | model | value | rounds | must | strive | reached |",
@@ -303,9 +307,11 @@ def main() -> None:
     parser.add_argument("--run", choices=(*RUNS, *SHORT, PROFILE), action="append", help="only these")
     options = parser.parse_args()
     figures = options.record.with_suffix(".csv")
-    others = set(pd.read_csv(figures)["cpu"] if figures.is_file() else ()) - {machine("cpu").cpu}
-    if others:
-        parser.error(f"{figures} holds figures of {', '.join(others)}; give --record a place for this machine's")
+    held = pd.read_csv(figures) if figures.is_file() else pd.DataFrame()
+    for column, here in (("cpu", machine("cpu").cpu), ("kernels", str(backend()))):
+        others = {told for told in held.get(column, ()) if isinstance(told, str)} - {here}  # older ones tell no kernels
+        if others:
+            parser.error(f"{figures} holds figures of {', '.join(others)}; give --record a place for those of {here}")
     gap_figures = options.record.with_name(f"{options.record.name}-gap.csv")
     for name in options.run or (*RUNS, *SHORT, PROFILE):
         if name == PROFILE:

@@ -7,13 +7,13 @@ steps, so that what is compared ran within seconds.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from tda import device as facts
+from tda.bench.cells import Span, new_record
 from tda.bench.plan import Plan, plan_of
 from tda.bench.prepare import Texts, prepare
 from tda.bench.store import Place, Store
@@ -38,8 +38,7 @@ class Block:
     """Steps of one case in one round."""
 
     place: Place
-    started: str
-    seconds: float
+    span: Span
     decode_ms: list[float]
     streams_gb_per_s: tuple[float, float]
     traffic: Traffic
@@ -54,19 +53,9 @@ class Block:
             "weight_bytes_per_token": [self.traffic.weights],
             "bytes_per_token": [self.traffic.total],
         }
-        return Record(
-            case=self.place.case,
-            round=self.place.round,
-            control=self.place.control,
-            commit=facts.commit(),
-            machine=facts.machine(plan.device),
-            status="ok",
-            started=self.started,
-            seconds=self.seconds,
-            execution=self.execution,
-            backend=self.backend,
-            measurements={name: Measurement.of(name, samples) for name, samples in values.items()},
-        )
+        measurements = {name: Measurement.of(name, samples) for name, samples in values.items()}
+        ran = {"execution": self.execution, "backend": self.backend}
+        return new_record(plan, self.place, "ok", self.span, measurements=measurements, **ran)
 
 
 def run(
@@ -129,7 +118,7 @@ def run(
 @torch.no_grad()
 def block(model: nn.Module, built: Method, thresholds: Thresholds | None, document: Document, place: Place) -> Block:
     """Attach a method, serve a prompt, and time a few steps between two readings of the bandwidth."""
-    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    begin = time.monotonic()
     device = next(model.parameters()).device
     prompts, continuations = rows_of([document], device)
     tokens, clock, decode_ms = continuations.split(1, dim=1), Stopwatch(device), []
@@ -148,4 +137,4 @@ def block(model: nn.Module, built: Method, thresholds: Thresholds | None, docume
         cached = prompts.shape[1] + WARM + STEPS / 2
         traffic = decode_traffic(model, attached.ffns, built, kept, cached, 1)
         ran, backend = attached.execution or "dense", attached.backend
-    return Block(place, started, time.monotonic() - begin, decode_ms, (before, after), traffic, ran, backend)
+    return Block(place, Span.since(begin), decode_ms, (before, after), traffic, ran, backend)

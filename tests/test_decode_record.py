@@ -13,6 +13,8 @@ import pytest
 
 from benchmarks import decode
 from benchmarks.decode import Goal, Ran, figure, gap_markdown, gaps, markdown, pairs, rows
+from tda.device import machine
+from tda.kernels import backend
 from tda.profiler.split import COMPONENTS
 from tda.records import Measurement, Record
 from tda.statistics import Estimate
@@ -181,3 +183,16 @@ def test_each_method_has_short_rounds_in_place_and_over_copies() -> None:
         "griffin-compact-steps": "compact",
         "tda-compact-steps": "compact",
     }
+
+
+@pytest.mark.parametrize("other", ["cpu", "kernels"])
+def test_a_record_holds_one_processor_and_one_build_of_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    record = tmp_path / "decode"
+    monkeypatch.setattr("sys.argv", ["decode", "--record", str(record), "--run", "griffin"])
+    held = {"cpu": machine("cpu").cpu, "kernels": str(backend())} | {other: "of another"}
+    pd.DataFrame([held]).to_csv(record.with_suffix(".csv"))
+    with pytest.raises(SystemExit):
+        decode.main()
+    assert "holds figures of of another; give --record a place" in capsys.readouterr().err
