@@ -26,7 +26,8 @@ test: say-test $(READY)  ## the default tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist worksteal
 
 test-all: test  ## then the slow ones
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -m "slow and not alone and not gpu" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -m "alone and not gpu"
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .

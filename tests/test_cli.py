@@ -1,6 +1,7 @@
 """The command line: what a user types, and what one sentence a mistake gives."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -282,7 +283,9 @@ def test_an_interrupted_profile_says_what_stays(tda, monkeypatch, tmp_path):
 def test_an_ended_bench_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, how, code):
     words = [sys.executable, "-m", "tda.cli.main", "bench", "-m", "ref:swiglu", "--method", "griffin", "-s", "0.5"]
     words += ["--rounds", "200", "--budget", "none", "--precision", "none", "--out", str(tmp_path), *TINY]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    heard = functools.partial(signal.signal, how, signal.SIG_DFL)  # a background job is deaf to Ctrl-C
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
     results = tmp_path / "results.jsonl"
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (results.is_file() and results.read_text().count("\n") > 8):

@@ -385,6 +385,7 @@ execution = "compact"
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(3600)
 def test_planted_changes_of_real_commits_are_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A product more in the FFN, and a sleep in attention: installed, profiled in turn, and named before all else.
