@@ -288,6 +288,10 @@ def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most
     assert plan_of("default").most_rounds == budget.MOST_ROUNDS
     assert plan_of("default", rounds=7).most_rounds == 7
     assert plan_of("default", budget_s=None).budget_s is None
+    assert plan_of("default", budget_s=None).most_rounds == budget.MOST_ROUNDS
+    assert [plan_of(name, budget_s=None, precision=None).most_rounds for name in PRESETS] == [
+        preset.rounds for preset in PRESETS.values()
+    ]
     assert plan_of("default", budget_s=30.0).budget_s == 30.0
 
 

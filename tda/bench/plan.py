@@ -74,7 +74,8 @@ class Plan:
     precision : float or None
         Half-width of a speed-up's interval, as a fraction of it, at which a case gets no more rounds; None is never.
     most_rounds : int
-        Rounds of a case whose interval stays wider; at least `rounds`.
+        Rounds of a case whose interval stays wider; at least `rounds`, and no more than those where there is neither a
+        budget nor a precision.
     """
 
     subjects: tuple[Subject, ...]
@@ -93,7 +94,8 @@ class Plan:
     most_rounds: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "most_rounds", max(self.most_rounds, self.rounds))
+        limited = self.budget_s is not None or self.precision is not None
+        object.__setattr__(self, "most_rounds", max(self.most_rounds, self.rounds) if limited else self.rounds)
         for count, what in ((self.rounds, "rounds"), (self.documents, "documents"), (self.batch, "batch")):
             if count < 1:
                 raise ValueError(f"{what} must be at least 1, got {count}")
