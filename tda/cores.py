@@ -10,6 +10,22 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 THREADS = Path("/proc/self/task")
 
 
+SPINS = 10_000
+"""How often an OpenMP thread looks whether the others are there before it sleeps: some tens of microseconds."""
+
+
+def wait_briefly() -> None:
+    """Let OpenMP's threads wait for each other actively for a shorter time than they would.
+
+    GNU's runtime, which torch for Linux brings, waits a millisecond or more by default. Where other processes want the
+    cores too, a thread then burns the time that the one it waits for needs: a calibration of many small products took
+    ten times as long beside two busy loops. The runtime reads this when torch is imported; a wait that the user chose
+    stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
 def all_cores() -> frozenset[int]:
     """Numbers of the machine's cores."""
     return frozenset(range(os.cpu_count() or 1))

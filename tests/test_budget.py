@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tda.bench import budget, cells, rounds, stage, subject
+from tda.bench import budget, cells, rounds, scoring, stage, subject
 from tda.bench.budget import Deadline, duration, middle, parse_fraction, parse_seconds, take
 from tda.bench.measure import Pace, Passes, Timing
 from tda.bench.plan import PRESETS, Plan, Subject, plan_of
@@ -179,6 +179,7 @@ def play(monkeypatch, tmp_path):
             "rounds": 5,
             "most_rounds": 40,
             "precision": None,
+            "budget_s": 1.0,  # there is one: `run` says how long it is
             **plan,
         }
         made = Plan((Subject("ref:swiglu", **sizes),), **options)
@@ -254,7 +255,7 @@ def test_rounds_go_where_intervals_are_wide(play):
 
 
 def test_without_a_budget_every_case_gets_the_rounds_that_were_asked(play):
-    bench = play(100.0, most_rounds=5)
+    bench = play(100.0, budget_s=None)
     bench.run(None)
     assert {bench.rounds(name, sparsity) for name, sparsity in ESSENTIAL} == {5}
     assert not load_left_out(bench.folder)
@@ -269,6 +270,50 @@ def test_a_second_run_without_a_budget_completes_the_first(play):
     assert not load_left_out(bench.folder)
     merged = merge(bench.records)
     assert all(len(set(r.measurements["decode_ms"].groups)) == 5 for r in merged)
+
+
+def test_a_calibration_that_takes_too_long_is_cut(play, monkeypatch):
+    """Beside other work what took seconds may take minutes: nothing of that model is promised then."""
+    bench = play(1.0, methods=("griffin", "tda"))
+    begun = []
+
+    def calibrate(model, methods, batches, **options):
+        for _ in batches:
+            begun.append(bench.clock.now)
+            bench.clock.now += 12.0
+
+    monkeypatch.setattr("tda.bench.prepare.calibrate_all", calibrate)
+    assert bench.run(30) <= 30 + 12
+    assert len(begun) == 3
+    assert not bench.records
+    (left_out,) = load_left_out(bench.folder)
+    assert (left_out.what, left_out.reason) == ("everything", "calibration takes longer than there is time")
+
+
+@pytest.mark.parametrize("slow_from", [0, 20, 45])
+def test_scoring_that_takes_longer_than_it_did_is_cut(play, monkeypatch, slow_from):
+    """Whenever the machine becomes slow: a case is scored as the others are, or left out by name."""
+    bench = play(1.0, subject={"quality": True, "speed": False}, documents=48)
+    passes = []
+
+    def add(self, result, number, method, *others):
+        passes.append(method.name)
+        bench.clock.now += 0.5 if len(passes) <= slow_from else 15.0
+        numbers = range(8 * number, 8 * number + 8)
+        result.documents += numbers
+        result.achieved.append((0.5,))
+        result.values.setdefault("nll_nats", []).extend(1.0 for _ in numbers)
+
+    monkeypatch.setattr("tda.bench.scoring.Evaluator.add", add)
+    monkeypatch.setattr("tda.bench.scoring.recall", lambda *args: {})
+    monkeypatch.setattr(scoring, "time", SimpleNamespace(monotonic=bench.clock))
+    assert bench.run(40) <= 40 + 15.0
+    scored = {len(record.samples("nll_nats")) for record in bench.records}
+    assert len(scored) <= 1
+    told = {name for item in load_left_out(bench.folder) for name in item.what.partition(" of ")[2].split(", ")}
+    found = {f"{r.case.method} {r.case.sparsity}" for r in bench.records if "selection_from" not in r.case.options}
+    for name, sparsity in ESSENTIAL[1:]:
+        assert (f"{name} {sparsity}" in found) != (f"{name} {sparsity}" in told)
 
 
 def test_a_shape_gets_fewer_new_tokens_before_a_case_is_measured_too_rarely(play):

@@ -86,6 +86,29 @@ def test_where_nothing_binds_processes_all_cores_are_ours(monkeypatch: pytest.Mo
     assert affinity(0) == allowed_cores() == all_cores()
 
 
+def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen, found in (({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)):
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in chosen.items():
+            monkeypatch.setenv(name, value)
+        cores.wait_briefly()
+        assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+def test_a_command_says_so_before_torch_is_there() -> None:
+    """OpenMP's runtime reads it once, when torch loads it."""
+    script = """if True:
+        import os, sys
+        from tda.cli import main
+        main.app = lambda: print("torch" in sys.modules, os.environ["GOMP_SPINCOUNT"])
+        main.main()
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert told.stdout == "False 10000\n"
+
+
 def test_a_thread_that_has_ended_adds_no_cores() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()

@@ -9,8 +9,9 @@ the middle sparsity are to be had, a model with random weights gets fewer new to
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 MARGIN = 0.85
 """Part of the time left that is promised: a busy machine may be slower in a minute."""
@@ -22,6 +23,7 @@ MOST_ROUNDS = 40
 """Rounds of a case whose interval stays wide, where the number was not asked."""
 FIRST_LOOKS = 0.25
 """Part of a stage's time that single passes of cases may take; what has had none by then is left out."""
+T = TypeVar("T")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -71,6 +73,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+class OutOfTimeError(Exception):
+    """Ends work that a deadline leaves no time for."""
+
+
 @dataclass(frozen=True)
 class Deadline:
     """A moment by which something is to have ended; none is at infinity.
@@ -99,6 +105,23 @@ class Deadline:
     def part(self, fraction: float) -> "Deadline":
         """The moment at which a fraction of what is left will have passed."""
         return Deadline(self.clock() + self.left * fraction, self.clock) if self.is_set else self
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """Items, one after another, as long as there is time.
+
+        Raises
+        ------
+        OutOfTimeError
+            If the time is over before an item.
+        """
+        for item in items:
+            if self.left <= 0:
+                raise OutOfTimeError
+            yield item
+
+
+NO_END = Deadline()
+"""No deadline."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tda.bench.budget import NO_END, Deadline
 from tda.bench.plan import Plan, Subject
 from tda.calibration import calibrate_all
 from tda.contracts import FFN, Method
@@ -89,6 +90,7 @@ def prepare(
     profile: Profile | None = None,
     artifact: Thresholds | None = None,
     say: Callable[[str], None] = lambda sentence: None,
+    deadline: Deadline = NO_END,
     trust_remote_code: bool = False,
 ) -> Prepared:
     """Load a subject's model, cut its documents, and calibrate what needs it.
@@ -105,6 +107,8 @@ def prepare(
         Thresholds to use for the method that they were made for.
     say : callable
         Told in a sentence what takes long.
+    deadline : Deadline
+        When calibration is to have ended.
     trust_remote_code : bool
         As for `tda.load_model`.
 
@@ -112,6 +116,8 @@ def prepare(
     ------
     ValueError
         If the model or text is wrong, or evaluation text overlaps with calibration text.
+    OutOfTimeError
+        If calibration takes longer than there is time.
     """
     texts.check()
     model, tokenizer = load_model(
@@ -130,7 +136,8 @@ def prepare(
     questions = recall_questions(tokenizer, plan.documents) if asks else []
     methods, left_out = _defined(plan, find_ffns(model)[0])
     prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out)
-    thresholds = _Calibration(plan, subject, prepared, texts, folder, profile, artifact).thresholds(methods, say)
+    calibration = _Calibration(plan, subject, prepared, texts, folder, profile, artifact, deadline)
+    thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():
         made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
     prepared.methods = [(method, thresholds.get(_name(method))) for method in methods]
@@ -176,6 +183,7 @@ class _Calibration:
     folder: Path | None
     profile: Profile | None
     artifact: Thresholds | None
+    deadline: Deadline
 
     def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
         needed = {_name(method): method for method in methods if method.needs_thresholds}
@@ -191,7 +199,7 @@ class _Calibration:
         made = calibrate_all(
             model,
             [needed[name] for name in missing],
-            self._batches(),
+            self.deadline.each(self._batches()),
             layer_sparsity=[self._shares(needed[name]) for name in missing],
             progress=False,
         )

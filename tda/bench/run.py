@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from tda import device as facts
 from tda import kernels
-from tda.bench.budget import Deadline, duration, parse_fraction, parse_seconds
+from tda.bench.budget import NO_END, Deadline, duration, parse_fraction, parse_seconds
 from tda.bench.cells import Span, new_record
 from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Texts, expected_seconds
@@ -176,5 +176,5 @@ def run_bench(
         budget_s=parse_seconds(budget or "none"),
         precision=parse_fraction(precision or "none"),
     )
-    deadline = Deadline() if plan.budget_s is None else Deadline(time.monotonic() + plan.budget_s)
+    deadline = NO_END if plan.budget_s is None else Deadline(time.monotonic() + plan.budget_s)
     return Bench(plan, Path(out), console=Console(stderr=True, quiet=True), deadline=deadline).run()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
-from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, Taken, take
+from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, OutOfTimeError, Taken, take
 from tda.bench.cells import Cell, essential
 from tda.bench.stage import Stage
 from tda.bench.store import Place
@@ -21,9 +21,18 @@ SCORED_TOGETHER = 8
 
 @dataclass
 class Scoring:
-    """Quality of a model's cells."""
+    """Quality of a model's cells.
+
+    Attributes
+    ----------
+    stage : Stage
+        What the stages share.
+    end : Deadline
+        When the model's measuring is to have ended: what is essential may take its time until then.
+    """
 
     stage: Stage
+    end: Deadline
 
     def run(self, cells: Sequence[Cell], deadline: Deadline) -> None:
         """Score cells on as many documents as fit: all alike, so that they can be compared."""
@@ -35,7 +44,7 @@ class Scoring:
         self.stage.progress.stage(f"{model}: quality, first documents", len(cells))
         kept, looks = essential(self.stage.plan, cells), deadline.part(0.5)
         for number, cell in enumerate(cells):
-            if looks.left <= 0 and number >= kept:
+            if (looks.left <= 0 and number >= kept) or self.end.left <= 0:
                 self.stage.leave_out(cells[number:], "quality", "no time for a first look")
                 break
             started = time.monotonic()
@@ -48,9 +57,11 @@ class Scoring:
             )
             costs.append(time.monotonic() - started)
             self.stage.progress.advance()
+        if not costs:
+            return
         least = min(-(-LEAST_DOCUMENTS // SCORED_TOGETHER), len(evaluator.batches))
         seconds = deadline.left * MARGIN + sum(costs)
-        factor = self._recall_factor(costs[0]) if costs and deadline.is_set else 1.0
+        factor = self._recall_factor(costs[0]) if deadline.is_set else 1.0
         taken = take([cost * factor for cost in costs], kept, least, seconds)
         if taken.cases < min(kept, len(costs)):  # their first documents are scored already
             taken = Taken(min(kept, len(costs)), 1)
@@ -65,11 +76,13 @@ class Scoring:
             self.stage.say(escape(f"{model}: there is time for {fit}"))
         self.stage.progress.stage(f"{model}: quality", len(chosen))
         for number, cell in enumerate(chosen):
-            if deadline.left <= 0 and number >= kept:
+            end = self.end if number < kept else deadline
+            finish = functools.partial(self._finish, evaluator, batches, begun[cell.series], cell, end)
+            try:
+                self.stage.guarded(Place(cell.case, cell.control, 0), finish)
+            except OutOfTimeError:
                 self.stage.leave_out(chosen[number:], "quality", "it took longer than the first look promised")
                 break
-            finish = functools.partial(self._finish, evaluator, batches, begun[cell.series], cell, deadline)
-            self.stage.guarded(Place(cell.case, cell.control, 0), finish)
             self.stage.progress.advance()
 
     def _lacks_quality(self, cell: Cell, deadline: Deadline) -> bool:
@@ -95,14 +108,14 @@ class Scoring:
         scored = self.stage.prepared.scored
         return [*scored[1:], scored[0]] if cell.other_kind else None
 
-    def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: Cell, deadline: Deadline) -> None:
+    def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: Cell, end: Deadline) -> None:
         """Score the rest of the documents, ask for recall, and keep a record."""
         started = time.monotonic()
-        for number in range(1, batches):
+        for number in end.each(range(1, batches)):
             evaluator.add(result, number, cell.method, cell.thresholds, self._source(cell))
         measurements = result.measurements()
         questions = self.stage.prepared.questions[: batches * SCORED_TOGETHER]
-        if questions and not cell.other_kind and deadline.left > 0:
+        if questions and not cell.other_kind and end.left > 0:
             measurements |= recall(self.stage.prepared.model, cell.method, cell.thresholds, questions)
         measurements |= self.stage.memory(cell) if self.stage.is_timed(cell) else {}
         ran = "dense" if cell.method.name == "dense" else "masked"

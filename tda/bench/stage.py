@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from rich.markup import escape
 
+from tda.bench.budget import OutOfTimeError
 from tda.bench.cells import Cell, Span, new_record
 from tda.bench.measure import peak_memory
 from tda.bench.outcome import absent
@@ -129,11 +130,19 @@ class Stage:
         return reasons | dict.fromkeys((*SPEED, "peak_memory_bytes"), why)
 
     def guarded(self, place: Place, work: Callable[[], None]) -> None:
-        """Run work for a case: its failure is a record; a death of the process leaves a marker for the next run."""
+        """Run work for a case: its failure is a record; a death of the process leaves a marker for the next run.
+
+        Raises
+        ------
+        OutOfTimeError
+            If the work does.
+        """
         started = time.monotonic()
         with self.store.running(place):
             try:
                 work()
+            except OutOfTimeError:
+                raise
             except Exception as error:  # a failing case is a record, and the others go on
                 status: Status = "oom" if _is_out_of_memory(error) else "error"
                 reason = f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from tda.bench.budget import FIRST_LOOKS, Deadline
+from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError
 from tda.bench.cells import OTHER_KIND, Cell, by_worth, essential
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Texts, prepare
@@ -59,15 +59,20 @@ def measure(
         As for `tda.load_model`.
     """
     progress.stage(f"{subject.model}: loading and calibrating", 0)
-    prepared = prepare(
-        plan,
-        subject,
-        texts,
-        folder=folder / "thresholds",
-        profile=_profile(subject, store),
-        say=say,
-        trust_remote_code=trust_remote_code,
-    )
+    try:
+        prepared = prepare(
+            plan,
+            subject,
+            texts,
+            folder=folder / "thresholds",
+            profile=_profile(subject, store),
+            say=say,
+            deadline=deadline,
+            trust_remote_code=trust_remote_code,
+        )
+    except OutOfTimeError:
+        reason = "calibration takes longer than there is time"
+        return [LeftOut(model=subject.model, what="everything", reason=reason, command=command)]
     stage = Stage(plan, subject, prepared, store, progress, say, command)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collection before each measurement need not walk it
@@ -87,7 +92,7 @@ def _run(stage: Stage, deadline: Deadline) -> None:
     cells = by_worth(stage.plan, _cells(stage))
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.subject.quality:
-        Scoring(stage).run(cells, deadline.part(1 / 3) if timed else deadline)
+        Scoring(stage, deadline).run(cells, deadline.part(1 / 3) if timed else deadline)
     else:
         timed = _remembered(stage, timed, deadline)
     if timed:

@@ -52,7 +52,7 @@ def bench(
     tokens of shapes; the page lists what was. Ctrl-C and SIGTERM keep what is done; the same
     command goes on.
     """
-    from tda.bench.budget import REPORT_STARTS, Deadline, parse_fraction, parse_seconds
+    from tda.bench.budget import NO_END, REPORT_STARTS, Deadline, parse_fraction, parse_seconds
     from tda.bench.plan import plan_of
     from tda.bench.prepare import Texts
     from tda.bench.run import Bench
@@ -77,7 +77,7 @@ def bench(
         **({} if budget is None else {"budget_s": parse_seconds(budget)}),
         **({} if precision is None else {"precision": parse_fraction(precision)}),
     )
-    deadline = Deadline()
+    deadline = NO_END
     if plan.budget_s is not None:
         page_s = min((time.monotonic() - ctx.obj) * REPORT_STARTS, plan.budget_s / 4)
         deadline = Deadline(ctx.obj + plan.budget_s - page_s)

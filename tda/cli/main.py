@@ -8,6 +8,7 @@ import typer
 
 from tda import __version__
 from tda.cli.signals import ending_as_ctrl_c
+from tda.cores import wait_briefly
 
 COMMANDS = (
     "bench",
@@ -52,6 +53,7 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run a command; a wrong use is one sentence and exit code 2, and SIGTERM ends it as Ctrl-C does."""
+    wait_briefly()
     with ending_as_ctrl_c():
         try:
             app()
