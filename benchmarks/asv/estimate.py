@@ -5,6 +5,7 @@ sparsity, whose seconds stand for those of its other sparsities and rounds.
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -61,12 +62,12 @@ def pieces(cells: dict[str, Any], lines: Iterable[dict[str, Any]]) -> "Iterator[
 
 
 def values(cells: dict[str, Any]) -> int:
-    """How many values asv reads, each in a process."""
+    """How many values asv asks for, each in a process: combinations of parameters that are no cells too."""
     from . import suite
 
     kinds = {"timed": suite._Timed, "scored": suite._Scored}
     return sum(
-        len(cells[kind]) * sum(name.startswith("track_") for name in vars(shown))
+        math.prod(map(len, suite.axes(cells[kind]))) * sum(name.startswith("track_") for name in vars(shown))
         for kind, base in kinds.items()
         for shown in base.__subclasses__()
     )
