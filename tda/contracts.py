@@ -105,6 +105,9 @@ class Statistic(Protocol):
     def value(self) -> Tensor:
         """The statistic of the tokens so far: float32 [B, F]."""
 
+    def take(self, rows: Tensor) -> None:
+        """Let row i be what row rows[i] was: int64 [B]. Rows move where a cache's do."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -64,6 +64,10 @@ class PromptSum:
         """The sum so far: float32 [B, F]."""
         return self.sums
 
+    def take(self, rows: Tensor) -> None:
+        """Let row i be what row rows[i] was: int64 [B]."""
+        self.sums, self.tokens = self.sums[rows], self.tokens[rows]
+
 
 def _inverse(values: Tensor, inside: Tensor) -> Tensor:
     """1/values where that is finite and inside the mask, else 0: an all-zero activation contributes zero."""

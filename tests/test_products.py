@@ -176,7 +176,7 @@ def test_attached_forwards_are_widened_and_detached_ones_are_not(widened, monkey
     calls = []
     monkeypatch.setitem(products.PRODUCTS, functional.linear, lambda *a: calls.append(a) or products.linear(*a))
     with torch.no_grad():
-        with tda.attach(model, method):
+        with tda.attach(model, method) as run, run.prefill():
             calls.clear()
             got = prefill(model, tokens, all_logits=True).logits
         assert calls

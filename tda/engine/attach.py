@@ -3,10 +3,9 @@
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
@@ -31,8 +30,9 @@ def attach(
     """Leave out neurons in decode, as `method` says, for as long as the context lasts.
 
     Prefill is dense. The model's own ``generate`` works inside. A forward on an empty cache starts a request, a
-    forward on a filled one decodes; `Run.prefill` tells otherwise. After the context, also after an exception,
-    the model is bit for bit what it was.
+    forward on a filled one decodes; `Run.prefill` tells otherwise. A copy of a cache, as a shared prefix, continues
+    its prompt. After the context, also after an exception, the model is bit for bit what it was. Change the model
+    itself (adapters, types, hooks) outside the context only.
 
     Parameters
     ----------
@@ -65,14 +65,17 @@ def attach(
     check_family(model, ffns)
     run = Run(model, method, thresholds, execution, ffns)
     overrides = Overrides()
+    failed = True
     try:
         _ATTACHED.add(model)
         overrides.later(lambda: _ATTACHED.discard(model))
         run.fast = executors(model, ffns, method, thresholds, execution, run.observe, overrides)
-        _hook(run, overrides)
+        _override(run, overrides)
         yield run
+        failed = False
     finally:
         overrides.undo()
+        run.close(failed=failed)
 
 
 def _check(
@@ -96,45 +99,60 @@ def _check(
     thresholds.check_model(identify(model, ffns))
 
 
-def _hook(run: Run, overrides: Overrides) -> None:
+def _override(run: Run, overrides: Overrides) -> None:
     model: Any = run.model
-    hooks = [
-        model.register_forward_pre_hook(run.before_forward, with_kwargs=True),
-        model.register_forward_hook(run.after_forward, with_kwargs=True),
-    ]
+    overrides.later(run.rotary.keep())
     overrides.set(model, "generate", _generate(run, model.generate))
+    overrides.set(model, "forward", _forward(run, model.forward))
+    for name, reason in REFUSED.items():
+        if hasattr(model, name):
+            overrides.set(model, name, _refusing(reason))
     if isinstance(run.method, PromptMethod | TokenMethod):
         for ffn in run.ffns:
-            hooks += _watch(run, ffn)
+            for hook in _watch(run, ffn):
+                overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
-    if products.needed(model):
-        overrides.set(model, "forward", _widening(model.forward))
-    if run.fast.step is not None or run.fast.graph is not None:
-        overrides.set(model, "forward", _stepping(run, model.forward))
-    for hook in hooks:
-        overrides.later(hook.remove)
 
 
-def _widening(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The model's forward, with the products that are right for its type on this processor."""
+BATCHING = (
+    "continuous batching packs the tokens of several requests into one row, so no request has a phase or a selection "
+    "of its own; use `generate` while a method is attached"
+)
+REFUSED = {
+    **dict.fromkeys(("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"), BATCHING),
+    "_apply": "a method is attached, which reads the weights where they lie: leave the `with` block, then move, "
+    "convert or compile the model",
+}
+"""Methods of a model that cannot be called while a method is attached, and why."""
+
+
+def _refusing(reason: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError(reason)
+
+    return refuse
+
+
+def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The model's forward: what it is part of is found out first, and a whole decode step runs where it can.
+
+    Products are those that are right for the model's type on this processor.
+    """
+    widened = products.needed(run.model)
 
     @functools.wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a compiler sees the model's own products
-            return forward(*args, **kwargs)
-        with products.WidenedProducts():
-            return forward(*args, **kwargs)
-
-    return wrapper
-
-
-def _stepping(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The model's forward, with whole decode steps where they can run."""
-
-    @functools.wraps(forward)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        output = run.step(by_name(run.model, args, kwargs))
-        return forward(*args, **kwargs) if output is None else output
+        given = by_name(run.model, args, kwargs)
+        try:
+            run.begin(given)
+            output = run.step(given)
+            if output is None:
+                with products.WidenedProducts() if widened else nullcontext():
+                    output = forward(*args, **kwargs)
+            run.end(output)
+            return output
+        finally:
+            run.leave()
 
     return wrapper
 
@@ -198,12 +216,14 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
     route(ffn.down, whole=True)
 
 
-_GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+"""Options of generate that feed guessed tokens."""
 
 
 def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the model's generate, so that the run knows where the prompt ends."""
-    own_config = getattr(run.model, "generation_config", None)
+    """Wrap the model's generate, so that the run knows where the prompt ends and which rows have ended."""
+    model: Any = run.model
+    own_config = getattr(model, "generation_config", None)
 
     @functools.wraps(generate)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -215,7 +235,7 @@ def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
 
         if option("use_cache") is False:
             raise ValueError("dynamic activation needs the key-value cache; generate without use_cache=False")
-        guessing = [name for name in _GUESSING if option(name)]
+        guessing = [name for name in GUESSING if option(name)]
         if guessing:
             raise ValueError(
                 "assisted generation feeds guessed tokens together with the prompt, so they would count as prompt; "
@@ -226,11 +246,51 @@ def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
         if prompt is None:
             raise ValueError("generate needs input_ids while a method is attached")
         mask = kwargs.get("attention_mask")
-        past = cached_tokens(given_cache(kwargs))
-        end = max(prompt.shape[1], 0 if mask is None else mask.shape[1])
-        with run.generating(end if end > past else past + prompt.shape[1], mask):
-            output = generate(*args, **kwargs)
+        new_tokens = _new_tokens(prompt, mask, cached_tokens(given_cache(kwargs)))
+        overrides = Overrides()
+        if (option("num_beams") or 1) == 1:  # beams that ended are no rows any more
+            overrides.set(model, "_get_stopping_criteria", _noting_ends(run, model._get_stopping_criteria))
+        try:
+            with run.generating(new_tokens, mask):
+                # what transformers would compile itself, with static caches on CUDA, would miss what is attached
+                output = generate(*args, **{"disable_compile": True, **kwargs})
+        finally:
+            overrides.undo()
         run.note_generated(output if isinstance(output, Tensor) else output.sequences)
         return output
+
+    return wrapper
+
+
+def _new_tokens(prompt: Tensor, mask: Tensor | None, cached: int) -> int:
+    """Tokens of generate's prompt that the cache does not hold: the prompt goes on, or was given whole."""
+    given: int = prompt.shape[1]
+    is_whole = mask is None or mask.shape[1] == given
+    new_tokens = given - cached if is_whole else given
+    if new_tokens <= 0:
+        raise ValueError(
+            f"the cache holds {cached} tokens and the prompt has {given}: generate needs at least one token that the "
+            "cache does not hold. Pass the whole prompt, and a cache without its last token; or only new tokens, and "
+            "an attention_mask over the cached and the new ones"
+        )
+    return new_tokens
+
+
+def _noting_ends(run: Run, criteria: Callable[..., Any]) -> Callable[..., Any]:
+    """Stopping criteria that let the run know which rows have ended."""
+
+    @functools.wraps(criteria)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from transformers import StoppingCriteriaList
+
+        class Noting(StoppingCriteriaList):  # type: ignore[misc]
+            """The criteria of a generate, observed."""
+
+            def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+                ended = super().__call__(input_ids, scores, **options)
+                run.note_ended(ended)
+                return ended
+
+        return Noting(criteria(*args, **kwargs))
 
     return wrapper

@@ -1,6 +1,5 @@
 """A method attached to a model: knows the phase of every forward, and carries the selection of each request."""
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod, WeightMethod
+from tda.engine.caches import Marked
 from tda.engine.executors import Executors
 from tda.engine.graph import GraphStep
-from tda.engine.request import Request
-from tda.engine.transformers_api import by_name, cached_tokens, given_cache, model_output, returned_cache
+from tda.engine.request import PREFILL_INSIDE, Request
+from tda.engine.rotary import Rotary
+from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
+from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
@@ -51,6 +53,8 @@ class Run:
         The execution asked for; `execution` is the one that really ran.
     fast : Executors
         What runs decode where it can be fast.
+    rotary : Rotary
+        The model's positions that depend on what it has seen.
     """
 
     def __init__(
@@ -68,9 +72,13 @@ class Run:
         self.ffns = ffns
         self._call: Call | None = None
         self._told: Phase | None = None
-        self._prompt_end: int | None = None
+        self._new_tokens: int | None = None
+        self._generating = False
         self._prompt_mask: Tensor | None = None
-        self._requests: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
+        self._ended: Tensor | None = None  # bool [B]
+        self._requests = Marked()
+        self._unseen = Unseen(method)
+        self.rotary = Rotary(model)
         self._request: Request | None = None
         self._loaded: dict[Ran, Request] = {}
         self._imposed: Sequence[Tensor] | None = None
@@ -98,8 +106,10 @@ class Run:
 
         Otherwise the first decode step makes it.
         """
-        if self._request is not None and self._request.kept is None:
-            self._select(self._request)
+        if self._request is not None:
+            self._unseen.used(self._request)
+            if self._request.kept is None:
+                self._select(self._request)
 
     def impose(self, kept: Sequence[Tensor] | None) -> None:
         """Use a given selection (bool [B, F] per layer) for all prompts from now on; None ends that.
@@ -180,56 +190,84 @@ class Run:
             self._told = before
 
     @contextmanager
-    def generating(self, prompt_end: int, mask: Tensor | None) -> Iterator[None]:
-        """Within `generate`: forwards are prompt until the cache holds `prompt_end` tokens."""
-        self._prompt_end, self._prompt_mask = prompt_end, mask
+    def generating(self, new_tokens: int, mask: Tensor | None) -> Iterator[None]:
+        """Within `generate`: the first `new_tokens` tokens that are fed are prompt."""
+        self._new_tokens, self._prompt_mask = new_tokens, mask
+        self._generating, self._ended = True, None
         try:
             yield
         finally:
-            self._prompt_end = self._prompt_mask = None
+            self._new_tokens = self._prompt_mask = self._ended = None
+            self._generating = False
+
+    def note_ended(self, ended: Tensor) -> None:
+        """Within `generate`: rows that have ended, bool [B]; what they go on with is padding."""
+        self._ended = ended if self._ended is None else self._ended | ended
 
     def note_generated(self, sequences: Tensor) -> None:
         """After `generate`: remember the last generated tokens, which no forward has seen yet."""
-        for cache, request in self._requests.items():
-            if request is self._request and len(sequences) == request.rows:
-                length = cached_tokens(cache)
-                request.unfed = sequences[:, length] if sequences.shape[1] > length else None
+        request = self._request
+        if request is not None and len(sequences) == request.rows:
+            length = request.fed
+            request.unfed = sequences[:, length] if sequences.shape[1] > length else None
 
-    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the model: find out the phase and the request of this forward."""
-        given = by_name(module, args, kwargs)
+    def begin(self, given: dict[str, Any]) -> None:
+        """Find out the phase and the request of a forward, of its arguments by name."""
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         rows, count = tokens.shape[:2]
         cache = given_cache(given)
-        cached = cached_tokens(cache)
-        phase = self._phase(cached)
-        mask = self._mask(given.get("attention_mask"), rows, count, cached, tokens.device)
-        request = self._find_request(cache, cached, phase, rows, tokens.device)
+        request = self._find_request(cache, rows, tokens.device)
+        if self._new_tokens is not None and self._told is None:
+            request.prompt_end, self._new_tokens = request.fed + self._new_tokens, None
+        phase = self._phase(request)
+        mask = self._mask(given.get("attention_mask"), request, count, tokens.device)
         if phase == "prefill":
-            mask = self._read_prompt(request, tokens, mask, cached + count)
+            if self._told is None and not self._generating:
+                self._unseen.forward(request, self._keeps_cache(given))
+            mask = self._read_prompt(request, tokens, mask)
         elif request.kept is None and isinstance(self.method, PromptMethod):
             self._select(request)
         self._call = Call(phase, rows, count, mask, request)
         self._request = request
         if phase == "decode":
+            self._unseen.used(request)
+            if self._ended is not None and len(self._ended) == rows:
+                self._call.mask = mask & ~self._ended.unsqueeze(1)
             self._begin_decode(self._call)
 
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Post-hook of the model: the cache that it made belongs to this request."""
-        cache = returned_cache(output)
-        if cache is not None and self._call is not None:
-            self._requests[cache] = self._call.request
+    def end(self, output: Any) -> None:
+        """Take note of what a forward has left: the cache that it made or filled belongs to this request."""
+        call, cache = self._call, returned_cache(output)
+        assert call is not None
+        if cache is not None:
+            self._requests.put(cache, call.request)
+            call.request.passed(cache, cached_tokens(cache), call.tokens)
+            self._unseen.watch(cache, call.request)
+
+    def leave(self) -> None:
+        """A forward has ended, also with an exception."""
         self._call = None
 
-    def _phase(self, cached: int) -> Phase:
+    def close(self, *, failed: bool) -> None:
+        """End the attachment."""
+        self._requests.clear()
+        self._unseen.close(tell=not failed)
+
+    def _keeps_cache(self, given: dict[str, Any]) -> bool:
+        """Whether a forward leaves a cache that can be gone on with."""
+        asked, config = given.get("use_cache"), self.model.config
+        return bool(getattr(config, "use_cache", True) if asked is None else asked)
+
+    def _phase(self, request: Request) -> Phase:
         if self._told is not None:
             return self._told
-        if self._prompt_end is not None:
-            return "prefill" if cached < self._prompt_end else "decode"
-        return "prefill" if cached == 0 else "decode"
+        if request.prompt_end is not None and self._generating:
+            return "prefill" if request.fed < request.prompt_end else "decode"
+        return "prefill" if request.fed == 0 else "decode"
 
-    def _mask(self, given: Any, rows: int, count: int, cached: int, device: torch.device) -> Tensor:
+    def _mask(self, given: Any, request: Request, count: int, device: torch.device) -> Tensor:
         """Which of a forward's tokens are no padding: bool [B, T]."""
+        rows, fed = request.rows, request.fed
         if given is None:
             return torch.ones(rows, count, dtype=torch.bool, device=device)
         if not isinstance(given, Tensor) or given.dim() != 2:
@@ -239,40 +277,45 @@ class Run:
                     "with a static cache, pass one to generate"
                 )
             given = self._prompt_mask.repeat_interleave(rows // len(self._prompt_mask), 0)
-        start = cached if given.shape[1] >= cached + count else given.shape[1] - count
+        start = fed if given.shape[1] >= fed + count else given.shape[1] - count
         inside: Tensor = given[:, start : start + count].bool()
         return inside
 
-    def _find_request(self, cache: Any, cached: int, phase: Phase, rows: int, device: torch.device) -> Request:
-        known = None if cache is None else self._requests.get(cache)
+    def _find_request(self, cache: Any, rows: int, device: torch.device) -> Request:
+        cached = cached_tokens(cache)
+        known: Request | None = None if cache is None else self._requests.get(cache)
         if known is not None and (cached > 0 or self._told == "decode"):
+            known.follow(cache, cached, rows, told=self._told == "decode")
             return known
-        if phase == "decode" and isinstance(self.method, PromptMethod) and self.method.scope == "prompt":
-            if self._told == "decode" and self._request is not None:
-                return self._request
-            raise ValueError(
-                "decode on a cache whose prompt was not prefilled inside this attach: run the prompt inside it, "
-                "or wrap prompt tokens in `with run.prefill():`"
-            )
+        if isinstance(self.method, PromptMethod) and self.method.scope == "prompt":
+            if cached > 0:
+                raise ValueError(
+                    f"the cache holds {cached} tokens that did not pass through this attached model, so "
+                    f"{self.method.name!r} knows nothing of them to select from. {PREFILL_INSIDE}"
+                )
+            if self._told == "decode":
+                raise ValueError(f"decode needs the key-value cache of a prompt. {PREFILL_INSIDE}")
         statistics = [
             self.method.new_statistic(ffn) if isinstance(self.method, PromptMethod) else None for ffn in self.ffns
         ]
         for statistic in statistics:
             if isinstance(statistic, PromptSum):
                 statistic.sweep = self.fast.sweep
-        request = Request(statistics, rows, device)
+        self.rotary.reset()
+        request = Request(statistics, rows, device, fed=cached, length=cached)
         if cache is not None:
-            self._requests[cache] = request
+            self._requests.put(cache, request)
         return request
 
-    def _read_prompt(self, request: Request, tokens: Tensor, mask: Tensor, end: int) -> Tensor:
+    def _read_prompt(self, request: Request, tokens: Tensor, mask: Tensor) -> Tensor:
         """Take note of prompt tokens; return which of them count: bool [B, T]."""
         if request.unfed is not None and tokens.dim() == 2:
             # A generated token is no prompt, though a second turn is the first to feed it.
             mask = mask.clone()
             mask[:, 0] &= tokens[:, 0] != request.unfed
             request.unfed = None
-        if self._prompt_end is not None and end >= self._prompt_end and not bool(mask[:, -1].all()):
+        end = request.fed + tokens.shape[1]
+        if self._generating and end == request.prompt_end and not bool(mask[:, -1].all()):
             raise ValueError(
                 "generation needs left padding, got a prompt that is padded on the right; "
                 "set tokenizer.padding_side = 'left'"

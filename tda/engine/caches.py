@@ -1,0 +1,150 @@
+"""What was done to a key-value cache between two forwards: tokens lost, rows moved, and to which request it belongs."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MARK = "_tda_request"
+"""Attribute by which a cache carries its request: a copy of the cache then carries a copy of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """The keys that a cache shows: of its last layer, which depend on all tokens before them.
+
+    Attributes
+    ----------
+    keys : Tensor
+        [B, H, T, W]; a quantised cache shows the last tokens alone.
+    version : int
+        Changes that were made in place to them.
+    filled : int
+        Tokens that lie in them.
+    """
+
+    keys: Tensor
+    version: int
+    filled: int
+
+    @classmethod
+    def of(cls, cache: Any) -> "Shown | None":
+        """What a cache shows now; None where it shows nothing."""
+        for layer in reversed(getattr(cache, "layers", ())):
+            keys = getattr(layer, "keys", None)
+            if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2]:
+                return cls(keys, -1 if keys.is_inference() else keys._version, _filled(layer, keys))
+        return None
+
+    def last(self, lost: int) -> Tensor | None:
+        """The last token's keys but `lost`: [B, H·W]; None where they are not shown."""
+        place = self.filled - 1 - lost
+        return self.keys[:, :, place].flatten(1) if place >= 0 else None
+
+    def is_untouched(self, before: "Shown") -> bool:
+        """Whether these are the keys of before, and nothing was written to them."""
+        return self.keys is before.keys and self.version == before.version >= 0 and self.filled == before.filled
+
+
+def _filled(layer: Any, keys: Tensor) -> int:
+    """Tokens that lie in a layer's keys: those of a static cache are as long as it may become."""
+    length: int = keys.shape[2]
+    return min(length, int(layer.get_seq_length())) if hasattr(layer, "max_cache_len") else length
+
+
+def lost_tokens(cache: Any, before: Shown | None, lost: int) -> int:
+    """Tokens at its end that a cache has lost since it last showed itself, of the `lost` that it is shorter now.
+
+    A cache that is shorter but still ends with the same token was compressed: it stands for as many tokens as before.
+    """
+    now = Shown.of(cache) if lost > 0 else None
+    if now is None or before is None:
+        return lost
+    last, ended = now.last(0), before.last(0)
+    compressed = last is not None and ended is not None and last.shape == ended.shape and torch.equal(last, ended)
+    return 0 if compressed else lost
+
+
+def moved_rows(cache: Any, before: Shown | None, lost: int, rows: int, wanted: int) -> Tensor | None:
+    """Which rows the rows of a cache were when it last showed itself: int64 [B]; None where they are in place.
+
+    Rows are told apart by the keys of their last common token, bit for bit.
+
+    Parameters
+    ----------
+    cache : object
+        The key-value cache.
+    before : Shown or None
+        What it showed.
+    lost : int
+        Tokens at its end that it has lost since.
+    rows, wanted : int
+        Batch rows before and now.
+
+    Raises
+    ------
+    ValueError
+        If a row is none of those before.
+    """
+    now = Shown.of(cache)
+    if before is not None and now is not None:
+        if not lost and now.is_untouched(before):
+            return None
+        mine, theirs = now.last(0), before.last(lost)
+        if mine is not None and theirs is not None and mine.shape[1:] == theirs.shape[1:]:
+            return _matching(mine, theirs.to(mine.device))
+    pending = getattr(cache.layers[-1], "_pending_beam_idx", None) if getattr(cache, "layers", ()) else None
+    if isinstance(pending, Tensor):  # a quantised cache moves its rows later
+        return pending
+    if rows == wanted:
+        return None
+    raise ValueError(
+        f"the cache was of {rows} rows and is now of {wanted}, and does not show which are which; "
+        "prefill the prompts of this batch inside `attach`"
+    )
+
+
+def _matching(mine: Tensor, theirs: Tensor) -> Tensor | None:
+    """For each row [B, N] the equal row of before [R, N]: int64 [B]; None if all are in place."""
+    count = len(theirs)
+    if mine.shape == theirs.shape and torch.equal(mine, theirs):
+        return None
+    equal = torch.stack([(row == theirs).all(1) for row in mine])  # [B, R]
+    if not bool(equal.any(1).all()):
+        raise ValueError(
+            "the cache does not hold the tokens that passed through this attached model last: its keys were changed "
+            "since, or are another cache's. Prefill the prompt inside `attach`"
+        )
+    own = torch.arange(len(mine), device=mine.device) * count // len(mine)
+    preferred = equal.long()
+    preferred[torch.arange(len(mine), device=mine.device), own] *= 2  # of equal rows, the one in place
+    return preferred.argmax(1)
+
+
+class Marked:
+    """The caches of one attachment, by the request that each carries."""
+
+    def __init__(self) -> None:
+        self._owner = object()
+        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def get(self, cache: Any) -> Any:
+        """The request of a cache, or of the one that it is a copy of; None where it is not known here."""
+        request = getattr(cache, MARK, None)
+        return request if request is not None and request.owner is self._owner else None
+
+    def put(self, cache: Any, request: Any) -> None:
+        """Let a cache carry a request."""
+        request.owner = self._owner
+        setattr(cache, MARK, request)
+        self._caches.add(cache)
+
+    def clear(self) -> None:
+        """Let no cache carry a request of this attachment any more."""
+        for cache in self._caches:
+            vars(cache).pop(MARK, None)
