@@ -74,6 +74,11 @@ class FFN:
         """The FFN's linears: gate (where there is one), up, down."""
         yield from (*self.inputs, self.down)
 
+    def named_linears(self) -> Iterator[tuple[str, nn.Linear]]:
+        """The FFN's linears by name."""
+        named = (("gate", self.gate), ("up", self.up), ("down", self.down))
+        yield from ((name, linear) for name, linear in named if linear is not None)
+
     def activation(self, x: Tensor) -> Tensor:
         """z for inputs x: [..., D] -> [..., F]."""
         up = nn.functional.linear(x, self.up.weight, self.up.bias)

@@ -19,7 +19,7 @@ from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
-from tda.families import find_ffns
+from tda.families import check_model, find_ffns
 from tda.kernels.products import widening
 from tda.methods.static_mean import StaticMean
 from tda.methods.tda import TDA
@@ -74,6 +74,7 @@ def calibrate_all(
 ) -> list[Thresholds]:
     """As `calibrate`, for several methods in one pass over the text."""
     ffns = find_ffns(model)
+    check_model(model, ffns)
     for method in methods:
         if not (isinstance(method, Method) and method.needs_thresholds):
             raise ValueError(f"method {getattr(method, 'name', method)!r} needs no thresholds")

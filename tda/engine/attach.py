@@ -15,9 +15,10 @@ from tda.engine.overrides import Overrides
 from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
-from tda.families import find_ffns
+from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
+from tda.plain import hook_tables
 from tda.thresholds import Thresholds
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -86,6 +87,7 @@ def _check(
         raise ValueError(f"method {method.name!r} cannot run {execution!r}; it can run {', '.join(method.executions)}")
     if model in _ATTACHED:
         raise ValueError("a method is already attached to this model; leave that `with` block first")
+    check_model(model, ffns)
     method.check(ffns[0])
     if not method.needs_thresholds or method.keeps_all:
         return
@@ -112,6 +114,8 @@ def _override(run: Run, overrides: Overrides) -> None:
             for hook in _watch(run, ffn):
                 overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
+    if run.fast.step is not None or run.fast.graph is not None:
+        run.free_of_hooks = [table for table in hook_tables(model) if not table]
 
 
 BATCHING = (

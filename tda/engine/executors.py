@@ -22,8 +22,9 @@ from tda.contracts import (
 )
 from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
+from tda.engine.rotary import is_dynamic
 from tda.engine.rounding import RoundedLinears
-from tda.engine.selfcheck import check_step
+from tda.engine.selfcheck import check_step, structure
 from tda.families import family_of
 from tda.kernels import native, triton
 from tda.kernels.compact import CompactFFN
@@ -37,8 +38,11 @@ from tda.kernels.native.statistic import add_squares as native_sweep
 from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
 from tda.names import Execution, Ran
+from tda.plain import addition, modules_of
 from tda.prompt_statistics import Sweep
 from tda.thresholds import Thresholds
+
+ADDED = "its modules have hooks or forwards of their own"
 
 
 @dataclass
@@ -117,6 +121,11 @@ def executors(
         return _rounded(model, ffns, method, asked, overrides)
     if asked == "masked" or not method.fast:
         return Executors(ffns, "masked", "torch")
+    added = next((found for ffn in ffns if (found := _addition(ffn)) is not None), None)
+    if added is not None and isinstance(method, PromptMethod | TokenMethod):
+        if asked != "auto":
+            raise ValueError(f"execution {asked!r} would leave out what was added to the model: {added}; use 'masked'")
+        return Executors(ffns, "masked", f"torch ({added})")
     if not isinstance(method, PromptMethod | TokenMethod):
         if getattr(method, "dense_kernel", "torch") == "torch":
             return Executors(ffns, "dense", "torch")
@@ -143,6 +152,17 @@ def executors(
     if asked == "indexed":
         raise ValueError(f"execution 'indexed' of {method.name!r} needs kernels of our own: {reason}; use 'compact'")
     return _compact(ffns, f"torch ({reason})")
+
+
+def _addition(ffn: FFN) -> str | None:
+    """What was added to a feed-forward network that a fast path in its place would leave out; None if nothing was."""
+    for name, module in (*ffn.named_linears(), ("the activation", ffn.act)):
+        found = addition(module)
+        if found is not None:
+            return f"layer {ffn.index}: {name} has {found}"
+    if ffn.block is not None and "forward" in vars(ffn.block):
+        return f"layer {ffn.index}: the feed-forward network has a forward of its own"
+    return None
 
 
 def _beside(ffn: FFN, method: Method) -> list[nn.Linear]:
@@ -215,11 +235,20 @@ def _native(
 
 
 def _dense_on_cuda(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> Executors:
-    reason = triton.problem(ffns) or GraphStep.model_problem(model)
+    reason = triton.problem(ffns) or _graph_problem(model)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
     _own_linears(model, [], overrides)
     return Executors(ffns, "dense", "triton", graph=GraphStep(model))
+
+
+def _graph_problem(model: nn.Module) -> str | None:
+    """Why a model's step cannot be captured; None if it can."""
+    if structure(model) is None:
+        return ADDED
+    if any(map(is_dynamic, modules_of(model))):
+        return "its rotary positions change with the length of the sequence"
+    return GraphStep.model_problem(model)
 
 
 def _triton(
@@ -233,7 +262,7 @@ def _triton(
     from tda.kernels.triton import ffn as kernels
     from tda.kernels.triton.statistic import add_squares
 
-    reason = GraphStep.model_problem(model)
+    reason = _graph_problem(model)
     backend = "triton" if reason is None else f"triton, without a graph ({reason})"
     if isinstance(method, PromptMethod):
         listed = [kernels.ListedFFN(ffn) for ffn in ffns]
@@ -251,7 +280,7 @@ def _own_linears(
     """Let the matrix-vector kernels run single tokens of every linear outside the networks that have executors."""
     served = {id(linear) for ffn in ffns for linear in ffn.linears}
     for module in model.modules():
-        if type(module) is nn.Linear and id(module) not in served:
+        if type(module) is nn.Linear and id(module) not in served and "forward" not in vars(module):
             with suppress(UndescribedError):
                 overrides.set(module, "forward", _own_forward(module, matrices))
 
@@ -275,6 +304,8 @@ def _step(
 ) -> tuple[Step | None, str | None]:
     """The whole step of a model, or why there is none."""
     family = family_of(model)
+    if structure(model) is None:
+        return None, ADDED
     if family.decoder is None:
         return None, f"family {family.name!r} does not describe its decoder"
     if len({ffn.F for ffn in ffns}) > 1:

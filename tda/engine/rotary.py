@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tda.plain import modules_of
+
 FREQUENCIES = "inv_freq"
 
 
@@ -21,7 +23,7 @@ class Rotary:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [module for module in model.modules() if is_dynamic(module)]
+        self._modules = [module for module in modules_of(model) if is_dynamic(module)]
 
     def reset(self) -> None:
         """Begin a sequence: every module has the frequencies that it was built with."""
@@ -46,7 +48,7 @@ class Rotary:
 
 def is_dynamic(module: nn.Module) -> bool:
     """Whether a module is a rotary embedding whose frequencies change with the length of what it sees."""
-    types = getattr(module, "rope_type", None)
+    types = module.__dict__.get("rope_type")
     named = types.values() if isinstance(types, dict) else (types,)
     return hasattr(module, "original_max_seq_len") and any("dynamic" in str(name) for name in named)
 

@@ -10,6 +10,7 @@ from tda.engine.overrides import Overrides
 from tda.kernels.native import describe
 from tda.kernels.native import library as c
 from tda.kernels.pages import fresh
+from tda.plain import linear_problem
 
 ROWS = 64
 """Rows of weights that are rounded together."""
@@ -36,6 +37,9 @@ class RoundedLinears:
         for linear in model.modules():
             if type(linear) is not nn.Linear:
                 continue
+            reason = linear_problem(linear) or ("has a forward of its own" if "forward" in vars(linear) else None)
+            if reason is not None:
+                raise ValueError(f"method {method.name!r} cannot round the weights of a linear that {reason}")
             weight = linear.weight
             rounded, dense = _rounded(weight.detach(), method)
             if hold:

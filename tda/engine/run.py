@@ -17,6 +17,7 @@ from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
+from tda.plain import are_foreign
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
 from tda.thresholds import Thresholds
@@ -55,6 +56,8 @@ class Run:
         What runs decode where it can be fast.
     rotary : Rotary
         The model's positions that depend on what it has seen.
+    free_of_hooks : list of dict
+        Tables of the model's hooks that were empty when the method was attached.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Run:
         self._token_kept: list[Tensor | None] = [None] * len(ffns)
         self._executed: Ran | None = None
         self.fast = Executors(ffns, "masked", "torch")
+        self.free_of_hooks: list[dict[int, Any]] = []
 
     # What a caller may ask.
 
@@ -396,6 +400,8 @@ class Run:
     def step(self, given: dict[str, Any]) -> Any:
         """Output of a whole decode step, of a forward's arguments by name; None where it cannot run."""
         call, step = self._call, self.fast.step
+        if any(self.free_of_hooks) and any(map(are_foreign, self.free_of_hooks)):
+            return None  # a whole step would leave out a hook that was set since
         if call is None or call.phase != "decode" or call.tokens != 1:
             return None
         if call.execution != self.fast.execution or given.get("input_ids") is None:

@@ -1,6 +1,8 @@
 """Check a family's descriptions before they are trusted: they must compute what the model computes."""
 
+import sys
 import weakref
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -9,31 +11,56 @@ from torch import Tensor, nn
 from tda.contracts import FFN, Decoder
 from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
-from tda.engine.transformers_api import text_config
+from tda.engine.transformers_api import attention_function, text_config
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
 from tda.kernels.native.step import Step
 from tda.kernels.products import widening
+from tda.plain import addition, modules_of
 
-_CHECKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-_STEPS: "weakref.WeakKeyDictionary[nn.Module, str | None]" = weakref.WeakKeyDictionary()
+Structure = tuple[Any, ...]
+_CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
+_STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure | None, str | None]]" = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
+
+
+def structure(model: nn.Module) -> Structure | None:
+    """What a model computes beside its weights: classes and functions of its modules, and its configuration.
+
+    Checks that passed hold as long as it is the same. None where hooks or forwards were added to single modules: what
+    they do is looked at anew every time.
+    """
+    found: list[Any] = []
+    sources: dict[str, None] = {}
+    for module in modules_of(model):
+        if addition(module) is not None:
+            return None
+        kind = type(module)
+        found += (kind, kind.forward)
+        sources[kind.__module__] = None
+    for name in sources:
+        if not name.startswith("torch."):  # functions that the modules' forwards call, which some patch
+            found += [value for value in vars(sys.modules[name]).values() if isinstance(value, FunctionType)]
+    config: Any = model.config
+    implementation = getattr(config, "_attn_implementation", None)
+    return (*found, implementation, attention_function(implementation), config.to_json_string(use_diff=False))
 
 
 @torch.no_grad()
 def check_family(model: nn.Module, ffns: list[FFN]) -> None:
-    """Check once per model that each FFN with all neurons kept, as the family describes it, equals the dense FFN.
+    """Check that each FFN with all neurons kept, as the family describes it, equals the dense FFN.
 
     A probe of a few tokens runs through the model; each layer's inputs go through the fast path's own arithmetic
     with every neuron kept, and the result is compared with what the layer gave. One layer at a time, so that a
-    large model needs little memory.
+    large model needs little memory. A model that has passed is not checked again while its structure is the same.
 
     Raises
     ------
     ValueError
         If a layer disagrees: the model does more in its FFN than its family declares.
     """
-    if model in _CHECKED:
+    same = structure(model)
+    if same is not None and _CHECKED.get(model) == same:
         return
     seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     overrides = Overrides()
@@ -47,7 +74,8 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
                 _compare(ffn, *seen[ffn.index])
     finally:
         overrides.undo()
-    _CHECKED.add(model)
+    if same is not None:
+        _CHECKED[model] = same
 
 
 def _probe(model: nn.Module) -> Tensor:
@@ -59,7 +87,9 @@ def _probe(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | None:
-    """Check once per model that a whole decode step, as the family describes it, gives the model's logits.
+    """Check that a whole decode step, as the family describes it, gives the model's logits.
+
+    What was found holds while the model's structure is the same.
 
     Returns
     -------
@@ -71,10 +101,13 @@ def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | Non
     UndescribedError
         If the kernels do not know something that the model computes.
     """
-    if model not in _STEPS:
+    same = structure(model)
+    known, reason = _STEPS.get(model, (None, None))
+    if known is None or known != same:
         with widening(model):
-            _STEPS[model] = _compare_steps(model, decoder, ffns)
-    return _STEPS[model]
+            reason = _compare_steps(model, decoder, ffns)
+        _STEPS[model] = (same, reason)
+    return reason
 
 
 def _compare_steps(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | None:

@@ -31,6 +31,13 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config()
 
 
+def attention_function(implementation: str | None) -> Any:
+    """The function that computes attention under an implementation's name; None where the model has its own."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS.get(implementation)
+
+
 def given_cache(arguments: dict[str, Any]) -> Any:
     """The key-value cache among a call's arguments, by either name; None where there is none."""
     found = arguments.get("cache")

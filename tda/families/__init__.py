@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from tda.contracts import FFN, Family
+from tda.plain import is_compiled, linear_problem, modules_of, path_of, place_problem
 from tda.registry import Registry
 
 FAMILIES: Registry[Family] = Registry("model family", "tda.families")
@@ -19,8 +20,16 @@ def family_of(model: nn.Module) -> Family:
     TypeError
         If `model` is no Hugging Face model.
     ValueError
-        If no family declares its type.
+        If no family declares its type, or the model is wrapped in another.
     """
+    wrapper = type(model).__name__
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"{wrapper} wraps the model: give `model.get_base_model()`, whose adapters stay; calls of the wrapper "
+            "pass through it"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(f"{wrapper} is a compiled model, whose code has no place for a method: give `model._orig_mod`")
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
         raise TypeError(f"expected a Hugging Face decoder with a config, got {type(model).__name__}")
@@ -47,8 +56,37 @@ def find_ffns(model: nn.Module) -> list[FFN]:
     return [_ffn(layer, index, family) for index, layer in enumerate(layers)]
 
 
+def check_model(model: nn.Module, ffns: list[FFN]) -> None:
+    """Raise ValueError if a model cannot take a method: its weights, its code or its kind do not allow it."""
+    if not hasattr(model, "generate"):
+        raise ValueError(
+            f"expected a causal language model (…ForCausalLM), got {type(model).__name__}, which has no `generate`"
+        )
+    compiled = next(filter(is_compiled, modules_of(model)), None)
+    if compiled is not None:
+        raise ValueError(
+            f"{path_of(model, compiled)} is compiled by torch.compile, whose code has no place for a method: "
+            "give a model that is not compiled"
+        )
+    reason = place_problem(model)
+    if reason is not None:
+        raise ValueError(f"{reason}; a method needs the whole model on one device: load it without offload or sharding")
+    owners: dict[int, int] = {}
+    for ffn in ffns:
+        for name, linear in ffn.named_linears():
+            reason = linear_problem(linear)
+            if reason is not None:
+                raise ValueError(
+                    f"layer {ffn.index}: {name} {reason}; quantised or adapted weights of the feed-forward network "
+                    "are not supported (merge adapters first: `merge_and_unload()` in PEFT)"
+                )
+            shared = owners.setdefault(id(linear), ffn.index)
+            if shared != ffn.index:
+                raise ValueError(f"layers {shared} and {ffn.index} share {name}; a layer needs weights of its own")
+
+
 def _ffn(layer: nn.Module, index: int, family: Family) -> FFN:
-    ffn = FFN(
+    return FFN(
         index=index,
         gate=None if family.gate is None else _resolve(layer, family.gate, family),
         up=_resolve(layer, family.up, family),
@@ -56,13 +94,6 @@ def _ffn(layer: nn.Module, index: int, family: Family) -> FFN:
         act=_resolve(layer, family.act, family),
         block=None if family.block is None else _resolve(layer, family.block, family),
     )
-    for linear in ffn.linears:
-        if type(linear) is not nn.Linear:
-            raise ValueError(
-                f"layer {index}: expected plain nn.Linear projections, got {type(linear).__name__}; "
-                "quantised or adapted weights are not supported"
-            )
-    return ffn
 
 
 def _resolve(root: nn.Module, path: str, family: Family) -> Any:

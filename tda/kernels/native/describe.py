@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from tda.contracts import FFN
 from tda.kernels.native import library as c
+from tda.plain import linear_problem
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -110,6 +111,9 @@ def check_linear(linear: nn.Linear, *, transposed: bool = False) -> None:
 
     Rows must be contiguous, or columns where `transposed` allows it.
     """
+    reason = linear_problem(linear)
+    if reason is not None:
+        raise UndescribedError(f"a linear {reason}")
     weight, bias = linear.weight, linear.bias
     if weight.device.type != "cpu" or weight.dtype not in c.KINDS:
         got = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"

@@ -1,0 +1,108 @@
+"""What of a model is plain torch, so that its weights may be read where they lie and its forwards replaced."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensor_problem(tensor: Tensor) -> str | None:
+    """Why a tensor's memory cannot be read as a plain array of floats; None if it can."""
+    kind = type(tensor)
+    if kind not in (Tensor, nn.Parameter):
+        return f"is a {kind.__module__}.{kind.__qualname__}, a tensor class with an arithmetic of its own"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({tensor.layout})"
+    if tensor.is_meta:
+        return "holds no data: it is on the device 'meta', as offloaded or not yet loaded weights are"
+    if tensor.dtype not in FLOATS:
+        return f"is of {str(tensor.dtype).removeprefix('torch.')}, which needs an arithmetic of its own"
+    if tensor.numel() and not tensor.data_ptr():
+        return "holds no data: its memory was given back"
+    return None
+
+
+def linear_problem(linear: Any) -> str | None:
+    """Why a linear does not just multiply by a weight that can be read where it lies; None if it does."""
+    kind = type(linear)
+    if kind is not nn.Linear:
+        return f"is a {kind.__module__}.{kind.__qualname__}, not a plain torch.nn.Linear"
+    for name in ("weight", "bias"):
+        tensor = linear._parameters.get(name)
+        if tensor is None and getattr(linear, name, None) is not None:
+            return f"has a {name} that is computed anew for every forward"
+        reason = None if tensor is None else tensor_problem(tensor)
+        if reason is not None:
+            return f"has a {name} that {reason}"
+    return None
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Every module of a model once, as `nn.Module.modules`, without the paths that make that one slow."""
+    found: dict[int, nn.Module] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            waiting += [child for child in module._modules.values() if child is not None]
+    return list(found.values())
+
+
+def path_of(model: nn.Module, part: nn.Module) -> str:
+    """Path of a module in a model; ``the model`` for itself."""
+    return next((path for path, module in model.named_modules() if module is part and path), "the model")
+
+
+def are_foreign(hooks: dict[int, Any]) -> bool:
+    """Whether some of a module's hooks do something: those of transformers do nothing until a forward asks for more."""
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
+
+
+def addition(module: nn.Module) -> str | None:
+    """What was added to a module, beside what its class computes; None if nothing was."""
+    if "forward" in module.__dict__:
+        return "a forward of its own"
+    return "hooks" if any(table and are_foreign(table) for table in _hooks(module)) else None
+
+
+def hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
+    """The tables in which the hooks on a model's forwards stand, also those that torch calls for every module."""
+    every = nn.modules.module
+    yield from (every._global_forward_hooks, every._global_forward_pre_hooks)
+    for module in modules_of(model):
+        yield from _hooks(module)
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has compiled a module, in place or by wrapping it."""
+    own = module.__dict__
+    forward = own.get("forward")
+    return (
+        own.get("_compiled_call_impl") is not None
+        or "_orig_mod" in module._modules
+        or hasattr(forward, "_torchdynamo_orig_callable")
+        or hasattr(forward, "get_compiler_config")
+    )
+
+
+def place_problem(model: nn.Module) -> str | None:
+    """Why a model's weights do not lie whole on one device; None if they do."""
+    devices: dict[torch.device, nn.Module] = {}
+    for module in modules_of(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter.is_meta:
+                    return f"{path_of(model, module)}.{name} holds no data (device 'meta'), as offloaded weights do"
+                devices.setdefault(parameter.device, module)
+    if len(devices) > 1:
+        places = (f"{device} ({path_of(model, module)})" for device, module in devices.items())
+        return f"its weights are spread over {', '.join(places)}"
+    return None
