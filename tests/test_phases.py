@@ -317,12 +317,13 @@ class TestWaysToGenerate:
         assert torch.equal(dynamic, static)
         check_close(found, logits.double())
 
-    def test_static_cache_without_a_mask_is_refused(self, llama: Any) -> None:
-        with (
-            tda.attach(llama, tda.Griffin(sparsity=0.5)),
-            pytest.raises(ValueError, match="with a static cache, pass one to generate"),
-        ):
-            llama.generate(tiny.text(1, 9), max_new_tokens=2, cache_implementation="static")
+    def test_static_cache_without_a_mask(self, llama: Any) -> None:
+        prompt = tiny.text(1, 9)
+        with tda.attach(llama, tda.Griffin(sparsity=0.5)) as run:
+            llama.generate(prompt, max_new_tokens=3, do_sample=False, cache_implementation="static")
+            static = run.selection()
+            llama.generate(prompt, max_new_tokens=3, do_sample=False)
+            assert all(torch.equal(one, other) for one, other in zip(static, run.selection(), strict=True))
 
     @pytest.mark.parametrize("execution", ["masked", "compact"])
     def test_beam_search(self, execution: Any) -> None:

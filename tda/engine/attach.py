@@ -252,10 +252,11 @@ def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
         mask = kwargs.get("attention_mask")
         new_tokens = _new_tokens(prompt, mask, cached_tokens(given_cache(kwargs)))
         overrides = Overrides()
+        overrides.set(model, "prepare_inputs_for_generation", _noting_masks(run, model.prepare_inputs_for_generation))
         if (option("num_beams") or 1) == 1:  # beams that ended are no rows any more
             overrides.set(model, "_get_stopping_criteria", _noting_ends(run, model._get_stopping_criteria))
         try:
-            with run.generating(new_tokens, mask):
+            with run.generating(new_tokens):
                 # what transformers would compile itself, with static caches on CUDA, would miss what is attached
                 output = generate(*args, **{"disable_compile": True, **kwargs})
         finally:
@@ -278,6 +279,17 @@ def _new_tokens(prompt: Tensor, mask: Tensor | None, cached: int) -> int:
             "an attention_mask over the cached and the new ones"
         )
     return new_tokens
+
+
+def _noting_masks(run: Run, prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """What prepares the model's inputs, letting the run know the mask [B, T] that forwards get in another shape."""
+
+    @functools.wraps(prepare)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        run.note_mask(kwargs.get("attention_mask"))
+        return prepare(*args, **kwargs)
+
+    return wrapper
 
 
 def _noting_ends(run: Run, criteria: Callable[..., Any]) -> Callable[..., Any]:

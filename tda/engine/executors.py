@@ -195,7 +195,8 @@ def _dense(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> Executors
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
     step, reason = _step(model, ffns, [describe.feed_forward(ffn) for ffn in ffns])
-    _own_linears(model, [], overrides)
+    if not _own_linears(model, [], overrides) and step is None:
+        return Executors(ffns, "dense", f"torch ({reason})")
     return Executors(ffns, "dense", _named(reason), step=step)
 
 
@@ -276,13 +277,19 @@ def _triton(
 
 def _own_linears(
     model: nn.Module, ffns: list[FFN], overrides: Overrides, matrices: describe.Matrices = describe.matrix
-) -> None:
-    """Let the matrix-vector kernels run single tokens of every linear outside the networks that have executors."""
+) -> int:
+    """Let the matrix-vector kernels run single tokens of every plain linear outside the networks with executors.
+
+    Returns how many linears they are.
+    """
+    count = 0
     served = {id(linear) for ffn in ffns for linear in ffn.linears}
     for module in model.modules():
         if type(module) is nn.Linear and id(module) not in served and "forward" not in vars(module):
             with suppress(UndescribedError):
                 overrides.set(module, "forward", _own_forward(module, matrices))
+                count += 1
+    return count
 
 
 def _own_forward(linear: nn.Linear, matrices: describe.Matrices) -> Callable[[Tensor], Tensor]:

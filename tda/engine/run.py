@@ -77,7 +77,7 @@ class Run:
         self._told: Phase | None = None
         self._new_tokens: int | None = None
         self._generating = False
-        self._prompt_mask: Tensor | None = None
+        self._known_mask: Tensor | None = None
         self._ended: Tensor | None = None  # bool [B]
         self._requests = Marked()
         self._unseen = Unseen(method)
@@ -194,15 +194,18 @@ class Run:
             self._told = before
 
     @contextmanager
-    def generating(self, new_tokens: int, mask: Tensor | None) -> Iterator[None]:
+    def generating(self, new_tokens: int) -> Iterator[None]:
         """Within `generate`: the first `new_tokens` tokens that are fed are prompt."""
-        self._new_tokens, self._prompt_mask = new_tokens, mask
-        self._generating, self._ended = True, None
+        self._new_tokens, self._generating = new_tokens, True
         try:
             yield
         finally:
-            self._new_tokens = self._prompt_mask = self._ended = None
+            self._new_tokens = self._known_mask = self._ended = None
             self._generating = False
+
+    def note_mask(self, mask: Any) -> None:
+        """Within `generate`: the tokens of the forward to come, and those before, that are no padding: [B, T]."""
+        self._known_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def note_ended(self, ended: Tensor) -> None:
         """Within `generate`: rows that have ended, bool [B]; what they go on with is padding."""
@@ -272,15 +275,12 @@ class Run:
     def _mask(self, given: Any, request: Request, count: int, device: torch.device) -> Tensor:
         """Which of a forward's tokens are no padding: bool [B, T]."""
         rows, fed = request.rows, request.fed
+        if given is not None and (not isinstance(given, Tensor) or given.dim() != 2):
+            if not self._generating:
+                raise ValueError("attention_mask must have shape [batch, tokens] while a method is attached")
+            given = self._known_mask
         if given is None:
             return torch.ones(rows, count, dtype=torch.bool, device=device)
-        if not isinstance(given, Tensor) or given.dim() != 2:
-            if self._prompt_mask is None:
-                raise ValueError(
-                    "attention_mask must have shape [batch, tokens] while a method is attached; "
-                    "with a static cache, pass one to generate"
-                )
-            given = self._prompt_mask.repeat_interleave(rows // len(self._prompt_mask), 0)
         start = fed if given.shape[1] >= fed + count else given.shape[1] - count
         inside: Tensor = given[:, start : start + count].bool()
         return inside
@@ -456,7 +456,10 @@ class Run:
     def collect(self, layer: int, a: Tensor) -> None:
         """Add a prompt's activations, [B, T, F] or [B·T, F], to the layer's statistic."""
         call = self._call
-        if call is None or call.phase != "prefill":
+        if call is None:
+            self._unseen.outside()
+            return
+        if call.phase != "prefill":
             return
         statistic = call.request.statistics[layer]
         if statistic is not None:

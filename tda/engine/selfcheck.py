@@ -43,7 +43,9 @@ def structure(model: nn.Module) -> Structure | None:
             found += [value for value in vars(sys.modules[name]).values() if isinstance(value, FunctionType)]
     config: Any = model.config
     implementation = getattr(config, "_attn_implementation", None)
-    return (*found, implementation, attention_function(implementation), config.to_json_string(use_diff=False))
+    device = next(model.parameters()).device.type
+    casts = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return (*found, implementation, attention_function(implementation), config.to_json_string(use_diff=False), casts)
 
 
 @torch.no_grad()

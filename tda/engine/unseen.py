@@ -58,6 +58,16 @@ class Unseen:
             self._waiting.discard(request)
             self._dropped.add(request)
 
+    def outside(self) -> None:
+        """A feed-forward network runs outside the model's own forward."""
+        if self._matters and self._is_open:
+            self._matters = False
+            warnings.warn(
+                f"a part of the model was called by itself while {self._name!r} was attached: it ran dense, and what "
+                "it computed is in no selection. Call the model itself, as `model(...)`",
+                stacklevel=4,
+            )
+
     def close(self, *, tell: bool) -> None:
         """End; with `tell`, warn of what was never decoded."""
         self._is_open = False
