@@ -339,3 +339,27 @@ def test_a_prompt_that_is_no_text_is_refused(tda):
     code, _, err = tda("generate", "-m", "ref:swiglu", "--prompt", os.fsdecode(b"caf\xe9"), "--new-tokens", "2")
     assert code == 2
     assert err.startswith("tda: expected Unicode text, got U+DCE9, half of a surrogate pair, as character 4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers in its config.json is 1000000000; expected a whole number"),
+        ({"hidden_size": 10**6}, "parameters need "),
+        ({"model_type": "bert"}, "unsupported architecture 'bert'"),
+        ({"rope_parameters": "abc"}, "its config.json makes no model: "),
+        (None, "its tokenizer cannot be loaded: "),
+    ],
+)
+def test_a_folder_that_holds_no_model_is_one_sentence(tda, tmp_path, changes, told):
+    model = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "swiglu", model)
+    if changes is None:
+        (model / "tokenizer.json").unlink()
+    else:
+        fields = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(fields | changes))
+    code, out, err = tda("eval", "-m", model, *TINY)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"tda: cannot load model '{model}': ")
+    assert told in err
