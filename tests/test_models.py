@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -223,7 +224,7 @@ ABSURD = {
     "a list": ({"hidden_size": [24] * 99}, "is [24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, …; expected"),
     "an unknown activation": ({"hidden_act": "foo"}, 'hidden_act in its config.json is "foo"; expected one of gelu,'),
     "no activation": ({"hidden_act": None}, "hidden_act"),
-    "an odd head": ({"head_dim": 7}, "head_dim"),
+    "an odd head": ({"head_dim": 7}, "cannot load model"),
     "an unknown rotation": ({"rope_parameters": {"rope_type": "zz"}}, "its config.json makes no model: KeyError: 'zz'"),
     "a pad token that is none": (
         {"pad_token_id": 10**6},
@@ -309,6 +310,15 @@ class TestTokenizers:
         with pytest.raises(ValueError, match=r"^cannot load model '.*': its tokenizer cannot be loaded: ") as caught:
             load_model(str(path))
         assert reason in str(caught.value)
+
+    def test_one_of_another_model_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        """Its tokens would be looked up beyond the last embedding."""
+        path = tmp_path / "mixed"
+        shutil.copytree(folder, path)
+        other = tiny_tokenizers.build("llama-2")
+        other.save_pretrained(path)
+        with pytest.raises(ValueError, match=f"its tokenizer has {other.vocab_size} tokens; its config.json has 300"):
+            load_model(str(path))
 
 
 class TestMemory:

@@ -83,7 +83,7 @@ def load_model(
     with _loading(name):
         for place in {torch.device("cpu"), where}:
             check_memory(count, kind, place)
-    tokenizer = _tokenizer(name, path, trust_remote_code)
+    tokenizer = _tokenizer(name, path, config.vocab_size, trust_remote_code)
     model = _weights(name, path, config, kind, trust_remote_code)
     return LoadedModel(model.to(where).eval(), tokenizer)
 
@@ -106,11 +106,15 @@ def _configuration(name: str, path: str, trust_remote_code: bool) -> tuple[Any, 
         return config, parameters(config, trust_remote_code=trust_remote_code)
 
 
-def _tokenizer(name: str, path: str, trust_remote_code: bool) -> Any:
+def _tokenizer(name: str, path: str, vocabulary: int, trust_remote_code: bool) -> Any:
+    """The tokenizer, set to pad on the left. Tokens that were added to its own may be more than the model knows."""
     from transformers import AutoTokenizer
 
     with _loading(name, "its tokenizer cannot be loaded: "):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with _loading(name):
+        if tokenizer.vocab_size > vocabulary:
+            raise ValueError(f"its tokenizer has {tokenizer.vocab_size} tokens; its config.json has {vocabulary}")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
