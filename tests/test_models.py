@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 import tda
 from tda.engine.identity import identify
 from tda.families import FAMILIES, find_ffns
-from tda.models import describe_models, is_shape, load_model, memory, parameter_count
+from tda.models import configuration, describe_models, is_shape, load_model, memory, parameter_count
 from tda.models import shapes as module
-from tda.models.configuration import parameters
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
 # Parameters as the models' own pages and papers give them, in thousands of millions (tied weights once).
@@ -280,6 +279,13 @@ class TestConfigurations:
         (tmp_path / "config.json").write_text(json.dumps(fields))
         assert load_model(str(tmp_path)).model.config.head_dim == 256
 
+    def test_a_kind_that_brings_its_own_code_is_checked_by_its_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(configuration, "family_for", lambda kind: None)
+        fields = {"model_type": "own", "hidden_size": 30, "num_attention_heads": 4}
+        configuration.check_fields(fields)
+        with pytest.raises(ValueError, match="num_key_value_heads in its config"):
+            configuration.check_fields(fields | {"num_key_value_heads": 3})
+
     def test_weights_of_more_layers_than_it_has(self, folder: Path, tmp_path: Path) -> None:
         """Transformers would leave them out and go on."""
         path = self.changed(folder, tmp_path, {"num_hidden_layers": 1})
@@ -335,7 +341,7 @@ class TestMemory:
     def test_parameters_of_every_family_are_counted_from_one_layer(self, name: str) -> None:
         config = tiny.config(name, num_hidden_layers=3)
         whole = AutoModelForCausalLM.from_config(config)
-        assert parameters(config) == sum(parameter.numel() for parameter in whole.parameters())
+        assert configuration.parameters(config) == sum(parameter.numel() for parameter in whole.parameters())
         assert config.num_hidden_layers == 3
 
     def test_a_shape_that_does_not_fit_is_refused_before_it_is_built(self, monkeypatch: pytest.MonkeyPatch) -> None:

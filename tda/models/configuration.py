@@ -66,7 +66,8 @@ def _check_heads(fields: Mapping[str, Any]) -> None:
         return
     if kv_heads is not None and heads % kv_heads:
         raise _wrong("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
-    own = fields.get("head_dim") or getattr(CONFIG_MAPPING[fields["model_type"]], "head_dim", None)
+    known = fields["model_type"] in CONFIG_MAPPING  # else it brings its own code
+    own = fields.get("head_dim") or (known and getattr(CONFIG_MAPPING[fields["model_type"]], "head_dim", None))
     if own is None and fields.get("hidden_size", heads) % heads:
         raise _wrong("num_attention_heads", heads, f"a divisor of hidden_size ({fields['hidden_size']})")
 
@@ -90,13 +91,14 @@ def parameters(config: Any, *, trust_remote_code: bool = False) -> int:
     from transformers import AutoModelForCausalLM
 
     single = copy.deepcopy(config)
-    single.num_hidden_layers = 1
-    if getattr(single, "layer_types", None) is not None:
-        single.layer_types = single.layer_types[:1]
+    text = single.get_text_config()
+    others, text.num_hidden_layers = int(text.num_hidden_layers) - 1, 1
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[:1]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(single, trust_remote_code=trust_remote_code)
     layers = model.get_submodule(family_for(config.model_type).layers)
-    return _count(model) + (int(config.num_hidden_layers) - 1) * _count(layers)
+    return _count(model) + others * _count(layers)
 
 
 def _count(module: nn.Module) -> int:

@@ -83,7 +83,7 @@ def load_model(
     with _loading(name):
         for place in {torch.device("cpu"), where}:
             check_memory(count, kind, place)
-    tokenizer = _tokenizer(name, path, config.vocab_size, trust_remote_code)
+    tokenizer = _tokenizer(name, path, config.get_text_config().vocab_size, trust_remote_code)
     model = _weights(name, path, config, kind, trust_remote_code)
     return LoadedModel(model.to(where).eval(), tokenizer)
 
@@ -138,7 +138,7 @@ def _weights(name: str, path: str, config: Any, dtype: torch.dtype, trust_remote
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-            _check_complete(report, config.num_hidden_layers)
+            _check_complete(report, config.get_text_config().num_hidden_layers)
     finally:
         logging.enable_progress_bar()
     model.config._name_or_path = name
