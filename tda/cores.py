@@ -53,15 +53,15 @@ def affinity(thread: int) -> frozenset[int]:
         return frozenset()
 
 
-def control_groups(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[Path]:
-    """Folders that may tell of limits to this process's CPU time: its control group, version 1 or 2, and all above it.
+def control_groups(groups: Path = GROUPS, own: Path = OWN_GROUPS, controller: str = "cpu") -> Iterator[Path]:
+    """Folders that may tell of this process's limits: its control group, version 1 or 2, and all above it.
 
     Not all of them are there: a container sees its own group as the root, yet may be told its path from outside.
     """
     for line in own.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            root, group = groups / "cpu" if controllers else groups, Path(path.lstrip("/"))
+        if not controllers or controller in controllers.split(","):
+            root, group = groups / controller if controllers else groups, Path(path.lstrip("/"))
             yield from (root / part for part in (group, *group.parents))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import typer
 from tda.cli import main as cli
 from tda.cli import signals
 from tda.methods import METHODS
+from tda.models.load import WEIGHTS
 from tda.results import load
 
 SENTENCE = "The lantern keeper of Brailon wrote that the river rose again. "
@@ -312,3 +314,52 @@ def test_smoke_preset_covers_every_method(tmp_path):
     assert {record.case.method for record in records} == set(METHODS)
     assert all(record.status == "ok" for record in records)
     assert (tmp_path / "index.html").is_file()
+
+
+def without_bos(folder: Path) -> Path:
+    """The model ref:swiglu with a tokenizer that has no BOS."""
+    shutil.copytree(WEIGHTS / "swiglu", folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["bos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_prompt_that_holds_nothing_to_begin_with_is_refused(tda, tmp_path):
+    code, out, err = tda("generate", "-m", without_bos(tmp_path / "model"), "--prompt", "", "--new-tokens", "2")
+    assert (code, out) == (2, "")
+    assert err.startswith("tda: the prompt is empty, and the tokenizer of ")
+    code, _, err = tda("generate", "-m", tmp_path / "model", "--prompt", "a", "--new-tokens", "2")
+    assert code == 0, err
+    code, _, err = tda("generate", "-m", "ref:swiglu", "--prompt", "", "--new-tokens", "2")
+    assert code == 0, err
+
+
+def test_a_prompt_that_is_no_text_is_refused(tda):
+    code, _, err = tda("generate", "-m", "ref:swiglu", "--prompt", os.fsdecode(b"caf\xe9"), "--new-tokens", "2")
+    assert code == 2
+    assert err.startswith("tda: expected Unicode text, got U+DCE9, half of a surrogate pair, as character 4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers in its config.json is 1000000000; expected a whole number"),
+        ({"hidden_size": 10**6}, "parameters need "),
+        ({"model_type": "bert"}, "unsupported architecture 'bert'"),
+        ({"rope_parameters": "abc"}, "its config.json makes no model: "),
+        (None, "its tokenizer cannot be loaded: "),
+    ],
+)
+def test_a_folder_that_holds_no_model_is_one_sentence(tda, tmp_path, changes, told):
+    model = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "swiglu", model)
+    if changes is None:
+        (model / "tokenizer.json").unlink()
+    else:
+        fields = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(fields | changes))
+    code, out, err = tda("eval", "-m", model, *TINY)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"tda: cannot load model '{model}': ")
+    assert told in err

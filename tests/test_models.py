@@ -1,18 +1,23 @@
 """Models by name: shapes with the sizes they claim, local folders, and errors that say what to do."""
 
+import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
+import tiny_tokenizers
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import tda
 from tda.engine.identity import identify
 from tda.families import FAMILIES, find_ffns
-from tda.models import describe_models, is_shape, load_model
+from tda.models import configuration, describe_models, is_shape, load_model, memory, parameter_count
 from tda.models import shapes as module
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
@@ -44,8 +49,6 @@ SMALL_SHAPES: dict[str, Any] = {
 class TestShapes:
     @pytest.mark.parametrize("name", SHAPES)
     def test_parameter_count(self, name: str) -> None:
-        from transformers import AutoModelForCausalLM
-
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape_config(name))
         count = sum(parameter.numel() for parameter in model.parameters()) / 1e9
@@ -62,8 +65,6 @@ class TestShapes:
         self, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Rotary frequencies, embedding scales and tied weights; with its weights, the normal model's logits."""
-        from transformers import AutoModelForCausalLM
-
         monkeypatch.setitem(SHAPES, name, ("small", SMALL_SHAPES[name]))
         built: Any = build_shape(name, dtype, torch.device("cpu"))
         normal = AutoModelForCausalLM.from_config(SMALL_SHAPES[name](), dtype=dtype).eval()
@@ -187,6 +188,233 @@ class TestFolders:
         with pytest.raises(ValueError, match="cannot load model") as caught:
             load_model(str(path))
         assert name in str(caught.value)
+
+
+WHOLE = "a whole number from 1 to 2147483647"
+ABSURD = {
+    "far too wide": (
+        {"intermediate_size": 10**12},
+        f"intermediate_size in its config.json is 1000000000000; expected {WHOLE}",
+    ),
+    "wide as a float": ({"intermediate_size": 1e12}, f"is 1000000000000.0; expected {WHOLE}"),
+    "wider than any integer": ({"intermediate_size": 10**40}, f"is 1{'0' * 40}; expected {WHOLE}"),
+    "negative": ({"intermediate_size": -5}, f"intermediate_size in its config.json is -5; expected {WHOLE}"),
+    "a word": ({"intermediate_size": "abc"}, f'intermediate_size in its config.json is "abc"; expected {WHOLE}'),
+    "null": ({"intermediate_size": None}, f"intermediate_size in its config.json is null; expected {WHOLE}"),
+    "no heads": ({"num_attention_heads": 0}, f"num_attention_heads in its config.json is 0; expected {WHOLE}"),
+    "no key heads": ({"num_key_value_heads": 0}, f"num_key_value_heads in its config.json is 0; expected {WHOLE}"),
+    "heads that do not divide": (
+        {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None},
+        "num_attention_heads in its config.json is 5; expected a divisor of hidden_size (24)",
+    ),
+    "key heads that do not divide": (
+        {"num_key_value_heads": 3},
+        "num_key_value_heads in its config.json is 3; expected a divisor of num_attention_heads (4)",
+    ),
+    "no layers": (
+        {"num_hidden_layers": 0},
+        "num_hidden_layers in its config.json is 0; expected a whole number from 1",
+    ),
+    "layers below none": ({"num_hidden_layers": -1}, "is -1; expected a whole number from 1 to 10000"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "is 1000000000; expected a whole number from 1 to 10000"),
+    "part of a layer": ({"num_hidden_layers": 1.5}, "is 1.5; expected a whole number from 1 to 10000"),
+    "a truth of layers": ({"num_hidden_layers": True}, "is true; expected a whole number from 1 to 10000"),
+    "no vocabulary": ({"vocab_size": 0}, f"vocab_size in its config.json is 0; expected {WHOLE}"),
+    "a list": ({"hidden_size": [24] * 99}, "is [24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, …; expected"),
+    "an unknown activation": ({"hidden_act": "foo"}, 'hidden_act in its config.json is "foo"; expected one of gelu,'),
+    "no activation": ({"hidden_act": None}, "hidden_act"),
+    "an odd head": ({"head_dim": 7}, "cannot load model"),
+    "an unknown rotation": ({"rope_parameters": {"rope_type": "zz"}}, "its config.json makes no model: KeyError: 'zz'"),
+    "a pad token that is none": (
+        {"pad_token_id": 10**6},
+        "its config.json makes no model: AssertionError: Padding_idx",
+    ),
+    "no kind": ({"model_type": None}, "no model_type in the model's configuration; supported: gemma,"),
+    "an unknown kind": ({"model_type": "nonsense"}, "unsupported architecture 'nonsense' in the model's configuration"),
+    "a kind that is a list": ({"model_type": ["llama"]}, "unsupported architecture ['llama'] in the model's"),
+    "an encoder": ({"model_type": "bert"}, "unsupported architecture 'bert' in the model's configuration; supported:"),
+    "an encoder and decoder": ({"model_type": "t5"}, "unsupported architecture 't5' in the model's configuration"),
+    "quantised by what is not here": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "GPTQ"),
+}
+
+
+class TestConfigurations:
+    def changed(self, folder: Path, tmp_path: Path, changes: dict[str, Any]) -> str:
+        """A copy of a model's folder with another config.json."""
+        shutil.copytree(folder, tmp_path / "changed")
+        path = tmp_path / "changed" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return str(path.parent)
+
+    @pytest.mark.parametrize("what", ABSURD)
+    def test_what_makes_no_model_is_named_with_what_is_accepted(self, what: str, folder: Path, tmp_path: Path) -> None:
+        changes, told = ABSURD[what]
+        path = self.changed(folder, tmp_path, changes)
+        with pytest.raises(ValueError, match=re.escape(f"cannot load model {path!r}: ")) as caught:
+            load_model(path)
+        assert told in str(caught.value)
+        assert len(str(caught.value)) < len(path) + 700
+
+    @pytest.mark.parametrize("content", ["[1]", '"llama"', "3", "null"])
+    def test_a_configuration_that_is_no_object(self, content: str, folder: Path, tmp_path: Path) -> None:
+        path = self.changed(folder, tmp_path, {})
+        (Path(path) / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=re.escape(f"cannot load model {path!r}: ")):
+            load_model(path)
+
+    def test_sizes_that_follow_from_others_may_be_null(self, folder: Path, tmp_path: Path) -> None:
+        path = self.changed(folder, tmp_path, {"head_dim": None})
+        assert load_model(path).model.config.head_dim == tiny.D // 4
+
+    def test_heads_with_a_size_of_their_own_need_not_divide_the_width(self, tmp_path: Path, folder: Path) -> None:
+        """Gemma has one where its config.json names none: then it is 256."""
+        sizes = {"num_attention_heads": 5, "num_key_value_heads": 1, "vocab_size": 300}
+        config = tiny.config("gemma", **sizes, head_dim=256)
+        tiny.build("gemma", **sizes, head_dim=256).save_pretrained(tmp_path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(folder / name, tmp_path)
+        fields = json.loads((tmp_path / "config.json").read_text())
+        assert fields.pop("head_dim") == 256
+        assert config.hidden_size % 5
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        assert load_model(str(tmp_path)).model.config.head_dim == 256
+
+    def test_a_kind_that_brings_its_own_code_is_checked_by_its_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(configuration, "family_for", lambda kind: None)
+        fields = {"model_type": "own", "hidden_size": 30, "num_attention_heads": 4}
+        configuration.check_fields(fields)
+        with pytest.raises(ValueError, match="num_key_value_heads in its config"):
+            configuration.check_fields(fields | {"num_key_value_heads": 3})
+
+    def test_weights_of_more_layers_than_it_has(self, folder: Path, tmp_path: Path) -> None:
+        """Transformers would leave them out and go on."""
+        path = self.changed(folder, tmp_path, {"num_hidden_layers": 1})
+        with pytest.raises(ValueError, match=r"num_hidden_layers is 1, and they hold model\.layers\.1\."):
+            load_model(path)
+
+
+class TestTokenizers:
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (None, "You need to have sentencepiece or tiktoken installed"),
+            ("", "Expecting value"),
+            ("{", "Expecting property name"),
+            ("{}", "KeyError: 'added_tokens'"),
+            ("[]", "TypeError"),
+        ],
+    )
+    def test_one_that_cannot_be_loaded_is_named_with_the_reason(
+        self, content: str | None, reason: str, folder: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "without"
+        shutil.copytree(folder, path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (path / name).unlink()
+        if content is not None:
+            (path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=r"^cannot load model '.*': its tokenizer cannot be loaded: ") as caught:
+            load_model(str(path))
+        assert reason in str(caught.value)
+
+    def test_one_of_another_model_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        """Its tokens would be looked up beyond the last embedding."""
+        path = tmp_path / "mixed"
+        shutil.copytree(folder, path)
+        other = tiny_tokenizers.build("llama-2")
+        other.save_pretrained(path)
+        with pytest.raises(ValueError, match=f"its tokenizer has {other.vocab_size} tokens; its config.json has 300"):
+            load_model(str(path))
+
+
+class TestMemory:
+    def available(self, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+
+    @pytest.mark.parametrize("name", SHAPES)
+    def test_parameters_of_a_shape_are_counted_from_one_layer(self, name: str) -> None:
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(shape_config(name))
+        assert parameter_count(f"shape:{name}") == sum(parameter.numel() for parameter in whole.parameters())
+
+    @pytest.mark.parametrize("name", tiny.names())
+    def test_parameters_of_every_family_are_counted_from_one_layer(self, name: str) -> None:
+        config = tiny.config(name, num_hidden_layers=3)
+        whole = AutoModelForCausalLM.from_config(config)
+        assert configuration.parameters(config) == sum(parameter.numel() for parameter in whole.parameters())
+        assert config.num_hidden_layers == 3
+
+    def test_a_shape_that_does_not_fit_is_refused_before_it_is_built(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.available(monkeypatch, 20 << 30)
+        told = (
+            "cannot load model 'shape:llama-3-8b': its 8,030,261,248 parameters need 29.9 GiB in float32, and 20.0 GiB "
+            "of memory are available on cpu; in bfloat16 they need 15.0 GiB"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+            load_model("shape:llama-3-8b")
+        self.available(monkeypatch, 14 << 30)
+        with pytest.raises(
+            ValueError, match=r"need 15\.0 GiB in bfloat16, and 14\.0 GiB of memory are available on cpu$"
+        ):
+            load_model("shape:llama-3-8b", dtype="bfloat16")
+
+    def test_what_fits_exactly_is_loaded(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("shape:25m", str(folder)):
+            model = load_model(name, dtype="bfloat16").model
+            size = sum(parameter.nbytes for parameter in model.parameters())
+            self.available(monkeypatch, size)
+            load_model(name, dtype="bfloat16")
+            self.available(monkeypatch, size - 1)
+            with pytest.raises(ValueError, match=f"cannot load model '{name}': its .* parameters need"):
+                load_model(name, dtype="bfloat16")
+            monkeypatch.undo()
+
+    def test_a_folder_that_asks_for_more_than_there_is(self, folder: Path, tmp_path: Path) -> None:
+        path = TestConfigurations().changed(folder, tmp_path, {"vocab_size": 2**31 - 1})
+        with pytest.raises(
+            ValueError, match=r"parameters need 384\.0 GiB in float32, and .* in bfloat16 they need 192\.0"
+        ):
+            load_model(path)
+
+    @pytest.mark.parametrize(
+        ("own", "files", "left"),
+        [
+            (
+                "0::/a/b\n",
+                {"a/memory.max": "1000", "a/memory.current": "700", "a/memory.stat": "x 1\ninactive_file 200"},
+                [500],
+            ),
+            ("0::/a\n", {"a/memory.max": "max", "a/memory.current": "7", "a/memory.stat": "inactive_file 2"}, []),
+            ("0::/a\n", {"a/memory.max": "5", "a/memory.current": "9", "a/memory.stat": "inactive_file 2"}, [0]),
+            (
+                "4:memory:/a\n3:cpu:/b\n",
+                {
+                    "memory/a/memory.limit_in_bytes": "1000",
+                    "memory/a/memory.usage_in_bytes": "300",
+                    "memory/a/memory.stat": "total_inactive_file 100",
+                    "cpu/b/memory.limit_in_bytes": "1",
+                },
+                [800],
+            ),
+        ],
+        ids=["version 2", "without a limit", "over the limit", "version 1"],
+    )
+    def test_a_limit_of_a_control_group_counts(
+        self, own: str, files: dict[str, str], left: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{content}\n")
+        (tmp_path / "own").write_text(own)
+        monkeypatch.setattr(memory, "GROUPS", tmp_path)
+        monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+        self.available(monkeypatch, 10_000)
+        assert memory.available_bytes(torch.device("cpu")) == min([10_000, *left])
+
+    def test_without_control_groups_the_machine_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "none")
+        self.available(monkeypatch, 10_000)
+        assert memory.available_bytes(torch.device("cpu")) == 10_000
 
 
 @pytest.mark.parametrize("name", ["ref:none", "shape:9b", "no/such-model", "", "/nowhere"])

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_tokenizers
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tda
 from tda.engine.score import Scores
@@ -139,17 +142,56 @@ class TestDocuments:
         with pytest.raises(ValueError, match=r"no text at .*none\.jsonl"):
             evaluation_documents(tokenizer, 6, 4, 2, text=tmp_path / "none.jsonl")
 
-    def test_bos_comes_once_and_eos_never(self, tokenizer: Any) -> None:
-        class WithoutBos:
-            bos_token_id, eos_token_id = 7, 8
+    @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+    def test_a_file_in_another_encoding_is_named_with_its_line(self, encoding: str, tmp_path: Path) -> None:
+        path = tmp_path / "text.jsonl"
+        path.write_bytes('{"text": "fine"}\n{"text": "Grüße"}\n'.encode(encoding))
+        line = 2 if encoding == "latin-1" else 1
+        with pytest.raises(ValueError, match=rf"text\.jsonl, line {line}: expected .*, got") as caught:
+            list(read_jsonl(path))
+        assert encoding == "utf-16-le" or "expected UTF-8, got the byte 0xF" in str(caught.value)
 
-            def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-                return {"input_ids": [1, 2, 8]}
+    def test_the_mark_that_some_editors_put_in_front_is_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "text.jsonl"
+        path.write_text('{"text": "Grüße"}\n', encoding="utf-8-sig")
+        assert list(read_jsonl(path)) == ["Grüße"]
 
-        assert encode(WithoutBos(), "x").tolist() == [7, 1, 2]
-        ids = encode(tokenizer, "ab").tolist()
-        assert ids[0] == BOS
-        assert len(ids) == 3
+    @pytest.mark.parametrize("escape", ["\\ud800", "\\udc80", "\\udfff\\ud800"])
+    def test_half_a_character_is_named_with_its_line(self, escape: str, tmp_path: Path) -> None:
+        path = tmp_path / "text.jsonl"
+        path.write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "ab' + escape + '"}\n')
+        code = escape[2:6].upper()
+        with pytest.raises(ValueError, match=rf"text\.jsonl, line 2: .* got U\+{code}, .* as character 3"):
+            list(read_jsonl(path))
+
+    @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}"], ids=["deep", "long number"])
+    def test_what_the_parser_gives_up_on_is_named_with_its_line(self, line: str, tmp_path: Path) -> None:
+        path = tmp_path / "text.jsonl"
+        path.write_text(line)
+        with pytest.raises(ValueError, match=r'text\.jsonl, line 1: expected {"text": "\.\.\."}, got'):
+            list(read_jsonl(path))
+
+    def test_a_text_may_hold_any_character(self, tokenizer: Any, tmp_path: Path) -> None:
+        texts = ["a\0b", "\ufeff\u2028\x85", "\U0001f600\U0010ffff\r\n"]
+        path = self.write(tmp_path, *texts)
+        assert list(read_jsonl(path)) == texts
+        for text in texts:
+            assert tokenizer.decode(encode(tokenizer, text)[1:]) == text
+
+    def test_an_empty_file_holds_no_documents(self, tokenizer: Any, tmp_path: Path) -> None:
+        path = tmp_path / "text.jsonl"
+        path.write_text("\n \n")
+        assert list(read_jsonl(path)) == []
+        with pytest.raises(ValueError, match=r"text\.jsonl: 0 documents of at least 10 tokens, 2 are needed"):
+            evaluation_documents(tokenizer, 6, 4, 2, text=path)
+
+    def test_what_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"no text at {tmp_path}: Is a directory; expected a JSONL file"):
+            list(read_jsonl(tmp_path))
+        unreadable = Path("/proc/self/mem")  # root too gets an error from it
+        if unreadable.exists():
+            with pytest.raises(ValueError, match=r"no text at /proc/self/mem: .*; expected a JSONL file"):
+                list(read_jsonl(unreadable))
 
     def test_built_in(self, tokenizer: Any) -> None:
         found = evaluation_documents(tokenizer, 40, 20, 12)
@@ -174,6 +216,93 @@ class TestDocuments:
         assert [d.prompt.tolist() for d in one] != [d.prompt.tolist() for d in other]
         assert len({tuple(d.prompt.tolist()) for d in one}) == 6
         assert [(len(d.prompt), len(d.continuation)) for d in one] == [(8, 4)] * 6
+
+
+WORDS = st.sampled_from([*"The quick brown girl 1987 .,\n\t\r\0é日😀\u0301", " ", "  ", "</s>", "<s>", "<|im_start|>"])
+TEXTS = st.lists(st.tuples(WORDS, st.integers(1, 40)), max_size=60).map(
+    lambda parts: "".join(word * times for word, times in parts)
+)
+
+
+@pytest.fixture(params=tiny_tokenizers.NAMES)
+def each_tokenizer(request: pytest.FixtureRequest) -> Any:
+    return tiny_tokenizers.build(request.param)
+
+
+class TestEncode:
+    def front(self, tokenizer: Any) -> list[int]:
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+    def test_bos_comes_once_and_eos_never(self, each_tokenizer: Any) -> None:
+        plain = each_tokenizer("The girl", add_special_tokens=False).input_ids
+        assert encode(each_tokenizer, "The girl").tolist() == [*self.front(each_tokenizer), *plain]
+        assert encode(each_tokenizer, "").tolist() == self.front(each_tokenizer)
+
+    @given(text=TEXTS)
+    @pytest.mark.parametrize("name", tiny_tokenizers.NAMES)
+    def test_control_words_in_a_document_are_text(self, name: str, text: str) -> None:
+        tokenizer = tiny_tokenizers.build(name)
+        text = f"x{text}"  # some take a space in front away
+        ids = encode(tokenizer, text).tolist()
+        front = self.front(tokenizer)
+        assert ids[: len(front)] == front
+        assert not set(tokenizer.all_special_ids) & set(ids[len(front) :])
+        assert tokenizer.decode(ids[len(front) :]) == text
+
+    @pytest.mark.parametrize("typed", ["", "{bos}", "{bos}{bos}"])
+    def test_control_words_that_are_typed_count_as_such_and_bos_comes_once(
+        self, typed: str, each_tokenizer: Any
+    ) -> None:
+        typed = typed.format(bos=each_tokenizer.bos_token or "")
+        found = encode(each_tokenizer, f"{typed}<|im_start|>The girl<|im_end|>", control_words=True).tolist()
+        start, end = (each_tokenizer.convert_tokens_to_ids(word) for word in tiny_tokenizers.CONTROL)
+        front = self.front(each_tokenizer)
+        assert found[: len(front) + 1] == [*front, start]
+        assert found[-1] == end
+        assert [found.count(token) for token in (*front, start, end)] == [1] * (len(front) + 2)
+
+    def test_one_way_of_encoding_leaves_no_trace_in_the_other(self, each_tokenizer: Any) -> None:
+        word = "<|im_start|>"
+        documents, prompts = zip(
+            *(
+                (encode(each_tokenizer, word).tolist(), encode(each_tokenizer, word, control_words=True).tolist())
+                for _ in range(2)
+            ),
+            strict=True,
+        )
+        assert documents[0] == documents[1] != prompts[0] == prompts[1]
+        assert each_tokenizer(word, add_special_tokens=False).input_ids == prompts[0][len(self.front(each_tokenizer)) :]
+
+    @given(text=TEXTS, at_most=st.integers(1, 40))
+    @pytest.mark.parametrize("name", tiny_tokenizers.NAMES)
+    def test_the_first_tokens_are_those_of_the_whole_text(self, name: str, text: str, at_most: int) -> None:
+        tokenizer = tiny_tokenizers.build(name)
+        assert encode(tokenizer, text, at_most=at_most).tolist() == encode(tokenizer, text).tolist()[:at_most]
+
+    def test_a_long_text_is_read_only_as_far_as_it_takes(self, tokenizer: Any) -> None:
+        read: list[int] = []
+
+        class Watched:
+            bos_token_id = tokenizer.bos_token_id
+
+            def __call__(self, text: str, **options: Any) -> Any:
+                read.append(len(text))
+                return tokenizer(text, **options)
+
+        text = "The quick brown fox. " * 50_000
+        assert tokenizer.decode(encode(Watched(), text, at_most=48)[1:]) == text[:47]
+        assert sum(read) < 2000
+
+    def test_where_tokens_are_long_more_text_is_read(self) -> None:
+        tokenizer, sentence = tiny_tokenizers.build("gpt-2"), tiny_tokenizers.SENTENCES[0]
+        assert len(encode(tokenizer, sentence)) == 2, "with BOS: a token holds far more than is reckoned with"
+        text = sentence * 500
+        assert encode(tokenizer, text, at_most=300).tolist() == encode(tokenizer, text).tolist()[:300]
+
+    @pytest.mark.parametrize("control_words", [True, False])
+    def test_half_a_character_is_refused(self, control_words: bool, each_tokenizer: Any) -> None:
+        with pytest.raises(ValueError, match=r"expected Unicode text, got U\+DCE9, .* as character 3"):
+            encode(each_tokenizer, "ab\udce9", control_words=control_words)
 
 
 class TestEvaluator:

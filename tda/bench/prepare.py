@@ -73,12 +73,17 @@ class Texts:
         """Raise ValueError if both files hold one and the same text."""
         if self.evaluation is None or self.calibration is None:
             return
-        shared = set(read_jsonl(self.evaluation)) & set(read_jsonl(self.calibration))
+        evaluated = {_digest(text) for text in read_jsonl(self.evaluation)}
+        shared = {text for text in read_jsonl(self.calibration) if _digest(text) in evaluated}
         if shared:
             raise ValueError(
                 f"{self.evaluation} and {self.calibration} share {len(shared)} texts, e.g. {min(shared)[:40]!r}; "
                 "evaluation and calibration text must be disjoint"
             )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def prepare(

@@ -9,7 +9,13 @@ from tda.cli import options as o
 
 def generate(
     model: o.OneModel,
-    prompt: Annotated[str, typer.Option(help="The prompt.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="The prompt. The tokenizer's control words, as <|im_start|>, count as such in it; BOS comes in front "
+            "once, typed or not."
+        ),
+    ],
     method: o.OneMethod = "dense",
     sparsity: o.OneSparsity = 0.5,
     thresholds: o.ThresholdsFile = None,
@@ -38,7 +44,9 @@ def generate(
     artifact = None if thresholds is None else Thresholds.load(thresholds)
     loaded: Any
     loaded, tokenizer = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    tokens = encode(tokenizer, prompt).unsqueeze(0).to(loaded.device)
+    tokens = encode(tokenizer, prompt, control_words=True).unsqueeze(0).to(loaded.device)
+    if not tokens.numel():
+        raise ValueError(f"the prompt is empty, and the tokenizer of {model} has no BOS to begin with; expected text")
     torch.manual_seed(seed or 0)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     with attach(loaded, built, artifact, execution=execution) as run:

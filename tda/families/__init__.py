@@ -33,12 +33,24 @@ def family_of(model: nn.Module) -> Family:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
         raise TypeError(f"expected a Hugging Face decoder with a config, got {type(model).__name__}")
+    return family_for(model_type)
+
+
+def family_for(model_type: object) -> Family:
+    """Find the family of a ``model_type``, as a configuration names it.
+
+    Raises
+    ------
+    ValueError
+        If no family declares it.
+    """
     for family in FAMILIES.values():
         if model_type in family.model_types:
             return family
+    problem = "no model_type" if model_type is None else f"unsupported architecture {model_type!r}"
     supported = sorted(name for family in FAMILIES.values() for name in family.model_types)
     raise ValueError(
-        f"unsupported architecture {model_type!r} ({type(model).__name__}); supported: {', '.join(supported)}. "
+        f"{problem} in the model's configuration; supported: {', '.join(supported)}. "
         "CONTRIBUTING says how to add a family in one file."
     )
 

@@ -1,7 +1,11 @@
 """Load a model and its tokenizer by name."""
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +13,16 @@ from torch import nn
 
 from tda.device import torch_device
 from tda.kernels.pages import rehome
+from tda.models.configuration import check_fields, parameters
+from tda.models.memory import check_memory
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "reference" / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FOLDER = "a folder with config.json and safetensors weights"
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+LONGEST_REASON = 500
+"""Characters that are told of another library's error."""
 
 
 class LoadedModel(NamedTuple):
@@ -61,50 +71,108 @@ def load_model(
     Raises
     ------
     ValueError
-        If the name, dtype or device is unknown, or the folder or hub id holds no model.
+        If the name, dtype or device is unknown, the folder or hub id holds no model of a supported family, or there is
+        not enough memory.
     """
     kind = _dtype(dtype)
     where = torch_device(device)
     if is_shape(name):
-        return LoadedModel(build_shape(name.removeprefix("shape:"), kind, where), None)
-    path = _reference(name) if name.startswith("ref:") else name
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+        return LoadedModel(_shape(name, kind, where), None)
+    path = str(_reference(name)) if name.startswith("ref:") else name
+    config, count = _configuration(name, path, trust_remote_code)
+    with _loading(name):
+        for place in {torch.device("cpu"), where}:
+            check_memory(count, kind, place)
+    tokenizer = _tokenizer(name, path, config.get_text_config().vocab_size, trust_remote_code)
+    model = _weights(name, path, config, kind, trust_remote_code)
+    return LoadedModel(model.to(where).eval(), tokenizer)
+
+
+def _shape(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    count = parameter_count(name)
+    with _loading(name):
+        check_memory(count, dtype, device)
+    return build_shape(name.removeprefix("shape:"), dtype, device)
+
+
+def _configuration(name: str, path: str, trust_remote_code: bool) -> tuple[Any, int]:
+    """The checked configuration of a folder or hub id, and how many parameters it makes."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    with _loading(name):
+        check_fields(PreTrainedConfig.get_config_dict(path)[0])
+    with _loading(name, "its config.json makes no model: "):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return config, parameters(config, trust_remote_code=trust_remote_code)
+
+
+def _tokenizer(name: str, path: str, vocabulary: int, trust_remote_code: bool) -> Any:
+    """The tokenizer, set to pad on the left. Tokens that were added to its own may be more than the model knows."""
+    from transformers import AutoTokenizer
+
+    with _loading(name, "its tokenizer cannot be loaded: "):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with _loading(name):
+        if tokenizer.vocab_size > vocabulary:
+            raise ValueError(f"its tokenizer has {tokenizer.vocab_size} tokens; its config.json has {vocabulary}")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _weights(name: str, path: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+    """The model with its weights on the CPU."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=kind,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        _check_complete(report)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"cannot load model {name!r}: {first}\nAccepted: {', '.join(names())}, a folder with config.json and "
-            "safetensors weights, or a hub id"
-        ) from error
+        with _loading(name):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            _check_complete(report, config.get_text_config().num_hidden_layers)
     finally:
         logging.enable_progress_bar()
     model.config._name_or_path = name
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     rehome(model)
-    return LoadedModel(model.to(where).eval(), tokenizer)
+    loaded: nn.Module = model
+    return loaded
 
 
-def _check_complete(report: dict[str, Any]) -> None:
-    """Raise ValueError if the weights leave a parameter unset: transformers fills it with random numbers."""
+@contextmanager
+def _loading(name: str, what: str = "") -> Iterator[None]:
+    """Turn whatever goes wrong into a ValueError: transformers raises errors of every kind."""
+    try:
+        yield
+    except Exception as error:
+        reason = shorten(str(error), LONGEST_REASON, placeholder=" …")
+        if not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        hint = f"\nAccepted: {', '.join(names())}, {FOLDER}, or a hub id" if isinstance(error, OSError) else ""
+        raise ValueError(f"cannot load model {name!r}: {what}{reason}{hint}") from error
+
+
+def _check_complete(report: dict[str, Any], layers: int) -> None:
+    """Raise ValueError if weights and config do not make one model.
+
+    Transformers fills a parameter without weights with random numbers, and leaves out what lies beyond the last layer.
+    """
     unset = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if unset:
         raise ValueError(f"its weights do not fit its config: {len(unset)} parameters are unset, e.g. {unset[0]}")
+    beyond = sorted(
+        key for key in report["unexpected_keys"] if (place := LAYER.search(key)) and int(place[1]) >= layers
+    )
+    if beyond:
+        raise ValueError(f"its weights do not fit its config: num_hidden_layers is {layers}, and they hold {beyond[0]}")
 
 
 def names() -> list[str]:
@@ -115,15 +183,7 @@ def names() -> list[str]:
 
 def parameter_count(name: str) -> int:
     """Parameters of a shape, without building it."""
-    return _parameters(shape_config(name.removeprefix("shape:")))
-
-
-def _parameters(config: Any) -> int:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return parameters(shape_config(name.removeprefix("shape:")))
 
 
 def describe_models() -> list[dict[str, Any]]:
@@ -147,7 +207,7 @@ def describe_models() -> list[dict[str, Any]]:
                 "layers": config.num_hidden_layers,
                 "hidden_size": config.hidden_size,
                 "intermediate_size": getattr(config, "intermediate_size", getattr(config, "ffn_dim", None)),
-                "parameters": _parameters(config),
+                "parameters": parameters(config),
                 "source": source,
             }
         )

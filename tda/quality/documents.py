@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from tda.reference import text as builtin
 
 COARSE_BYTES = 8
 """More bytes than tokens have on average, so that a built-in document is long enough for a token count."""
+MARGIN = 64
+"""Tokens that a cut text holds beyond those that are wanted: where it was cut, the whole text's tokens may differ."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+ESCAPED = 0xDC00
+"""Python reads a byte that is no UTF-8 as the surrogate of this number and the byte's."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,9 @@ def _rows(
     else:
         documents = ((text.name, line) for line in read_jsonl(text))
     for kind, content in documents:
-        tokens = encode(tokenizer, content)
-        if len(tokens) >= length:
-            yield kind, tokens[:length]
+        tokens = encode(tokenizer, content, at_most=length)
+        if len(tokens) == length:
+            yield kind, tokens
 
 
 def bytes_per_token(tokenizer: Any) -> int:
@@ -105,37 +111,92 @@ def bytes_per_token(tokenizer: Any) -> int:
     return COARSE_BYTES if len(tokenizer) > 300 else 1
 
 
-def encode(tokenizer: Any, content: str) -> Tensor:
-    """Token ids of a text, with a BOS in front where the tokenizer has one: int64 [T]."""
-    ids = tokenizer(content, add_special_tokens=True, verbose=False)["input_ids"]
-    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
-        ids = [tokenizer.bos_token_id, *ids]
-    if tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id]:
-        ids = ids[:-1]
-    return torch.tensor(ids, dtype=torch.int64)
+def encode(tokenizer: Any, content: str, *, at_most: int | None = None, control_words: bool = False) -> Tensor:
+    """Token ids of a text, with one BOS in front where the tokenizer has one, and nothing after it: int64 [T].
 
-
-def read_jsonl(path: Path) -> Iterator[str]:
-    """Texts of a JSONL file, one ``{"text": …}`` a line.
+    Parameters
+    ----------
+    tokenizer
+        A Hugging Face tokenizer.
+    content : str
+        The text.
+    at_most : int, optional
+        How many tokens are wanted. A longer text is cut, and tokenised only as far as it takes.
+    control_words : bool
+        Whether words as ``</s>`` or ``<|im_start|>`` become the control tokens of that name, as in a prompt that is
+        typed. In a document they are text.
 
     Raises
     ------
     ValueError
-        If the file is missing or a line has another form.
+        If the text is no valid Unicode.
     """
-    if not path.is_file():
-        raise ValueError(f'no text at {path}; expected a JSONL file with one {{"text": ...}} a line')
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                content = None
-            if not isinstance(content, str):
-                raise ValueError(f'{path}, line {number}: expected {{"text": "..."}}, got {line[:60]!r}')
-            yield content
+    ids = _ids(tokenizer, content, at_most, control_words)
+    bos = tokenizer.bos_token_id
+    if bos is not None:
+        ids = [bos, *itertools.dropwhile(lambda token: token == bos, ids)]
+    return torch.tensor(ids[:at_most], dtype=torch.int64)
+
+
+def _ids(tokenizer: Any, content: str, at_most: int | None, control_words: bool) -> list[int]:
+    """Tokens of a text without BOS and EOS: at least `at_most` of them where it holds so many."""
+    size = len(content) if at_most is None else (at_most + MARGIN) * COARSE_BYTES
+    while True:
+        part = content[:size]
+        _check_characters(part)
+        ids: list[int] = tokenizer(
+            part, add_special_tokens=False, split_special_tokens=not control_words, verbose=False
+        )["input_ids"]
+        if size >= len(content) or (at_most is not None and len(ids) >= at_most + MARGIN):
+            return ids
+        size *= 4
+
+
+def read_jsonl(path: Path) -> Iterator[str]:
+    """Texts of a JSONL file, one ``{"text": …}`` a line, in UTF-8.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or a line has another form.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _text_of(line, f"{path}, line {number}")
+    except OSError as error:
+        raise ValueError(
+            f'no text at {path}: {error.strerror}; expected a JSONL file with one {{"text": ...}} a line'
+        ) from error
+
+
+def _text_of(line: str, place: str) -> str:
+    """The text of one line of a JSONL file; a byte that is no UTF-8 was read as a surrogate."""
+    broken = SURROGATE.search(line)
+    if broken is not None:
+        byte = ord(broken[0]) - ESCAPED
+        raise ValueError(f"{place}: expected UTF-8, got the byte 0x{byte:02X} as character {broken.start() + 1}")
+    try:
+        content = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        content = None
+    if not isinstance(content, str):
+        raise ValueError(f'{place}: expected {{"text": "..."}}, got {line[:60]!r}')
+    try:
+        _check_characters(content)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return content
+
+
+def _check_characters(content: str) -> None:
+    broken = SURROGATE.search(content)
+    if broken is not None:
+        raise ValueError(
+            f"expected Unicode text, got U+{ord(broken[0]):04X}, half of a surrogate pair, as character "
+            f"{broken.start() + 1}"
+        )
 
 
 def _check_count(found: Sequence[object], count: int, tokens: int, text: Path | None) -> None:
