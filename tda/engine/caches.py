@@ -1,5 +1,6 @@
 """What was done to a key-value cache between two forwards: tokens lost, rows moved, and to which request it belongs."""
 
+import copy
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,11 @@ from torch import Tensor
 
 MARK = "_tda_request"
 """Attribute by which a cache carries its request: a copy of the cache then carries a copy of it."""
+
+CHANGED = (
+    "the cache does not hold the tokens that passed through this attached model last: its keys were changed since, or "
+    "are another cache's. Prefill the prompt inside `attach`"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +41,13 @@ class Shown:
         for layer in reversed(getattr(cache, "layers", ())):
             keys = getattr(layer, "keys", None)
             if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2]:
-                return cls(keys, -1 if keys.is_inference() else keys._version, _filled(layer, keys))
+                return cls(keys, _version(keys), _filled(layer, keys))
         return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shown":
+        """What the copied cache shows: changes are counted anew for its keys."""
+        keys = copy.deepcopy(self.keys, memo)
+        return Shown(keys, _version(keys) if self.version == _version(self.keys) else -1, self.filled)
 
     def last(self, lost: int) -> Tensor | None:
         """The last token's keys but `lost`: [B, H·W]; None where they are not shown."""
@@ -46,6 +57,11 @@ class Shown:
     def is_untouched(self, before: "Shown") -> bool:
         """Whether these are the keys of before, and nothing was written to them."""
         return self.keys is before.keys and self.version == before.version >= 0 and self.filled == before.filled
+
+
+def _version(keys: Tensor) -> int:
+    """Changes in place so far; -1 where torch does not count them."""
+    return -1 if keys.is_inference() else keys._version
 
 
 def _filled(layer: Any, keys: Tensor) -> int:
@@ -92,6 +108,8 @@ def moved_rows(cache: Any, before: Shown | None, lost: int, rows: int, wanted: i
     if before is not None and now is not None:
         if not lost and now.is_untouched(before):
             return None
+        if now.keys is before.keys and now.version != before.version:
+            raise ValueError(CHANGED)
         mine, theirs = now.last(0), before.last(lost)
         if mine is not None and theirs is not None and mine.shape[1:] == theirs.shape[1:]:
             return _matching(mine, theirs.to(mine.device))
@@ -113,10 +131,7 @@ def _matching(mine: Tensor, theirs: Tensor) -> Tensor | None:
         return None
     equal = torch.stack([(row == theirs).all(1) for row in mine])  # [B, R]
     if not bool(equal.any(1).all()):
-        raise ValueError(
-            "the cache does not hold the tokens that passed through this attached model last: its keys were changed "
-            "since, or are another cache's. Prefill the prompt inside `attach`"
-        )
+        raise ValueError(CHANGED)
     own = torch.arange(len(mine), device=mine.device) * count // len(mine)
     preferred = equal.long()
     preferred[torch.arange(len(mine), device=mine.device), own] *= 2  # of equal rows, the one in place

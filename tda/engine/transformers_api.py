@@ -45,7 +45,9 @@ def given_cache(arguments: dict[str, Any]) -> Any:
 
 
 def returned_cache(output: Any) -> Any:
-    """The key-value cache of a model output, by either name; None where there is none."""
+    """The key-value cache of a model output, by either name or in a tuple; None where there is none."""
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
     found = getattr(output, "cache", None)
     return getattr(output, "past_key_values", None) if found is None else found
 
