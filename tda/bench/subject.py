@@ -18,6 +18,7 @@ from tda.bench.rounds import Rounds
 from tda.bench.scoring import Scoring
 from tda.bench.stage import Stage
 from tda.bench.store import Place, Store
+from tda.engine.plain import notice
 from tda.methods import method as build_method
 from tda.records import SELECTION_FROM, LeftOut
 
@@ -79,6 +80,8 @@ def measure(
     try:
         for sentence in prepared.left_out:
             say(f"[yellow]{escape(f'{subject.model}: {sentence}; left out')}")
+        if told := notice(prepared.model):
+            say(f"[yellow]{escape(f'{subject.model}: {told}')}")
         _run(stage, deadline)
     finally:
         gc.unfreeze()

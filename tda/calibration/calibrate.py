@@ -17,6 +17,7 @@ from tda.calibration.histogram import Histogram
 from tda.contracts import FFN, ErrorControlled, Method, Source, TokenMethod
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
+from tda.engine.plain import plain
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
 from tda.families import find_ffns
@@ -128,7 +129,7 @@ def _pass(
     try:
         for tokens, mask in _checked(batches, ffns[0].up.weight.device, progress):
             current[:] = [Batch(mask, positions(mask))]
-            with widening(model):
+            with plain(model), widening(model):
                 model(
                     input_ids=tokens,
                     attention_mask=mask.long(),

@@ -147,6 +147,11 @@ class Run:
             raise ValueError("no decode step ran yet, so no sparsity was achieved")
         return (self._left_out / self._decoded).tolist()
 
+    def restart_count(self) -> None:
+        """Count what is left out anew: `achieved_sparsity` is then that of the decode steps from here on."""
+        self._left_out.zero_()
+        self._decoded.zero_()
+
     @property
     def decoded(self) -> bool:
         """Whether a decode step ran yet."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tda.contracts import Method, PromptMethod, check_choice
 from tda.engine.attach import attach
 from tda.engine.phases import decode, prefill
+from tda.engine.plain import plain
 from tda.engine.run import Run
 from tda.engine.transformers_api import new_cache
 from tda.names import Execution, Protocol
@@ -102,7 +103,7 @@ def score(
         both = zip(prompt_ids, prompt_mask, continuation_ids, continuation_mask, strict=True)
         thresholds.check_text([torch.cat([p[m], c[n]]).cpu().numpy() for p, m, c, n in both])
     tokens, mask = _left_align(prompt_ids, prompt_mask)
-    with attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, thresholds, execution=execution) as run:
         if selection_ids is not None:
             prefill(model, selection_ids)
             run.impose(run.selection())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tda.contracts import FFN, Decoder
 from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
+from tda.engine.plain import plain
 from tda.engine.transformers_api import text_config
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
@@ -41,7 +42,7 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         for hook in _record(ffn, seen):
             overrides.later(hook.remove)
     try:
-        with widening(model):
+        with plain(model), widening(model):
             model(input_ids=_probe(model), use_cache=False)
             for ffn in ffns:
                 _compare(ffn, *seen[ffn.index])
@@ -72,7 +73,7 @@ def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | Non
         If the kernels do not know something that the model computes.
     """
     if model not in _STEPS:
-        with widening(model):
+        with plain(model), widening(model):
             _STEPS[model] = _compare_steps(model, decoder, ffns)
     return _STEPS[model]
 
