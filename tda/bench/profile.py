@@ -17,6 +17,7 @@ from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.contracts import Method
 from tda.engine import attach
+from tda.engine.context import check_context
 from tda.engine.plain import notice, plain
 from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape
@@ -132,6 +133,7 @@ class _SubjectProfile:
             self.say(f"{self.subject.model}: {sentence}; left out")
         if told := notice(prepared.model):
             self.say(f"{self.subject.model}: {told}")
+        check_context(prepared.model, self.subject.prompt_tokens, WARM_STEPS + STEPS + 1)  # all of these steps are fed
         timed = self._time(prepared)
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)

@@ -27,6 +27,7 @@ def generate(
 
     from tda import kernels
     from tda.engine import attach
+    from tda.engine.context import check_context
     from tda.engine.plain import notice, plain
     from tda.methods import method as build
     from tda.models import load_model, needs_training
@@ -40,6 +41,7 @@ def generate(
     loaded: Any
     loaded, tokenizer = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokens = encode(tokenizer, prompt).unsqueeze(0).to(loaded.device)
+    check_context(loaded, tokens.shape[1], new_tokens)
     if told := notice(loaded):
         o.warn(f"{model}: {told}")
     ends = loaded.generation_config.eos_token_id
