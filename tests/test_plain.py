@@ -1,5 +1,6 @@
 """What a model's folder says about generation decides nothing that is measured, and is told."""
 
+import functools
 import io
 from contextlib import suppress
 from dataclasses import replace
@@ -104,6 +105,15 @@ def test_what_is_left_aside_is_told_and_the_model_says_it_again_afterwards(gener
         raise InterruptedError
     assert vars(model.config) == said
     assert model.generation_config is own
+
+
+def test_a_generate_that_a_folder_brings_is_neither_timed_nor_lost():
+    model: Any = load_model("ref:swiglu").model
+    own = model.generate = functools.partial(lambda *args, **kwargs: pytest.fail("the folder's own generate"), model)
+    document = Document(0, "random", prompt(), tiny.text(1, NEW, seed=4, vocabulary=256)[0])
+    assert left_aside(model) == {"custom_generate": True}
+    time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
+    assert model.generate is own
 
 
 @pytest.mark.parametrize("name", ["ref:swiglu", "ref:relu", "shape:25m"])

@@ -30,6 +30,8 @@ def plain(model: nn.Module) -> Iterator[None]:
     overrides = Overrides()
     try:
         overrides.set(own, "generation_config", GenerationConfig(use_cache=True))
+        if (custom := vars(own).pop("generate", None)) is not None:
+            overrides.later(lambda: vars(own).update(generate=custom))
         for config in {id(config): config for config in (own.config, text_config(model))}.values():
             _set_forward(config, overrides)
         yield
@@ -48,10 +50,15 @@ def _set_forward(config: Any, overrides: Overrides) -> None:
 
 
 def left_aside(model: nn.Module) -> dict[str, Any]:
-    """What a model's folder asks of generation and forwards that a plain run does not do; outside of `plain`."""
+    """What a model's folder asks of generation and forwards that a plain run does not do; before `plain` and `attach`.
+
+    A generate of the folder's own, which it may bring with code that is trusted, is called ``custom_generate``.
+    """
     own: Any = model
     neutral = neutral_generation() | FORWARD
     asked = own.generation_config.to_dict() if getattr(own, "generation_config", None) is not None else {}
+    if "generate" in vars(own):
+        asked["custom_generate"] = True
     asked |= {name: found for name in FORWARD if (found := _forward(model, name)) != FORWARD[name]}
     return {
         name: value
@@ -84,4 +91,5 @@ def notice(model: nn.Module) -> str | None:
     aside = left_aside(model)
     if not aside:
         return None
-    return f"its folder asks for {settings(aside)}; left aside: it runs greedily, with a key-value cache"
+    held = "it runs greedily where no option says otherwise, with a key-value cache"
+    return f"its folder asks for {settings(aside)}; left aside: {held}"
