@@ -127,6 +127,7 @@ def block(model: nn.Module, built: Method, thresholds: Thresholds | None, docume
         attached.select()
         for token in tokens[:WARM]:
             decode(model, token, cache)
+        attached.restart_count()
         before = stream_gb_per_s(device)
         for token in tokens[WARM:]:
             with clock.timing():

@@ -139,6 +139,35 @@ def repaid(spent_ms: Sequence[float], saved_ms: Sequence[float], level: float = 
     return replace(found, value=max(found.value, 0.0), low=low, high=high)
 
 
+# What a ratio to dense is of.
+
+UNLIKE = "unlike kernels"
+_KERNELS = {"c": "kernels in C", "triton": "kernels in Triton", "torch": "torch's kernels"}
+
+
+def unlike_kernels(backend: str | None, dense_backend: str | None) -> str | None:
+    """Warn of a ratio of two times that unlike kernels gave, naming both; None where they are alike or not recorded.
+
+    Parameters
+    ----------
+    backend, dense_backend : str or None
+        As in a record, e.g. ``"c"`` or ``"torch (products of 4 rows run there)"``: what stands before a bracket is
+        which kernels ran, and what stands in it only why.
+    """
+    if backend is None or dense_backend is None or backend.split(" (")[0] == dense_backend.split(" (")[0]:
+        return None
+    return (
+        f"dense ran on {_kernels(dense_backend)} and this on {_kernels(backend)}, so a ratio of the two is of kernels "
+        "too and not of the method alone"
+    )
+
+
+def _kernels(backend: str) -> str:
+    """A backend in plain words."""
+    name = backend.replace(",", " ").split()[0]
+    return _KERNELS.get(name, name) + backend.removeprefix(name)
+
+
 # By name.
 
 

@@ -62,19 +62,20 @@ def are_foreign(hooks: dict[int, Any]) -> bool:
     return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
 
 
-def addition(module: nn.Module) -> str | None:
-    """What was added to a module, beside what its class computes; None if nothing was."""
+def addition(module: nn.Module, *, hooks: bool = True) -> str | None:
+    """What was added to a module, beside what its class computes; None if nothing was, or hooks do not matter."""
     if "forward" in module.__dict__:
         return "a forward of its own"
-    return "hooks" if any(table and are_foreign(table) for table in _hooks(module)) else None
+    return "hooks" if hooks and any(table and are_foreign(table) for table in _hooks(module)) else None
 
 
 def hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
-    """The tables in which the hooks on a model's forwards stand, also those that torch calls for every module."""
+    """The tables in which hooks on the forwards within a model stand, also those that torch calls for every module."""
     every = nn.modules.module
     yield from (every._global_forward_hooks, every._global_forward_pre_hooks)
     for module in modules_of(model):
-        yield from _hooks(module)
+        if module is not model:
+            yield from _hooks(module)
 
 
 def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:

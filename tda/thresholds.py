@@ -184,7 +184,8 @@ def hash_text(rows: Iterable[NDArray[np.int64]]) -> TextHashes:
 
 def hash_config(config: dict[str, Any]) -> str:
     """Hash of a model config, without what differs between equal models."""
-    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
+    output = {"use_cache", "output_attentions", "output_hidden_states", "return_dict"}
+    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"} | output
     kept = {name: value for name, value in config.items() if name not in volatile}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -158,6 +158,21 @@ def opt() -> Any:
     return tiny.model("opt")
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command of the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        cli = importlib.import_module("tda.cli.main")
+        monkeypatch.setattr("sys.argv", ["tda", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real data that the project does not ship; the test skips where it is absent."""

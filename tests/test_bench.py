@@ -349,6 +349,27 @@ def test_batch_counts_the_union_of_the_rows(tmp_path):
     assert one < two < dense
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sparsity_and_traffic_are_those_of_the_timed_steps_alone(prepared, rows):
+    """Warm-up and generate count nothing: the steps of a per-token method differ in what they read."""
+    built, thresholds = next(pair for pair in prepared.methods if pair[0].name == "tt")
+    documents = prepared.scored[:rows]
+    timing = time_case(prepared.model, built, thresholds, documents, "indexed", keep_logits=False)
+    prompts, continuations = rows_of(documents, torch.device("cpu"))
+    read = []
+    with attach(prepared.model, built, thresholds, execution="masked") as run:
+        _, cache = prefill(prepared.model, prompts)
+        for token in continuations[:, :-1].split(1, dim=1):
+            decode(prepared.model, token, cache)
+            read.append([float(layer.any(0).double().mean()) for layer in run.selection()])
+        assert timing.achieved_sparsity == pytest.approx(run.achieved_sparsity(), abs=1e-9)
+    union = [sum(layer) / len(layer) for layer in zip(*read, strict=True)]
+    cached = prompts.shape[1] + continuations.shape[1] / 2
+    wanted = decode_traffic(prepared.model, find_ffns(prepared.model), built, union, cached, rows)
+    assert timing.traffic.weights == pytest.approx(wanted.weights, rel=1e-9)
+    assert timing.traffic.cache == wanted.cache
+
+
 def test_timed_quality_equals_the_score_of_the_same_documents(finished):
     """The pass that is timed token by token gives the same NLL as the one-pass score of those documents."""
     from tda.engine.score import score

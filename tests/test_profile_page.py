@@ -131,6 +131,19 @@ def test_the_page_answers_where_the_time_goes(tmp_path: Path) -> None:
     assert "no such counter here" in html
 
 
+@pytest.mark.parametrize(("dense", "warned"), [("torch (products of 4 rows run there)", True), ("c", False)])
+def test_a_gap_to_a_dense_step_on_other_kernels_is_in_doubt(dense: str, warned: bool, tmp_path: Path) -> None:
+    for method, backend in (("dense", dense), ("griffin", "c")):
+        made = profiles.profile(method).model_copy(update={"backend": backend})
+        profiles.write(tmp_path / method, made, traced=False)
+    html = build_profile_report(tmp_path).index.read_text()
+    sentence = (
+        "griffin 0.5: unlike kernels: dense ran on torch&#39;s kernels (products of 4 rows run there) and this on"
+    )
+    assert (sentence in html) == warned
+    assert ("unlike kernels" in html) == warned
+
+
 def test_equal_profiles_give_equal_pages(tmp_path: Path) -> None:
     pages = [build_profile_report(folder(tmp_path / name)).index.read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]

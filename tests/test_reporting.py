@@ -1,5 +1,6 @@
 """The report: numbers, honesty, escaping, files. Records are made by code; no model runs here."""
 
+import csv
 import json
 import math
 import re
@@ -18,7 +19,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tda.bench.outcome import UNDONE
-from tda.derived import DERIVED, NO_DENSE, Missing, derive
+from tda.derived import DERIVED, NO_DENSE, Missing, derive, unlike_kernels
 from tda.records import Case, Commit, Flag, Machine, Measurement, Record, merge
 from tda.reporting import Report, build_report, doubts, summary_rows
 from tda.reporting.comparison import Comparison, settings
@@ -694,3 +695,63 @@ def test_groups_hold_lines_of_one_machine(tmp_path: Path) -> None:
 def test_import_needs_no_torch() -> None:
     code = "import sys, tda.reporting; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+IN_C, TORCH_ROWS = "c", "torch (products of 4 rows run there)"
+
+
+@pytest.mark.parametrize(
+    ("own", "dense", "words"),
+    [
+        ("c", "c", ()),
+        ("torch (no compiler)", "torch", ()),
+        ("torch (no compiler)", TORCH_ROWS, ()),
+        ("c", None, ()),
+        ("triton", "triton", ()),
+        ("c", TORCH_ROWS, ("dense ran on torch's kernels (products of 4 rows run there) and this on kernels in C,",)),
+        ("torch (no rule (yet))", "c", ("dense ran on kernels in C and this on torch's kernels (no rule (yet)),",)),
+        ("triton, without a graph (a hook)", "torch (a hook)", ("on kernels in Triton, without a graph (a hook),",)),
+        ("c, layer by layer (a bias)", "c", ("dense ran on kernels in C and this on kernels in C, layer by layer",)),
+    ],
+)
+def test_a_ratio_between_unlike_kernels_names_both(own, dense, words):
+    found = unlike_kernels(own, dense)
+    assert (found is not None) == bool(words)
+    assert all(part in str(found) for part in words)
+
+
+def of_kernels(dense: str, sparse: str) -> list[Record]:
+    """A scored setting in which dense and its control ran on some kernels and griffin on others, seven rounds each."""
+    base, griffin = a_case("ref:swiglu", "dense", 0.0), a_case("ref:swiglu", "griffin", 0.5)
+    lines = [scored(base), scored(griffin)]
+    for place in range(1, 8):
+        lines += [timed(base, place, control=control, backend=dense) for control in (False, True)]
+        lines.append(timed(griffin, place, backend=sparse))
+    return lines
+
+
+def test_a_speed_up_between_unlike_kernels_is_in_doubt_wherever_it_is_shown(tmp_path):
+    build_report([write(tmp_path / "mixed", of_kernels(TORCH_ROWS, IN_C))], tmp_path / "page")
+    rows = {row["method"]: row for row in summary_rows(of_kernels(TORCH_ROWS, IN_C))}
+    assert rows["griffin"]["speed-up (×)"].endswith(", unlike kernels")
+    assert rows["griffin"]["break-even (tokens)"].endswith(", unlike kernels")
+    assert "unlike" not in rows["griffin"]["byte limit (×)"] + rows["dense"]["speed-up (×)"]
+    (doubt,) = [line for line in doubts(of_kernels(TORCH_ROWS, IN_C)) if line.startswith("unlike kernels")]
+    assert "in 1 of 3 cases" in doubt
+    assert "products of 4 rows" in doubt
+    assert "kernels in C" in doubt
+    with (tmp_path / "page" / "table.csv").open() as file:
+        told = {(row["method"], row["control"]): row["unlike_kernels"] for row in csv.DictReader(file)}
+    assert "kernels in C" in told["griffin", "False"]
+    assert not told["dense", "False"]
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "In doubt, unlike kernels: griffin 0.5" in page
+    assert "Flag raised: <strong>unlike kernels</strong>" in page
+    assert page.count("so a ratio of the two is of kernels too") >= 3  # the flag, a tooltip, and the finding
+
+
+def test_a_table_of_like_kernels_says_nothing_of_them(tmp_path):
+    records = of_kernels(IN_C, IN_C)
+    build_report([write(tmp_path / "alike", records)], tmp_path / "page")
+    assert "unlike" not in str(summary_rows(records)) + str(doubts(records))
+    assert "unlike kernels:" not in (tmp_path / "page" / "index.html").read_text()

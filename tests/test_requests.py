@@ -167,6 +167,16 @@ class TestSharedPrefix:
             decode(model, tiny.text(1, 1), cache)
             assert run.achieved_sparsity()[0] == pytest.approx(0.5, abs=0.02)
 
+    @pytest.mark.parametrize("method", [tda.Magnitude(sparsity=0.5), tda.TT(sparsity=0.5), tda.Dense()])
+    def test_methods_without_a_statistic_take_any_rows(self, method: Method) -> None:
+        model = tiny.model("llama")
+        with attached(model, method, thresholds=tiny.thresholds("llama", method)) as run:
+            cache = filled(model, run)
+            decode(model, tiny.text(1, 1), cache)
+            cache.batch_repeat_interleave(3)
+            decode(model, tiny.text(3, 1), cache)
+            assert [layer.shape for layer in run.selection()] == [(3, tiny.F)] * tiny.LAYERS
+
     def test_a_prompt_that_the_cache_holds_whole_is_refused(self) -> None:
         """Transformers would feed it a second time."""
         model = tiny.model("llama")
@@ -260,26 +270,30 @@ class TestChangedCaches:
             # The decoded token before the turn is another row's, and the layers above see that; the lowest do not.
             assert torch.equal(moved[0], run.selection()[0]) or (moved[0] ^ run.selection()[0]).sum() <= 6
 
-    def test_keys_of_another_prompt_are_refused(self) -> None:
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_keys_that_another_hand_has_changed_are_told(self, in_place: bool) -> None:
+        """They may be rounded, or another prompt's: what the tokens are cannot be seen."""
         model = tiny.model("llama")
         with attached(model) as run:
-            one, other = (
-                filled(model, run, WHOLE[0]),
-                filled(model, run, torch.cat([WHOLE[0][:, :-1], PREFIX[:, :1]], 1)),
-            )
+            one, other = filled(model, run, WHOLE[0]), filled(model, run, WHOLE[0].flip(1))
+            for mine, theirs in zip(one.layers, other.layers, strict=True):
+                if in_place:
+                    mine.keys.copy_(theirs.keys)
+                else:
+                    mine.keys, mine.values = theirs.keys, theirs.values
+            with pytest.warns(UserWarning, match="keys of the cache are not those.*prefill that prompt inside"):
+                decode(model, tiny.text(1, 1), one)
+            decode(model, tiny.text(1, 1), one)
+            assert same(run.selection(), alone("llama", 0))
+
+    def test_rows_of_another_cache_are_refused(self) -> None:
+        model = tiny.model("llama")
+        with attached(model) as run:
+            one, other = filled(model, run, WHOLE[0]), filled(model, run, tiny.text(2, 27, seed=50))
             for mine, theirs in zip(one.layers, other.layers, strict=True):
                 mine.keys, mine.values = theirs.keys, theirs.values
-            with pytest.raises(ValueError, match="does not hold the tokens that passed through this attached model"):
-                decode(model, tiny.text(1, 1), one)
-
-    def test_keys_that_are_written_over_in_place_are_refused(self) -> None:
-        model = tiny.model("llama")
-        with attached(model) as run:
-            one, other = filled(model, run, PREFIX), filled(model, run, tiny.text(1, 20, seed=77))
-            for mine, theirs in zip(one.layers, other.layers, strict=True):
-                mine.keys.copy_(theirs.keys)
-            with pytest.raises(ValueError, match="does not hold the tokens"):
-                decode(model, tiny.text(1, 1), one)
+            with pytest.raises(ValueError, match="the cache was of 1 rows and is now of 2"):
+                decode(model, tiny.text(2, 1), one)
 
     def test_a_cache_that_grew_elsewhere_is_refused(self) -> None:
         model = tiny.model("llama")

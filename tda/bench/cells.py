@@ -82,8 +82,10 @@ def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
     return (1 if cell.method.name in plan.speed_methods and not cell.other_kind else 2), away
 
 
-def new_record(plan: Plan, place: Place, status: Status, span: Span, **found: Any) -> Record:
-    """A record of now, on this machine, of this commit."""
+def new_record(
+    plan: Plan, place: Place, status: Status, span: Span, *, generation: str | None = None, **found: Any
+) -> Record:
+    """A record of now, on this machine, of this commit; `generation` says how the model's own generate was run."""
     return Record(
         case=place.case,
         round=place.round,
@@ -96,6 +98,7 @@ def new_record(plan: Plan, place: Place, status: Status, span: Span, **found: An
             "load_average": os.getloadavg()[0],
             "precision": plan.precision,
             "kernels": str(kernels.backend(plan.device)),
+            **({} if generation is None else {"generation": generation}),
         },
         started=span.started,
         seconds=span.seconds,

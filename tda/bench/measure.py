@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tda import limits
 from tda.bench.traffic import Traffic, decode_traffic
-from tda.contracts import Method, PromptMethod
+from tda.contracts import Method, PromptMethod, TokenMethod
 from tda.device import PeakMemory, RangeClock, Stopwatch
 from tda.engine import Run, attach
 from tda.engine.phases import Prefilled, decode, prefill
+from tda.engine.plain import plain
 from tda.engine.score import Scores, token_nll
 from tda.names import Execution
 from tda.quality import Document, rows_of, selection_digest
@@ -133,9 +134,9 @@ def pace(
     with clock.timing():
         stream.gb_per_s()
     stream_s, begin = clock.ms / 1000, time.monotonic()
-    with attach(model, method, execution=execution) as run:
+    with plain(model), attach(model, method, execution=execution) as run:
         attached_s = time.monotonic() - begin
-        _serve(run, prompts, continuations[:, :1])
+        _serve(run, prompts, continuations[:, :2])
         with clock.timing():
             _, cache = prefill(model, prompts)
         prefill_s = clock.ms / 1000
@@ -163,36 +164,31 @@ def time_case(
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
     clock, stream = Stopwatch(device), stream or limits.Stream(device)
-    with attach(model, method, thresholds, execution=execution) as run:
-        _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
+    with plain(model), attach(model, method, thresholds, execution=execution) as run:
+        _serve(run, prompts, continuations)
         gc.collect()
         watch = Watch(device)
         passes, (first, cache) = _prefill_passes(run, prompts, device)
         before = stream.gb_per_s()
-        decode_ms, predicted = [], [first]
-        for step in range(continuations.shape[1] - 1):
-            token = continuations[:, step : step + 1]
-            with clock.timing():
-                logits = decode(model, token, cache)
-            decode_ms.append(clock.ms)
-            if keep_logits:
-                predicted.append(logits)
+        steps = _decode_steps(run, continuations, cache, keep_logits=keep_logits)
         after = stream.gb_per_s()
+        ran: dict[str, Any] = {  # before generate: what is told is of the timed steps
+            "execution": run.execution or "dense",
+            "backend": run.backend,
+            "achieved_sparsity": tuple(run.achieved_sparsity()),
+            "traffic": _traffic(run, prompts, continuations, steps),
+            "digest": selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
+        }
         with clock.timing():
             generate(model, prompts, continuations.shape[1])
-        change = watch.read()
         return Timing(
             passes=passes,
             generation_ms=clock.ms,
-            decode_ms=decode_ms,
-            logits=torch.cat(predicted, 1) if keep_logits else None,
-            execution=run.execution or "dense",
-            backend=run.backend,
-            achieved_sparsity=tuple(run.achieved_sparsity()),
-            traffic=_traffic(run, prompts.shape[1] + continuations.shape[1] / 2, len(prompts)),
+            decode_ms=steps.ms,
+            logits=torch.cat([first, *steps.logits], 1) if keep_logits else None,
             streams_gb_per_s=(before, after),
-            change=change,
-            digest=selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
+            change=watch.read(),
+            **ran,
         )
 
 
@@ -223,31 +219,50 @@ def _prefill_passes(run: Run, prompts: Tensor, device: torch.device) -> tuple[Pa
 
 
 def generate(model: Any, prompts: Tensor, new_tokens: int) -> None:
-    """Greedy generation of exactly `new_tokens` tokens through the model's own generate."""
+    """Greedy generation of exactly `new_tokens` tokens through the own generate of a model that runs `plain`."""
     model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
     )
 
 
 def _serve(run: Run, prompts: Tensor, continuations: Tensor) -> None:
+    """Serve a short request that nothing is read of; as in any other, the last token is fed to no pass."""
     _, cache = prefill(run.model, prompts)
     run.select()
-    for step in range(continuations.shape[1]):
-        decode(run.model, continuations[:, step : step + 1], cache)
+    for token in continuations[:, :-1].split(1, dim=1)[:WARM_UP_TOKENS]:
+        decode(run.model, token, cache)
 
 
-def _traffic(run: Run, cached: float, batch: int) -> Traffic:
-    """Bytes of a decode step with what the run kept: for a batch, the union over its rows."""
-    if batch == 1:
-        kept = [1 - share for share in run.achieved_sparsity()]
-    else:
-        kept = [float(layer.any(0).double().mean()) for layer in run.selection()]
-    return decode_traffic(run.model, run.ffns, run.method, kept, cached, batch)
+@dataclass
+class _Steps:
+    """Timed decode steps of a request, what they gave, and for a batch what each read: a share per layer."""
+
+    ms: list[float] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    read: list[list[float]] = field(default_factory=list)
+
+
+def _decode_steps(run: Run, continuations: Tensor, cache: Any, *, keep_logits: bool) -> _Steps:
+    """Feed the continuations [B, G] but for their last token, each step timed; the run counts these steps alone."""
+    steps, clock = _Steps(), Stopwatch(continuations.device)
+    run.restart_count()
+    for token in continuations[:, :-1].split(1, dim=1):
+        with clock.timing():
+            logits = decode(run.model, token, cache)
+        steps.ms.append(clock.ms)
+        if keep_logits:
+            steps.logits.append(logits)
+        if len(token) > 1 and (isinstance(run.method, TokenMethod) or not steps.read):
+            steps.read.append([float(layer.any(0).double().mean()) for layer in run.selection()])
+    return steps
+
+
+def _traffic(run: Run, prompts: Tensor, continuations: Tensor, steps: _Steps) -> Traffic:
+    """Bytes of a decode step with what was read in the timed ones, on average: for a batch, the union over its rows."""
+    kept = [mean(layer) for layer in zip(*steps.read, strict=True)]
+    cached = prompts.shape[1] + continuations.shape[1] / 2
+    kept = kept or [1 - share for share in run.achieved_sparsity()]
+    return decode_traffic(run.model, run.ffns, run.method, kept, cached, len(prompts))
 
 
 @torch.no_grad()
@@ -263,8 +278,8 @@ def peak_memory(
     prompts, continuations = rows_of(documents, device)
     gc.collect()
     peak = PeakMemory(device)
-    with attach(model, method, thresholds, execution=execution) as run:
-        _serve(run, prompts, continuations[:, :WARM_UP_TOKENS])
+    with plain(model), attach(model, method, thresholds, execution=execution) as run:
+        _serve(run, prompts, continuations)
     return (None, peak.problem) if peak.problem else (peak.read(), None)
 
 

@@ -15,6 +15,7 @@ from tda.bench.budget import NO_END, Deadline
 from tda.bench.plan import Plan, Subject
 from tda.calibration import calibrate_all
 from tda.contracts import FFN, Method
+from tda.engine.context import check_context, context_length, fits
 from tda.engine.identity import identify
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
@@ -50,7 +51,7 @@ class Prepared:
     methods : list of (Method, Thresholds or None)
         What is measured on it.
     left_out : list of str
-        Why a method is not defined for this model.
+        Why a method is not defined for this model, and which questions are too long for it.
     """
 
     model: nn.Module
@@ -121,6 +122,8 @@ def prepare(
     ------
     ValueError
         If the model or text is wrong, or evaluation text overlaps with calibration text.
+    ContextError
+        If the model has fewer positions than a request needs.
     OutOfTimeError
         If calibration takes longer than there is time.
     """
@@ -128,6 +131,7 @@ def prepare(
     model, tokenizer = load_model(
         subject.model, dtype=subject.dtype, device=plan.device, trust_remote_code=trust_remote_code
     )
+    check_context(model, subject.prompt_tokens, subject.new_tokens)
     scored = plan.documents if subject.quality else 0
     timed = plan.rounds * plan.batch if subject.speed else 0
     if is_shape(subject.model):
@@ -138,8 +142,11 @@ def prepare(
             tokenizer, subject.prompt_tokens, subject.new_tokens, scored + timed, text=texts.evaluation
         )
     asks = subject.quality and texts.evaluation is None
-    questions = recall_questions(tokenizer, plan.documents) if asks else []
+    asked = recall_questions(tokenizer, plan.documents) if asks else []
+    questions = [question for question in asked if fits(model, len(question.context), len(question.answer))]
     methods, left_out = _defined(plan, find_ffns(model)[0])
+    if len(questions) < len(asked):
+        left_out.append(f"{len(asked) - len(questions)} of {len(asked)} recall questions are longer than its context")
     prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out)
     calibration = _Calibration(plan, subject, prepared, texts, folder, profile, artifact, deadline)
     thresholds = calibration.thresholds(methods, say)
@@ -232,9 +239,10 @@ class _Calibration:
         return thresholds
 
     def _length(self) -> int:
-        """Tokens of a calibration document: the power of two that holds every prompt that will be selected on."""
+        """Tokens of a calibration document: the power of two that holds every prompt, or what the model holds."""
         longest = max([self.subject.prompt_tokens, *(len(question.context) for question in self.prepared.questions)])
-        return 1 << (longest - 1).bit_length()
+        held, positions = 1 << (longest - 1).bit_length(), context_length(text_config(self.prepared.model))
+        return held if positions is None else min(held, positions)
 
     def _batches(self) -> list[dict[str, torch.Tensor]]:
         if is_shape(self.subject.model):

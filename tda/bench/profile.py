@@ -17,6 +17,8 @@ from tda.bench.plan import Plan, Subject, plan_of
 from tda.bench.prepare import Prepared, Texts, prepare
 from tda.contracts import Method
 from tda.engine import attach
+from tda.engine.context import check_context
+from tda.engine.plain import notice, plain
 from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape
 from tda.names import Dtype, Execution
@@ -129,6 +131,9 @@ class _SubjectProfile:
         )
         for sentence in prepared.left_out:
             self.say(f"{self.subject.model}: {sentence}; left out")
+        if told := notice(prepared.model):
+            self.say(f"{self.subject.model}: {told}")
+        check_context(prepared.model, self.subject.prompt_tokens, WARM_STEPS + STEPS + 1)  # all of these steps are fed
         timed = self._time(prepared)
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
@@ -171,7 +176,8 @@ class _SubjectProfile:
         shutil.rmtree(folder, ignore_errors=True)
         device = next(prepared.model.parameters()).device
         prompts, continuations = rows_of(self._documents(prepared, 0), device)
-        with attach(prepared.model, method, thresholds, execution=self._execution(method)) as run:
+        execution = self._execution(method)
+        with plain(prepared.model), attach(prepared.model, method, thresholds, execution=execution) as run:
             request = Request(run, prompts, continuations)
             request.serve()
             memory = peaks(request)

@@ -18,6 +18,7 @@ from tda.bench.outcome import absent, doubts, speed
 from tda.bench.stage import Stage
 from tda.bench.store import Place
 from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
+from tda.engine.plain import told
 from tda.engine.score import Scores, score
 from tda.limits import Stream
 from tda.methods import method as build_method
@@ -218,6 +219,7 @@ class Rounds:
             Place(cell.case, cell.control, number),
             "ok",
             span,
+            generation=told(self.stage.prepared.model, self.stage.subject.new_tokens),
             measurements=measurements,
             achieved_sparsity=timing.achieved_sparsity,
             execution=timing.execution,

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError
-from tda.bench.cells import OTHER_KIND, Cell, by_worth, essential
+from tda.bench.cells import OTHER_KIND, Cell, Span, by_worth, essential, new_record
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Texts, prepare
 from tda.bench.progress import Progress
@@ -18,6 +18,8 @@ from tda.bench.rounds import Rounds
 from tda.bench.scoring import Scoring
 from tda.bench.stage import Stage
 from tda.bench.store import Place, Store
+from tda.engine.context import ContextError
+from tda.engine.plain import notice
 from tda.methods import method as build_method
 from tda.records import SELECTION_FROM, LeftOut
 
@@ -57,8 +59,14 @@ def measure(
         What measures that which there was no time for.
     trust_remote_code : bool
         As for `tda.load_model`.
+
+    Raises
+    ------
+    ValueError
+        As `prepare`; of several models, one whose context is too short for the request is a failed record instead.
     """
     progress.stage(f"{subject.model}: loading and calibrating", 0)
+    started = time.monotonic()
     try:
         prepared = prepare(
             plan,
@@ -73,12 +81,21 @@ def measure(
     except OutOfTimeError:
         reason = "calibration takes longer than there is time"
         return [LeftOut(model=subject.model, what="everything", reason=reason, command=command)]
+    except ContextError as error:
+        if len(plan.subjects) == 1:
+            raise
+        dense = Place(plan.case(subject, next(plan.build())), control=False, round=0)
+        store.keep([new_record(plan, dense, "error", Span.since(started), reason=str(error))])
+        say(f"[red]{escape(f'{subject.model} is not measured: {error}')}")
+        return []
     stage = Stage(plan, subject, prepared, store, progress, say, command)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collection before each measurement need not walk it
     try:
         for sentence in prepared.left_out:
             say(f"[yellow]{escape(f'{subject.model}: {sentence}; left out')}")
+        if told := notice(prepared.model):
+            say(f"[yellow]{escape(f'{subject.model}: {told}')}")
         _run(stage, deadline)
     finally:
         gc.unfreeze()

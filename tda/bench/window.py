@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tda.contracts import Method
 from tda.engine import Run, attach
 from tda.engine.phases import decode, prefill
+from tda.engine.plain import plain
 from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.records import Measurement
@@ -36,7 +37,7 @@ def gpu_use(
     """Utilisation, memory, power and energy of a GPU while a case decodes."""
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
-    with attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, thresholds, execution=execution) as run:
         _, cache = prefill(model, prompts)
         run.select()
         torch.cuda.synchronize(device)

@@ -15,8 +15,10 @@ from tda.calibration.allocate import at_level, equal_error, error_curve
 from tda.calibration.collect import Batch, Collector, MeanCollector, PromptCollector, TokenCollector
 from tda.calibration.histogram import Histogram
 from tda.contracts import FFN, ErrorControlled, Method, Source, TokenMethod
+from tda.engine.context import check_context
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
+from tda.engine.plain import plain
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
 from tda.families import check_model, find_ffns
@@ -58,7 +60,8 @@ def calibrate(
     Raises
     ------
     TypeError, ValueError
-        If the method needs no thresholds, there is no text, or a batch has the wrong form.
+        If the method needs no thresholds, there is no text, or a batch has the wrong form or is longer than the
+        model's context.
     """
     return calibrate_all(model, [method], batches, layer_sparsity=[layer_sparsity], progress=progress)[0]
 
@@ -128,8 +131,9 @@ def _pass(
     rows: list[NDArray[np.int64]] = []
     try:
         for tokens, mask in _checked(batches, ffns[0].up.weight.device, progress):
+            check_context(model, int(mask.sum(1).max()), 1)
             current[:] = [Batch(mask, positions(mask))]
-            with widening(model):
+            with plain(model), widening(model):
                 model(
                     input_ids=tokens,
                     attention_mask=mask.long(),

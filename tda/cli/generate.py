@@ -33,6 +33,8 @@ def generate(
 
     from tda import kernels
     from tda.engine import attach
+    from tda.engine.context import check_context
+    from tda.engine.plain import notice, plain
     from tda.methods import method as build
     from tda.models import load_model, needs_training
     from tda.quality.documents import encode
@@ -47,13 +49,18 @@ def generate(
     tokens = encode(tokenizer, prompt, control_words=True).unsqueeze(0).to(loaded.device)
     if not tokens.numel():
         raise ValueError(f"the prompt is empty, and the tokenizer of {model} has no BOS to begin with; expected text")
+    check_context(loaded, tokens.shape[1], new_tokens)
+    if told := notice(loaded):
+        o.warn(f"{model}: {told}")
+    ends = loaded.generation_config.eos_token_id
     torch.manual_seed(seed or 0)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    with attach(loaded, built, artifact, execution=execution) as run:
+    with plain(loaded), attach(loaded, built, artifact, execution=execution) as run:
         loaded.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=new_tokens,
+            eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
             **sampling,

@@ -1,6 +1,7 @@
 """What was done to a key-value cache between two forwards: tokens lost, rows moved, and to which request it belongs."""
 
 import copy
+import warnings
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ MARK = "_tda_request"
 """Attribute by which a cache carries its request: a copy of the cache then carries a copy of it."""
 
 CHANGED = (
-    "the cache does not hold the tokens that passed through this attached model last: its keys were changed since, or "
-    "are another cache's. Prefill the prompt inside `attach`"
+    "the keys of the cache are not those that the attached model left in it: it is taken to stand for the same tokens, "
+    "row by row. Where they are another prompt's, prefill that prompt inside `attach` instead"
 )
 
 
@@ -102,14 +103,15 @@ def moved_rows(cache: Any, before: Shown | None, lost: int, rows: int, wanted: i
     Raises
     ------
     ValueError
-        If a row is none of those before.
+        If there are more or fewer rows, and one is none of those before.
     """
     now = Shown.of(cache)
     if before is not None and now is not None:
         if not lost and now.is_untouched(before):
             return None
         if now.keys is before.keys and now.version != before.version:
-            raise ValueError(CHANGED)
+            warnings.warn(CHANGED, stacklevel=6)
+            return None
         mine, theirs = now.last(0), before.last(lost)
         if mine is not None and theirs is not None and mine.shape[1:] == theirs.shape[1:]:
             return _matching(mine, theirs.to(mine.device))
@@ -131,7 +133,10 @@ def _matching(mine: Tensor, theirs: Tensor) -> Tensor | None:
         return None
     equal = torch.stack([(row == theirs).all(1) for row in mine])  # [B, R]
     if not bool(equal.any(1).all()):
-        raise ValueError(CHANGED)
+        if len(mine) != count:
+            raise ValueError(f"the cache was of {count} rows and is now of {len(mine)} that are none of them")
+        warnings.warn(CHANGED, stacklevel=7)
+        return None
     own = torch.arange(len(mine), device=mine.device) * count // len(mine)
     preferred = equal.long()
     preferred[torch.arange(len(mine), device=mine.device), own] *= 2  # of equal rows, the one in place

@@ -161,6 +161,11 @@ class Run:
             raise ValueError("no decode step ran yet, so no sparsity was achieved")
         return (self._left_out / self._decoded).tolist()
 
+    def restart_count(self) -> None:
+        """Count what is left out anew: `achieved_sparsity` is then that of the decode steps from here on."""
+        self._left_out.zero_()
+        self._decoded.zero_()
+
     @property
     def decoded(self) -> bool:
         """Whether a decode step ran yet."""
@@ -287,11 +292,16 @@ class Run:
 
     def _find_request(self, cache: Any, rows: int, device: torch.device) -> Request:
         cached = cached_tokens(cache)
+        selects = isinstance(self.method, PromptMethod) and self.method.scope == "prompt"
         known: Request | None = None if cache is None else self._requests.get(cache)
         if known is not None and (cached > 0 or self._told == "decode"):
-            known.follow(cache, cached, rows, told=self._told == "decode")
-            return known
-        if isinstance(self.method, PromptMethod) and self.method.scope == "prompt":
+            if selects:
+                known.follow(cache, cached, rows, told=self._told == "decode")
+                return known
+            if known.rows == rows:
+                known.fed, known.length = known.fed + cached - known.length, cached
+                return known
+        if selects:
             if cached > 0:
                 raise ValueError(
                     f"the cache holds {cached} tokens that did not pass through this attached model, so "

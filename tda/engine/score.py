@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from tda.contracts import Method, PromptMethod, check_choice
 from tda.engine.attach import attach
+from tda.engine.context import check_context
 from tda.engine.phases import decode, prefill
+from tda.engine.plain import plain
 from tda.engine.run import Run
 from tda.engine.transformers_api import new_cache
 from tda.names import Execution, Protocol
@@ -89,7 +91,8 @@ def score(
     Raises
     ------
     ValueError
-        If shapes or masks do not fit, or the text shares a document or window with the calibration text.
+        If shapes or masks do not fit, the model has fewer positions than the text, or the text shares a document or
+        window with the calibration text.
     """
     check_choice("protocol", protocol, get_args(Protocol))
     prompt_mask = _check_mask("prompt", prompt_ids, prompt_mask)
@@ -98,11 +101,15 @@ def score(
         raise ValueError(f"{len(prompt_ids)} prompts for {len(continuation_ids)} continuations")
     if bool((continuation_mask[:, 1:] & ~continuation_mask[:, :-1]).any()) or not bool(prompt_mask.any(1).all()):
         raise ValueError("a continuation is padded on the right only, and a prompt has at least one token")
+    longest = int((prompt_mask.sum(1) + continuation_mask.sum(1)).argmax())
+    check_context(model, int(prompt_mask[longest].sum()), int(continuation_mask[longest].sum()))
+    if selection_ids is not None:
+        check_context(model, selection_ids.shape[1], 1)
     if thresholds is not None and method.needs_thresholds:
         both = zip(prompt_ids, prompt_mask, continuation_ids, continuation_mask, strict=True)
         thresholds.check_text([torch.cat([p[m], c[n]]).cpu().numpy() for p, m, c, n in both])
     tokens, mask = _left_align(prompt_ids, prompt_mask)
-    with attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, thresholds, execution=execution) as run:
         if selection_ids is not None:
             prefill(model, selection_ids)
             run.impose(run.selection())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tda.contracts import FFN, Decoder
 from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
+from tda.engine.plain import plain
 from tda.engine.transformers_api import attention_function, text_config
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
@@ -28,12 +29,12 @@ def structure(model: nn.Module) -> Structure | None:
     """What a model computes beside its weights: classes and functions of its modules, and its configuration.
 
     Checks that passed hold as long as it is the same. None where hooks or forwards were added to single modules: what
-    they do is looked at anew every time.
+    they do is looked at anew every time. Hooks on the model itself run around whatever its forward is.
     """
     found: list[Any] = []
     sources: dict[str, None] = {}
     for module in modules_of(model):
-        if addition(module) is not None:
+        if addition(module, hooks=module is not model) is not None:
             return None
         kind = type(module)
         found += (kind, kind.forward)
@@ -70,7 +71,7 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         for hook in _record(ffn, seen):
             overrides.later(hook.remove)
     try:
-        with widening(model):
+        with plain(model), widening(model):
             model(input_ids=_probe(model), use_cache=False)
             for ffn in ffns:
                 _compare(ffn, *seen[ffn.index])
@@ -106,7 +107,7 @@ def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | Non
     same = structure(model)
     known, reason = _STEPS.get(model, (None, None))
     if known is None or known != same:
-        with widening(model):
+        with plain(model), widening(model):
             reason = _compare_steps(model, decoder, ffns)
         _STEPS[model] = (same, reason)
     return reason

@@ -79,3 +79,11 @@ def new_cache() -> Any:
 def positions(mask: Tensor) -> Tensor:
     """Position ids of the tokens of an attention mask [B, T]: padding does not count."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def neutral_generation() -> dict[str, Any]:
+    """Settings of a generation config that change nothing: those of an empty one, and what stands for them."""
+    from transformers import GenerationConfig
+
+    standing: dict[str, Any] = GenerationConfig._get_default_generation_params()
+    return {**GenerationConfig().to_dict(), **standing}

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tda.derived import NOT_FINITE, Derived, Missing, derive
+from tda.derived import NOT_FINITE, UNLIKE, Derived, Missing, derive, unlike_kernels
 from tda.records import LAYER_PROFILE, SELECTION_FROM, SPEED, Record, merge
 from tda.reporting.style import rank
 from tda.reporting.text import share
@@ -186,6 +186,13 @@ class Comparison:
         """Speed-up of a decode step."""
         return self.faster()
 
+    @property
+    def unlike_kernels(self) -> str | None:
+        """Why a ratio of its times to dense's says more than what the method saves; None where it does not."""
+        if self.dense is None or not (self.timed and Comparison(self.dense, self.dense).timed):
+            return None
+        return unlike_kernels(self.record.backend, self.dense.backend)
+
     @cached_property
     def delta_nll(self) -> Estimate | None:
         """NLL less dense NLL in nats per token, paired per document; None where either is missing."""
@@ -264,6 +271,12 @@ class Setting:
     def documents(self) -> int:
         """Documents scored in the case that has most."""
         return max((len(case.groups("nll_nats")) for case in self.cases), default=0)
+
+    @property
+    def doubt(self) -> str:
+        """What a caption adds about ratios between unlike kernels; nothing where there are none."""
+        found = [case.label for case in self.timed if case.unlike_kernels]
+        return f" In doubt, {UNLIKE}: {', '.join(found)} (see the flags)." if found else ""
 
     @property
     def noise_floor(self) -> float | None:

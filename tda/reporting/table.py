@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
 import pandas as pd
 
-from tda.derived import NOT_FINITE, Missing
+from tda.derived import NOT_FINITE, UNLIKE, Missing
 from tda.records import SELECTION_FROM, Record
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.gather import Group
@@ -38,6 +38,8 @@ class Column:
         Whether a plus sign is written.
     scale : float
         What a plain number is divided by before it is shown; the CSV keeps base units.
+    ratio : bool
+        Whether values follow from the times of dense too, so that unlike kernels are told beside them.
     """
 
     name: str
@@ -47,9 +49,17 @@ class Column:
     numeric: bool = True
     signed: bool = False
     scale: float = 1.0
+    ratio: bool = False
 
     def cell(self, case: Comparison) -> "Cell":
-        """The value of a case as it is shown."""
+        """The value of a case as it is shown, with the doubt about a ratio."""
+        cell = self._plain_cell(case)
+        doubt = case.unlike_kernels if self.ratio else None
+        if doubt is None or cell.sort is None:
+            return cell
+        return replace(cell, text=f"{cell.text}, {UNLIKE}", tooltip=doubt)
+
+    def _plain_cell(self, case: Comparison) -> "Cell":
         value = self.value(case)
         if value is None:
             return Cell(MISSING, None, self.missing(case), self.numeric)
@@ -64,7 +74,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, the number that it is sorted by, and a tooltip: the reason where the value is missing."""
+    """Text, the number that it is sorted by, and a tooltip: why the value is missing or in doubt."""
 
     text: str
     sort: float | None
@@ -76,12 +86,12 @@ def _measured(name: str, heading: str, *, scale: float = 1.0) -> Column:
     return Column(name, heading, lambda case: case.median(name), lambda case: case.missing(name), scale=scale)
 
 
-def _derived(name: str, heading: str, *, signed: bool = False) -> Column:
+def _derived(name: str, heading: str, *, signed: bool = False, ratio: bool = False) -> Column:
     def why(case: Comparison) -> str:
         found = case.derived(name)
         return found.reason if isinstance(found, Missing) else ""
 
-    return Column(name, heading, lambda case: case.estimate(name), why, signed=signed)
+    return Column(name, heading, lambda case: case.estimate(name), why, signed=signed, ratio=ratio)
 
 
 def _level(name: str, heading: str) -> Column:
@@ -148,17 +158,18 @@ COLUMNS: tuple[Column, ...] = (
     _percentile(50),
     _percentile(95),
     _percentile(99),
-    Column("speedup", "speed-up (×)", lambda case: case.speedup, _ratio_missing("decode_ms")),
+    Column("speedup", "speed-up (×)", lambda case: case.speedup, _ratio_missing("decode_ms"), ratio=True),
     _derived("limit_speedup", "byte limit (×)"),
-    _derived("gain_share", "gain share"),
+    _derived("gain_share", "gain share", ratio=True),
     _derived("bandwidth_share", "bandwidth share"),
-    _derived("break_even_tokens", "break-even (tokens)"),
+    _derived("break_even_tokens", "break-even (tokens)", ratio=True),
     _measured("generation_ms", "generation (ms)"),
     Column(
         "generation_speedup",
         "generation speed-up (×)",
         lambda case: case.faster("generation_ms"),
         _ratio_missing("generation_ms"),
+        ratio=True,
     ),
     _measured("weight_bytes_per_token", "weights per token (MB)", scale=1e6),
     _measured("peak_memory_bytes", "peak memory (MB)", scale=1e6),
@@ -176,6 +187,7 @@ OPTIONAL: tuple[Column, ...] = (
     _measured("energy_j_per_token", "energy per token (J)"),
     _measured("choice_ms", "choice (ms)"),
     _measured("gather_ms", "gather (ms)"),
+    _words("unlike_kernels", UNLIKE, lambda case: case.unlike_kernels, "dense ran on kernels of the same kind"),
 )
 """Columns that are shown only where some case has a value."""
 LAST: tuple[Column, ...] = (

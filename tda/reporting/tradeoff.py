@@ -100,6 +100,8 @@ def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
         words += "; that is above its byte limit, so dense took longer here than reading its weights explains"
     if timed.speedup.low is None:
         words += "; too few rounds for an interval"
+    if timed.unlike_kernels:
+        words += f"; {timed.unlike_kernels}"
     doubts = [doubt.split(":")[0].replace("_", " ") for doubt in timed.record.raised()]
     return words + (f"; in doubt: {', '.join(doubts)} was flagged" if doubts else "") + "."
 

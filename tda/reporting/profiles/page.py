@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from tda.derived import UNLIKE, unlike_kernels
 from tda.profiler.records import KernelRow, ModuleRow, Profile
 from tda.profiler.roofline import points
 from tda.profiler.split import COMPONENTS
@@ -163,8 +164,11 @@ def _findings(group: Group) -> Iterator[str]:
 
 
 def _doubts(group: Group) -> Iterator[str]:
-    """One sentence for every flag that was raised."""
+    """One sentence for every flag that was raised, and for every ratio between unlike kernels."""
     for shown in group.shown:
+        told = None if group.dense is None else unlike_kernels(shown.profile.backend, group.dense.profile.backend)
+        if told is not None:
+            yield f"{shown.label}: {UNLIKE}: {told}"
         for name, flag in shown.profile.flags.items():
             if flag.raised:
                 yield f"{shown.label}: {name.replace('_', ' ')}: {flag.detail}"

@@ -52,6 +52,7 @@ def _run(group: Group) -> list[tuple[str, str]]:
         ("Measured", f"{_moment(started[0])} to {_moment(started[-1])}"),
         ("Load average (1 min)", _range(load)),
         ("Kernels", "; ".join(_told(group.lines, "kernels")) or "not recorded"),
+        ("Generation", "; ".join(_told(group.lines, "generation")) or "not recorded"),
         ("Stream bandwidth", f"{_range(stream)} GB/s over rounds" if stream else "not measured"),
     ]
 

@@ -59,7 +59,7 @@ def _before(setting: Setting, cases: list[Comparison]) -> Plot:
     plain_ticks(axes, "x")
     caption = (
         f"Prefill of {setting.model}, and selection (full colour) after it; text: what prefill takes over dense's, "
-        "what selection takes, and the tokens that repay both."
+        f"what selection takes, and the tokens that repay both.{setting.doubt}"
     )
     return Plot("first-step", figure, caption)
 
@@ -102,7 +102,7 @@ def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
             f"saved-{share(sparsity)}",
             _saved_figure(setting, [case for case in sparse if case.sparsity in (sparsity, None)], sparsity),
             f"Share of the dense time saved at sparsity {share(sparsity)}, from prompt to the n-th token, out of "
-            "means over rounds; right of the dotted line it is extrapolated.",
+            f"means over rounds; right of the dotted line it is extrapolated.{setting.doubt}",
             f"Sparsity {share(sparsity)}",
         )
         for sparsity in asked

@@ -14,6 +14,7 @@ def table_section(group: Group) -> Content:
     lead = (
         "Click a heading to sort. A number with brackets is a mean with its 95% interval over rounds or documents; a "
         "time or size without them is the median of all samples (percentiles: of all steps). “–” is missing, never "
-        "zero: hover over it or tap it for the reason. The same numbers in base units are in table.csv."
+        "zero: hover over it or tap it for the reason, as over a ratio between unlike kernels. The same numbers in "
+        "base units are in table.csv."
     )
     return Content(lead, template="table.html", values={"columns": shown, "rows": rows})
