@@ -271,8 +271,10 @@ def test_per_token_methods_skip_tokens_one_by_one() -> None:
     prompt, fed = tiny.text(2, 9), tiny.text(2, 6, seed=1)
     with torch.no_grad():
         for execution in ("masked", "indexed"):
-            with tda.attach(model, method, tiny.thresholds("llama", method), execution=execution):
-                together = decode(model, fed, prefill(model, prompt).cache)
+            with tda.attach(model, method, tiny.thresholds("llama", method), execution=execution) as run:
+                cache = prefill(model, prompt).cache
+                with run.decode():
+                    together = decode(model, fed, cache)
                 cache = prefill(model, prompt).cache
                 single = torch.cat([decode(model, fed[:, s : s + 1], cache) for s in range(6)], 1)
             torch.testing.assert_close(together, single, rtol=1e-4, atol=1e-4)

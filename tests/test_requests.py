@@ -5,6 +5,7 @@ A fresh prefill of the whole prompt, alone, is the measure: its sets are what ev
 
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -251,6 +252,20 @@ class TestChangedCaches:
                 expected = decode(model, tiny.text(1, 1), held)[0]
                 torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
 
+    def test_the_last_token_of_a_turn_moves_along(self) -> None:
+        """Rows of one prompt whose samples differ: what was generated is no prompt in the next turn, in any order."""
+        model, prompts = tiny.model("llama"), WHOLE[0].expand(2, -1)
+        with attached(model) as run:
+            cache = tiny.new_cache(model)
+            torch.manual_seed(3)
+            sequences = model.generate(prompts, max_new_tokens=NEW, do_sample=True, **tiny.on(model, cache))
+            assert sequences[0, -1] != sequences[1, -1]
+            cache.reorder_cache(torch.tensor([1, 0]))
+            turn = torch.cat([sequences[[1, 0]], SUFFIXES[2].expand(2, -1)], 1)
+            generate(model, turn, **tiny.on(model, cache))
+            assert run._request is not None
+            assert run._request.prompt().tokens.tolist() == [27 + 12] * 2
+
     def test_rows_that_move_between_turns_and_after_decode(self) -> None:
         model, second = tiny.model("llama"), tiny.text(3, 4, seed=8)
         rows = tiny.text(3, 9, seed=9)
@@ -455,6 +470,23 @@ class TestWarnedOf:
             with attached(model), pytest.warns(UserWarning, match="a part of the model was called by itself"):
                 call(model)
 
+    @method_cases
+    def test_a_chunk_that_nobody_tells(self, method: Method) -> None:
+        """Several tokens on a filled cache may be prompt, or text to be scored: it is told once for what they pass."""
+        model, thresholds = tiny.model("llama"), tiny.thresholds("llama", method)
+        with attached(model, method, thresholds=thresholds) as run:
+            cache = filled(model, run)
+            with pytest.warns(UserWarning, match=r"7 tokens on a filled cache.*run\.prefill\(\).*run\.decode\(\)"):
+                decode(model, SUFFIXES[0], cache)
+            decode(model, SUFFIXES[0], cache)
+        with attached(model, method, thresholds=thresholds) as run:
+            cache = filled(model, run)
+            with run.prefill():
+                decode(model, SUFFIXES[0], cache)
+            with run.decode():
+                decode(model, SUFFIXES[0], cache)
+            assert run._decoded.tolist() == [7.0, 7.0]
+
     def test_what_is_decoded_told_or_looked_at_is_not_warned_of(self) -> None:
         model = tiny.model("llama")
         with attached(model) as run:  # warnings are errors
@@ -576,6 +608,58 @@ class TestGenerate:
             model.forward(WHOLE[0], **tiny.on(model, cache))
             model.forward(tiny.text(1, 1), **tiny.on(model, cache))
             assert same(run.selection(), alone("llama", 0))
+
+    def test_forwards_of_two_threads_are_refused(self) -> None:
+        """One thread at a time may run the model, as with a streamer; two would share a phase and a selection."""
+        model, errors, entered = tiny.build("llama"), [], threading.Event()
+        go_on = threading.Event()
+
+        def wait(*args: Any) -> None:
+            entered.set()
+            go_on.wait(10)
+
+        with attached(model) as run:
+            model.model.norm.register_forward_pre_hook(wait)
+            thread = threading.Thread(target=lambda: generate(model, WHOLE[0]))
+            thread.start()
+            assert entered.wait(10)
+            for use in (lambda: model(PREFIX), lambda: generate(model, PREFIX)):
+                with pytest.raises(ValueError, match="in another thread") as caught:
+                    use()
+                errors.append(caught.value)
+            go_on.set()
+            thread.join()
+            assert same(run.selection(), alone("llama", 0))
+        assert len(errors) == 2
+
+    def test_generate_within_generate(self) -> None:
+        model = tiny.model("llama")
+
+        def inner(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
+            found: Tensor = model.generate(input_ids, max_new_tokens=NEW, do_sample=False)
+            return found
+
+        with attached(model) as run:
+            found = model.generate(WHOLE[0], custom_generate=inner, max_new_tokens=NEW)
+            assert same(run.selection(), alone("llama", 0))
+        assert torch.equal(found[:, WHOLE[0].shape[1] :], written("llama", 0))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: model.half(),
+            lambda model: model.to("cpu", torch.bfloat16),
+            lambda model: copy.deepcopy(model),
+            lambda model: model.load_state_dict(model.state_dict()),
+            lambda model: model.resize_token_embeddings(80),
+        ],
+        ids=["half", "to", "deepcopy", "load_state_dict", "resize"],
+    )
+    def test_a_model_is_not_changed_while_a_method_reads_its_weights(self, change: Callable[[Any], Any]) -> None:
+        model = tiny.build("llama")
+        with attached(model), pytest.raises(ValueError, match="leave the `with` block, then"):
+            change(model)
+        change(model)
 
     def test_generate_that_fails_leaves_no_trace(self) -> None:
         model = tiny.model("llama")

@@ -107,8 +107,7 @@ def _override(run: Run, overrides: Overrides) -> None:
     overrides.set(model, "generate", _generate(run, model.generate))
     overrides.set(model, "forward", _forward(run, model.forward))
     for name, reason in REFUSED.items():
-        if hasattr(model, name):
-            overrides.set(model, name, _refusing(reason))
+        overrides.set(model, name, _refusing(reason))
     if isinstance(run.method, PromptMethod | TokenMethod):
         for ffn in run.ffns:
             for hook in _watch(run, ffn):
@@ -122,10 +121,14 @@ BATCHING = (
     "continuous batching packs the tokens of several requests into one row, so no request has a phase or a selection "
     "of its own; use `generate` while a method is attached"
 )
+CHANGING = (
+    "a method is attached, which reads the weights where they lie: leave the `with` block, then move, convert, copy, "
+    "adapt or load the model"
+)
 REFUSED = {
     **dict.fromkeys(("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"), BATCHING),
-    "_apply": "a method is attached, which reads the weights where they lie: leave the `with` block, then move, "
-    "convert or compile the model",
+    **dict.fromkeys(("_apply", "load_state_dict", "add_adapter", "load_adapter", "resize_token_embeddings"), CHANGING),
+    "__deepcopy__": CHANGING,
 }
 """Methods of a model that cannot be called while a method is attached, and why."""
 
@@ -147,6 +150,7 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = by_name(run.model, args, kwargs)
+        run.enter()
         try:
             run.begin(given)
             output = run.step(given)

@@ -124,6 +124,7 @@ class Request:
     def _move(self, rows: Tensor) -> None:
         """Let row i of the batch be what row rows[i] was."""
         rows = rows.to(self.device)
+        self.unfed = None if self.unfed is None else self.unfed[rows]
         if len(rows) == self.rows and self._are_alike(rows):
             return
         self.rows = len(rows)
@@ -131,7 +132,6 @@ class Request:
             if statistic is not None:
                 statistic.take(rows)
         self._prompt = [(tokens[rows], mask[rows]) for tokens, mask in self._prompt]
-        self.unfed = None if self.unfed is None else self.unfed[rows]
         self.kept = None
 
     def _are_alike(self, rows: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """A method attached to a model: knows the phase of every forward, and carries the selection of each request."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class Run:
         self._call: Call | None = None
         self._told: Phase | None = None
         self._new_tokens: int | None = None
-        self._generating = False
+        self._generating: int | None = None  # the thread that generates
+        self._busy = threading.Lock()
         self._known_mask: Tensor | None = None
         self._ended: Tensor | None = None  # bool [B]
         self._requests = Marked()
@@ -103,6 +105,12 @@ class Run:
         statistic, and the selection is renewed.
         """
         with self.tell("prefill"):
+            yield
+
+    @contextmanager
+    def decode(self) -> Iterator[None]:
+        """Tell that forwards inside are decode, where the caller feeds several tokens at once, as to score them."""
+        with self.tell("decode"):
             yield
 
     def select(self) -> None:
@@ -201,12 +209,15 @@ class Run:
     @contextmanager
     def generating(self, new_tokens: int) -> Iterator[None]:
         """Within `generate`: the first `new_tokens` tokens that are fed are prompt."""
-        self._new_tokens, self._generating = new_tokens, True
+        thread = threading.get_ident()
+        if self._generating not in (None, thread):
+            raise ValueError("`generate` runs in another thread: while a method is attached, one runs at a time")
+        outer = self._generating, self._new_tokens, self._known_mask, self._ended
+        self._generating, self._new_tokens, self._ended = thread, new_tokens, None
         try:
             yield
         finally:
-            self._new_tokens = self._known_mask = self._ended = None
-            self._generating = False
+            self._generating, self._new_tokens, self._known_mask, self._ended = outer
 
     def note_mask(self, mask: Any) -> None:
         """Within `generate`: the tokens of the forward to come, and those before, that are no padding: [B, T]."""
@@ -222,6 +233,20 @@ class Run:
         if request is not None and len(sequences) == request.rows:
             length = request.fed
             request.unfed = sequences[:, length] if sequences.shape[1] > length else None
+
+    def enter(self) -> None:
+        """A forward begins.
+
+        Raises
+        ------
+        ValueError
+            If another thread's is in progress: a phase and a selection are those of one forward at a time.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise ValueError(
+                "another forward of this model is in progress, in another thread: while a method is attached, forwards "
+                "come one after the other"
+            )
 
     def begin(self, given: dict[str, Any]) -> None:
         """Find out the phase and the request of a forward, of its arguments by name."""
@@ -243,6 +268,8 @@ class Run:
         self._request = request
         if phase == "decode":
             self._unseen.used(request)
+            if self._told is None and not self._generating:
+                self._unseen.guessed(count)
             if self._ended is not None and len(self._ended) == rows:
                 self._call.mask = mask & ~self._ended.unsqueeze(1)
             self._begin_decode(self._call)
@@ -259,6 +286,7 @@ class Run:
     def leave(self) -> None:
         """A forward has ended, also with an exception."""
         self._call = None
+        self._busy.release()
 
     def close(self, *, failed: bool) -> None:
         """End the attachment."""

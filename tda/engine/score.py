@@ -162,12 +162,13 @@ def _continue(
         run.select()
         cache.crop(-1)
         fed = torch.cat([tokens[:, -1:], continuation[:, :-1]], 1)
-        with run.tell("decode"):
+        with run.decode():
             return decode(run.model, fed, cache, seen), sparse
     sparse[:, 0] = False
     if continuation.shape[1] == 1:
         return first, sparse
-    rest = decode(run.model, continuation[:, :-1], cache, seen)
+    with run.decode():
+        rest = decode(run.model, continuation[:, :-1], cache, seen)
     return torch.cat([first, rest], 1), sparse
 
 
@@ -181,7 +182,7 @@ def _griffin(
     fed_mask = torch.cat([mask, _drop_last(continuation_mask, lengths)], 1)
     fed, fed_mask = _left_align(torch.cat([tokens, continuation], 1), fed_mask)
     dense, cache = prefill(run.model, fed[:, :-1], fed_mask[:, :-1], all_logits=True)
-    with run.tell("decode"):
+    with run.decode():
         last = decode(run.model, fed[:, -1:], cache, fed_mask)
     everything = torch.cat([dense, last], 1)  # [B, P + G - 1 or wider, V], right-aligned
     width = everything.shape[1]

@@ -31,6 +31,7 @@ class Unseen:
         self._waiting: weakref.WeakSet[Request] = weakref.WeakSet()
         self._is_open = True
         self._dropped: set[Request] = set()
+        self._has_guessed = False
 
     def forward(self, request: Request, keeps_cache: bool) -> None:
         """A forward of a prompt begins."""
@@ -57,6 +58,17 @@ class Unseen:
         if self._is_open and request in self._waiting:
             self._waiting.discard(request)
             self._dropped.add(request)
+
+    def guessed(self, tokens: int) -> None:
+        """Several tokens are fed on a filled cache, and nobody told what they are."""
+        if self._matters and tokens > 1 and not self._has_guessed:
+            self._has_guessed = True
+            warnings.warn(
+                f"{tokens} tokens on a filled cache were taken for decode steps of {self._name!r}, whose selection is "
+                "from what was prefilled before. If they are prompt, say `with run.prefill():`; if they are text to be "
+                "scored, say `with run.decode():`, or use `tda.score`",
+                stacklevel=4,
+            )
 
     def outside(self) -> None:
         """A feed-forward network runs outside the model's own forward."""
