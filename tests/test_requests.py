@@ -398,6 +398,7 @@ class TestKindsOfCache:
                 assert same(run.selection(), alone(name, row))
                 assert torch.equal(new, written(name, row))
 
+    @pytest.mark.skipif(not hasattr(ExactLayer(), "_pending_beam_idx"), reason="this transformers moves a part of it")
     @pytest.mark.parametrize("steps", [0, 1, 3, 4])
     def test_rows_that_move_in_a_quantised_cache(self, steps: int) -> None:
         """It moves them with the next forward; after four tokens it has nothing to show meanwhile."""
