@@ -610,6 +610,32 @@ class TestGenerate:
             model.forward(tiny.text(1, 1), **tiny.on(model, cache))
             assert same(run.selection(), alone("llama", 0))
 
+    def test_a_prompt_that_fails_on_its_way_is_not_counted(self) -> None:
+        """Its tokens are in a part of the layers: the cache is refused, and a new one begins anew."""
+        model = tiny.build("llama")
+
+        def strike(*args: Any) -> None:
+            raise IndexError
+
+        with attached(model) as run:
+            cache = tiny.new_cache(model)
+            handle = model.model.layers[1].register_forward_pre_hook(strike)
+            with pytest.raises(IndexError), run.prefill():
+                model(WHOLE[0], **tiny.on(model, cache))
+            handle.remove()
+            with pytest.raises(ValueError, match="did not pass through"), run.prefill():
+                model(WHOLE[0], **tiny.on(model, cache))
+            handle = model.model.embed_tokens.register_forward_pre_hook(strike)
+            cache = tiny.new_cache(model)
+            with pytest.raises(IndexError), run.prefill():
+                model(WHOLE[1], **tiny.on(model, cache))
+            handle.remove()
+            with run.prefill():
+                model(WHOLE[0], **tiny.on(model, cache))
+            assert run._request is not None
+            assert run._request.prompt().tokens.tolist() == [27]
+            assert same(run.selection(), alone("llama", 0))
+
     def test_forwards_of_two_threads_are_refused(self) -> None:
         """One thread at a time may run the model, as with a streamer; two would share a phase and a selection."""
         model, errors, entered = tiny.build("llama"), [], threading.Event()

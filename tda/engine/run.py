@@ -38,6 +38,7 @@ class Call:
     mask: Tensor  # bool [B, T]
     request: Request
     execution: Ran | None = None  # of a decode step
+    passed: bool = False  # to its end
 
 
 class Run:
@@ -278,14 +279,17 @@ class Run:
         """Take note of what a forward has left: the cache that it made or filled belongs to this request."""
         call, cache = self._call, returned_cache(output)
         assert call is not None
+        call.passed = True
         if cache is not None:
             self._requests.put(cache, call.request)
             call.request.passed(cache, cached_tokens(cache), call.tokens)
             self._unseen.watch(cache, call.request)
 
     def leave(self) -> None:
-        """A forward has ended, also with an exception."""
-        self._call = None
+        """A forward has ended, also with an exception: a prompt that did not pass whole has no selection."""
+        call, self._call = self._call, None
+        if call is not None and call.phase == "prefill" and not call.passed:
+            call.request.owner = None
         self._busy.release()
 
     def close(self, *, failed: bool) -> None:
