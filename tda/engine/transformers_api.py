@@ -46,8 +46,8 @@ def given_cache(arguments: dict[str, Any]) -> Any:
 
 def returned_cache(output: Any) -> Any:
     """The key-value cache of a model output, by either name; None where there is none."""
-    found = getattr(output, "cache", None)
-    return getattr(output, "past_key_values", None) if found is None else found
+    kind: Any = type(output)
+    return getattr(output, _cache_field(kind), None) if dataclasses.is_dataclass(kind) else None
 
 
 def model_output(logits: Tensor, cache: Any) -> Any:
