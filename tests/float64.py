@@ -228,12 +228,13 @@ class Choice:
         ranked = sorted(self.scores.tolist(), reverse=True)
         return ranked[max(self.count - 1, 0)]
 
-    def check(self, kept: Tensor, rounding: float = 2e-5) -> None:
-        """Raise AssertionError where a set differs by more than rounding."""
+    def check(self, kept: Tensor, rounding: float = 2e-5, *, of_largest: bool = False) -> None:
+        """Raise AssertionError where a set differs by more than rounding, as a share of the border or largest score."""
         if self.cut is None:
             assert int(kept.sum()) == self.count, f"kept {int(kept.sum())} neurons, not {self.count}"
         wrong = kept.cpu() != self.kept()
-        distance = (self.scores - self.border).abs() / max(abs(self.border), 1e-30)
+        unit = float(self.scores.abs().max()) if of_largest else abs(self.border)
+        distance = (self.scores - self.border).abs() / max(unit, 1e-30)
         far = (wrong & (distance > rounding)).nonzero().flatten().tolist()
         assert not far, f"neurons {far} are on the wrong side; scores {self.scores[far]}, border {self.border}"
         assert int(wrong.sum()) <= max(2, len(wrong) // 10), "too many neurons within rounding of the cut"

@@ -11,6 +11,7 @@ import float64
 import pytest
 import tiny
 import torch
+import transformers
 from torch import Tensor
 
 import tda
@@ -388,6 +389,24 @@ class TestWaysToGenerate:
                 model.generate(inputs=prompt, max_new_tokens=3, do_sample=False),
             ]
         assert all(torch.equal(outputs[0], output) for output in outputs)
+
+    def test_embeddings_beside_no_tokens(self, llama: Any) -> None:
+        """None in the place of the tokens is what transformers' own generate takes."""
+        embeddings = llama.get_input_embeddings()(tiny.text(1, 9)).detach()
+        with tda.attach(llama, tda.Griffin(sparsity=0.5)):
+            by_id = llama.generate(tiny.text(1, 9), max_new_tokens=3, do_sample=False)
+            found = llama.generate(None, inputs_embeds=embeddings, max_new_tokens=3, do_sample=False)
+        assert torch.equal(by_id[:, 9:], found)
+
+    def test_an_output_without_cache_is_not_asked_by_the_old_name(
+        self, llama: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Transformers would tell the user of a name that only tda has used."""
+        told: list[str] = []
+        monkeypatch.setattr(transformers.utils.generic.logger, "warning_once", told.append)
+        with torch.no_grad(), tda.attach(llama, tda.Dense()):
+            llama(tiny.text(1, 4), use_cache=False)
+        assert not told
 
     def test_modes_may_change_between_turns(self) -> None:
         """Prefill under inference_mode, the next turn under no_grad, and with gradients."""

@@ -249,8 +249,8 @@ def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
                 "assisted generation feeds guessed tokens together with the prompt, so they would count as prompt; "
                 f"generate without {guessing[0]} while a method is attached"
             )
-        named = (kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
-        prompt = args[0] if args else next((tokens for tokens in named if tokens is not None), None)
+        given = (*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds")))
+        prompt = next((tokens for tokens in given if tokens is not None), None)
         if prompt is None:
             raise ValueError("generate needs input_ids while a method is attached")
         mask = kwargs.get("attention_mask")
