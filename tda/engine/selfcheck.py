@@ -22,10 +22,12 @@ Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
 _STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure | None, str | None]]" = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
+VALUES = (bool, int, float, str, type(None))
+"""Types of a module's attributes that say how it computes."""
 
 
 def structure(model: nn.Module) -> Structure | None:
-    """What a model computes beside its weights: classes and functions of its modules, and its configuration.
+    """What a model computes beside its weights: classes, functions and values of its modules, and its configuration.
 
     Checks that passed hold as long as it is the same. None where hooks or forwards were added to single modules: what
     they do is looked at anew every time.
@@ -36,7 +38,7 @@ def structure(model: nn.Module) -> Structure | None:
         if addition(module) is not None:
             return None
         kind = type(module)
-        found += (kind, kind.forward)
+        found += (kind, kind.forward, *(item for item in vars(module).items() if isinstance(item[1], VALUES)))
         sources[kind.__module__] = None
     for name in sources:
         if not name.startswith("torch."):  # functions that the modules' forwards call, which some patch
