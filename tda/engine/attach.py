@@ -18,7 +18,7 @@ from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
-from tda.plain import hook_tables
+from tda.plain import NewHooks, modules_of
 from tda.thresholds import Thresholds
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -115,7 +115,9 @@ def _override(run: Run, overrides: Overrides) -> None:
                 overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
     if run.fast.step is not None or run.fast.graph is not None:
-        run.free_of_hooks = [table for table in hook_tables(model) if not table]
+        run.new_hooks = NewHooks(modules_of(model))
+    if run.fast.layers:
+        run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.linears, ffn.act))
 
 
 BATCHING = (

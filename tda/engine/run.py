@@ -17,7 +17,7 @@ from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
-from tda.plain import are_foreign
+from tda.plain import NewHooks
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
 from tda.thresholds import Thresholds
@@ -56,8 +56,8 @@ class Run:
         What runs decode where it can be fast.
     rotary : Rotary
         The model's positions that depend on what it has seen.
-    free_of_hooks : list of dict
-        Tables of the model's hooks that were empty when the method was attached.
+    new_hooks, new_hooks_in_ffns : NewHooks
+        Hooks that were set since the method was attached: on any module, and inside feed-forward networks.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Run:
         self._token_kept: list[Tensor | None] = [None] * len(ffns)
         self._executed: Ran | None = None
         self.fast = Executors(ffns, "masked", "torch")
-        self.free_of_hooks: list[dict[int, Any]] = []
+        self.new_hooks = self.new_hooks_in_ffns = NewHooks()
 
     # What a caller may ask.
 
@@ -382,6 +382,8 @@ class Run:
             if isinstance(self.method, WeightMethod) and (self.fast.execution == "masked" or call.mask.numel() > 1):
                 call.execution = "masked"  # the kernels read few bits for a single row's token
             self._decoded += call.mask.sum()
+        if call.execution in ("compact", "indexed") and self.new_hooks_in_ffns:
+            call.execution = "masked"  # what runs in place of the networks would leave out a hook that was set since
         self._executed = call.execution
 
     def observe(self, layer: int, kept: Tensor) -> None:
@@ -400,7 +402,7 @@ class Run:
     def step(self, given: dict[str, Any]) -> Any:
         """Output of a whole decode step, of a forward's arguments by name; None where it cannot run."""
         call, step = self._call, self.fast.step
-        if any(self.free_of_hooks) and any(map(are_foreign, self.free_of_hooks)):
+        if self.new_hooks:
             return None  # a whole step would leave out a hook that was set since
         if call is None or call.phase != "decode" or call.tokens != 1:
             return None
