@@ -111,7 +111,7 @@ def is_compiled(module: nn.Module) -> bool:
     return (
         own.get("_compiled_call_impl") is not None
         or "_orig_mod" in module._modules
-        or hasattr(forward, "_torchdynamo_orig_callable")
+        or (hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable"))
         or hasattr(forward, "get_compiler_config")
     )
 

@@ -5,7 +5,11 @@ The oracle of a fast path is the masked execution of the same altered model; tha
 
 import copy
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -694,3 +698,434 @@ def test_hidden_states_are_asked_for_inside(kernels_in_c: None) -> None:
         assert len(asked.hidden_states) == tiny.LAYERS + 1
         assert not run.new_hooks
         assert_close(feed(model), base, "afterwards")
+
+
+# torch.compile. The backend "eager" traces as every other does, and compiles nothing in C++.
+
+compiled = functools.partial(torch.compile, backend="eager")
+
+
+def compile_forward(module: Any) -> None:
+    module.forward = compiled(module.forward)
+
+
+def compile_in_place(module: Any) -> None:
+    module.compile(backend="eager")
+
+
+@pytest.mark.parametrize("path", ["", "model", "layer", "layer.mlp", "lm_head"], ids=lambda path: path or "itself")
+@pytest.mark.parametrize("change", [compile_forward, compile_in_place], ids=lambda change: change.__name__)
+def test_compiled_models_are_refused(path: str, change: Callable[[Any], None]) -> None:
+    model = tiny.build("llama")
+    answer(model, GRIFFIN, "auto")
+    change(part(model, path))
+    name = path.replace("layer", "model.layers.0", 1) or "the model"
+    refused(model, f"{name} is compiled by torch.compile", "give a model that is not compiled", uses=ALL[::3])
+
+
+def test_compiled_wrappers_are_refused() -> None:
+    model = tiny.build("llama")
+    refused(compiled(model), "OptimizedModule is a compiled model", "give `model._orig_mod`", uses=ALL[::3])
+    right(model)
+    model.model.layers[1] = compiled(model.model.layers[1])
+    refused(model, "model.layers.1 is compiled by torch.compile", uses=ALL[::3])
+
+
+def test_a_forward_that_is_kept_from_the_compiler_is_not_compiled() -> None:
+    model = tiny.build("llama")
+    model.forward = torch.compiler.disable(model.forward)
+    right(model, ALL[::3])
+
+
+@pytest.mark.parametrize("change", [compiled, compile_forward, compile_in_place], ids=["wrapper", "forward", "place"])
+def test_compiling_inside_the_block(change: Callable[[Any], Any]) -> None:
+    """What is compiled there runs the attached method, and its whole steps."""
+    for use in (ALL[0], ALL[-2]):
+        torch._dynamo.reset()
+        model = tiny.build("llama")
+        base = feed(model)
+        execution: Execution = "auto" if use.oracle is PLAIN else "masked"
+        oracle, _ = answer(model, use.oracle, execution)
+        with tda.attach(model, use.method, thresholds_for(model, use.method), execution=use.execution):
+            called = change(model)
+            assert_close(feed(model if called is None else called), oracle, use.id)
+        assert_close(feed(model), base, "after the block")
+    torch._dynamo.reset()
+
+
+# Adapters by PEFT.
+
+BY_PEFT = pytest.mark.filterwarnings(
+    "ignore:.*(is_gradient_checkpointing|past_key_values|Position ids are not supported|_checkpointing)"
+)
+
+
+def with_lora(model: Any, *targets: str) -> Any:
+    """A PEFT wrapper with two adapters that change what is computed; "default" is active."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=4, lora_alpha=16, target_modules=list(targets), init_lora_weights=False)
+    wrapper = get_peft_model(model, settings)
+    wrapper.add_adapter("other", settings)
+    return wrapper.eval()
+
+
+def generated(called: Any) -> Tensor:
+    """Logits of each step of a generate: [N, V]."""
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    return torch.cat(called.generate(input_ids=PROMPT, **options).logits)
+
+
+@BY_PEFT
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj", "o_proj"), ("lm_head",)], ids=str)
+def test_adapters_outside_the_ffn(targets: tuple[str, ...]) -> None:
+    """The base model is attached to, and called by itself or through the wrapper."""
+    plain = tiny.build("llama")
+    answer(plain, GRIFFIN, "auto")
+    wrapper = with_lora(plain, *targets)
+    refused(wrapper, "PeftModel wraps the model: give `model.get_base_model()`", uses=ALL[::3])
+    model = wrapper.get_base_model()
+    differs(model)
+    right(model)
+    right(model, ALL[::3], call=wrapper)
+    for use in ALL[::3]:
+        execution: Execution = "auto" if use.oracle is PLAIN else "masked"
+        oracle = generated_under(model, wrapper, use.oracle, execution)
+        assert_close(generated_under(model, wrapper, use.method, use.execution), oracle, f"{use.id}, generate")
+
+
+def generated_under(model: Any, called: Any, chosen: Method, execution: Execution) -> Tensor:
+    with tda.attach(model, chosen, thresholds_for(model, chosen), execution=execution):
+        return generated(called)
+
+
+@BY_PEFT
+def test_adapters_between_two_attaches() -> None:
+    """Switched, disabled, trained, merged: every attach sees the adapters as they are then."""
+    wrapper = with_lora(tiny.build("llama"), "v_proj", "o_proj")
+    model = wrapper.get_base_model()
+    seen = [answer(model, GRIFFIN, "auto")[0]]
+
+    def is_new() -> None:
+        right(model, ALL[::3])
+        logits = answer(model, GRIFFIN, "auto")[0]
+        assert not any(torch.allclose(logits, one, rtol=1e-4) for one in seen)
+        seen.append(logits)
+
+    wrapper.set_adapter("other")
+    is_new()
+    optimiser = torch.optim.SGD((one for one in wrapper.parameters() if one.requires_grad), lr=1.0)
+    wrapper(input_ids=PROMPT, labels=PROMPT).loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    is_new()
+    with wrapper.disable_adapter():
+        right(model, ALL[::3])
+        assert_close(answer(model, GRIFFIN, "auto")[0], answer(tiny.model("llama"), GRIFFIN, "masked")[0], "disabled")
+    wrapper.merge_adapter()
+    right(model, ALL[::3])
+    assert_close(answer(model, GRIFFIN, "auto")[0], seen[-1], "merged")
+    wrapper.unmerge_adapter()
+    assert_close(answer(model, GRIFFIN, "auto")[0], seen[-1], "unmerged")
+    assert_close(answer(wrapper.merge_and_unload(), GRIFFIN, "auto")[0], seen[-1], "merged for good")
+    assert is_whole(model)
+
+
+@BY_PEFT
+@pytest.mark.parametrize("name", ["merge_adapter", "unmerge_adapter", "set_adapter"])
+def test_adapters_inside_the_block(name: str) -> None:
+    """Those outside the FFN may be merged and switched there: the modules that compute them are live."""
+    for use in ALL[:-1:2]:
+        wrapper = with_lora(tiny.build("llama"), "v_proj", "o_proj")
+        model = wrapper.get_base_model()
+        change = functools.partial(getattr(wrapper, name), *(["other"] if name == "set_adapter" else []))
+        if name == "unmerge_adapter":
+            wrapper.merge_adapter()
+        before, _ = answer(model, use.method, use.execution)
+        logits, _ = answer(model, use.method, use.execution, inside=change)
+        if name == "set_adapter":
+            assert not torch.allclose(logits, before, rtol=1e-4)
+        else:
+            assert_close(logits, before, use.id, 1e-4)
+        assert_close(answer(model, use.method, use.execution)[0], logits, f"{use.id}, afterwards")
+
+
+@BY_PEFT
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj", "down_proj"])
+def test_adapters_in_the_ffn(name: str) -> None:
+    """They are refused until they are merged."""
+    wrapper = with_lora(tiny.build("llama"), name)
+    refused(wrapper.get_base_model(), f"layer 0: {name[:-5]} is a peft", "merge_and_unload", uses=ALL[::3])
+    model = wrapper.merge_and_unload()
+    differs(model)
+    right(model)
+    assert is_whole(model)
+
+
+@BY_PEFT
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens(kind: str) -> None:
+    """They are prompt, or a cache that is refused; never something else than the masked execution."""
+    import peft
+
+    wrapper = peft.get_peft_model(tiny.build("llama"), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    wrapper.eval()
+    model = wrapper.get_base_model()
+    plain = generated(wrapper)
+    for use in ALL[::3]:
+        execution: Execution = "auto" if use.oracle is PLAIN else "masked"
+        oracle = generated_under(model, wrapper, use.oracle, execution)
+        assert_close(generated_under(model, wrapper, use.method, use.execution), oracle, use.id)
+    assert_close(generated_under(model, wrapper, PLAIN, "auto"), plain, "dense")
+
+
+@BY_PEFT
+def test_calibration_with_adapters() -> None:
+    """Thresholds are those of the adapted model; what cannot be attached to is not calibrated on."""
+    batches = [{"input_ids": tiny.text(4, 32, seed=50)}]
+    plain = tda.calibrate(tiny.model("llama"), CATS, batches, progress=False)
+    wrapper = with_lora(tiny.build("llama"), "v_proj", "o_proj")
+    adapted = tda.calibrate(wrapper.get_base_model(), CATS, batches, progress=False)
+    assert adapted.cuts != plain.cuts
+    merged = tda.calibrate(wrapper.merge_and_unload(), CATS, batches, progress=False)
+    torch.testing.assert_close(torch.tensor(merged.cuts), torch.tensor(adapted.cuts), rtol=1e-4, atol=0)
+    wrapper = with_lora(tiny.build("llama"), "up_proj")
+    for wrong, words in ((wrapper, "get_base_model"), (wrapper.get_base_model(), "layer 0: up is a peft")):
+        with pytest.raises(ValueError, match=words):
+            tda.calibrate(wrong, CATS, batches, progress=False)
+    hooked = tiny.build("llama")
+    scaling_hooks([])["after"](layer(hooked).self_attn)
+    assert tda.calibrate(hooked, CATS, batches, progress=False).cuts != plain.cuts
+
+
+# Weights elsewhere, by accelerate.
+
+
+def test_offloaded_models_are_refused(tmp_path: Path) -> None:
+    from accelerate import cpu_offload, disk_offload
+
+    model = tiny.build("llama")
+    refused(cpu_offload(model, "cpu"), "holds no data: it is on the device 'meta'", "offload", uses=ALL[::3])
+    model = tiny.build("llama")
+    disk_offload(model, str(tmp_path), "cpu")
+    refused(model, "holds no data: it is on the device 'meta'", "offload", uses=ALL[::3])
+
+
+def test_dispatched_to_one_device() -> None:
+    """Its hooks replace every forward, and run."""
+    from accelerate import dispatch_model
+
+    model = tiny.build("llama")
+    base = feed(model)
+    dispatch_model(model, {"model": "cpu", "lm_head": "cpu"}, force_hooks=True)
+    assert "forward" in vars(model.lm_head)
+    right(model, ALL[:-1], may_refuse="would leave out what was added")
+    refused(model, "int8", "has a forward of its own", uses=ALL[-1:])
+    assert_close(answer(model, PLAIN, "auto")[0], base, "dense")
+
+
+# Quantised linears.
+
+TORCHAO = Path(sys.prefix) / "misuse"
+BY_TORCHAO = """
+import warnings
+
+warnings.simplefilter("ignore")
+import tiny
+import torch
+from test_altered_models import ALL, differs, refused, right
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+
+
+def quantised(parts):
+    model = tiny.build("llama")
+    is_part = lambda module, path: isinstance(module, torch.nn.Linear) and path.startswith(parts)
+    quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=is_part)
+    return model
+
+
+for parts in ("model.layers.1.self_attn", "lm_head"):
+    model = quantised(parts)
+    differs(model)
+    right(model, ALL[:-1])
+    refused(model, "int8", parts, "a tensor class with an arithmetic of its own", uses=ALL[-1:])
+refused(quantised(""), "layer 0: gate has a weight that is a torchao", "a tensor class with an arithmetic of its own")
+"""
+
+
+def test_weights_of_torchao() -> None:
+    """Of the attention, the head, and all; in a process of its own, as transformers imports torchao if it can."""
+    if not TORCHAO.is_dir():
+        pytest.skip(f"torchao is not in {TORCHAO}: `make test` puts it there")
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(TORCHAO)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", BY_TORCHAO], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+class Params4bit(nn.Parameter):
+    """Shaped as the parameters of bitsandbytes: packed bytes that only their linear can read."""
+
+
+class Linear4bit(nn.Linear):
+    """Shaped as the linears of bitsandbytes."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.scale = linear.weight.detach().abs().amax() / 127
+        packed = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.Tensor._make_subclass(Params4bit, packed, False)  # type: ignore[assignment]
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.as_subclass(Tensor) * self.scale, self.bias)
+
+
+class QuantLinear(nn.Module):
+    """Shaped as the linears of GPTQ and AWQ: no linear of torch, its weights are buffers of integers."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("scales", linear.weight.detach().abs().amax() / 127)
+        self.register_buffer("qweight", (linear.weight.detach() / self.scales).round().int())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.qweight * self.scales, self.bias)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", [Linear4bit, QuantLinear])
+def test_other_quantised_linears(kind: Any) -> None:
+    for owner, names in (("self_attn", ("q_proj", "v_proj", "o_proj")), ("", ("lm_head",))):
+        model = tiny.build("llama")
+        answer(model, GRIFFIN, "auto")
+        for name in names:
+            place = layer(model).self_attn if owner else model
+            setattr(place, name, kind(getattr(place, name)))
+        differs(model)
+        right(model, ALL[:-1])
+        if kind is Linear4bit:
+            refused(model, "int8", f"{names[0]}: it is a", "Linear4bit", uses=ALL[-1:])
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        model = tiny.build("llama")
+        setattr(layer(model).mlp, name, kind(getattr(layer(model).mlp, name)))
+        refused(model, f"layer 1: {name[:-5]} is a", f"{kind.__name__}, not a plain torch.nn.Linear", "quantised")
+
+
+# Changes inside the block, and other kinds of models.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.to(torch.float64),
+        lambda model: model.to("meta"),
+        lambda model: model.half(),
+        lambda model: model.bfloat16(),
+        lambda model: model.double(),
+        lambda model: model.to_empty(device="cpu"),
+        lambda model: model.share_memory(),
+    ],
+    ids=["to a type", "to a device", "half", "bfloat16", "double", "to empty", "shared"],
+)
+def test_moving_and_converting_inside_the_block_is_refused(change: Callable[[Any], Any]) -> None:
+    model = tiny.build("llama")
+    base = answer(model, GRIFFIN, "masked")[0]
+    for use in ALL[::3]:
+        before = traces(model)
+        with pytest.raises(ValueError, match="a method is attached, which reads the weights where they lie: leave"):
+            answer(model, use.method, use.execution, inside=functools.partial(change, model))
+        assert traces(model) == before
+    assert_close(answer(model, GRIFFIN, "auto")[0], base, "afterwards")
+
+
+def test_other_kinds_of_models_are_refused() -> None:
+    from transformers import LlamaForSequenceClassification, LlamaModel
+
+    for kind in (LlamaForSequenceClassification, LlamaModel):
+        model = kind(tiny.config("llama"))
+        words = ("expected a causal language model",) if kind is not LlamaModel else ()
+        refused(model, *words, kind.__name__, uses=ALL[::3])
+
+
+# Rotary positions that are scaled as sequences grow.
+
+LONG = tiny.text(1, 40, seed=9)
+
+
+def dynamic() -> Any:
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return tiny.build("llama", max_position_embeddings=16, rope_parameters=scaling)
+
+
+def rotary_state(model: Any) -> list[Any]:
+    module = model.model.rotary_emb
+    return [module.max_seq_len_cached, module.inv_freq.clone(), module.original_inv_freq.clone()]
+
+
+def same_state(one: list[Any], other: list[Any]) -> bool:
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("use", ALL[::3], ids=lambda use: use.id)
+@pytest.mark.parametrize("grown", [False, True])
+def test_dynamic_rotary_positions(use: Use, grown: bool) -> None:
+    """The same prompt has the same logits whatever ran before; the model's own state is left as it was."""
+    thresholds = thresholds_for(dynamic(), use.method)
+    execution: Execution = "auto" if use.oracle is PLAIN else "masked"
+    with torch.no_grad():
+        with tda.attach(dynamic(), use.oracle, thresholds, execution=execution) as run:
+            oracle = feed(run.model)
+        model = dynamic()
+        if grown:
+            model(LONG)
+        before = rotary_state(model)
+        with tda.attach(model, use.method, thresholds, execution=use.execution):
+            first = feed(model)
+            decode(model, TOKENS[:, :1], prefill(model, LONG).cache)
+            again = feed(model)
+        assert_close(first, oracle, "the first prompt")
+        assert torch.equal(first, again)
+        assert same_state(rotary_state(model), before)
+        model(LONG)
+        assert not same_state(rotary_state(model), rotary_state(dynamic())), "it does grow"
+
+
+def test_requests_that_take_turns_with_dynamic_rotary_positions() -> None:
+    model = dynamic()
+    prompt = tiny.text(1, 20, seed=11)
+    with torch.no_grad(), tda.attach(model, GRIFFIN):
+        alone = decode(model, TOKENS[:, :1], prefill(model, prompt).cache)
+        cache = prefill(model, prompt).cache
+        decode(model, TOKENS[:, :1], prefill(model, LONG).cache)
+        assert torch.equal(decode(model, TOKENS[:, :1], cache), alone)
+
+
+def test_scores_with_dynamic_rotary_positions_do_not_depend_on_what_came_before() -> None:
+    model = dynamic()
+    for use in ALL[::3]:
+        execution: Execution = "auto" if use.oracle is PLAIN else "masked"
+        thresholds = thresholds_for(dynamic(), use.method)
+        score = functools.partial(tda.score, model, use.oracle, thresholds=thresholds, execution=execution)
+        first = score(PROMPT, TOKENS).logits
+        score(LONG, TOKENS)
+        assert torch.equal(score(PROMPT, TOKENS).logits, first)
+        model(LONG)
+        before = rotary_state(model)
+        assert torch.equal(score(PROMPT, TOKENS).logits, first)
+        assert same_state(rotary_state(model), before)
+
+
+def test_calibration_with_dynamic_rotary_positions_leaves_the_model_as_it_was() -> None:
+    model = dynamic()
+    before = rotary_state(model)
+    batches = [{"input_ids": tiny.text(4, 32, seed=50)}, {"input_ids": tiny.text(4, 20, seed=51)}]
+    first = tda.calibrate(model, CATS, batches, progress=False)
+    assert same_state(rotary_state(model), before)
+    model(LONG)
+    before = rotary_state(model)
+    assert tda.calibrate(model, CATS, batches, progress=False).cuts == first.cuts
+    assert tda.calibrate(model, CATS, batches[::-1], progress=False).cuts == first.cuts
+    assert same_state(rotary_state(model), before)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
@@ -63,11 +64,12 @@ def attach(
         raise TypeError(f"method must be a tda method such as tda.Griffin(sparsity=0.5), got {method!r}")
     ffns = find_ffns(model)
     _check(model, ffns, method, thresholds, execution)
-    check_family(model, ffns)
     run = Run(model, method, thresholds, execution, ffns)
     overrides = Overrides()
     failed = True
     try:
+        overrides.later(run.rotary.keep())  # first: what is tried below runs the model
+        check_family(model, ffns)
         _ATTACHED.add(model)
         overrides.later(lambda: _ATTACHED.discard(model))
         run.fast = executors(model, ffns, method, thresholds, execution, run.observe, overrides)
@@ -103,7 +105,6 @@ def _check(
 
 def _override(run: Run, overrides: Overrides) -> None:
     model: Any = run.model
-    overrides.later(run.rotary.keep())
     overrides.set(model, "generate", _generate(run, model.generate))
     overrides.set(model, "forward", _forward(run, model.forward))
     for name, reason in REFUSED.items():
@@ -142,12 +143,12 @@ def _refusing(reason: str) -> Callable[..., Any]:
 def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
     """The model's forward: what it is part of is found out first, and a whole decode step runs where it can.
 
-    Products are those that are right for the model's type on this processor.
+    Products are those that are right for the model's type on this processor. Where torch.compile compiles the model
+    meanwhile, it leaves this alone.
     """
     widened = products.needed(run.model)
 
-    @functools.wraps(forward)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def attached(*args: Any, **kwargs: Any) -> Any:
         given = by_name(run.model, args, kwargs)
         try:
             run.begin(given)
@@ -159,6 +160,12 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
             return output
         finally:
             run.leave()
+
+    apart: Callable[..., Any] = torch.compiler.disable(attached)
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return apart(*args, **kwargs)
 
     return wrapper
 

@@ -223,6 +223,7 @@ class Run:
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         rows, count = tokens.shape[:2]
         cache = given_cache(given)
+        self.rotary.reset()
         request = self._find_request(cache, rows, tokens.device)
         if self._new_tokens is not None and self._told is None:
             request.prompt_end, self._new_tokens = request.fed + self._new_tokens, None
@@ -305,7 +306,6 @@ class Run:
         for statistic in statistics:
             if isinstance(statistic, PromptSum):
                 statistic.sweep = self.fast.sweep
-        self.rotary.reset()
         request = Request(statistics, rows, device, fed=cached, length=cached)
         if cache is not None:
             self._requests.put(cache, request)
