@@ -1,6 +1,6 @@
 """What of a model is plain torch, so that its weights may be read where they lie and its forwards replaced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,11 +16,17 @@ def tensor_problem(tensor: Tensor) -> str | None:
         return f"is a {kind.__module__}.{kind.__qualname__}, a tensor class with an arithmetic of its own"
     if tensor.layout != torch.strided:
         return f"is sparse ({tensor.layout})"
-    if tensor.is_meta:
-        return "holds no data: it is on the device 'meta', as offloaded or not yet loaded weights are"
     if tensor.dtype not in FLOATS:
         return f"is of {str(tensor.dtype).removeprefix('torch.')}, which needs an arithmetic of its own"
-    if tensor.numel() and not tensor.data_ptr():
+    return _memory_problem(tensor)
+
+
+def _memory_problem(tensor: Tensor) -> str | None:
+    """Why a tensor holds no data where it says that it lies; None if it does."""
+    if tensor.is_meta:
+        return "holds no data: it is on the device 'meta', as offloaded or not yet loaded weights are"
+    is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if is_plain and tensor.numel() and not tensor.data_ptr():
         return "holds no data: its memory was given back"
     return None
 
@@ -62,24 +68,40 @@ def are_foreign(hooks: dict[int, Any]) -> bool:
     return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
 
 
-def addition(module: nn.Module, *, hooks: bool = True) -> str | None:
-    """What was added to a module, beside what its class computes; None if nothing was, or hooks do not matter."""
+def addition(module: nn.Module) -> str | None:
+    """What was added to a module, beside what its class computes; None if nothing was."""
     if "forward" in module.__dict__:
         return "a forward of its own"
-    return "hooks" if hooks and any(table and are_foreign(table) for table in _hooks(module)) else None
+    return "hooks" if any(table and are_foreign(table) for table in hook_tables([module])) else None
 
 
-def hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
-    """The tables in which hooks on the forwards within a model stand, also those that torch calls for every module."""
+def hook_tables(modules: Iterable[nn.Module]) -> Iterator[dict[int, Any]]:
+    """The tables in which the hooks on modules' forwards stand, also those that torch calls for every module."""
     every = nn.modules.module
     yield from (every._global_forward_hooks, every._global_forward_pre_hooks)
-    for module in modules_of(model):
-        if module is not model:
-            yield from _hooks(module)
+    for module in modules:
+        yield from (module._forward_hooks, module._forward_pre_hooks)
 
 
-def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    return module._forward_hooks, module._forward_pre_hooks
+class NewHooks:
+    """Whether modules have got hooks that do something since this was made; asked in every step, so quick to say.
+
+    Parameters
+    ----------
+    modules : iterable of nn.Module
+        The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        tables = list(hook_tables(modules))
+        self._empty = [table for table in tables if not table]
+        self._known = [(table, frozenset(table)) for table in tables if table]
+
+    def __bool__(self) -> bool:
+        if any(self._empty) and any(map(are_foreign, self._empty)):
+            return True
+        grown = ((table, known) for table, known in self._known if len(table) > len(known))
+        return any(are_foreign({key: table[key] for key in table.keys() - known}) for table, known in grown)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -89,7 +111,7 @@ def is_compiled(module: nn.Module) -> bool:
     return (
         own.get("_compiled_call_impl") is not None
         or "_orig_mod" in module._modules
-        or hasattr(forward, "_torchdynamo_orig_callable")
+        or (hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable"))
         or hasattr(forward, "get_compiler_config")
     )
 
@@ -100,8 +122,9 @@ def place_problem(model: nn.Module) -> str | None:
     for module in modules_of(model):
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                if parameter.is_meta:
-                    return f"{path_of(model, module)}.{name} holds no data (device 'meta'), as offloaded weights do"
+                reason = _memory_problem(parameter)
+                if reason is not None:
+                    return f"{path_of(model, module)}.{name} {reason}"
                 devices.setdefault(parameter.device, module)
     if len(devices) > 1:
         places = (f"{device} ({path_of(model, module)})" for device, module in devices.items())

@@ -105,9 +105,12 @@ SHAPES: dict[str, Shape] = {
         "generation needs left padding",
         "set `tokenizer.padding_side = 'left'`",
     ),
-    "chunks": Shape("a prompt in chunks by hand, each in `with run.prefill():`"),
+    "chunks": Shape(
+        "a prompt in chunks by hand, each in `with run.prefill():`",
+        instead="several tokens on a filled cache that nobody tells are taken for decode, with a warning",
+    ),
     "chunks_generate": Shape("`generate(prefill_chunk_size=…)`"),
-    "teacher_forced": Shape("several tokens in one decode forward (teacher-forced)"),
+    "teacher_forced": Shape("several tokens in one decode forward, in `with run.decode():` (teacher-forced)"),
     "second_turn": Shape("a second turn on the same cache through `generate`"),
     "second_turn_by_hand": Shape("a second turn by hand, in `with run.prefill():`"),
     "prefix": Shape(
@@ -124,7 +127,9 @@ SHAPES: dict[str, Shape] = {
         "a cache cropped into the prompt",
         "refused",
         r"cropped to \d+ of the \d+ prompt tokens",
-        "copy the cache of the shared part before the prompt goes on, or prefill anew",
+        "copy the cache of the shared part before the prompt goes on, or prefill anew; right for methods that do not "
+        "look at the prompt",
+        of=knows_prompts,
         models=without_short_windows,
     ),
     "foreign": Shape(
@@ -357,9 +362,9 @@ def page() -> str:
         f"request that is claimed here, and {triples} (`make test-all`) every triple. What is right is held against a "
         "float64 pass over the whole text, without batch and cache, and against a loop that decodes token by token in "
         "masked execution: the same neurons kept but for those within rounding of a cut, and logits within 1e-5 of "
-        "their scale in float32, .05 in bfloat16 and .005 in float16. For what is refused or warned of "
+        "their scale in float32, 0.05 in bfloat16 and 0.005 in float16. For what is refused or warned of "
         "the words are tested.",
-        "**All of it is of CPUs. Nothing here has run on a GPU yet**, see [devices](#devices).",
+        "**All cases ran on CPUs. None of them has run on a GPU yet**, see [devices](#devices).",
         "## Methods and executions",
         _table(
             ("method", *EXECUTIONS, "needs"),

@@ -488,9 +488,10 @@ def chunks_generate(play: Play) -> list[Row]:
 
 @shape
 def teacher_forced(play: Play) -> list[Row]:
-    with play.attach():
+    with play.attach() as run:
         hand = play.hand(*tiny.padded(tiny.prompts(LENGTHS)))
-        hand.feed(tiny.text(3, 3, seed=5))
+        with run.decode():
+            hand.feed(tiny.text(3, 3, seed=5))
         return hand.rows
 
 
@@ -563,11 +564,12 @@ def cropped(play: Play) -> list[Row]:
 @shape
 def cropped_prompt(play: Play) -> list[Row]:
     with play.attach() as run:
-        hand = play.hand(tiny.text(1, 6)).steps(count=1)
-        hand.cache.crop(-3)
+        hand = play.hand(tiny.text(1, 6))
+        hand.cache.crop(-2)
+        hand = Hand(play, hand.cache, [Row(row.tokens[:-2], row.kinds[:-2]) for row in hand.rows])
         with run.prefill():
             hand.feed(tiny.text(1, 2, seed=6))
-    return []
+        return hand.steps(seed=7, count=2).rows
 
 
 @shape

@@ -89,7 +89,7 @@ def test_a_timed_case_generates_greedily_with_a_cache_whatever_the_folder_says(g
     timing = time_case(model, dense, None, [document], "auto", keep_logits=False)
     assert [tokens.shape[1] for tokens in calls[-NEW:]] == [PROMPT] + [1] * (NEW - 1)
     assert torch.equal(torch.cat(calls[-NEW:], 1), greedy[:, :-1])
-    assert timing.backend == "c", "a step did not run on the kernels of whole steps"
+    assert timing.backend.startswith("c"), "a step did not run on our kernels"
 
 
 @pytest.mark.parametrize(("generation", "config"), FOLDERS, ids=folder_id)

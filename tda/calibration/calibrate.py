@@ -19,6 +19,7 @@ from tda.engine.context import check_context
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
 from tda.engine.plain import plain
+from tda.engine.rotary import Rotary
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
 from tda.families import check_model, find_ffns
@@ -86,13 +87,30 @@ def calibrate_all(
     for shares in given:
         if shares is not None and len(shares) != len(ffns):
             raise ValueError(f"layer_sparsity has {len(shares)} entries for {len(ffns)} layers")
-    check_family(model, ffns)
+    rotary = Rotary(model)
+    restore = rotary.keep()
+    try:
+        check_family(model, ffns)
+        return _calibrate(model, ffns, methods, batches, given, rotary, progress)
+    finally:
+        restore()
+
+
+def _calibrate(
+    model: nn.Module,
+    ffns: list[FFN],
+    methods: Sequence[Method],
+    batches: Iterable[dict[str, Tensor]],
+    given: Sequence[Sequence[float] | None],
+    rotary: Rotary,
+    progress: bool,
+) -> list[Thresholds]:
     collectors: dict[str, Collector] = {}
     for method in methods:
         if _collects(method) not in collectors:
             collectors[_collects(method)] = _collector(method, len(ffns))
     sources = {key: next(m.activation for m in methods if _collects(m) == key) for key in collectors}
-    text = _pass(model, ffns, collectors, sources, batches, progress)
+    text = _pass(model, ffns, collectors, sources, batches, rotary, progress)
     return [
         _thresholds(model, ffns, method, collectors[_collects(method)], text, shares)
         for method, shares in zip(methods, given, strict=True)
@@ -120,6 +138,7 @@ def _pass(
     collectors: dict[str, Collector],
     sources: dict[str, Source],
     batches: Iterable[dict[str, Tensor]],
+    rotary: Rotary,
     progress: bool,
 ) -> TextHashes:
     """Run the text through the dense model, every layer shown to every collector; return the text's hashes."""
@@ -133,6 +152,7 @@ def _pass(
         for tokens, mask in _checked(batches, ffns[0].up.weight.device, progress):
             check_context(model, int(mask.sum(1).max()), 1)
             current[:] = [Batch(mask, positions(mask))]
+            rotary.reset()
             with plain(model), widening(model):
                 model(
                     input_ids=tokens,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
@@ -18,7 +19,7 @@ from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
-from tda.plain import hook_tables
+from tda.plain import NewHooks, modules_of
 from tda.thresholds import Thresholds
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -63,11 +64,12 @@ def attach(
         raise TypeError(f"method must be a tda method such as tda.Griffin(sparsity=0.5), got {method!r}")
     ffns = find_ffns(model)
     _check(model, ffns, method, thresholds, execution)
-    check_family(model, ffns)
     run = Run(model, method, thresholds, execution, ffns)
     overrides = Overrides()
     failed = True
     try:
+        overrides.later(run.rotary.keep())  # first: what is tried below runs the model
+        check_family(model, ffns)
         _ATTACHED.add(model)
         overrides.later(lambda: _ATTACHED.discard(model))
         run.fast = executors(model, ffns, method, thresholds, execution, run.observe, overrides)
@@ -103,7 +105,6 @@ def _check(
 
 def _override(run: Run, overrides: Overrides) -> None:
     model: Any = run.model
-    overrides.later(run.rotary.keep())
     overrides.set(model, "generate", _generate(run, model.generate))
     overrides.set(model, "forward", _forward(run, model.forward))
     for name, reason in REFUSED.items():
@@ -114,7 +115,9 @@ def _override(run: Run, overrides: Overrides) -> None:
                 overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
     if run.fast.step is not None or run.fast.graph is not None:
-        run.free_of_hooks = [table for table in hook_tables(model) if not table]
+        run.new_hooks = NewHooks(modules_of(model))
+    if run.fast.layers:
+        run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.linears, ffn.act))
 
 
 BATCHING = (
@@ -143,12 +146,12 @@ def _refusing(reason: str) -> Callable[..., Any]:
 def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
     """The model's forward: what it is part of is found out first, and a whole decode step runs where it can.
 
-    Products are those that are right for the model's type on this processor.
+    Products are those that are right for the model's type on this processor. Where torch.compile compiles the model
+    meanwhile, it leaves this alone.
     """
     widened = products.needed(run.model)
 
-    @functools.wraps(forward)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def attached(*args: Any, **kwargs: Any) -> Any:
         given = by_name(run.model, args, kwargs)
         run.enter()
         try:
@@ -161,6 +164,12 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
             return output
         finally:
             run.leave()
+
+    apart: Callable[..., Any] = torch.compiler.disable(attached)
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return apart(*args, **kwargs)
 
     return wrapper
 

@@ -13,8 +13,8 @@ FREQUENCIES = "inv_freq"
 class Rotary:
     """The modules of a model whose frequencies depend on the longest sequence that they have seen.
 
-    Transformers keeps those frequencies, so the same prompt has other logits the second time. `reset` begins a
-    sequence as a new model does.
+    Transformers keeps those frequencies, so the same prompt has other logits the second time. After a `reset` they
+    follow from the length of the next forward's sequence alone.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Rotary:
         self._modules = [module for module in modules_of(model) if is_dynamic(module)]
 
     def reset(self) -> None:
-        """Begin a sequence: every module has the frequencies that it was built with."""
+        """Let every module have the frequencies that it was built with."""
         for module in self._modules:
             for prefix, original in _originals(module):
                 module._buffers[f"{prefix}{FREQUENCIES}"] = original

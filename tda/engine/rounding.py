@@ -10,7 +10,7 @@ from tda.engine.overrides import Overrides
 from tda.kernels.native import describe
 from tda.kernels.native import library as c
 from tda.kernels.pages import fresh
-from tda.plain import linear_problem
+from tda.plain import linear_problem, path_of
 
 ROWS = 64
 """Rows of weights that are rounded together."""
@@ -35,11 +35,11 @@ class RoundedLinears:
         self._held: dict[int, tuple[Rounded, Tensor | None]] = {}
         overrides.later(self._held.clear)  # the kernels read them until then
         for linear in model.modules():
-            if type(linear) is not nn.Linear:
+            if not isinstance(linear, nn.Linear):
                 continue
             reason = linear_problem(linear) or ("has a forward of its own" if "forward" in vars(linear) else None)
             if reason is not None:
-                raise ValueError(f"method {method.name!r} cannot round the weights of a linear that {reason}")
+                raise ValueError(f"method {method.name!r} cannot round {path_of(model, linear)}: it {reason}")
             weight = linear.weight
             rounded, dense = _rounded(weight.detach(), method)
             if hold:

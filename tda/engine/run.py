@@ -18,7 +18,7 @@ from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
-from tda.plain import are_foreign
+from tda.plain import NewHooks
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
 from tda.thresholds import Thresholds
@@ -58,8 +58,8 @@ class Run:
         What runs decode where it can be fast.
     rotary : Rotary
         The model's positions that depend on what it has seen.
-    free_of_hooks : list of dict
-        Tables of the model's hooks that were empty when the method was attached.
+    new_hooks, new_hooks_in_ffns : NewHooks
+        Hooks that were set since the method was attached: on any module, and inside feed-forward networks.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Run:
         self._token_kept: list[Tensor | None] = [None] * len(ffns)
         self._executed: Ran | None = None
         self.fast = Executors(ffns, "masked", "torch")
-        self.free_of_hooks: list[dict[int, Any]] = []
+        self.new_hooks = self.new_hooks_in_ffns = NewHooks()
 
     # What a caller may ask.
 
@@ -254,6 +254,7 @@ class Run:
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         rows, count = tokens.shape[:2]
         cache = given_cache(given)
+        self.rotary.reset()
         request = self._find_request(cache, rows, tokens.device)
         if self._new_tokens is not None and self._told is None:
             request.prompt_end, self._new_tokens = request.fed + self._new_tokens, None
@@ -347,7 +348,6 @@ class Run:
         for statistic in statistics:
             if isinstance(statistic, PromptSum):
                 statistic.sweep = self.fast.sweep
-        self.rotary.reset()
         request = Request(statistics, rows, device, fed=cached, length=cached)
         if cache is not None:
             self._requests.put(cache, request)
@@ -424,6 +424,8 @@ class Run:
             if isinstance(self.method, WeightMethod) and (self.fast.execution == "masked" or call.mask.numel() > 1):
                 call.execution = "masked"  # the kernels read few bits for a single row's token
             self._decoded += call.mask.sum()
+        if call.execution in ("compact", "indexed") and self.new_hooks_in_ffns:
+            call.execution = "masked"  # what runs in place of the networks would leave out a hook that was set since
         self._executed = call.execution
 
     def observe(self, layer: int, kept: Tensor) -> None:
@@ -442,7 +444,7 @@ class Run:
     def step(self, given: dict[str, Any]) -> Any:
         """Output of a whole decode step, of a forward's arguments by name; None where it cannot run."""
         call, step = self._call, self.fast.step
-        if any(self.free_of_hooks) and any(map(are_foreign, self.free_of_hooks)):
+        if self.new_hooks:
             return None  # a whole step would leave out a hook that was set since
         if call is None or call.phase != "decode" or call.tokens != 1:
             return None

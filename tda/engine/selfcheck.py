@@ -23,21 +23,23 @@ Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
 _STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure | None, str | None]]" = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
+VALUES = (bool, int, float, str, type(None))
+"""Types of a module's attributes that say how it computes."""
 
 
 def structure(model: nn.Module) -> Structure | None:
-    """What a model computes beside its weights: classes and functions of its modules, and its configuration.
+    """What a model computes beside its weights: classes, functions and values of its modules, and its configuration.
 
     Checks that passed hold as long as it is the same. None where hooks or forwards were added to single modules: what
-    they do is looked at anew every time. Hooks on the model itself run around whatever its forward is.
+    they do is looked at anew every time.
     """
     found: list[Any] = []
     sources: dict[str, None] = {}
     for module in modules_of(model):
-        if addition(module, hooks=module is not model) is not None:
+        if addition(module) is not None:
             return None
         kind = type(module)
-        found += (kind, kind.forward)
+        found += (kind, kind.forward, *(item for item in vars(module).items() if isinstance(item[1], VALUES)))
         sources[kind.__module__] = None
     for name in sources:
         if not name.startswith("torch."):  # functions that the modules' forwards call, which some patch

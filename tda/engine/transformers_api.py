@@ -48,8 +48,8 @@ def returned_cache(output: Any) -> Any:
     """The key-value cache of a model output, by either name or in a tuple; None where there is none."""
     if isinstance(output, tuple):
         return next((part for part in output if hasattr(part, "get_seq_length")), None)
-    kind: Any = type(output)
-    return getattr(output, _cache_field(kind), None) if dataclasses.is_dataclass(kind) else None
+    kind: type = type(output)
+    return getattr(output, _cache_field(kind), None) if dataclasses.is_dataclass(output) else None
 
 
 def model_output(logits: Tensor, cache: Any) -> Any:

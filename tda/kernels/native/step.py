@@ -47,6 +47,7 @@ class Step:
 
     def __init__(self, decoder: Decoder, ffns: Sequence[c.FFN], matrices: describe.Matrices = describe.matrix) -> None:
         self.decoder = decoder
+        describe.check_linear(decoder.head)
         self.dtype = decoder.head.weight.dtype
         describe.check_types(_modules(decoder), self.dtype)
         self._layers = (c.Layer * len(decoder.layers))(*(_layer(layer, matrices) for layer in decoder.layers))
