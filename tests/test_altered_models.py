@@ -19,11 +19,11 @@ from model_state import HOOKS
 from torch import Tensor, nn
 
 import tda
+from tda.as_built import place_problem
 from tda.contracts import Method
 from tda.engine.phases import decode, prefill
 from tda.methods import method
 from tda.names import Execution
-from tda.plain import place_problem
 
 PROMPT, TOKENS = tiny.text(1, 9, seed=5), tiny.text(1, 3, seed=6)
 FORWARDS = 1 + TOKENS.shape[1]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tda.as_built import NewHooks, modules_of
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
 from tda.engine.executors import executors
 from tda.engine.identity import identify
@@ -19,7 +20,6 @@ from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
-from tda.plain import NewHooks, modules_of
 from tda.thresholds import Thresholds
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()

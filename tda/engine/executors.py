@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tda.as_built import addition, modules_of
 from tda.contracts import (
     FFN,
     Executor,
@@ -38,7 +39,6 @@ from tda.kernels.native.statistic import add_squares as native_sweep
 from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
 from tda.names import Execution, Ran
-from tda.plain import addition, modules_of
 from tda.prompt_statistics import Sweep
 from tda.thresholds import Thresholds
 

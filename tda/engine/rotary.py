@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tda.plain import modules_of
+from tda.as_built import modules_of
 
 FREQUENCIES = "inv_freq"
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tda.as_built import linear_problem, path_of
 from tda.contracts import Rounded, WeightMethod
 from tda.engine.overrides import Overrides
 from tda.kernels.native import describe
 from tda.kernels.native import library as c
 from tda.kernels.pages import fresh
-from tda.plain import linear_problem, path_of
 
 ROWS = 64
 """Rows of weights that are rounded together."""

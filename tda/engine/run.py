@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tda.as_built import NewHooks
 from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod, WeightMethod
 from tda.engine.caches import Marked
 from tda.engine.executors import Executors
@@ -18,7 +19,6 @@ from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
-from tda.plain import NewHooks
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
 from tda.thresholds import Thresholds

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tda.as_built import addition, modules_of
 from tda.contracts import FFN, Decoder
 from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
@@ -17,7 +18,6 @@ from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
 from tda.kernels.native.step import Step
 from tda.kernels.products import widening
-from tda.plain import addition, modules_of
 
 Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()

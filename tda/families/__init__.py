@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from tda.as_built import is_compiled, linear_problem, modules_of, path_of, place_problem
 from tda.contracts import FFN, Family
-from tda.plain import is_compiled, linear_problem, modules_of, path_of, place_problem
 from tda.registry import Registry
 
 FAMILIES: Registry[Family] = Registry("model family", "tda.families")

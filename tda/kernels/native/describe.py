@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tda.as_built import linear_problem
 from tda.contracts import FFN
 from tda.kernels.native import library as c
-from tda.plain import linear_problem
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
