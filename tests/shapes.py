@@ -284,17 +284,18 @@ def check(play: Play, rows: Sequence[Row]) -> None:
 
 def check_row(play: Play, row: Row) -> None:
     is_by_token = isinstance(play.method, TokenMethod)
+    found = in_float64(play, row)
     if play.in_float64 or not is_by_token:
-        check_sets(play, row)
+        check_sets(play, row, found)
     if play.in_float64:
-        check_logits(play, row.logits, in_float64(play, row))
+        check_logits(play, row.logits, found.logits)
     looped = loop(play, row)
     if is_by_token and row.decoded:
         check_first(row, looped)
     if isinstance(play.method, PromptMethod) and not alike(row, looped):
         if play.method.name == "random":
             assert play.case.shape == "embeddings", "the same tokens have the same random set"
-        check_sets(play, looped)
+        check_sets(play, looped, in_float64(play, looped))
         looped = loop(play, row, imposed=True)
     for place, found in row.logits.items():
         if alike(row, looped, place):  # a token's own set may differ near its cut; then what follows differs too
@@ -322,12 +323,9 @@ def check_logits(play: Play, found: dict[int, Tensor], expected: Tensor) -> None
         assert distance <= LOGITS[play.case.dtype], f"logits at token {place} are {distance:.1e} of their scale away"
 
 
-def in_float64(play: Play, row: Row) -> Tensor:
-    """Logits [T, V] of a row with what was kept in it."""
-    return _pass(play, row).logits
+def in_float64(play: Play, row: Row) -> float64.Pass:
+    """One pass over a whole row, with what was kept in it."""
 
-
-def _pass(play: Play, row: Row) -> float64.Pass:
     def rule(layer: int, activations: float64.Activations) -> Tensor:
         keep = torch.ones_like(activations.z, dtype=torch.bool)
         for place in row.decoded:
@@ -339,10 +337,10 @@ def _pass(play: Play, row: Row) -> float64.Pass:
     return play.reference.run(torch.tensor(row.tokens), sparse, rule)
 
 
-def check_sets(play: Play, row: Row) -> None:
+def check_sets(play: Play, row: Row, found: float64.Pass) -> None:
     """What was kept in a row, against the formulas on the activations of a float64 pass over it."""
-    method, layers = play.method, _pass(play, row).layers
-    for layer, activations in enumerate(layers):
+    method = play.method
+    for layer, activations in enumerate(found.layers):
         weights = play.reference.weights[layer]
         if isinstance(method, TokenMethod):
             choices = float64.token_choices(method, weights, activations, play.thresholds, layer)

@@ -22,10 +22,13 @@ from tda.methods import METHODS
 EXPECTED: dict[str, Any] = {"refused": ValueError, "warned": UserWarning}
 
 
+def can_run(case: contract.Case) -> bool:
+    """Whether there are the kernels here that a case needs."""
+    return library.problem() is None or not contract.needs_kernels(case.method, case.execution)
+
+
 def play(case: contract.Case) -> None:
     """Play a case, and hold it against what is claimed."""
-    if contract.needs_kernels(case.method, case.execution) and library.problem() is not None:
-        pytest.skip(f"no kernels in C here: {library.problem()}")
     asked = contract.SHAPES[case.shape]
     claim = asked.claimed(contract.built(case.method))
     expecting: Any = nullcontext()
@@ -42,6 +45,8 @@ def play(case: contract.Case) -> None:
 
 @pytest.mark.parametrize("case", contract.covering(), ids=str)
 def test_what_is_claimed_is_so(case: contract.Case) -> None:
+    if not can_run(case):
+        pytest.skip(f"no kernels in C here: {library.problem()}")
     play(case)
 
 
@@ -51,7 +56,7 @@ def test_every_triple(shape: str) -> None:
     """As above, with every three values that are claimed together."""
     failed = []
     for case in contract.covering(3):
-        if case.shape == shape:
+        if case.shape == shape and can_run(case):
             torch.manual_seed(0)
             try:
                 play(case)
