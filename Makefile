@@ -83,6 +83,9 @@ $(ACTIONLINT):
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) tools/environment.py $(VENV) '.[dev]'
+	@# apart: transformers imports torchao wherever it can, which every process would pay for
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/misuse \
+		-c constraints.txt torchao || echo "make: torchao could not be installed; its test will skip"
 	@touch $@
 
 $(VENV)/.ready-bench: pyproject.toml constraints.txt

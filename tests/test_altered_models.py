@@ -521,13 +521,14 @@ def test_a_value_is_changed_between_two_attaches() -> None:
     model = tiny.build("gemma2")
     answer(model, GRIFFIN, "auto")
     model.config.final_logit_softcapping = 0.5
-    right(model)
+    uses = [ALL[0], ALL[-2]]
+    right(model, uses)
     for name, value in (("scaling", 0.7), ("is_causal", True), ("attn_logit_softcapping", 0.5), ("sliding_window", 3)):
         for number in range(tiny.LAYERS):
             setattr(layer(model, number).self_attn, name, value)
-        right(model)
+        right(model, uses)
     layer(model).input_layernorm.eps = 0.5
-    right(model)
+    right(model, uses)
     model = tiny.build("llama")
     answer(model, GRIFFIN, "auto")
     model.model.rotary_emb.attention_scaling = 1.5
@@ -737,7 +738,14 @@ def test_a_forward_that_is_kept_from_the_compiler_is_not_compiled() -> None:
     right(model, ALL[::3])
 
 
-@pytest.mark.parametrize("change", [compiled, compile_forward, compile_in_place], ids=["wrapper", "forward", "place"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(compile_forward, id="forward"),
+        pytest.param(compiled, id="wrapper", marks=pytest.mark.slow),
+        pytest.param(compile_in_place, id="place", marks=pytest.mark.slow),
+    ],
+)
 def test_compiling_inside_the_block(change: Callable[[Any], Any]) -> None:
     """What is compiled there runs the attached method, and its whole steps."""
     for use in (ALL[0], ALL[-2]):

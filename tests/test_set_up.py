@@ -93,7 +93,17 @@ def test_what_we_installed_follows_our_pins(tmp_path: Path) -> None:
     make(str(venv / ".ready"), f"VENV={venv}")
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     assert (venv / ".tda-constraints.txt").read_text().splitlines() == pins
-    assert (venv / "pip.log").read_text().split()[-1] == ".[dev]"
+    asked = (venv / "pip.log").read_text().splitlines()
+    assert [line.split()[-1] for line in asked] == ["torch", ".[dev]", "torchao"]
+
+
+def test_torchao_lies_apart(tmp_path: Path) -> None:
+    """Where it lies among an environment's packages, transformers imports it into every process."""
+    venv = an_environment(tmp_path / "venv")
+    make(str(venv / ".ready"), f"VENV={venv}")
+    *others, torchao = (venv / "pip.log").read_text().splitlines()
+    assert f"--no-deps --upgrade --target {venv}/misuse -c constraints.txt torchao" in torchao
+    assert "torchao" not in [line.split()[-1] for line in others]
 
 
 def test_a_python_that_is_too_old_is_told_so() -> None:
