@@ -64,8 +64,13 @@ def path_of(model: nn.Module, part: nn.Module) -> str:
 
 
 def are_foreign(hooks: dict[int, Any]) -> bool:
-    """Whether some of a module's hooks do something: those of transformers do nothing until a forward asks for more."""
-    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
+    """Whether some of a module's hooks are others': those of transformers do nothing until a forward asks for more.
+
+    Ours, as a profile's ranges, need not be called where a fast path runs.
+    """
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith(("transformers.", "tda.")) for hook in hooks.values()
+    )
 
 
 def addition(module: nn.Module) -> str | None:
