@@ -63,14 +63,13 @@ def path_of(model: nn.Module, part: nn.Module) -> str:
     return next((path for path, module in model.named_modules() if module is part and path), "the model")
 
 
-def are_foreign(hooks: dict[int, Any]) -> bool:
-    """Whether some of a module's hooks are others': those of transformers do nothing until a forward asks for more.
+INERT = ("transformers.", "tda.")
+"""Modules whose hooks need not be called where a fast path runs: ours are a profile's ranges, and a method's own."""
 
-    Ours, as a profile's ranges, need not be called where a fast path runs.
-    """
-    return any(
-        not str(getattr(hook, "__module__", "")).startswith(("transformers.", "tda.")) for hook in hooks.values()
-    )
+
+def are_foreign(hooks: dict[int, Any]) -> bool:
+    """Whether some of a module's hooks do something: those of transformers do nothing until a forward asks for more."""
+    return any(not str(getattr(hook, "__module__", "")).startswith(INERT) for hook in hooks.values())
 
 
 def addition(module: nn.Module) -> str | None:

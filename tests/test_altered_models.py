@@ -962,6 +962,7 @@ refused(quantised(""), "layer 0: gate has a weight that is a torchao", "a tensor
 """
 
 
+@pytest.mark.slow
 def test_weights_of_torchao() -> None:
     """Of the attention, the head, and all; in a process of its own, as transformers imports torchao if it can."""
     if not TORCHAO.is_dir():
