@@ -50,21 +50,6 @@ def test_what_is_claimed_is_so(case: contract.Case) -> None:
     play(case)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", contract.SHAPES)
-def test_every_triple(shape: str) -> None:
-    """As above, with every three values that are claimed together."""
-    failed = []
-    for case in contract.covering(3):
-        if case.shape == shape and can_run(case):
-            torch.manual_seed(0)
-            try:
-                play(case)
-            except (AssertionError, ValueError, RuntimeError) as error:
-                failed.append(f"{case}: {error}")
-    assert not failed, "\n".join(failed)
-
-
 def test_the_design_holds_every_pair_and_claims_everything() -> None:
     held = {pair for case in contract.covering() for pair in contract.parts(case)}
     assert held == {pair for case in contract.claimed() for pair in contract.parts(case)}
