@@ -76,13 +76,17 @@ def addition(module: nn.Module) -> str | None:
     """What was added to a module, beside what its class computes; None if nothing was."""
     if "forward" in module.__dict__:
         return "a forward of its own"
-    return "hooks" if any(table and are_foreign(table) for table in hook_tables([module])) else None
+    tables = (module._forward_hooks, module._forward_pre_hooks, *EVERY)
+    return "hooks" if any(tables) and any(map(are_foreign, tables)) else None
+
+
+EVERY = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+"""The tables of the hooks that torch calls for every module."""
 
 
 def hook_tables(modules: Iterable[nn.Module]) -> Iterator[dict[int, Any]]:
     """The tables in which the hooks on modules' forwards stand, also those that torch calls for every module."""
-    every = nn.modules.module
-    yield from (every._global_forward_hooks, every._global_forward_pre_hooks)
+    yield from EVERY
     for module in modules:
         yield from (module._forward_hooks, module._forward_pre_hooks)
 

@@ -23,7 +23,7 @@ Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
 _STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure | None, str | None]]" = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
-VALUES = (bool, int, float, str, type(None))
+VALUES = frozenset((bool, int, float, str, type(None)))
 """Types of a module's attributes that say how it computes."""
 
 
@@ -39,7 +39,8 @@ def structure(model: nn.Module) -> Structure | None:
         if addition(module) is not None:
             return None
         kind = type(module)
-        found += (kind, kind.forward, *(item for item in vars(module).items() if isinstance(item[1], VALUES)))
+        found += (kind, kind.forward)
+        found += [item for item in module.__dict__.items() if type(item[1]) in VALUES]
         sources[kind.__module__] = None
     for name in sources:
         if not name.startswith("torch."):  # functions that the modules' forwards call, which some patch
