@@ -138,3 +138,25 @@ def place_problem(model: nn.Module) -> str | None:
         places = (f"{device} ({path_of(model, module)})" for device, module in devices.items())
         return f"its weights are spread over {', '.join(places)}"
     return None
+
+
+class Addresses:
+    """Where a model's weights lie; asked in every forward, so quick to compare.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [one for one in model.parameters() if tensor_problem(one) is None]
+        self._places = self._now()
+
+    def _now(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self._parameters]
+
+    @property
+    def moved(self) -> bool:
+        """Whether a parameter has got other memory since this was made."""
+        return self._now() != self._places

@@ -40,13 +40,14 @@ class PromptSum:
         self.weights = weights
         self.sweep: Sweep = add_squares
         self.tokens = torch.zeros(0, dtype=torch.int64)
-        self.sums = torch.zeros(0)
+        self.sums = torch.zeros(0, dtype=torch.float32)
 
     def add(self, a: Tensor, mask: Tensor) -> None:
         """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""
         if self.sums.numel() == 0:
-            self.sums = torch.zeros(a.shape[0], a.shape[2], device=a.device)  # [B, F]
-            self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
+            with torch.inference_mode(False):  # a prompt may go on outside of it
+                self.sums = torch.zeros(a.shape[0], a.shape[2], dtype=torch.float32, device=a.device)  # [B, F]
+                self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
         self.tokens += mask.sum(1)
         if self.relative is None or not self.sweep(self.sums, a, mask, self.weights, self.relative):
             for block, inside in self._blocks(a, mask):
@@ -66,7 +67,8 @@ class PromptSum:
 
     def take(self, rows: Tensor) -> None:
         """Let row i be what row rows[i] was: int64 [B]."""
-        self.sums, self.tokens = self.sums[rows], self.tokens[rows]
+        with torch.inference_mode(False):
+            self.sums, self.tokens = self.sums[rows].clone(), self.tokens[rows].clone()
 
 
 def _inverse(values: Tensor, inside: Tensor) -> Tensor:

@@ -389,7 +389,8 @@ def loop(play: Play, row: Row, *, imposed: bool = False) -> Row:
                 place = {"position_ids": torch.arange(start, end).unsqueeze(0)}
                 if kind == "p":
                     if row.kinds[start] == ".":
-                        run.note_generated(tokens)
+                        assert run._request is not None
+                        run._request.unfed = tokens[:, start]
                     with run.prefill():
                         model(tokens[:, start:end], **on, **place)
                     if imposed and row.decoded:

@@ -199,6 +199,44 @@ def told(run: Run, call: Callable[[], Any]) -> Any:
         return call()
 
 
+class TestSurroundings:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("when", ["before attach", "inside"])
+    def test_another_default_type(self, dtype: torch.dtype, when: str) -> None:
+        """The kernels sum in float32, whatever torch makes of a tensor whose type nobody says."""
+        model, expected = tiny.model("llama"), alone("llama", 0)
+        try:
+            if when == "before attach":
+                torch.set_default_dtype(dtype)
+            with attached(model) as run:
+                torch.set_default_dtype(dtype)
+                cache = filled(model, run, WHOLE[0])
+                decode(model, tiny.text(1, 1), cache)
+                assert same(run.selection(), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def test_a_prefix_under_inference_mode(self) -> None:
+        model = tiny.model("llama")
+        with attached(model) as run:
+            with torch.inference_mode():
+                cache = filled(model, run)
+            generate(model, WHOLE[0], **tiny.on(model, cache))
+            assert same(run.selection(), alone("llama", 0))
+
+    def test_sets_that_do_not_fit_are_not_imposed(self) -> None:
+        model = tiny.model("llama")
+        with attached(model) as run:
+            good = [torch.ones(1, tiny.F, dtype=torch.bool) for _ in range(tiny.LAYERS)]
+            for wrong in (good[:1], [layer.float() for layer in good], [layer[:, 1:] for layer in good]):
+                with pytest.raises(ValueError, match="expected a bool tensor"):
+                    run.impose(wrong)
+            run.impose(good)
+            cache = filled(model, run, torch.cat([PREFIX, PREFIX]))
+            with pytest.raises(ValueError, match="imposed sets are of 1 rows, and the batch has 2"):
+                decode(model, tiny.text(2, 1), cache)
+
+
 class TestChangedCaches:
     def test_cropping_generated_tokens_keeps_the_selection(self) -> None:
         model = tiny.model("llama")
@@ -687,6 +725,80 @@ class TestGenerate:
         with attached(model), pytest.raises(ValueError, match="leave the `with` block, then"):
             change(model)
         change(model)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: setattr(model, "lm_head", torch.nn.Linear(tiny.D, tiny.VOCABULARY)),
+            lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight * 0.5)),
+            lambda model: setattr(model.model.layers[1], "mlp", model.model.layers[0].mlp),
+            lambda model: setattr(model.model, "layers", model.model.layers[:1]),
+        ],
+        ids=["head", "weight", "mlp", "layers"],
+    )
+    def test_parts_of_a_model_are_not_replaced_while_a_method_is_attached(self, change: Callable[[Any], Any]) -> None:
+        """Adapters come as other parts: a step that has been prepared would run without them."""
+        model = tiny.build("llama")
+        with attached(model) as run:
+            cache = filled(model, run)
+            with pytest.raises(ValueError, match="leave the `with` block, then"):
+                change(model)
+            change(tiny.build("llama"))  # another model's may be
+            decode(model, tiny.text(1, 1), cache)
+        change(model)
+
+    @pytest.mark.parametrize("part", ["lm_head", "model.layers.1.mlp.up_proj", "model.norm"])
+    def test_weights_that_lie_elsewhere_are_not_read(self, part: str) -> None:
+        model = tiny.build("llama")
+        with attached(model) as run:
+            cache = filled(model, run)
+            parameter = model.get_submodule(part).weight
+            kept, parameter.data = parameter.data, parameter.data * 0.5
+            with pytest.raises(ValueError, match="leave the `with` block, then"):
+                decode(model, tiny.text(1, 1), cache)
+            parameter.data = kept
+            decode(model, tiny.text(1, 1), cache)
+
+    def test_generate_within_a_told_phase_is_refused(self) -> None:
+        model = tiny.model("llama")
+        with attached(model) as run, run.prefill(), pytest.raises(ValueError, match="call it outside"):
+            generate(model, PREFIX)
+
+    def test_what_the_generation_config_says_now_counts(self) -> None:
+        model = tiny.build("llama")
+        with attached(model):
+            model.generation_config.use_cache = False
+            with pytest.raises(ValueError, match="key-value cache"):
+                model.generate(PREFIX, max_new_tokens=2)
+
+    @pytest.mark.parametrize("first", ["guidance", "embeddings", "by hand"])
+    def test_the_last_generated_token_is_no_prompt_of_the_next_turn(self, first: str) -> None:
+        model, more = tiny.model("llama"), SUFFIXES[0]
+        with attached(model) as run:
+            cache = tiny.new_cache(model)
+            options = {"guidance_scale": 1.5} if first == "guidance" else {}
+            if first == "embeddings":
+                embeds = model.get_input_embeddings()(PREFIX)
+                new = model.generate(inputs_embeds=embeds, max_new_tokens=NEW, do_sample=False, **tiny.on(model, cache))
+            else:
+                new = generate(model, PREFIX, **options, **tiny.on(model, cache))
+            turn = torch.cat([new[:, -1:], more], 1)
+            if first == "by hand":  # it is decoded, and the next turn begins with an equal token, which is prompt
+                decode(model, new[:, -1:], cache)
+            with run.prefill():
+                decode(model, turn, cache)
+            assert run._request is not None
+            assert run._request.prompt().tokens.tolist() == [20 + 7 + (first == "by hand")]
+
+    def test_a_mask_that_is_shorter_than_what_is_cached(self) -> None:
+        """Transformers masks what it does not cover; a whole step would see it."""
+        model, found = tiny.model("llama"), []
+        for execution in ("auto", "masked"):
+            with attached(model, execution=execution) as run:
+                cache = filled(model, run)
+                mask = torch.ones(1, 5, dtype=torch.int64)
+                found.append(model(tiny.text(1, 1), attention_mask=mask, **tiny.on(model, cache)).logits)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
     def test_generate_that_fails_leaves_no_trace(self) -> None:
         model = tiny.model("llama")

@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from tda.as_built import NewHooks, modules_of
+from tda.as_built import Addresses, NewHooks, modules_of
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
 from tda.engine.executors import executors
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
+from tda.engine.request import CHANGING
 from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
@@ -114,19 +119,29 @@ def _override(run: Run, overrides: Overrides) -> None:
             for hook in _watch(run, ffn):
                 overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
+    run.addresses = Addresses(model)
+    _refuse_other_parts(model, overrides)
     if run.fast.step is not None or run.fast.graph is not None:
         run.new_hooks = NewHooks(modules_of(model))
     if run.fast.layers:
         run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.linears, ffn.act))
 
 
+def _refuse_other_parts(model: nn.Module, overrides: Overrides) -> None:
+    """Let nobody give a module of the model other modules or parameters, as adapting it does: before it is done."""
+    own = {id(module) for module in modules_of(model)}
+
+    def refuse(module: nn.Module, name: str, part: Any) -> None:
+        if id(module) in own:
+            raise ValueError(CHANGING)
+
+    overrides.later(register_module_module_registration_hook(refuse).remove)
+    overrides.later(register_module_parameter_registration_hook(refuse).remove)
+
+
 BATCHING = (
     "continuous batching packs the tokens of several requests into one row, so no request has a phase or a selection "
     "of its own; use `generate` while a method is attached"
-)
-CHANGING = (
-    "a method is attached, which reads the weights where they lie: leave the `with` block, then move, convert, copy, "
-    "adapt or load the model"
 )
 REFUSED = {
     **dict.fromkeys(("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"), BATCHING),
@@ -240,11 +255,11 @@ GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit
 def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the model's generate, so that the run knows where the prompt ends and which rows have ended."""
     model: Any = run.model
-    own_config = getattr(model, "generation_config", None)
 
     @functools.wraps(generate)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        own_config = getattr(model, "generation_config", None)
 
         def option(name: str) -> Any:
             asked = (kwargs.get(name), getattr(config, name, None), getattr(own_config, name, None))
@@ -269,12 +284,14 @@ def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
         if (option("num_beams") or 1) == 1:  # beams that ended are no rows any more
             overrides.set(model, "_get_stopping_criteria", _noting_ends(run, model._get_stopping_criteria))
         try:
-            with run.generating(new_tokens):
+            with nullcontext() if option("custom_generate") else run.generating(new_tokens):
                 # what transformers would compile itself, with static caches on CUDA, would miss what is attached
                 output = generate(*args, **{"disable_compile": True, **kwargs})
         finally:
             overrides.undo()
-        run.note_generated(output if isinstance(output, Tensor) else output.sequences)
+        sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
+        if isinstance(sequences, Tensor):
+            run.note_generated(sequences)
         return output
 
     return wrapper
@@ -285,6 +302,8 @@ def _new_tokens(prompt: Tensor, mask: Tensor | None, cached: int) -> int:
     given: int = prompt.shape[1]
     is_whole = mask is None or mask.shape[1] == given
     new_tokens = given - cached if is_whole else given
+    if not given:
+        raise ValueError("the prompt has no tokens; generate needs at least one while a method is attached")
     if new_tokens <= 0:
         raise ValueError(
             f"the cache holds {cached} tokens and the prompt has {given}: generate needs at least one token that the "

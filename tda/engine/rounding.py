@@ -60,7 +60,7 @@ class RoundedLinears:
 def _rounded(weight: Tensor, method: WeightMethod) -> tuple[Rounded, Tensor]:
     """Weights [N, K] rounded, and what they then stand for; some rows at a time, which stay in the caches."""
     values = fresh(weight.shape, torch.int8, weight.device)
-    scale = torch.empty(len(weight), device=weight.device)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     dense = fresh(weight.shape, weight.dtype, weight.device)
     for start in range(0, len(weight), ROWS):
         rows = slice(start, start + ROWS)

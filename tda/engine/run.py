@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tda.as_built import NewHooks
+from tda.as_built import Addresses, NewHooks
 from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod, WeightMethod
 from tda.engine.caches import Marked
 from tda.engine.executors import Executors
 from tda.engine.graph import GraphStep
-from tda.engine.request import PREFILL_INSIDE, Request
+from tda.engine.request import CHANGING, PREFILL_INSIDE, Request
 from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
@@ -95,6 +95,8 @@ class Run:
         self._executed: Ran | None = None
         self.fast = Executors(ffns, "masked", "torch")
         self.new_hooks = self.new_hooks_in_ffns = NewHooks()
+        self.addresses = Addresses(model)
+        self._generated: Request | None = None  # of the generate in progress
 
     # What a caller may ask.
 
@@ -134,6 +136,11 @@ class Run:
         """
         if not isinstance(self.method, PromptMethod):
             raise ValueError(f"{self.method.name!r} has no selection per prompt that could be replaced")
+        if kept is not None:
+            shapes = [(layer.dtype, layer.dim(), layer.shape[-1]) for layer in kept if isinstance(layer, Tensor)]
+            if shapes != [(torch.bool, 2, ffn.F) for ffn in self.ffns]:
+                sizes = ", ".join(str(ffn.F) for ffn in self.ffns)
+                raise ValueError(f"expected a bool tensor [B, F] for each layer, F {sizes}; got {shapes}")
         self._imposed = kept
 
     def selection(self) -> list[Tensor]:
@@ -210,11 +217,14 @@ class Run:
     @contextmanager
     def generating(self, new_tokens: int) -> Iterator[None]:
         """Within `generate`: the first `new_tokens` tokens that are fed are prompt."""
+        if self._told is not None:
+            raise ValueError("`generate` tells prompt from decode itself: call it outside of `run.prefill()`")
         thread = threading.get_ident()
         if self._generating not in (None, thread):
             raise ValueError("`generate` runs in another thread: while a method is attached, one runs at a time")
         outer = self._generating, self._new_tokens, self._known_mask, self._ended
         self._generating, self._new_tokens, self._ended = thread, new_tokens, None
+        self._generated = None
         try:
             yield
         finally:
@@ -230,10 +240,9 @@ class Run:
 
     def note_generated(self, sequences: Tensor) -> None:
         """After `generate`: remember the last generated tokens, which no forward has seen yet."""
-        request = self._request
+        request, self._generated = self._generated, None
         if request is not None and len(sequences) == request.rows:
-            length = request.fed
-            request.unfed = sequences[:, length] if sequences.shape[1] > length else None
+            request.unfed = sequences[:, -1]
 
     def enter(self) -> None:
         """A forward begins.
@@ -251,6 +260,8 @@ class Run:
 
     def begin(self, given: dict[str, Any]) -> None:
         """Find out the phase and the request of a forward, of its arguments by name."""
+        if self.addresses.moved:
+            raise ValueError(CHANGING)
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         rows, count = tokens.shape[:2]
         cache = given_cache(given)
@@ -258,11 +269,13 @@ class Run:
         request = self._find_request(cache, rows, tokens.device)
         if self._new_tokens is not None and self._told is None:
             request.prompt_end, self._new_tokens = request.fed + self._new_tokens, None
+            self._generated = request
         phase = self._phase(request)
         mask = self._mask(given.get("attention_mask"), request, count, tokens.device)
         if phase == "prefill":
-            if self._told is None and not self._generating:
-                self._unseen.forward(request, self._keeps_cache(given))
+            keeps_cache = self._keeps_cache(given)
+            if self._told is None and not (self._generating and keeps_cache):
+                self._unseen.forward(request, keeps_cache)
             mask = self._read_prompt(request, tokens, mask)
         elif request.kept is None and isinstance(self.method, PromptMethod):
             self._select(request)
@@ -270,6 +283,7 @@ class Run:
         self._request = request
         if phase == "decode":
             self._unseen.used(request)
+            request.unfed = None
             if self._told is None and not self._generating:
                 self._unseen.guessed(count)
             if self._ended is not None and len(self._ended) == rows:
@@ -334,6 +348,7 @@ class Run:
             if known.rows == rows:
                 known.fed, known.length = known.fed + cached - known.length, cached
                 return known
+            self._unseen.used(known)  # its rows go on in a request of their own
         if selects:
             if cached > 0:
                 raise ValueError(
@@ -375,6 +390,9 @@ class Run:
         if not isinstance(self.method, PromptMethod):
             return
         with span("selection"):
+            imposed = request.rows if self._imposed is None else len(self._imposed[0])
+            if imposed != request.rows:
+                raise ValueError(f"the imposed sets are of {imposed} rows, and the batch has {request.rows}")
             kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
             request.execution = self._choose_execution(request)
         self._load(request, kept)
@@ -457,7 +475,7 @@ class Run:
         cache, mask = given_cache(given), given.get("attention_mask")
         if step is None or call.rows != 1 or step.problem(cache) is not None:
             return None
-        if mask is not None and not bool(mask.all()):
+        if mask is not None and (mask.shape[-1] < call.request.fed + 1 or not bool(mask.all())):
             return None
         token, position = given["input_ids"], given.get("position_ids")
         if position is None:
@@ -470,7 +488,9 @@ class Run:
     def _replay(self, call: Call, graph: GraphStep, given: dict[str, Any]) -> Any:
         """Output of a captured step; None where it cannot run."""
         cache, mask, position = given_cache(given), given.get("attention_mask"), given.get("position_ids")
-        if graph.problem(cache, call.rows) is not None or (mask is not None and mask.dim() != 2):
+        if graph.problem(cache, call.rows) is not None:
+            return None
+        if mask is not None and (mask.dim() != 2 or mask.shape[1] < call.request.fed + 1):
             return None
         if position is None:
             if mask is not None:  # families differ in what positions they make of a mask

@@ -49,7 +49,7 @@ def activation_name(act: nn.Module) -> str:
     UndescribedError
         If it is none that the kernels know.
     """
-    probe = torch.linspace(-6, 6, 97)
+    probe = torch.linspace(-6, 6, 97, dtype=torch.float32, device="cpu")
     got = act(probe)
     for name in c.ACTIVATIONS:
         if got.shape == probe.shape and torch.allclose(got.float(), _ACTIVATIONS[name](probe), atol=1e-5, rtol=1e-5):

@@ -33,7 +33,7 @@ class NativeFFN(ABC):
     def __init__(self, ffn: FFN) -> None:
         self.ffn = ffn
         self.description = describe.feed_forward(ffn)
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._handle = ops.handle(self)
 
     def __call__(self, x: Tensor) -> Tensor:

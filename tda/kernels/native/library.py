@@ -28,7 +28,7 @@ def room(held: Tensor, floats: int) -> Tensor:
     if len(held) >= floats:
         return held
     with torch.inference_mode(False):
-        return torch.empty(floats + floats // 8)
+        return torch.empty(floats + floats // 8, dtype=torch.float32, device="cpu")
 
 
 class Matrix(ctypes.Structure):

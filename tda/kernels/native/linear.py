@@ -40,7 +40,7 @@ class NativeLinear:
         self._matrix = matrices(linear)
         self._dtype = linear.weight.dtype
         self._dense = dense
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._handle = ops.handle(self)
 
     def __call__(self, x: Tensor) -> Tensor:

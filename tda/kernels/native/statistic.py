@@ -30,7 +30,7 @@ def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, r
     if a.device.type != "cpu" or a.dtype not in c.KINDS or a.stride(-1) != 1 or c.problem() is not None:
         return False
     library, threads, count = c.library(), torch.get_num_threads(), a.shape[2]
-    scratch = torch.empty(library.tda_squares_floats(count, threads))
+    scratch = torch.empty(library.tda_squares_floats(count, threads), dtype=torch.float32, device="cpu")
     mask = mask.contiguous()
     for row, tokens in enumerate(a):
         library.tda_squares(

@@ -67,7 +67,7 @@ class Step:
             kind=c.KINDS[self.dtype],
         )
         self._caches: weakref.WeakKeyDictionary[Any, KeyValues] = weakref.WeakKeyDictionary()
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._tensors: tuple[Tensor | None, ...] = ()  # hidden, cosine, sine, logits of the step in progress
         self._handle = ops.handle(self)
 
@@ -156,7 +156,7 @@ class EmptyStage:
 
     def __init__(self) -> None:
         self._model = c.Model()
-        self._scratch = torch.empty(1)
+        self._scratch = torch.empty(1, dtype=torch.float32, device="cpu")
         self._handle = ops.handle(self)
 
     def __call__(self) -> None:
