@@ -714,7 +714,10 @@ def compile_in_place(module: Any) -> None:
     module.compile(backend="eager")
 
 
-@pytest.mark.parametrize("path", ["", "model", "layer", "layer.mlp", "lm_head"], ids=lambda path: path or "itself")
+SLOW = [pytest.param(path, marks=pytest.mark.slow) for path in ("model", "layer.mlp", "lm_head")]
+
+
+@pytest.mark.parametrize("path", ["", "layer", *SLOW], ids=lambda path: path or "itself")
 @pytest.mark.parametrize("change", [compile_forward, compile_in_place], ids=lambda change: change.__name__)
 def test_compiled_models_are_refused(path: str, change: Callable[[Any], None]) -> None:
     model = tiny.build("llama")

@@ -58,7 +58,9 @@ def decode_logits(
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (9,)], ids=["batch", "alone"])
-@pytest.mark.parametrize("sparsity", [0.0, pytest.param(0.3, marks=pytest.mark.slow), 0.9])
+@pytest.mark.parametrize(
+    "sparsity", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.3, marks=pytest.mark.slow), 0.9]
+)
 @pytest.mark.parametrize("case", FAST_CASES, ids=fast_id)
 def test_fast_equals_masked(case: tuple[str, Method, Execution], sparsity: float, lengths: tuple[int, ...]) -> None:
     name, method, fast = case[0], build_method(case[1].name, sparsity), case[2]

@@ -22,6 +22,7 @@ from tda.engine.run import Run
 LENGTHS = (7, 1, 13)
 NEW = 5
 CASES = tiny.method_cases()
+SLOW = pytest.mark.slow
 PROMPT_WISE = [m for m in tiny.default_methods() if isinstance(m, PromptMethod)]
 
 
@@ -106,7 +107,9 @@ def test_a_row_with_per_row_sets_is_what_it_would_be_alone(name: str) -> None:
 
 
 class TestChunkedPrefill:
-    @pytest.mark.parametrize("chunks", [(1, 12), (5, 5, 3), (12, 1), (1,) * 13])
+    @pytest.mark.parametrize(
+        "chunks", [(1, 12), (5, 5, 3), *(pytest.param(c, marks=SLOW) for c in ((12, 1), (1,) * 13))]
+    )
     @pytest.mark.parametrize("case", tiny.method_cases("llama", "opt", "gemma2"), ids=tiny.case_id)
     def test_equals_one_pass(self, case: tuple[str, Method], chunks: tuple[int, ...]) -> None:
         name, method = case

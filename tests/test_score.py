@@ -53,7 +53,7 @@ def score_ragged(
     )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("protocol", ["decode", "all_sparse"])
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 def test_equals_the_formulas(case: tuple[str, Method], protocol: Any, side: str) -> None:
