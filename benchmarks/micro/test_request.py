@@ -11,7 +11,7 @@ from parts import NEW_TOKENS, PROMPT_TOKENS, Clock, Subject, check_close, each, 
 def test_prefill(clock: Clock, subject: Subject, method: Any) -> None:
     """The prompt's pass with the method attached, its statistic included."""
     prefill = part("tda.engine.phases", "prefill")
-    with subject.attach(method):
+    with subject.attach(method) as run, run.prefill():
         logits, cache = clock(lambda: prefill(subject.model, subject.prompt), rounds=12)
     check_close(logits, subject.exact_logits)
     assert cache.get_seq_length() == PROMPT_TOKENS
