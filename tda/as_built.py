@@ -140,17 +140,24 @@ def place_problem(model: nn.Module) -> str | None:
     return None
 
 
+CHANGING = (
+    "a method is attached, which reads the weights where they lie: leave the `with` block, then move, convert, copy, "
+    "adapt or load the model"
+)
+"""What to do with a model whose weights are to change."""
+
+
 class Addresses:
-    """Where a model's weights lie; asked in every forward, so quick to compare.
+    """Where weights lie; asked in every forward, so quick to compare.
 
     Parameters
     ----------
-    model : nn.Module
-        The model.
+    parameters : iterable of Tensor
+        The weights.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = [one for one in model.parameters() if tensor_problem(one) is None]
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+        self._parameters = [one for one in parameters if tensor_problem(one) is None]
         self._places = self._now()
 
     def _now(self) -> list[int]:

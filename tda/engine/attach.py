@@ -13,12 +13,11 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from tda.as_built import Addresses, NewHooks, modules_of
+from tda.as_built import CHANGING, Addresses, NewHooks, modules_of
 from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
 from tda.engine.executors import executors
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
-from tda.engine.request import CHANGING
 from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
@@ -119,7 +118,7 @@ def _override(run: Run, overrides: Overrides) -> None:
             for hook in _watch(run, ffn):
                 overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
-    run.addresses = Addresses(model)
+    run.addresses = Addresses(model.parameters())
     _refuse_other_parts(model, overrides)
     if run.fast.step is not None or run.fast.graph is not None:
         run.new_hooks = NewHooks(modules_of(model))

@@ -25,7 +25,7 @@ from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.rotary import is_dynamic
 from tda.engine.rounding import RoundedLinears
-from tda.engine.selfcheck import check_step, structure
+from tda.engine.selfcheck import ADDED, check_step, structure
 from tda.families import family_of
 from tda.kernels import native, triton
 from tda.kernels.compact import CompactFFN
@@ -41,8 +41,6 @@ from tda.kernels.pages import give_back
 from tda.names import Execution, Ran
 from tda.prompt_statistics import Sweep
 from tda.thresholds import Thresholds
-
-ADDED = "its modules have hooks or forwards of their own"
 
 
 @dataclass
@@ -311,8 +309,6 @@ def _step(
 ) -> tuple[Step | None, str | None]:
     """The whole step of a model, or why there is none."""
     family = family_of(model)
-    if structure(model) is None:
-        return None, ADDED
     if family.decoder is None:
         return None, f"family {family.name!r} does not describe its decoder"
     if len({ffn.F for ffn in ffns}) > 1:

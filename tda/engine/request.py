@@ -176,11 +176,6 @@ class Request:
         return self.kept
 
 
-CHANGING = (
-    "a method is attached, which reads the weights where they lie: leave the `with` block, then move, convert, copy, "
-    "adapt or load the model"
-)
-"""What to do with a model whose weights are to change."""
 PREFILL_INSIDE = (
     "Prefill the whole prompt inside `attach`, before anything is decoded: "
     "`with run.prefill(): model(prompt, past_key_values=cache)`, on an empty cache"

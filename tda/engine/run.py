@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tda.as_built import Addresses, NewHooks
+from tda.as_built import CHANGING, Addresses, NewHooks
 from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod, WeightMethod
 from tda.engine.caches import Marked
 from tda.engine.executors import Executors
 from tda.engine.graph import GraphStep
-from tda.engine.request import CHANGING, PREFILL_INSIDE, Request
+from tda.engine.request import PREFILL_INSIDE, Request
 from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
@@ -95,7 +95,7 @@ class Run:
         self._executed: Ran | None = None
         self.fast = Executors(ffns, "masked", "torch")
         self.new_hooks = self.new_hooks_in_ffns = NewHooks()
-        self.addresses = Addresses(model)
+        self.addresses = Addresses()
         self._generated: Request | None = None  # of the generate in progress
 
     # What a caller may ask.

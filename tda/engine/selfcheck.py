@@ -21,8 +21,10 @@ from tda.kernels.products import widening
 
 Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
-_STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure | None, str | None]]" = weakref.WeakKeyDictionary()
+_STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure, str | None]]" = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
+ADDED = "its modules have hooks or forwards of their own"
+"""Why nothing runs in place of a whole model to which something was added."""
 VALUES = frozenset((bool, int, float, str, type(None)))
 """Types of a module's attributes that say how it computes."""
 
@@ -108,8 +110,10 @@ def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | Non
         If the kernels do not know something that the model computes.
     """
     same = structure(model)
+    if same is None:
+        return ADDED
     known, reason = _STEPS.get(model, (None, None))
-    if known is None or known != same:
+    if known != same:
         with plain(model), widening(model):
             reason = _compare_steps(model, decoder, ffns)
         _STEPS[model] = (same, reason)
