@@ -121,6 +121,35 @@ def test_two_requests_take_turns() -> None:
 
 
 @pytest.mark.usefixtures("played")
+@pytest.mark.parametrize("change", ["cropped", "moved"])
+def test_what_was_done_to_a_cache_is_seen_after_the_turn_of_another(change: str) -> None:
+    """Also what was done before the other request took the memory of its keys."""
+    model, fed = tiny.build("llama"), tiny.text(2, 4, seed=2)
+    prompts = (tiny.text(2, 9), tiny.text(2, 5, seed=1))
+
+    def alter(cache: Any) -> None:
+        if change == "cropped":
+            cache.crop(-1)
+        else:
+            cache.batch_select_indices(torch.tensor([1, 0]))
+
+    results = {}
+    for execution in ("masked", "indexed"):
+        with torch.no_grad(), tda.attach(model, tda.Griffin(sparsity=0.5), execution=execution) as run:
+            ours, other = (prefill(model, prompt).cache for prompt in prompts)
+            steps = [decode(model, fed[:, s : s + 1], ours) for s in range(2)]
+            alter(ours)
+            decode(model, fed[:, :1], other)
+            steps.append(decode(model, fed[:, 2:3], ours))
+            decode(model, fed[:, 1:2], other)
+            alter(ours)
+            steps.append(decode(model, fed[:, 3:], ours))
+            results[execution] = torch.stack(steps), run.selection()[-1].clone()
+    close(results["indexed"][0], results["masked"][0])
+    assert torch.equal(results["indexed"][1], results["masked"][1])
+
+
+@pytest.mark.usefixtures("played")
 def test_a_cropped_cache_goes_on_where_it_was_cropped() -> None:
     model, fed = tiny.build("llama"), tiny.text(1, 3, seed=2)
     with torch.no_grad(), tda.attach(model, tda.Griffin(sparsity=0.5), execution="indexed"):

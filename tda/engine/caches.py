@@ -50,6 +50,11 @@ class Shown:
         keys = copy.deepcopy(self.keys, memo)
         return Shown(keys, _version(keys) if self.version == _version(self.keys) else -1, self.filled)
 
+    def settled(self) -> "Shown":
+        """The same in memory of its own."""
+        keys = self.keys.clone()
+        return Shown(keys, _version(keys), self.filled)
+
     def last(self, lost: int) -> Tensor | None:
         """The last token's keys but `lost`: [B, H·W]; None where they are not shown."""
         place = self.filled - 1 - lost
@@ -69,6 +74,13 @@ def _filled(layer: Any, keys: Tensor) -> int:
     """Tokens that lie in a layer's keys: those of a static cache are as long as it may become."""
     length: int = keys.shape[2]
     return min(length, int(layer.get_seq_length())) if hasattr(layer, "max_cache_len") else length
+
+
+def settle(cache: Any) -> None:
+    """Let what a cache showed lie in memory of its own, before the memory of its keys is used anew."""
+    request = getattr(cache, MARK, None)
+    if request is not None and request.shown is not None:
+        request.shown = request.shown.settled()
 
 
 def lost_tokens(cache: Any, before: Shown | None, lost: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tda.engine.caches import settle
 from tda.engine.transformers_api import cache_keyword, cached_tokens
 from tda.kernels.native.key_values import GROWING
 
@@ -85,6 +86,7 @@ class Buffers:
         """Move a cache's tokens here; the one that was here before gets copies of its own."""
         before = self._owner()
         if before is not None and before is not cache:
+            settle(before)
             for layer, fixed in zip(before.layers, self.static.layers, strict=True):
                 if layer.keys.data_ptr() == fixed.keys.data_ptr():
                     layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
