@@ -95,16 +95,28 @@ class Level:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What a case is: its label, method and asked sparsity."""
+    """What a case is.
 
+    Attributes
+    ----------
+    series : str
+        Equal for what is compared across commits.
+    key : str
+        Key of the case itself, whatever it was measured on.
+    label, short : str
+        What people call it, with and without the model, which the setting names.
+    method : str
+        Its method.
+    sparsity : float or None
+        The asked one.
+    """
+
+    series: str
+    key: str
     label: str
+    short: str
     method: str
     sparsity: float | None
-
-    @property
-    def short(self) -> str:
-        """Label without the model, which the setting names."""
-        return self.label.rsplit(" on ", 1)[0]
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -123,7 +135,7 @@ class Block:
     on_gpu : bool
         Whether it was measured on one.
     cases : dict
-        By label, in the order of methods.
+        By series, in the order of methods.
     stops : list of Stop
         In the order of history.
     failures : dict
@@ -290,14 +302,15 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
 
 def _file(block: Block, row: Any) -> None:
     stop = Stop(row.commit, bool(row.dirty))
-    block.cases.setdefault(row.case, CaseFacts(row.case, row.method or "", row.sparsity))
+    facts = CaseFacts(row.series, row.case_key, row.case, row.name, row.method or "", row.sparsity)
+    block.cases.setdefault(row.series, facts)
     block.on_gpu |= str(row.device or "").startswith("cuda")
     if stop not in block.stops:
         block.stops.append(stop)
     if row.metric is None:
-        block.failures[row.case, stop] = row.missing
+        block.failures[row.series, stop] = row.missing
         return
-    block.add(row.case, row.metric, stop, _run(row))
+    block.add(row.series, row.metric, stop, _run(row))
 
 
 def _run(row: Any) -> Run:

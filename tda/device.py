@@ -62,6 +62,12 @@ def _driver() -> str | None:
 
 
 @cache
+def change() -> str | None:
+    """Digest of the uncommitted change of that checkout; None where there is none."""
+    return None
+
+
+@cache
 def commit() -> Commit:
     """State of the checkout that this package runs from, or the stamp of an installed build; nulls without either."""
     folder = Path(__file__).resolve().parent

@@ -5,17 +5,17 @@ A line of ``results.jsonl`` is one `Record`: one case in one round. Round 0 hold
 of a case. Raw samples are kept; medians, intervals and ratios are computed from them, never stored.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tda.cases import Case, Frozen, Inputs, digest_of
 
 MIN_GROUPS = 5
 """Fewer rounds or documents than this give no interval."""
-RECORD_VERSION: Literal[2] = 2
+RECORD_VERSION: Literal[3] = 3
 RETIRED = {
     1: ("select_ms", "ttft_ms", "break_even_tokens", "limit_speedup", "gain_share", "bandwidth_share"),
 }
@@ -23,22 +23,12 @@ RETIRED = {
 BUILD_STAMP = "build.json"
 """File in an installed package that names the `Commit` it was built from."""
 
-SELECTION_FROM = "selection_from"
-"""Option of a case whose sets were selected on another kind of prompt: a control."""
-LAYER_PROFILE = "layer_profile"
-"""Option of a case that leaves out, layer by layer, what another model does."""
 FAKE = "FAKE"
 """In the name of a device that a test plays: its numbers are refused by everything that shows numbers."""
 
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]
 FlagName = Literal["foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident"]
-
-
-class Frozen(BaseModel):
-    """A record part: immutable, and strict about unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class MeasurementKind(Frozen):
@@ -48,6 +38,23 @@ class MeasurementKind(Frozen):
     better: Better | None
     meaning: str
     speed: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What a sample lies within; anything else was not measured."""
+        return RANGES.get(self.unit, (0.0, 1e18))
+
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "ms": (1e-6, 1e9),
+    "GB/s": (1e-6, 1e9),
+    "B": (1.0, 1e18),
+    "%": (0.0, 100.0),
+    "share": (0.0, 1.0),
+    "nats/token": (-1e-3, 1e9),
+    "ratio": (0.99, 1e300),
+}
+"""By unit. A likelihood or a divergence may be below zero by what rounding makes of a tiny one."""
 
 
 def _kind(unit: str, better: Better | None, meaning: str, *, speed: bool = False) -> MeasurementKind:
@@ -81,47 +88,6 @@ MEASUREMENTS: Mapping[str, MeasurementKind] = {
 }
 SPEED = tuple(name for name, kind in MEASUREMENTS.items() if kind.speed)
 """Measurements of speed: a masked execution has none of them."""
-
-
-def _digest(value: object, length: int = 16) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
-
-
-class Case(Frozen):
-    """One cell of a matrix: a model, a method with its options, and the sizes of the request."""
-
-    model: str
-    method: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    sparsity: float | None = Field(default=0.0, description="asked share of neurons left out; null if CETT asked")
-    execution: str = "auto"
-    device: str = "cpu"
-    dtype: str = "float32"
-    batch: int = Field(default=1, ge=1)
-    prompt_tokens: int = Field(ge=1)
-    new_tokens: int = Field(ge=2)
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        """Hash that is equal for equal cases."""
-        return _digest(self.model_dump(mode="json"))
-
-    @property
-    def setting(self) -> str:
-        """Hash of everything but method, options, sparsity and execution: cases that may be compared."""
-        return _digest(self.model_dump(mode="json", exclude={"method", "options", "sparsity", "execution"}))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-def label(case: Case) -> str:
-    """What a case is called across commits, e.g. ``"griffin 0.5 on shape:25m"`` or ``"dense on shape:25m"``."""
-    dial = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
-    source = case.options.get(SELECTION_FROM)
-    told = f" with {source}'s selection" if source else ""
-    return f"{case.method}{dial}{told} on {case.model}"
 
 
 class Commit(Frozen):
@@ -160,7 +126,7 @@ class Machine(Frozen):
         usual = {name for name in ("allowed_cores", "cpu_quota", "products") if getattr(self, name) is None}
         if self.products is not None and "bfloat16 in hardware" in self.products:
             usual.add("products")
-        return _digest(self.model_dump(mode="json", exclude={"tda", *usual}))
+        return digest_of(self.model_dump(mode="json", exclude={"tda", *usual}))
 
     @property
     def usable_cores(self) -> float:
@@ -237,15 +203,17 @@ class Flag(Frozen):
 class Record(Frozen):
     """One case in one round: a line of ``results.jsonl``."""
 
-    version: Literal[1, 2] = RECORD_VERSION
+    version: Literal[1, 2, 3] = RECORD_VERSION
     case: Case
+    inputs: Inputs = Inputs()
     round: Annotated[int, Field(ge=0)]
-    control: bool = Field(default=False, description="the second dense run of a round: the A/A control")
     commit: Commit
     machine: Machine
     status: Status
     reason: str | None = None
-    achieved_sparsity: tuple[float, ...] = Field(default=(), description="share left out in decode, per layer")
+    achieved_sparsity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(), description="share left out in decode, per layer"
+    )
     execution: str | None = Field(default=None, description="the execution that really ran")
     backend: str | None = Field(default=None, description="the kernels that really ran")
     measurements: dict[str, Measurement] = Field(default_factory=dict)
@@ -254,16 +222,39 @@ class Record(Frozen):
     started: str
     seconds: float
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older(cls, value: Any) -> Any:
+        """Until version 2 the A/A control was no part of the case."""
+        if not isinstance(value, dict) or not isinstance(value.get("case"), dict) or "control" not in value:
+            return value
+        control = {"control": "a_a"} if value["control"] is True else {}
+        return {**{k: v for k, v in value.items() if k != "control"}, "case": {**value["case"], **control}}
+
     @model_validator(mode="after")
     def _without_retired(self) -> "Record":
         for name in RETIRED.get(self.version, ()):
             self.measurements.pop(name, None)
         return self
 
+    @model_validator(mode="after")
+    def _within_range(self) -> "Record":
+        for name, measurement in self.measurements.items():
+            low, high = MEASUREMENTS[name].range if name in MEASUREMENTS else (-math.inf, math.inf)
+            wrong = [sample for sample in measurement.samples if not low <= sample <= high]
+            if wrong:
+                raise ValueError(f"{name} is {wrong[0]:g}; it lies between {low:g} and {high:g} {measurement.unit}")
+        return self
+
     @property
-    def series(self) -> tuple[str, bool]:
+    def series(self) -> tuple[str, str]:
         """Lines of equal series are rounds of the same thing."""
-        return self.case.key, self.control
+        return self.case.key, self.inputs.key
+
+    @property
+    def setting(self) -> tuple[str, str]:
+        """Records of equal settings may be compared with one another."""
+        return self.case.setting, self.inputs.setting
 
     def samples(self, name: str) -> tuple[float, ...]:
         """Samples of a measurement; empty where it is missing."""
@@ -294,7 +285,7 @@ def merge(records: Iterable[Record]) -> list[Record]:
     round. A failed round is left out of the samples while another round is ok; a series that only failed keeps
     its last failure. A flag that any round raised is raised.
     """
-    rounds: dict[tuple[str, bool], dict[int, Record]] = {}
+    rounds: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         held = rounds.setdefault(record.series, {})
         before = held.get(record.round)

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from tda.records import Frozen, LeftOut, Record
+from tda.cases import Frozen, first_problem
+from tda.records import LeftOut, Record
 
 RESULTS = "results.jsonl"
 LEFT_OUT = "left_out.jsonl"
@@ -61,9 +62,7 @@ def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], list[str]]:
         try:
             found.append(kind.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the line"
-            problems.append(f"{path}, line {number} skipped: {where}: {first['msg']}")
+            problems.append(f"{path}, line {number} skipped: {first_problem(error)}")
     return found, problems
 
 

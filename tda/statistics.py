@@ -230,7 +230,7 @@ def floor(times: Sequence[Sequence[float]], compared: int) -> float:
 
 def is_baseline(record: Record) -> bool:
     """Whether a record is the dense run that ratios are taken to (not its A/A control)."""
-    return record.case.method == "dense" and not record.control
+    return record.case.is_baseline
 
 
 def level_of(record: Record) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from tda.records import Frozen
+from tda.cases import Frozen, first_problem
 from tda.results import write_whole
 
 WINDOW = 64
@@ -89,9 +89,7 @@ class Thresholds(Frozen):
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "file"
-            raise ValueError(f"{path} is no thresholds artifact: {where}: {first['msg']}") from None
+            raise ValueError(f"{path} is no thresholds artifact: {first_problem(error)}") from None
 
     def cut(self, layer: int, tokens: float | None = None) -> float:
         """Threshold of a layer, interpolated over log2 of the prompt length where it depends on that.

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.cases import Case
+from tda.records import Commit, Machine, Measurement, Record
 from tda.regression.builds import BuildFailedError, Builds
 from tda.regression.units import History, Night, NightCommit, Unit
 

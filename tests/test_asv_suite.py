@@ -30,8 +30,9 @@ from benchmarks import forecast, version_lint
 from benchmarks.asv import environment, estimate, grid, machine, run, suite
 from benchmarks.asv.cells import Table, tabulate
 from tda.bench.plan import PRESETS
+from tda.cases import Case
 from tda.methods import METHODS
-from tda.records import MEASUREMENTS, Case, Commit, Machine, Measurement, Record
+from tda.records import MEASUREMENTS, Commit, Machine, Measurement, Record
 
 HOST = Machine(
     cpu="Some CPU (R) @ 2.0", cores=2, threads=2, memory_bytes=1, python="3.11", torch="2.13.0+cpu",

@@ -17,8 +17,9 @@ import pytest
 from scipy import stats
 
 from tda import device
+from tda.cases import Case
 from tda.cli import main as cli
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.records import Commit, Machine, Measurement, Record
 from tda.regression.compare import Judged
 from tda.regression.config import load_config
 from tda.regression.detect import Pair

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tda.cases import Case
 from tda.derived import DERIVED, NO_DENSE, NO_ROUND, Missing, derive, repaid, share_of_gain
-from tda.records import Case, Commit, Measurement, Record
+from tda.records import Commit, Measurement, Record
 from tda.statistics import Estimate
 from tests.test_statistics import DRAWS, MACHINE, bounds, covered
 

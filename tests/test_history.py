@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tda.cases import Case
 from tda.derived import derive
-from tda.records import Case, Commit, Machine, Measurement, Record, merge
+from tda.records import Commit, Machine, Measurement, Record, merge
 from tda.regression.history import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
 from tda.regression.units import History, Night, NightCommit, Unit
 from tda.results import append

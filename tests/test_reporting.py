@@ -19,8 +19,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from tda.bench.outcome import UNDONE
+from tda.cases import Case
 from tda.derived import DERIVED, NO_DENSE, Missing, derive, unlike_kernels
-from tda.records import Case, Commit, Flag, Machine, Measurement, Record, merge
+from tda.records import Commit, Flag, Machine, Measurement, Record, merge
 from tda.reporting import Report, build_report, doubts, summary_rows
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.curves import draw_curves, over_sparsity

@@ -31,7 +31,8 @@ from reports.serve import server
 from reports.site import write_site
 from reports.trends import shows_in, trends
 from reports.words import change_text, level_text
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.cases import Case
+from tda.records import Commit, Machine, Measurement, Record
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.history import Table, load_history
 from tda.regression.profiles import Shelf

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tda.cases import Case
 from tda.records import (
     MEASUREMENTS,
-    Case,
     Commit,
     Flag,
     Machine,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.cases import Case
+from tda.records import Commit, Machine, Measurement, Record
 from tda.statistics import (
     MIN_GROUPS,
     RESAMPLES,

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from tda.records import Commit, Frozen, Machine
+from tda.cases import Frozen
+from tda.records import Commit, Machine
 from tda.regression.units import UnitStatus
 
 OnToken = Callable[[int], None]

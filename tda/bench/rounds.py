@@ -16,7 +16,6 @@ from tda.bench.cells import Cell, Span, essential, new_record
 from tda.bench.measure import Timing, as_scores, pace, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.stage import Stage
-from tda.bench.store import Place
 from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
 from tda.engine.plain import told
 from tda.engine.score import Scores, score
@@ -50,7 +49,7 @@ class Rounds:
         """Seconds that a round of dense will take; a shape gets fewer new tokens where its cases fit with them only."""
         stage = self.stage
         stage.progress.stage(f"{stage.subject.model}: one pass of dense", 0)
-        dense = next(built for built, _ in stage.prepared.methods if built.name == "dense")
+        dense = next(built for built, *_ in stage.prepared.methods if built.name == "dense")
         found = pace(stage.prepared.model, dense, stage.documents(1), stage.execution(dense), self._own_stream())
         asked = stage.subject.new_tokens
         if stage.subject.quality:
@@ -83,7 +82,7 @@ class Rounds:
             active = [cell for cell in active if cell.series not in ended]
             if number > self._last_round(active):
                 return
-            if not any(self.stage.store.missing(Place(cell.case, cell.control, number)) for cell in active):
+            if not any(self.stage.store.missing(cell.place(number)) for cell in active):
                 continue
             wanted = max(MIN_GROUPS - number + 1, 1)
             seconds = self.deadline.left * MARGIN
@@ -116,7 +115,7 @@ class Rounds:
         plan = self.stage.plan
         return plan.most_rounds if any(cell.method.name != "dense" for cell in active) else plan.rounds
 
-    def _narrow(self, cells: Sequence[Cell]) -> set[tuple[str, bool]]:
+    def _narrow(self, cells: Sequence[Cell]) -> set[tuple[str, str]]:
         """Series whose speed-up has an interval as narrow as asked, so that they need no more rounds."""
         precision = self.stage.plan.precision
         if precision is None:
@@ -124,9 +123,11 @@ class Rounds:
         records = {record.series: record for record in self.stage.store.merged()}
         found = set()
         for cell in cells:
-            alike = (record for record in records.values() if record.case.setting == cell.case.setting)
-            dense, own = next(filter(is_baseline, alike), None), records.get(cell.series)
-            if cell.method.name == "dense" or own is None or dense is None:
+            own = records.get(cell.series)
+            if cell.method.name == "dense" or own is None:
+                continue
+            dense = next((one for one in records.values() if is_baseline(one) and one.setting == own.setting), None)
+            if dense is None:
                 continue
             ratio = speedup(own, dense)
             if ratio is None or ratio.low is None or ratio.high is None:
@@ -141,7 +142,7 @@ class Rounds:
         `rounds` is how many there will be, as far as is known now. The order is drawn for two rounds at a time, the
         second the mirror of the first.
         """
-        order = [(cell, Place(cell.case, cell.control, number)) for cell in cells]
+        order = [(cell, cell.place(number)) for cell in cells]
         if number > 1 or not self.deadline.is_set:  # in a first round that time may cut, what is worth most comes first
             random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
         if number % 2 == 0:
@@ -187,7 +188,7 @@ class Rounds:
         if self.stage.plan.device == "cpu":
             return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
         try:
-            with self.stage.store.running(Place(cell.case, cell.control, number)):
+            with self.stage.store.running(cell.place(number)):
                 return gpu_use(
                     self.stage.prepared.model,
                     cell.method,
@@ -216,7 +217,7 @@ class Rounds:
             measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [first])
         return new_record(
             self.stage.plan,
-            Place(cell.case, cell.control, number),
+            cell.place(number),
             "ok",
             span,
             generation=told(self.stage.prepared.model, self.stage.subject.new_tokens),

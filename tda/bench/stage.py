@@ -68,7 +68,7 @@ class Stage:
     def is_timed(self, cell: Cell) -> bool:
         """Whether a cell is among the timed ones."""
         wanted = cell.method.name in ("dense", *self.plan.speed_methods)  # every ratio needs dense
-        return self.subject.speed and wanted and cell.method.fast and not cell.other_kind
+        return self.subject.speed and wanted and cell.method.fast and cell.case.control != "cross_domain"
 
     def execution(self, method: Method) -> Execution:
         """The asked execution, or "auto" for a method that cannot run it."""
@@ -100,12 +100,11 @@ class Stage:
         """Keep the record of round 0."""
         for name, measurement in absent(self._reasons(cell)).items():
             measurements.setdefault(name, measurement)
-        place = Place(cell.case, cell.control, 0)
         self.store.keep(
             [
                 new_record(
                     self.plan,
-                    place,
+                    cell.place(0),
                     "ok",
                     Span.since(started),
                     measurements=measurements,

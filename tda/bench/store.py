@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tda.records import Case, Commit, LeftOut, Machine, Record, json_schema, merge
+from tda.cases import Case, Inputs
+from tda.records import Commit, LeftOut, Machine, Record, json_schema, merge
 from tda.results import LEFT_OUT, append, load, results_path, write_whole
 
 SCHEMA = "results.schema.json"
@@ -19,10 +20,10 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record belongs: a case, or its A/A control, in one round."""
+    """Where a record belongs: a case, what it is taken on, and the round."""
 
     case: Case
-    control: bool
+    inputs: Inputs
     round: int
 
 
@@ -49,6 +50,7 @@ class Store:
     def __init__(self, folder: Path, machine: Machine, commit: Commit, say: Callable[[str], None]) -> None:
         self.folder = folder
         self._records: list[Record] = []
+        self._asked: set[tuple[str, str]] = set()
         folder.mkdir(parents=True, exist_ok=True)
         append(folder, [])
         write_whole(folder / SCHEMA, json.dumps(json_schema(), indent=1) + "\n")
@@ -74,16 +76,17 @@ class Store:
         append(self.folder, records)
         self._records += records
 
-    def merged(self) -> list[Record]:
-        """Everything that the folder holds, the rounds of each case joined."""
-        return merge(self._records)
+    def merged(self, *, asked: bool = False) -> list[Record]:
+        """What the folder holds, or of it what this run asks for, the rounds of each case joined."""
+        return merge(record for record in self._records if not asked or record.series in self._asked)
 
     def missing(self, place: Place) -> bool:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
+        self._asked.add((place.case.key, place.inputs.key))
         there = [record for record in self._records if _place(record) == place]
         return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS
 
-    def hopeless(self, series: tuple[str, bool]) -> bool:
+    def hopeless(self, series: tuple[str, str]) -> bool:
         """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none."""
 
         def failed(records: Sequence[Record]) -> int:
@@ -105,8 +108,8 @@ class Store:
     @contextlib.contextmanager
     def running(self, place: Place) -> Iterator[None]:
         """Leave a marker while a case runs, so that the next run knows if the process died in it."""
-        marker = {"case": place.case.model_dump(mode="json"), "control": place.control, "round": place.round}
-        write_whole(self._marker, json.dumps(marker))
+        parts = {"case": place.case.model_dump(mode="json"), "inputs": place.inputs.model_dump(mode="json")}
+        write_whole(self._marker, json.dumps({**parts, "round": place.round}))
         try:
             yield
         finally:
@@ -120,13 +123,13 @@ class Store:
         self._marker.unlink()
         try:
             left = json.loads(text)
-            return Place(Case.model_validate(left["case"]), left["control"], left["round"])
+            return Place(Case.model_validate(left["case"]), Inputs.model_validate(left["inputs"]), left["round"])
         except (ValueError, KeyError, TypeError, ValidationError):
             return None
 
 
 def _place(record: Record) -> Place:
-    return Place(record.case, record.control, record.round)
+    return Place(record.case, record.inputs, record.round)
 
 
 def _difference(then: object, now: object) -> str:

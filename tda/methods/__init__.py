@@ -1,8 +1,10 @@
 """The methods: one file each, found by the registry."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from tda.cases import MethodSpec
 from tda.contracts import Method
 from tda.registry import Registry
 
@@ -35,6 +37,29 @@ def takes_sparsity(name: str) -> bool:
         If the name is unknown.
     """
     return next(field.init for field in dataclasses.fields(METHODS[name]) if field.name == "sparsity")
+
+
+def build(spec: MethodSpec, sparsities: Sequence[float] = ()) -> list[Method]:
+    """Methods of a spec: one, or where it tells no sparsity and takes one, one for each of these (none: its default).
+
+    Raises
+    ------
+    ValueError
+        As `method`.
+    """
+    options: dict[str, Any] = dict(spec.options)
+    told = {"sparsity", METHODS[spec.name].instead_of_sparsity} & {
+        name for name in options if options[name] is not None
+    }
+    if told or not takes_sparsity(spec.name) or not sparsities:
+        return [method(spec.name, **options)]
+    return [method(spec.name, sparsity, **options) for sparsity in dict.fromkeys(sparsities)]
+
+
+def spec_of(built: Method) -> MethodSpec:
+    """The spec of a method with all its options, so that equal methods have equal specs."""
+    dial = {"sparsity": built.sparsity} if takes_sparsity(built.name) and built.sparsity is not None else {}
+    return MethodSpec(name=built.name, options={**dial, **built.options})
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from tda.regression.explain import SPLIT_PHASES, explanation, headline, main_cha
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.profiles import Profiles
 from tda.regression.units import Night, NightCommit
-from tda.regression.wording import short
+from tda.regression.wording import named, short
 
 TOLD_ROWS = 6
 """Rows of a kernel table that are attached to an alarm."""
@@ -63,7 +63,7 @@ def _alarm(alarm: Alarm) -> str:
     return (
         f"## {_cell(finding.sentence)}\n\n"
         f"- alarm `{alarm.id}`{reopened}, split **{finding.split}**, {finding.shape}, {span}{floor}{chance}\n"
-        f"- cases: {_cell(', '.join(finding.cases))}\n"
+        f"- cases: {_cell(named(finding.cases))}\n"
         f"- again: `{finding.reproduce}`\n\n"
         "Intended, or known? Commit to `benchmarks/decisions.toml`:\n\n"
         f"```toml\n{decision}\n```"
@@ -76,7 +76,7 @@ def _explained(finding: Finding, profiles: Profiles) -> str:
     if compared is None:
         return ""
     many = f"{len(compared.before)} and {len(compared.after)} processes{' in turn' if compared.paired else ''}"
-    lines = [f"\n\nProfiled, {_cell(compared.label)}, {many}:\n"]
+    lines = [f"\n\nProfiled, {_cell(str(compared.case))}, {many}:\n"]
     phases = [one.phase for one in compared.phases if one.phase in SPLIT_PHASES[finding.split]]
     lines += [f"- {_cell(headline(compared, phase))}" for phase in phases]
     changes = main_changes(finding, compared, TOLD_ROWS)

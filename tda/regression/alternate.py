@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
+from tda.config import BenchConfig
 from tda.records import Record, merge
 from tda.regression.builds import Build, last_words
 from tda.regression.units import Role, Stage, Unit, UnitStatus
@@ -29,7 +30,7 @@ GIVE_UP = 2
 COMPLAINT = "stderr.txt"
 """What a process complained of."""
 CHILD = """
-import json, os, sys, threading
+import inspect, json, os, sys, threading
 from pathlib import Path
 order = json.loads(sys.argv[1])
 # The parent holds our standard input: when it dies, however it dies, we end too, and disturb no later measurement.
@@ -40,7 +41,17 @@ if not Path(tda.__file__).is_relative_to(order["site"]):
 call = getattr(tda, order["call"], None)
 if call is None:
     sys.exit(f"this commit has no tda.{order['call']}: it is older than the suite")
-call(order["out"], **order["options"])
+options, older = order["options"], {"models": "model", "methods": "method", "sparsities": "sparsity"}
+if "model" in inspect.signature(call).parameters:
+    options = {older.get(name, name): value for name, value in options.items()}
+    told = [spec.partition(":sparsity=") for spec in options.get("method", ())]
+    if any(":" in name or "," in value for name, _, value in told):
+        sys.exit("this commit is older than options of methods: " + ", ".join(options["method"]))
+    if told:
+        options["method"] = list(dict.fromkeys(name for name, _, _ in told))
+    if any(value for _, _, value in told):
+        options["sparsity"] = list(dict.fromkeys(float(value) for _, _, value in told if value))
+call(order["out"], **options)
 sys.stdout.flush()
 os._exit(0)
 """
@@ -55,14 +66,14 @@ class Grid:
     ----------
     name : str
         Name in units and tables.
-    options : mapping
-        Keyword arguments of `tda.run_bench`.
+    options : BenchConfig
+        What is asked of `tda.run_bench`.
     repeated : bool
         Whether it runs once in every block (speed), or once for a commit (quality, which repeats exactly).
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: BenchConfig
     repeated: bool = True
 
 
@@ -118,13 +129,15 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def call(build: Build, name: str, out: Path, options: Mapping[str, Any], timeout_s: float) -> Ended:
+def call(build: Build, name: str, out: Path, options: BenchConfig, timeout_s: float) -> Ended:
     """Have a build make a public call, ``tda.NAME(out, **options)``, in a process of its own.
+
+    A build of before version 0.2 calls models, methods and sparsities by one name each, and knows no methods' options.
 
     What the process complained of stays in ``stderr.txt`` in the folder `out`, which must be there.
     """
     site = str(build.site.resolve())
-    order = {"site": site, "call": name, "out": str(out.resolve()), "options": dict(options)}
+    order = {"site": site, "call": name, "out": str(out.resolve()), "options": options.options()}
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
     return finish(command, out, {**os.environ, "PYTHONPATH": site}, timeout_s)
 

@@ -9,16 +9,18 @@ from functools import cached_property
 
 import numpy as np
 
-from tda.records import Record, label
+from tda.cases import Case
+from tda.config import BenchConfig
+from tda.records import Record
 from tda.regression import detect
 from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import resolution
 from tda.regression.findings import Split
 from tda.regression.quality import QualityMove, quality_moves
-from tda.regression.series import Blocks, Key
+from tda.regression.series import Blocks, Key, split_name
 from tda.regression.units import Unit
 from tda.regression.wording import short, speed_sentence
-from tda.regression.workbench import Asked, CommitBench
+from tda.regression.workbench import CommitBench, quality_grid
 
 RULES = Rules()
 BLIND = 0.2
@@ -36,7 +38,7 @@ class Row:
     noise; `p` is corrected for all series together (commits only).
     """
 
-    case: str
+    case: Case
     split: str
     ratio: float | None = None
     nats: float | None = None
@@ -73,11 +75,6 @@ class Comparison:
     unjudged: tuple[str, ...] = ()
 
 
-def split_name(split: Split, relative: bool) -> str:
-    """What a table calls a series."""
-    return "decode to dense" if relative else split
-
-
 def speed_verdict(split: Split, up: bool) -> str:
     """What a table says of a series that moved."""
     words = ("more", "less") if split == "memory" else ("slower", "faster")
@@ -111,9 +108,7 @@ def newly_failed(old: Iterable[Record], new: Iterable[Record]) -> list[str]:
     """A sentence for each case that always fails now and did not before."""
     before, now = failed_cases(old), failed_cases(new)
     return [
-        f"{label(record.case)} fails: {record.status}: {record.reason}"
-        for key, record in now.items()
-        if key not in before
+        f"{record.case} fails: {record.status}: {record.reason}" for key, record in now.items() if key not in before
     ]
 
 
@@ -127,7 +122,7 @@ def failed_cases(records: Iterable[Record]) -> dict[str, Record]:
 # Commits.
 
 
-def compare_commits(bench: CommitBench, old: str, new: str, asked: Asked, blocks: int) -> Comparison:
+def compare_commits(bench: CommitBench, old: str, new: str, config: BenchConfig, blocks: int) -> Comparison:
     """Measure two commits against each other.
 
     Parameters
@@ -146,9 +141,9 @@ def compare_commits(bench: CommitBench, old: str, new: str, asked: Asked, blocks
     """
     if old == new:
         raise ValueError(f"{short(old)} and {short(new)} are one commit")
-    bench.say(f"{3 * blocks} processes{' for speed, 2 for quality' if asked.quality else ''}")
-    before, after = (bench.text(commit, asked) for commit in (old, new))
-    units = bench.against(old, new, asked, blocks)
+    bench.say(f"{3 * blocks} processes{' for speed, 2 for quality' if quality_grid(config) else ''}")
+    before, after = (bench.text(commit, config) for commit in (old, new))
+    units = bench.against(old, new, config, blocks)
     judged = Judged(units, Pair(new, old), bench.repository.facts(new).subject)
     moves = quality_moves(after, before)
     records = {
@@ -214,7 +209,7 @@ class Judged:
     def told(self) -> list[str]:
         """What moved, and which series have too few blocks with a sensible value."""
         left = [key for key in self.blocks.keys if key not in self.effects]
-        names = [f"{split_name(key.split, key.relative)} of {key.case} has too few values to compare" for key in left]
+        names = [f"{key} has too few values to compare" for key in left]
         return [*(speed_sentence(change, self.subject) for change in self.changes), *names]
 
     def rows(self) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tda.records import Frozen
+from tda.cases import Case, Frozen
 
 Split = Literal["prefill", "select", "decode", "memory", "quality"]
 Scope = Literal["everything", "dense", "method"]
@@ -28,7 +28,7 @@ class Finding(Frozen):
     scope: Scope
     shape: Shape
     machine: str = Field(description="fingerprint")
-    cases: tuple[str, ...] = Field(description="labels of the cases that moved, e.g. 'griffin 0.5 on shape:25m'")
+    cases: tuple[Case, ...] = Field(description="the cases that moved")
     good: str
     commit: str
     size: float | None
@@ -44,7 +44,9 @@ class Finding(Frozen):
     @property
     def key(self) -> str:
         """Name that is equal for the same change found again: commit, split, scope, cases and machine."""
-        text = "|".join((self.machine, self.commit, self.split, self.scope, self.shape, *self.cases))
+        text = "|".join(
+            (self.machine, self.commit, self.split, self.scope, self.shape, *(case.key for case in self.cases))
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -7,7 +7,7 @@ older commit, or of the present installation. It includes the drift of the machi
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field
 from scipy import stats
 
-from tda.records import Frozen, Machine, label
+from tda.cases import Frozen
+from tda.records import Machine
 from tda.regression.effects import Prior
 from tda.regression.findings import Split
-from tda.regression.series import Key, series_of
+from tda.regression.series import Key, numbers
 from tda.regression.units import Unit
 from tda.results import append_lines, read_lines
 
@@ -35,6 +36,11 @@ class Series(NamedTuple):
     case: str
     split: Split
     relative: bool = False
+
+    @classmethod
+    def of(cls, machine: Machine, key: Key) -> "Series":
+        """Of a series on a machine, whatever grid and text it was measured in."""
+        return cls(machine.fingerprint, key.case.key, key.split, key.relative)
 
 
 class Floor(Frozen):
@@ -66,21 +72,14 @@ def floors_of(source: str, units: Iterable[Unit], commit: str) -> list[Floor]:
     values: dict[tuple[Series, str], list[float]] = defaultdict(list)
     for unit in units:
         if unit.commit == commit and unit.stage == "first" and unit.status == "ok":
-            for key, series, value in _numbers(unit):
-                values[series, key.case].append(value)
+            for key, value in numbers(unit.records, unit.grid).items():
+                values[Series.of(unit.records[0].machine, key), str(key.case)].append(value)
     found = []
-    for (series, told), numbers in values.items():
-        if len(numbers) >= MIN_PROCESSES:
-            variance, dof = float(np.log(numbers).var(ddof=1)), len(numbers) - 1
+    for (series, told), held in values.items():
+        if len(held) >= MIN_PROCESSES:
+            variance, dof = float(np.log(held).var(ddof=1)), len(held) - 1
             found.append(Floor(source=source, **series._asdict(), label=told, variance=variance, dof=dof))
     return found
-
-
-def _numbers(unit: Unit) -> Iterator[tuple[Key, Series, float]]:
-    cases = {label(record.case): record for record in unit.records}
-    for key, value in series_of(unit).items():
-        record = cases[key.case]
-        yield key, Series(record.machine.fingerprint, record.case.key, key.split, key.relative), value
 
 
 class Floors:

@@ -1,11 +1,15 @@
 """Two folders of results, case by case: one process each, held against the noise that is known of their machine."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tda.records import FAKE, LAYER_PROFILE, Case, Machine, Record, label, merge
+from tda.bench.plan import only
+from tda.cases import describe
+from tda.config import BenchConfig
+from tda.device import machine
+from tda.records import FAKE, Machine, Record, merge
 from tda.regression.builds import Build
 from tda.regression.compare import (
     Comparison,
@@ -16,20 +20,23 @@ from tda.regression.compare import (
     quality_is_worse,
     quality_row,
     speed_verdict,
-    split_name,
 )
 from tda.regression.detect import FAMILY
 from tda.regression.effects import Prior
-from tda.regression.findings import Split
 from tda.regression.floor import Series, single, unlike
 from tda.regression.quality import quality_moves
+from tda.regression.series import Key, round_values, split_name
 from tda.regression.wording import short
-from tda.regression.workbench import Asked, Workbench, check_measured
+from tda.regression.workbench import Workbench, check_measured, speed_grid
 from tda.results import load, results_path
-from tda.statistics import MIN_GROUPS, Estimate, by_group, is_baseline, unpaired_ratio
+from tda.statistics import MIN_GROUPS, Estimate, by_group, unpaired_ratio
 
 INSTALLED = "installed"
 """What the present installation is called where it is measured against itself."""
+
+
+Identity = tuple[str, str]
+"""Key of a case, and of what it was measured on."""
 
 
 @dataclass(frozen=True)
@@ -81,41 +88,15 @@ class Folder:
         return short(commit.hash or "no commit") + (" with uncommitted changes" if commit.dirty else "")
 
     @cached_property
-    def cases(self) -> dict[str, Record]:
-        """Good records by the key of their case, controls aside."""
-        return {one.case.key: one for one in self.records if one.status == "ok" and not one.control}
+    def cases(self) -> dict[Identity, Record]:
+        """Good records by case and inputs, controls aside."""
+        good = (one for one in self.records if one.status == "ok" and one.case.control is None)
+        return {(one.case.key, one.inputs.data): one for one in good}
 
-    def values(self, case: str) -> Iterator[tuple[Split, bool, Sequence[float]]]:
-        """Series of a case, one value a round: as `tda.regression.series` defines them for units."""
-        record = self.cases[case]
-        if record.samples("peak_memory_bytes"):
-            yield "memory", False, _rounds(record, "peak_memory_bytes")
-        if not record.samples("decode_ms"):
-            return
-        yield "decode", False, _rounds(record, "decode_ms")
-        if is_baseline(record):
-            yield "prefill", False, _rounds(record, "prefill_ms")
-            return
-        if record.samples("selection_ms"):
-            yield "select", False, _selections(record)
-        dense = self._dense(record.case)
-        if dense is not None:
-            one, other = (by_group(part.measurements["decode_ms"]) for part in (record, dense))
-            yield "decode", True, [one[number] / other[number] for number in one.keys() & other.keys()]
-
-    def _dense(self, case: Case) -> Record | None:
-        same = (one for one in self.cases.values() if is_baseline(one) and one.case.setting == case.setting)
-        return next((one for one in same if one.samples("decode_ms")), None)
-
-
-def _rounds(record: Record, name: str) -> list[float]:
-    return list(by_group(record.measurements[name]).values())
-
-
-def _selections(record: Record) -> list[float]:
-    """Statistic and selection of each round."""
-    names = [name for name in ("selection_ms", "statistic_ms") if record.samples(name)]
-    return list(map(sum, zip(*(_rounds(record, name) for name in names), strict=True)))
+    @cached_property
+    def values(self) -> dict[Key, dict[int, float]]:
+        """Its series, a value a round."""
+        return round_values(self.records)
 
 
 def is_folder(name: str) -> bool:
@@ -141,10 +122,15 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
     differences = unlike(old.machine, new.machine)
     if differences:
         raise ValueError(f"{old.path} and {new.path} were taken on unlike machines: {differences}")
-    both = [case for case in old.cases if case in new.cases]
-    if not both:
-        raise ValueError(f"{old.path} and {new.path} have no good case in common: nothing to compare")
-    paired = [one for case in both for one in _paired(old, new, case)]
+    if not old.cases.keys() & new.cases.keys():
+        alike = {case for case, _ in old.cases} & {case for case, _ in new.cases}
+        texts = ": the cases that both have are of other texts, calibration or weights" if alike else ""
+        raise ValueError(f"{old.path} and {new.path} have no good case in common{texts or ': nothing to compare'}")
+    paired = [
+        _Paired(key, Series.of(new.machine, key), unpaired_ratio(list(values.values()), list(old.values[key].values())))
+        for key, values in new.values.items()
+        if key in old.values
+    ]
     judged = [(one, one.row(noise.get(one.series), len(paired))) for one in paired]
     rows = [row for _, row in judged]
     moves = quality_moves(new.records, old.records)
@@ -166,48 +152,39 @@ UNKNOWN, FEW = "no floor known", f"under {MIN_GROUPS} rounds"
 class _Paired:
     """One series in both folders."""
 
+    key: Key
     series: Series
-    case: Case
     ratio: Estimate
 
     def row(self, noise: Prior | None, tested: int) -> Row:
         """Judged against the floor of one process against one other, at a level for all series together."""
-        case, split = label(self.case), split_name(self.series.split, self.series.relative)
+        case, split = self.key.case, split_name(self.key.split, self.key.relative)
         floor = single(noise, 1 - FAMILY / tested) if noise is not None else None
         ratio, verdict = self.ratio, self._verdict(floor)
         return Row(case, split, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
 
     def _verdict(self, floor: float | None) -> str:
         low, high = self.ratio.low, self.ratio.high
-        if self.series.split == "memory":  # one peak a process, and no rounds
+        if self.key.split == "memory":  # one peak a process, and no rounds
             low = high = self.ratio.value
         if low is None or high is None:
             return FEW
         if floor is None:
             return UNKNOWN
         if low > 1 + floor or high < 1 / (1 + floor):
-            return speed_verdict(self.series.split, low > 1)
+            return speed_verdict(self.key.split, low > 1)
         return "same"
-
-
-def _paired(old: Folder, new: Folder, case: str) -> Iterator[_Paired]:
-    before = {(split, relative): values for split, relative, values in old.values(case)}
-    for split, relative, values in new.values(case):
-        other = before.get((split, relative))
-        if values and other:
-            series = Series(new.machine.fingerprint, case, split, relative)
-            yield _Paired(series, new.cases[case].case, unpaired_ratio(values, other))
 
 
 def _speed_is_worse(judged: Sequence[tuple[_Paired, Row]]) -> bool:
     """A ratio to dense that rose because dense became faster is no regression."""
     faster = {
-        one.case.setting
+        one.key.case.setting
         for one, row in judged
-        if one.case.method == "dense" and one.series.split == "decode" and row.verdict == "faster"
+        if one.key.case.is_baseline and one.key.split == "decode" and row.verdict == "faster"
     }
-    bad = [one for one, row in judged if row.verdict in ("slower", "more")]
-    return any(not one.series.relative or one.case.setting not in faster for one in bad)
+    bad = [one.key for one, row in judged if row.verdict in ("slower", "more")]
+    return any(not key.relative or key.case.setting not in faster for key in bad)
 
 
 def _lonely(old: Folder, new: Folder) -> list[str]:
@@ -216,11 +193,12 @@ def _lonely(old: Folder, new: Folder) -> list[str]:
     for one, other in ((old, new), (new, old)):
         failed = failed_cases(other.records)
         alone = [record.case for key, record in one.cases.items() if key not in other.cases]
+        among = [record.case for record in (*one.cases.values(), *other.cases.values())]
         for what, cases in (
             ("failed in", [case for case in alone if case.key in failed]),
             ("not in", [case for case in alone if case.key not in failed]),
         ):
-            names = ", ".join(f"{label(case)} ({case.prompt_tokens}+{case.new_tokens} tokens)" for case in cases)
+            names = ", ".join(describe(case, among) for case in cases)
             told += [f"not compared, since {what} {other.path}: {names}"] if names else []
     return told
 
@@ -259,35 +237,25 @@ def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int) -> No
     """
     site = Path(__file__).parents[2]
     builds = [Build(INSTALLED, copy, site) for copy in ("control", "commit")]
-    for asked in _settings(old, new):
-        differences = unlike(new.machine, asked.machine)
+    for config in _settings(old, new):
+        differences = unlike(new.machine, machine(config.device or "cpu"))
         if differences:
             raise ValueError(f"{new.path} was taken on another machine than this one: {differences}")
-        units = bench.run(INSTALLED, builds, asked.speed, blocks)
+        grid = speed_grid(config)
+        units = bench.run(INSTALLED, builds, grid, blocks)
         check_measured(units, INSTALLED)
-        bench.learn(asked.speed.name, units, INSTALLED)
+        bench.learn(grid.name, units, INSTALLED)
 
 
-def _settings(old: Folder, new: Folder) -> list[Asked]:
+def _settings(old: Folder, new: Folder) -> list[BenchConfig]:
     """What to run so that every timed case of both folders runs: one grid for each model and size."""
-    grids: dict[str, list[Record]] = {}
+    held: dict[tuple[str, str], list[Record]] = {}
     for key, record in new.cases.items():
         if key in old.cases and record.samples("decode_ms"):
-            case = record.case
-            grids.setdefault(f"{case.setting} {case.execution}", []).append(record)
-    return [_asked(records) for records in grids.values()]
+            held.setdefault((record.case.setting, record.case.execution), []).append(record)
+    return [_asked(records) for records in held.values()]
 
 
-def _asked(records: Sequence[Record]) -> Asked:
-    case = records[0].case
-    profiles = [one.case.options[LAYER_PROFILE] for one in records if LAYER_PROFILE in one.case.options]
-    shared = ("prompt_tokens", "new_tokens", "batch", "dtype", "device", "execution", "seed")
-    return Asked(
-        {
-            "model": list(dict.fromkeys([*profiles, case.model])),
-            "method": list(dict.fromkeys(one.case.method for one in records)),
-            "sparsity": sorted({one.case.sparsity for one in records if one.case.method != "dense"}) or [0.5],
-            "rounds": max(len(by_group(one.measurements["decode_ms"])) for one in records),
-            **{name: getattr(case, name) for name in shared},
-        }
-    )
+def _asked(records: Sequence[Record]) -> BenchConfig:
+    rounds = max(len(by_group(one.measurements["decode_ms"])) for one in records)
+    return only(BenchConfig(rounds=rounds), [one.case for one in records])

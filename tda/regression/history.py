@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from tda.cases import Case, Frozen, Inputs, describe, first_problem, taken_for
 from tda.derived import DERIVED, Missing, derive
-from tda.records import FAKE, LAYER_PROFILE, Case, Frozen, Machine, Measurement, Record, label, merge
+from tda.records import FAKE, Machine, Measurement, Record, merge
 from tda.regression.repository import Repository
 from tda.regression.units import NIGHTS, History, Night, Unit
 from tda.results import RESULTS, load, results_path
@@ -33,7 +34,7 @@ COLUMNS: Mapping[str, str] = {
     "block": "Int64",
     **dict.fromkeys(("role", "stage", "grid", "model", "method"), "object"),
     "sparsity": "float64",
-    **dict.fromkeys(("case", "dtype", "device", "execution"), "object"),
+    **dict.fromkeys(("case", "name", "case_key", "series", "dtype", "device", "execution"), "object"),
     **dict.fromkeys(("batch", "prompt_tokens", "new_tokens"), "Int64"),
     "control": "bool",
     **dict.fromkeys(("metric", "unit", "better", "samples", "groups"), "object"),
@@ -45,7 +46,7 @@ ASV, BENCH, MICRO = "asv", "bench", "micro"
 """Folders of a history beside its nights."""
 
 Row = dict[str, Any]
-"""One row. Its `case` stays a `Case` until all rows are known, so that labels can tell all of them apart."""
+"""One row. `case` stays a `Case`, and `series` its `Inputs`, until all rows are known: words must tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Table:
           compared; `machine_label` says it in words.
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
           commit's), `dirty` whether tracked files differed from it.
-        - `case` is a label such as "griffin 0.5 on shape:25m"; `execution` what really ran.
+        - `case` is what people call it, such as "griffin 0.5 on shape:25m", and `name` the same without the model;
+          `series` is equal for what is compared across commits: equal `case_key` (`tda.cases.Case.key`) and equal
+          inputs. `execution` is what really ran.
         - `samples` are all raw samples, `groups` the round or document of each. `value` is the geometric mean of the
           groups' medians for what is timed or sized, their mean for quality, NaN for a hash; `low` and `high` bound its
           95% interval over groups, NaN where there are too few. What is derived from a case and dense
@@ -209,8 +212,7 @@ def _moment(text: str | None) -> datetime | None:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        return first_problem(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).strip().split("\n")[0] or type(error).__name__
@@ -226,36 +228,33 @@ def _machine(machine: Machine) -> Row:
     return {"machine": machine.fingerprint, "machine_label": words}
 
 
-def _case(case: Case, execution: str | None) -> Row:
+def _case(case: Case, execution: str | None, inputs: Inputs = Inputs()) -> Row:  # noqa: B008
     """Columns of a case; `execution` is what really ran, where that is known."""
     named = {name: getattr(case, name) for name in ("model", "method", "sparsity", *_SIZES)}
-    return named | {"case": case, "execution": execution}
+    return named | {"case": case, "series": inputs, "execution": execution}
 
 
 def _label(rows: Iterable[Row]) -> None:
-    """Put labels in the place of cases.
-
-    Where unlike cases share one, the first keeps it, so that nights' labels are those of their findings; to the
-    others' is added what tells them from the first.
-    """
-    first: dict[tuple[object, ...], Case] = {}
-    labels: dict[int, str] = {}
+    """Put what people call a case in its place, told from all others; what is no case is its own name."""
+    rows = list(rows)
+    inputs: dict[Case, dict[str, Inputs]] = defaultdict(dict)
+    for row in rows:
+        if isinstance(row["case"], Case):
+            inputs[row["case"]][row["series"].data] = row["series"]
+    names = {case: [describe(case, inputs, model=model) for model in (True, False)] for case in inputs}
+    keys = {case: case.key for case in inputs}
     for row in rows:
         case = row["case"]
         if not isinstance(case, Case):
+            row |= dict.fromkeys(("name", "case_key", "series"), case)
             continue
-        if id(case) not in labels:
-            plain = label(case)
-            known = first.setdefault((plain, *(getattr(case, name) for name in _SIZES)), case)
-            labels[id(case)] = plain + _telling(case, known)
-        row["case"] = labels[id(case)]
-
-
-def _telling(case: Case, first: Case) -> str:
-    """Options that differ from the first case's; one that a commit does not know yet does not count."""
-    own, others = ({LAYER_PROFILE: None, "seed": one.seed, **one.options} for one in (case, first))
-    told = [f"{name}={value}" for name, value in own.items() if others.get(name, value) != value]
-    return f" ({', '.join(told)})" if told else ""
+        data = taken_for(row["series"].data, inputs[case])
+        several = len({taken_for(one, inputs[case]) for one in inputs[case]}) > 1
+        told = (
+            f" [{inputs[case][data].text_name or 'text not told'}, inputs {data[:6] or 'not told'}]" if several else ""
+        )
+        row |= {"case": names[case][0] + told, "name": names[case][1] + told, "case_key": keys[case]}
+        row["series"] = f"{keys[case]}/{data}"
 
 
 def _nothing(status: str, reason: str | None) -> Row:
@@ -371,16 +370,17 @@ def _read_records(reading: _Reading, path: Path) -> list[Record]:
 
 def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
     """One row per measurement of each record, and per number that follows from it; one alone where it failed."""
-    dense = {one.case.setting: one for one in records if one.status == "ok" and is_baseline(one)}
+    dense = {one.setting: one for one in records if one.status == "ok" and is_baseline(one)}
     for record in records:
         shared = place | _machine(record.machine) | reading.commit(commit, record.commit.dirty, record.started)
-        shared |= _case(record.case, record.execution or record.case.execution) | {"control": record.control}
+        shared |= _case(record.case, record.execution or record.case.execution, record.inputs)
+        shared["control"] = record.case.control == "a_a"
         if record.status != "ok":
             yield shared | _nothing(record.status, record.reason)
             continue
         for name, measurement in record.measurements.items():
             yield shared | _metric(name, measurement)
-        baseline = dense.get(record.case.setting)
+        baseline = dense.get(record.setting)
         if record.samples("decode_ms") and baseline is not None:
             yield from (shared | row for row in _derived_rows(record, baseline))
 

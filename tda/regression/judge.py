@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from tda.cases import Case
 from tda.records import Record
 from tda.regression import detect, drift
 from tda.regression.config import NightlyConfig
@@ -161,7 +162,7 @@ class Judge:
             sentence=warning_sentence(suspect),
         )
 
-    def _finding(self, pair: Pair, cases: tuple[str, ...], effect: Effect, **told: Any) -> Finding:
+    def _finding(self, pair: Pair, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
         """A finding of speed or memory."""
         low, high = effect.bounds()
         return Finding(

@@ -239,16 +239,12 @@ class NightRun:
         if not self.config.alarm_processes or night.machine is None:
             return
         shelf, builds = Shelf(self.history.folder / SHELF), Builds(self.repository, self.work / "builds")
-        units = self.history.units(night.id)[0]
         for finding in filter(explainable, night.findings):
-            options = options_of(finding, units)
-            if options is None:
-                continue
             if time.monotonic() + 2 * self.config.alarm_processes * PROFILE_SECONDS > self._deadline:
                 self.say(f"no time left to profile what changed at {finding.commit[:10]}")
                 continue
             self.say(f"profiling {finding.cases[0]} at {finding.good[:10]} and {finding.commit[:10]}")
-            question = Question("alarm", options, self.config.alarm_processes, self.config.unit_timeout_s)
+            question = Question("alarm", options_of(finding), self.config.alarm_processes, self.config.unit_timeout_s)
             pair = [builds.install(commit) for commit in (finding.good, finding.commit)]
             capture(shelf, question, pair, night.machine.fingerprint, self.say)
 

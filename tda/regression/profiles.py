@@ -7,20 +7,21 @@ and never in part. Processes of one session ran in turn, so the drift of the mac
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from pydantic import ValidationError
 
+from tda.cases import Case
+from tda.config import BenchConfig
 from tda.profiler.difference import Change, PhaseChange, difference, phase_differences
 from tda.profiler.records import Profile
 from tda.profiler.store import MEMORY, RECORD, TRACE, read_profile
-from tda.records import FAKE, label
+from tda.records import FAKE
 from tda.regression.alternate import COMPLAINT, Grid, Task, call, design, measure
 from tda.regression.builds import Build
 from tda.regression.units import History, Unit
@@ -60,9 +61,9 @@ class Kept:
     profile: Profile
 
     @property
-    def label(self) -> str:
-        """What its case is called across commits."""
-        return label(self.profile.case)
+    def case(self) -> Case:
+        """Its case."""
+        return self.profile.case
 
     @property
     def trace(self) -> Path | None:
@@ -88,9 +89,9 @@ class Compared:
     paired: bool
 
     @property
-    def label(self) -> str:
-        """What the case is called across commits."""
-        return self.after[0].label
+    def case(self) -> Case:
+        """The case."""
+        return self.after[0].case
 
     @property
     def machine(self) -> str:
@@ -150,10 +151,12 @@ class Profiles:
         before, after = (self._by_case(commit) for commit in (old, new))
         return [_compared(before[key], after[key]) for key in after if key in before]
 
-    def _by_case(self, commit: str) -> dict[tuple[str, str], list[Kept]]:
-        found: dict[tuple[str, str], list[Kept]] = {}
+    def _by_case(self, commit: str) -> dict[tuple[str, ...], list[Kept]]:
+        found: dict[tuple[str, ...], list[Kept]] = {}
         for kept in self.by_commit.get(commit, ()):
-            found.setdefault((kept.profile.machine.fingerprint, kept.profile.case.key), []).append(kept)
+            profile = kept.profile
+            key = (profile.machine.fingerprint, profile.case.key, profile.inputs.data)
+            found.setdefault(key, []).append(kept)
         return found
 
 
@@ -276,8 +279,8 @@ class Question:
     ----------
     name : str
         First word of the names of its sessions.
-    options : mapping
-        Keyword arguments of `tda.run_profile`.
+    options : BenchConfig
+        What is asked of `tda.run_profile`.
     processes : int
         Fresh processes of each build.
     timeout_s : float
@@ -285,13 +288,13 @@ class Question:
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: BenchConfig
     processes: int = 1
     timeout_s: float = 900.0
 
     def session(self, commits: Sequence[str], machine: str) -> str:
         """Name that is equal for equal questions about equal commits on one machine, so that none is paid twice."""
-        text = json.dumps([list(commits), self.options, machine], sort_keys=True)
+        text = json.dumps([list(commits), self.options.options(), machine], sort_keys=True)
         ends = dict.fromkeys(map(short, (commits[0], commits[-1])))
         return "-".join((self.name, *ends, hashlib.sha256(text.encode()).hexdigest()[:8]))
 

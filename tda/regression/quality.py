@@ -7,7 +7,8 @@ a changed hash of the sets, or a likelihood that moved by more than rounding, is
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tda.records import Record, label
+from tda.cases import Case
+from tda.records import Record
 from tda.regression.findings import Scope
 from tda.statistics import Estimate, by_group, paired_difference
 
@@ -21,8 +22,8 @@ class QualityMove:
 
     Attributes
     ----------
-    case : str
-        Label of the case.
+    case : Case
+        Whose.
     nll : Estimate or None
         Change of the mean negative log likelihood in nats a token, paired by document; None where it is only rounding.
     sets : int
@@ -31,7 +32,7 @@ class QualityMove:
         Documents that both commits scored.
     """
 
-    case: str
+    case: Case
     nll: Estimate | None
     sets: int
     documents: int
@@ -39,10 +40,10 @@ class QualityMove:
 
 def quality_moves(new: Iterable[Record], old: Iterable[Record]) -> list[QualityMove]:
     """Compare the records of two commits, case by case; cases that only one of them has are left out."""
-    before = {record.case.key: record for record in _scored(old)}
+    before = {(record.case.key, record.inputs.data): record for record in _scored(old)}
     found = []
     for record in _scored(new):
-        other = before.get(record.case.key)
+        other = before.get((record.case.key, record.inputs.data))
         move = _move(record, other) if other is not None else None
         if move is not None:
             found.append(move)
@@ -50,7 +51,11 @@ def quality_moves(new: Iterable[Record], old: Iterable[Record]) -> list[QualityM
 
 
 def _scored(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if record.status == "ok" and not record.control and record.samples("nll_nats")]
+    return [
+        record
+        for record in records
+        if record.status == "ok" and record.case.control != "a_a" and record.samples("nll_nats")
+    ]
 
 
 def _move(new: Record, old: Record) -> QualityMove | None:
@@ -59,7 +64,7 @@ def _move(new: Record, old: Record) -> QualityMove | None:
     moved = any(abs(one[document] - other[document]) > ROUNDING for document in common)
     nll = paired_difference(new.measurements["nll_nats"], old.measurements["nll_nats"]) if moved else None
     sets = _changed_sets(new, old)
-    return QualityMove(label(new.case), nll, sets, len(common)) if nll is not None or sets else None
+    return QualityMove(new.case, nll, sets, len(common)) if nll is not None or sets else None
 
 
 def _changed_sets(new: Record, old: Record) -> int:
@@ -71,6 +76,6 @@ def _changed_sets(new: Record, old: Record) -> int:
 
 def scope_of(moves: Sequence[QualityMove], records: Iterable[Record]) -> Scope:
     """Whether dense moved (then the model or the text did), or methods alone."""
-    if any(move.case.startswith("dense ") for move in moves):
+    if any(move.case.method == "dense" for move in moves):
         return "everything" if len(moves) == len(_scored(records)) else "dense"
     return "method"

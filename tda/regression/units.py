@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from tda.records import Frozen, Machine, Record
+from tda.cases import Frozen
+from tda.records import Machine, Record
 from tda.regression.findings import Finding
 from tda.results import append_lines, read_lines, write_whole
 

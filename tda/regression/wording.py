@@ -1,9 +1,10 @@
 """Sentences about changes, and the commands that show them again."""
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from tda.regression.config import GridConfig, NightlyConfig
+from tda.bench.plan import plan_of
+from tda.cases import Case, describe
+from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Suspect
 from tda.regression.quality import QualityMove
 
@@ -13,6 +14,12 @@ WHAT = {"prefill": "Prefill", "select": "Selection", "decode": "Decode", "memory
 def short(commit: str) -> str:
     """A hash as people write it."""
     return commit[:10]
+
+
+def named(cases: Iterable[Case]) -> str:
+    """Cases as people call them, told from one another."""
+    cases = tuple(cases)
+    return ", ".join(describe(case, cases) for case in cases)
 
 
 def relative(size: float) -> str:
@@ -40,7 +47,7 @@ def speed_sentence(change: Change, subject: str) -> str:
     if change.scope == "dense":
         note = "ratios to dense look worse" if not worse else "ratios to dense look better"
         return f"{head}, dense alone; methods did not move, so their {note} for that reason only."
-    return f"{head}, only {', '.join(change.cases)}."
+    return f"{head}, only {named(change.cases)}."
 
 
 def warning_sentence(suspect: Suspect) -> str:
@@ -74,16 +81,8 @@ def _interval(move: QualityMove) -> str:
     return f" [{move.nll.low:+.3g}, {move.nll.high:+.3g}]"
 
 
-def reproduce(pair: Pair, config: NightlyConfig, cases: Sequence[str]) -> str:
+def reproduce(pair: Pair, config: NightlyConfig, cases: Sequence[Case]) -> str:
     """A command that compares the two commits on the grid in which the cases are."""
-    models = {case.rsplit(" on ", 1)[-1] for case in cases}
-    grids = [grid for grid in config.grids if models & set(grid.options.get("model", ()))] or list(config.grids)
-    return f"tda compare {short(pair.old)} {short(pair.new)} {' '.join(_options(grids[0]))}"
-
-
-def _options(grid: GridConfig) -> list[str]:
-    words = []
-    for name, value in grid.options.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(one))]
-    return words
+    wanted = {case.key for case in cases}
+    found = next((grid for grid in config.grids if wanted & {case.key for case in plan_of(grid.options).cases()}), None)
+    return f"tda compare {short(pair.old)} {short(pair.new)} {(found or config.grids[0]).options.arguments()}"

@@ -1,16 +1,15 @@
 """A case beside the dense case of its setting: every number that the report shows, from raw samples."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from tda.cases import Case, Control, MethodSpec, describe
 from tda.derived import NOT_FINITE, UNLIKE, Derived, Missing, derive, unlike_kernels
-from tda.records import LAYER_PROFILE, SELECTION_FROM, SPEED, Record, merge
+from tda.records import SPEED, Record, merge
 from tda.reporting.style import rank
-from tda.reporting.text import share
 from tda.statistics import (
     Estimate,
     bootstrap,
@@ -34,15 +33,15 @@ class Comparison:
         All rounds of one series.
     dense : Record or None
         The baseline of the same setting; None where there is none that ran.
-    telling : tuple of str
-        Names of the options that tell this case from others of its method.
+    among : tuple of Case
+        The cases that it must be told from.
     shared : frozenset of int
         Documents on which every case of the setting was scored.
     """
 
     record: Record
     dense: Record | None
-    telling: tuple[str, ...] = ()
+    among: tuple[Case, ...] = ()
     shared: frozenset[int] = frozenset()
 
     # What it is.
@@ -64,30 +63,29 @@ class Comparison:
         return self.method == "dense"
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is the A/A control: dense once more."""
+        return self.record.case.control == "a_a"
+
+    @property
     def from_other_kind(self) -> bool:
         """Whether the set was selected on another kind of prompt: a control."""
-        return SELECTION_FROM in self.record.case.options
+        return self.record.case.control == "cross_domain"
 
     @property
     def series(self) -> str:
         """What its curve is called: the method, and what tells it from other cases of the method."""
-        told = [f"{name}={self.record.case.options.get(name)}" for name in self.telling]
-        if self.record.control:
-            told.insert(0, "A/A control")
-        if self.from_other_kind:
-            told.insert(0, f"{self.record.case.options[SELECTION_FROM]}'s prompt")
-        return f"{self.method} ({', '.join(told)})" if told else self.method
+        return describe(self.record.case, self.among, sparsity=False, model=False)
 
     @property
     def label(self) -> str:
         """Series and sparsity, e.g. ``"griffin 0.5"``."""
-        return self.series if self.is_dense or self.sparsity is None else f"{self.series} {share(self.sparsity)}"
+        return describe(self.record.case, self.among, model=False)
 
     @property
-    def identity(self) -> str:
+    def identity(self) -> tuple[MethodSpec, Control | None]:
         """Equal for the same method at the same sparsity on two models."""
-        options = {name: value for name, value in self.record.case.options.items() if name != LAYER_PROFILE}
-        return json.dumps([self.method, self.record.case.sparsity, options, self.record.control], sort_keys=True)
+        return self.record.case.spec, self.record.case.control
 
     # What was measured.
 
@@ -250,7 +248,7 @@ class Setting:
     @property
     def timed(self) -> list[Comparison]:
         """Cases with a speed, without the A/A control."""
-        return [case for case in self.cases if case.timed and not case.record.control]
+        return [case for case in self.cases if case.timed and not case.is_control]
 
     @property
     def scored(self) -> list[Comparison]:
@@ -281,7 +279,7 @@ class Setting:
     @property
     def noise_floor(self) -> float | None:
         """What ratios stay within when nothing changes; None without a control or with too few rounds."""
-        control = next((case for case in self.cases if case.record.control and case.timed), None)
+        control = next((case for case in self.cases if case.is_control and case.timed), None)
         baseline = self.baseline
         if control is None or baseline is None or not baseline.timed:
             return None
@@ -292,9 +290,9 @@ class Setting:
 
 def settings(records: Iterable[Record]) -> list[Setting]:
     """Merge rounds and put cases that may be compared together, in order of first appearance."""
-    held: dict[str, list[Record]] = {}
+    held: dict[tuple[str, str], list[Record]] = {}
     for record in merge(records):
-        held.setdefault(record.case.setting, []).append(record)
+        held.setdefault(record.setting, []).append(record)
     return [_setting(members) for members in held.values()]
 
 
@@ -302,19 +300,13 @@ def _setting(members: Sequence[Record]) -> Setting:
     baselines = [record for record in members if is_baseline(record) and record.status == "ok"]
     own_kernel_last = sorted(baselines, key=lambda record: record.case.options.get("dense_kernel") == "own")
     dense = own_kernel_last[0] if own_kernel_last else None
-    judged = [record for record in members if record.samples("nll_nats") and not record.control]
+    judged = [record for record in members if record.samples("nll_nats") and record.case.control != "a_a"]
     scored = [frozenset(by_group(record.measurements["nll_nats"])) for record in judged]
     shared = frozenset.intersection(*scored) if scored else frozenset()
-    cases = [Comparison(record, dense, _telling(record, members), shared) for record in members]
+    among = tuple(record.case for record in members)
+    cases = [Comparison(record, dense, among, shared) for record in members]
     return Setting(tuple(sorted(cases, key=_order)))
 
 
 def _order(case: Comparison) -> tuple[object, ...]:
-    return (*rank(case.method), case.record.control, case.series, case.sparsity or 0.0)
-
-
-def _telling(record: Record, members: Sequence[Record]) -> tuple[str, ...]:
-    """Options whose values differ between the members' cases of the record's method."""
-    options = [other.case.options for other in members if other.case.method == record.case.method]
-    names = dict.fromkeys(name for part in options for name in part if name != SELECTION_FROM)
-    return tuple(name for name in names if len({json.dumps(part.get(name)) for part in options}) > 1)
+    return (*rank(case.method), case.is_control, case.series, case.sparsity or 0.0)

@@ -71,9 +71,10 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     if not records:
         where = ", ".join(str(results_path(folder)) for folder in folders)
         raise ValueError(f"no readable record in {where}" + "".join(f"\n  {problem}" for problem in problems))
-    held: dict[tuple[str, str | None, bool | None], list[Record]] = {}
+    held: dict[tuple[str | None, ...], list[Record]] = {}
     for record in records:
-        held.setdefault((record.machine.fingerprint, record.commit.hash, record.commit.dirty), []).append(record)
+        state = (record.machine.fingerprint, record.commit.hash, str(record.commit.dirty), record.inputs.change)
+        held.setdefault(state, []).append(record)
     left_out = tuple(item for folder in folders for item in load_left_out(folder))
     return [
         Group(number, tuple(lines), tuple(problems), left_out) for number, lines in enumerate(held.values(), start=1)
@@ -93,7 +94,7 @@ def _without_fakes(records: Iterable[Record], path: Path) -> tuple[list[Record],
 
 def _repeats(records: Iterable[Record]) -> list[str]:
     counts = Counter(
-        (record.series, record.round, record.machine.fingerprint, record.commit.hash, record.commit.dirty)
+        (record.series, record.round, record.machine.fingerprint, record.commit.hash)
         for record in records
         if record.status == "ok"
     )

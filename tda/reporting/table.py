@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tda.derived import NOT_FINITE, UNLIKE, Missing
-from tda.records import SELECTION_FROM, Record
+from tda.records import Record
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.gather import Group
 from tda.reporting.text import MISSING, interval, number
@@ -122,13 +122,6 @@ def _ratio_missing(name: str) -> Callable[[Comparison], str]:
     return why
 
 
-def _told(case: Comparison) -> str | None:
-    told = {name: case.record.case.options.get(name) for name in case.telling}
-    if case.from_other_kind:
-        told[SELECTION_FROM] = case.record.case.options[SELECTION_FROM]
-    return ", ".join(f"{name}={value}" for name, value in told.items()) or None
-
-
 def _ran(case: Comparison) -> str | None:
     parts = [part for part in (case.record.execution, case.record.backend) if part]
     return " · ".join(parts) or None
@@ -139,14 +132,13 @@ def _status(case: Comparison) -> str:
 
 
 COLUMNS: tuple[Column, ...] = (
-    _words("method", "method", lambda case: f"{case.method} (A/A control)" if case.record.control else case.method),
+    _words("method", "method", lambda case: case.series),
     _words("model", "model", lambda case: case.record.case.model),
-    _words("told_options", "options", _told, "no option tells this case from another of its method"),
     Column(
         "sparsity",
         "asked sparsity",
         lambda case: case.record.case.sparsity,
-        lambda case: "an error level was asked instead of a sparsity",
+        lambda case: "it has an error level instead" if "cett" in case.record.case.options else "nothing is left out",
     ),
     Column("achieved_sparsity", "achieved", lambda case: case.achieved, lambda case: "not recorded"),
     _words("ran", "ran as", _ran),
@@ -247,7 +239,8 @@ def _row(group: Group, case: Comparison) -> dict[str, Any]:
         "dirty": group.commit.dirty,
         **request.model_dump(include={"device", "dtype", "batch", "prompt_tokens", "new_tokens", "seed"}),
         "options": json.dumps(request.options, sort_keys=True),
-        "control": case.record.control,
+        "control": request.control,
+        **case.record.inputs.model_dump(include={"text_name", "text", "documents", "weights", "calibration"}),
         "rounds": len(case.groups("decode_ms")),
         "documents": len(case.groups("nll_nats")),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tda.records import LAYER_PROFILE, MIN_GROUPS
+from tda.records import MIN_GROUPS
 from tda.reporting.comparison import Comparison, Setting
 from tda.reporting.text import interval, number, share
 
@@ -51,7 +51,7 @@ def _quality_of(speed: Setting, settings: Sequence[Setting]) -> Setting | None:
     if speed.scored:
         return speed
     trained = [setting for setting in settings if setting.scored]
-    profiles = {case.record.case.options.get(LAYER_PROFILE) for case in speed.cases} - {None}
+    profiles = {case.record.case.layer_sparsity_from for case in speed.cases} - {None}
     named = [setting for setting in trained if setting.model in profiles]
     if named:
         return named[0]

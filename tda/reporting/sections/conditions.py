@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tda.records import LAYER_PROFILE, SELECTION_FROM, Record
+from tda.records import Record
 from tda.reporting.comparison import Comparison, Setting
 from tda.reporting.doubts import raised_flags
 from tda.reporting.gather import Group
@@ -100,7 +100,7 @@ def _methods(cases: Iterable[Comparison]) -> list[tuple[str, str]]:
     for case in cases:
         options = held.setdefault(case.method, {})
         for name, value in case.record.case.options.items():
-            if name not in (SELECTION_FROM, LAYER_PROFILE) and str(value) not in options.setdefault(name, []):
+            if str(value) not in options.setdefault(name, []):
                 options[name].append(str(value))
     return [
         (method, ", ".join(f"{name} = {' or '.join(values)}" for name, values in options.items()))

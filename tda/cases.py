@@ -1,0 +1,252 @@
+"""What a number is of: a method with its options, a case, and the inputs; and what people call a case."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Scalar = bool | int | float | str | None
+"""A value of a method's option."""
+Control = Literal["a_a", "cross_domain"]
+"""The second dense run of a round; a selection that comes from another document's prompt."""
+CONTROLS: Mapping[Control, str] = {"a_a": "A/A control", "cross_domain": "another kind's prompt"}
+_WORDS: Mapping[str, Scalar] = {"true": True, "false": False, "none": None}
+_FIELDS = {
+    "batch": "batch {}",
+    "prompt_tokens": "{} prompt tokens",
+    "new_tokens": "{} new tokens",
+    "dtype": "{}",
+    "device": "{}",
+    "execution": "execution {}",
+    "seed": "seed {}",
+    "layer_sparsity_from": "layers as {}",
+}
+"""Fields that may tell one case from another, and how they are said."""
+
+
+class Frozen(BaseModel):
+    """A part of a record: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+def digest_of(value: object, length: int = 16) -> str:
+    """Hash of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """The first problem of a validation in a sentence: where, what came, and what is accepted."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden" and kind is not None:
+        return f"unknown option {where!r}; known: {', '.join(kind.model_fields)}"
+    problem = first["msg"].removeprefix("Value error, ")
+    came = first["input"]
+    told = f"; got {came!r}" if isinstance(came, str | int | float) and str(came) not in problem else ""
+    return f"{where}: {problem}{told}" if where else f"{problem}{told}"
+
+
+class MethodSpec(Frozen):
+    """A method by its name with options, as ``tda:sparsity=0.5,statistic=max``; those not given are the defaults."""
+
+    name: str = Field(min_length=1)
+    options: dict[str, Scalar] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return _parsed(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _can_be_printed(self) -> "MethodSpec":
+        for text in (self.name, *self.options, *(v for v in self.options.values() if isinstance(v, str))):
+            if not text or set(text) & set(":,=") or text != text.strip():
+                raise ValueError(
+                    f"{text!r} cannot stand in a method's spec: it is empty or holds ':', ',', '=' or spaces"
+                )
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> "MethodSpec":
+        """Read ``NAME[:OPTION=VALUE,…]``.
+
+        Raises
+        ------
+        ValueError
+            If the text has another form.
+        """
+        return cls(**_parsed(text))
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={_printed(value)}" for name, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+    def __hash__(self) -> int:
+        return hash((self.name, frozenset(self.options.items())))
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    name, colon, rest = text.partition(":")
+    options: dict[str, Scalar] = {}
+    for part in rest.split(",") if colon else ():
+        option, equals, value = (word.strip() for word in part.partition("="))
+        if not (option and equals and value) or option in options:
+            raise ValueError(f"a method is NAME or NAME:OPTION=VALUE,…, each option once; got {text!r}")
+        options[option] = _scalar(value)
+    return {"name": name.strip(), "options": options}
+
+
+def _scalar(text: str) -> Scalar:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _printed(value: Scalar) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+class Case(Frozen):
+    """One cell of a matrix: a model, a method with its options, and the sizes of the request."""
+
+    model: str
+    method: str
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    sparsity: float | None = Field(
+        default=0.0, ge=0, lt=1, description="asked share of neurons left out; null where an error level was asked"
+    )
+    control: Control | None = None
+    layer_sparsity_from: str | None = Field(
+        default=None, description="the model whose achieved sparsity per layer is left out here, too"
+    )
+    execution: str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch: int = Field(default=1, ge=1)
+    prompt_tokens: int = Field(ge=1)
+    new_tokens: int = Field(ge=2)
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older(cls, value: Any) -> Any:
+        """Until version 2 of a record, control and layers stood among the method's options."""
+        if not isinstance(value, dict) or not {"selection_from", "layer_profile"} & set(value.get("options", ())):
+            return value
+        options = dict(value["options"])
+        moved: dict[str, Any] = {"layer_sparsity_from": options.pop("layer_profile", None)}
+        if options.pop("selection_from", None):
+            moved["control"] = "cross_domain"
+        return {**value, **moved, "options": options}
+
+    @property
+    def key(self) -> str:
+        """Hash that is equal for equal cases."""
+        return digest_of(self.model_dump(mode="json"))
+
+    @property
+    def setting(self) -> str:
+        """Hash of everything but the method, its control and execution: cases that may be compared."""
+        method = {"method", "options", "sparsity", "control", "layer_sparsity_from", "execution"}
+        return digest_of(self.model_dump(mode="json", exclude=method))
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method with its options, the sparsity among them."""
+        dial = {} if self.sparsity is None or self.method == "dense" else {"sparsity": self.sparsity}
+        return MethodSpec(name=self.method, options={**dial, **self.options})
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether ratios are taken to it: dense, and not its A/A control."""
+        return self.method == "dense" and self.control is None
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.method, self.sparsity, frozenset(self.options.items()), self.batch, self.control))
+
+    def __str__(self) -> str:
+        return describe(self)
+
+
+def describe(case: Case, among: Iterable[Case] = (), *, sparsity: bool = True, model: bool = True) -> str:
+    """What people call a case, e.g. ``"griffin 0.5 on shape:25m"`` or ``"tda 0.5 (statistic=max) on ref:swiglu"``.
+
+    Nothing reads it back: a case itself is what is compared.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    among : iterable of Case
+        Those that it must be told from: what differs from another one of its method and model stands in brackets.
+    sparsity, model : bool
+        Whether these are named.
+    """
+    words = [CONTROLS[case.control]] if case.control is not None else []
+    if case.sparsity is None and case.options.get("cett") is not None:
+        words.append(f"cett={case.options['cett']}")
+    words += [word for word in _telling(case, among) if word not in words]
+    dial = "" if not sparsity or case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    brackets = f" ({', '.join(words)})" if words else ""
+    return f"{case.method}{dial}{brackets}" + (f" on {case.model}" if model else "")
+
+
+def _telling(case: Case, among: Iterable[Case]) -> list[str]:
+    """What differs; an option that only one of two commits knows does not count."""
+    alike = [other for other in among if (other.method, other.model) == (case.method, case.model)]
+    words = [
+        f"{name}={_printed(value)}"
+        for name, value in case.options.items()
+        if any(other.options.get(name, value) != value for other in alike)
+    ]
+    fields = [name for name in _FIELDS if any(getattr(other, name) != getattr(case, name) for other in alike)]
+    return words + [_FIELDS[name].format(getattr(case, name)) for name in fields if name not in case.options]
+
+
+class Inputs(Frozen):
+    """What a result was taken on, by digest: only what is equal in all of them is the same thing measured twice.
+
+    Null is what a result does not depend on, or what an older record did not tell.
+    """
+
+    text: str | None = Field(default=None, description="digest of the evaluation text")
+    text_name: str | None = None
+    text_bytes: int | None = None
+    documents: str | None = Field(default=None, description="digest of the evaluated documents' tokens")
+    calibration: str | None = Field(default=None, description="digest of the tokens that thresholds were made from")
+    weights: str | None = Field(default=None, description="digest of the model's weights; null for random ones")
+    revision: str | None = Field(default=None, description="commit of a hub model")
+    change: str | None = Field(default=None, description="digest of the uncommitted change of the code that ran")
+
+    @property
+    def key(self) -> str:
+        """Hash of what must be equal for results to be the same."""
+        return digest_of([self.data, self.change])
+
+    @property
+    def data(self) -> str:
+        """The same without the state of the code: equal for a series across commits; empty where nothing is told."""
+        told = [self.text, self.documents, self.weights, self.calibration]
+        return digest_of(told) if any(told) else ""
+
+    @property
+    def setting(self) -> str:
+        """Hash of what must be equal for cases to be compared: calibration is the method's own affair."""
+        return digest_of([self.text, self.documents, self.weights])
+
+
+def taken_for(data: str, known: Iterable[str]) -> str:
+    """What inputs stand for among all that are known of a case: where nothing is told, and others are alike, these.
+
+    Records of before version 3 tell no inputs; without this rule a series would end there.
+    """
+    told = set(known) - {""}
+    return told.pop() if not data and len(told) == 1 else data
