@@ -12,7 +12,7 @@ from pathlib import Path
 
 from profiles.retention import CASES, OUT, thin
 from tda.device import machine
-from tda.regression.alternate import alone
+from tda.process import alone
 from tda.regression.builds import Build, BuildFailedError, Builds
 from tda.regression.config import load_profiles
 from tda.regression.profiles import Question, Shelf, capture

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,18 @@ _FIELDS = {
     "layer_sparsity_from": "layers as {}",
 }
 """Fields that may tell one case from another, and how they are said."""
+
+_USUAL: Mapping[str, tuple[Scalar, ...]] = {
+    "rows": ("per_row",),
+    "statistic": ("relative",),
+    "source": ("z",),
+    "min_keep": (0.0,),
+    "max_keep": (1.0,),
+    "allocation": ("equal_error",),
+    "cett": (None,),
+    "dense_kernel": ("own", "torch"),
+}
+"""Values of options that need no words; another option's is the case's own seed."""
 
 
 class Frozen(BaseModel):
@@ -186,29 +198,35 @@ def describe(case: Case, among: Iterable[Case] = (), *, sparsity: bool = True, m
     case : Case
         The case.
     among : iterable of Case
-        Those that it must be told from: what differs from another one of its method and model stands in brackets.
+        Those that it must be told from: what differs from another one of its method and model stands in brackets,
+        beside options that are not as usual.
     sparsity, model : bool
         Whether these are named.
     """
     words = [CONTROLS[case.control]] if case.control is not None else []
-    if case.sparsity is None and case.options.get("cett") is not None:
-        words.append(f"cett={case.options['cett']}")
-    words += [word for word in _telling(case, among) if word not in words]
+    words += _telling(case, among)
     dial = "" if not sparsity or case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
     brackets = f" ({', '.join(words)})" if words else ""
     return f"{case.method}{dial}{brackets}" + (f" on {case.model}" if model else "")
 
 
 def _telling(case: Case, among: Iterable[Case]) -> list[str]:
-    """What differs; an option that only one of two commits knows does not count."""
+    """Unusual options, and what differs; an option that only one of two commits knows does not count."""
     alike = [other for other in among if (other.method, other.model) == (case.method, case.model)]
     words = [
         f"{name}={_printed(value)}"
         for name, value in case.options.items()
-        if any(other.options.get(name, value) != value for other in alike)
+        if value not in _USUAL.get(name, (case.seed,))
+        or any(other.options.get(name, value) != value for other in alike)
     ]
-    fields = [name for name in _FIELDS if any(getattr(other, name) != getattr(case, name) for other in alike)]
-    return words + [_FIELDS[name].format(getattr(case, name)) for name in fields if name not in case.options]
+    return words + requests_apart(case, alike, without=case.options)
+
+
+def requests_apart(case: Case, among: Iterable[Case], *, without: Collection[str] = ()) -> list[str]:
+    """What in the request of a case, its sizes say, differs from others, in words."""
+    others = list(among)
+    fields = [name for name in _FIELDS if any(getattr(other, name) != getattr(case, name) for other in others)]
+    return [_FIELDS[name].format(getattr(case, name)) for name in fields if name not in without]
 
 
 class Inputs(Frozen):
@@ -230,6 +248,17 @@ class Inputs(Frozen):
     def key(self) -> str:
         """Hash of what must be equal for results to be the same."""
         return digest_of([self.data, self.change])
+
+    def unlike(self, now: "Inputs") -> list[str]:
+        """In what these inputs differ from those of now, in words."""
+        words = {
+            "text": f"another text ({self.text_name} then, {now.text_name} now)",
+            "documents": "other documents",
+            "weights": "other weights of the model",
+            "calibration": "another calibration",
+            "change": "another uncommitted change of the code",
+        }
+        return [word for name, word in words.items() if getattr(self, name) != getattr(now, name)]
 
     @property
     def data(self) -> str:

@@ -77,14 +77,30 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     A last line that a kill left unfinished is closed first, so that it stays a line of its own.
     """
     text = "".join(line + "\n" for line in lines).encode()
-    with open(path, "a+b") as file:
-        if file.tell() > 0:
+    with naming(path), open(path, "a+b", buffering=0) as file:
+        size = file.tell()
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 text = b"\n" + text
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            written = 0
+            while written < len(text):
+                written += file.write(text[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)  # lines that belong together stand there whole, or not at all
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing name the file, and say how to go on."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}: what is done is kept; mend that, and the same command goes on"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def check_writable(path: Path) -> None:
@@ -105,15 +121,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Let a file be written under another name, which takes the place of `path` once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        yield Path(name)
-        os.fsync(descriptor)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            yield Path(name)
+            os.fsync(descriptor)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)

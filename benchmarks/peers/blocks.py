@@ -13,7 +13,8 @@ from benchmarks.peers.child import Order
 from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.job import Plan, Report, Row
 from tda.limits import stream_gb_per_s
-from tda.regression.alternate import GIVE_UP, Ended, alone, finish
+from tda.process import Ended, alone, finish
+from tda.regression.alternate import GIVE_UP
 from tda.results import append_lines, read_lines, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]

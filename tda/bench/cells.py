@@ -14,7 +14,7 @@ from tda import kernels
 from tda.bench.budget import middle
 from tda.bench.plan import Plan
 from tda.bench.store import Place
-from tda.cases import Case, Inputs, describe
+from tda.cases import Case, Inputs
 from tda.contracts import Method
 from tda.records import Record, Status
 from tda.thresholds import Thresholds
@@ -33,11 +33,6 @@ class Cell:
     def series(self) -> tuple[str, str]:
         """As of a record: what tells it from the other cells."""
         return self.case.key, self.inputs.key
-
-    @property
-    def name(self) -> str:
-        """Method and sparsity, e.g. ``"griffin 0.5"``."""
-        return describe(self.case, model=False)
 
     def place(self, number: int) -> Place:
         """Where its record of a round belongs."""

@@ -17,11 +17,13 @@ from tda.bench.budget import NO_END, Deadline, duration
 from tda.bench.cells import Span, new_record
 from tda.bench.plan import Plan, Subject, plan_for
 from tda.bench.prepare import expected_seconds
+from tda.bench.probe import dies_alone
 from tda.bench.progress import Progress
-from tda.bench.store import Store
+from tda.bench.store import Place, Store
 from tda.bench.subject import measure
-from tda.cases import MethodSpec, describe
+from tda.cases import MethodSpec
 from tda.contracts import Method
+from tda.process import alone
 from tda.records import LeftOut, Record
 
 
@@ -55,20 +57,21 @@ class Bench:
         Raises
         ------
         ValueError
-            If the folder holds results of another commit or machine, or a model, method or text is wrong.
+            If the folder holds results of another commit or machine, another bench runs there, or a model, method or
+            text is wrong.
         OSError
             If the folder cannot be written.
         """
+        with alone(self.out):
+            return self._run()
+
+    def _run(self) -> list[Record]:
         say = self.console.print
         if notice := kernels.notice(self.plan.device):
             say(f"[yellow]{escape(notice)}")
         machine, commit = facts.machine(self.plan.device), facts.commit()
         store = Store(self.out, machine, commit, lambda text: say(f"[yellow]{escape(text)}"))
-        died = store.left_running()
-        if died is not None:
-            reason = "the process died while it ran this case (killed, or out of memory)"
-            store.keep([new_record(self.plan, died, "crash", Span.since(time.monotonic()), reason=reason)])
-            say(f"[yellow]an earlier run died in {describe(died.case)}; noted")
+        self._look_at(store, store.left_running())
         store.note_left_out([])
         with Progress(self.console, self.deadline) as progress:
             left_out: list[LeftOut] = []
@@ -92,6 +95,18 @@ class Bench:
                 gc.collect()
             store.note_left_out(left_out)
         return store.merged()
+
+    def _look_at(self, store: Store, died: Place | None) -> None:
+        """Try the case in which an earlier run was killed in a process of its own: if that dies too, it is given up."""
+        if died is None:
+            return
+        started = time.monotonic()
+        self.console.print(escape(f"an earlier run was killed in {died.case}: trying it alone"))
+        reason = dies_alone(self.plan, died.case)
+        if reason is not None:
+            told = f"it ends the process, alone too: {reason}"
+            store.keep([new_record(self.plan, died, "crash", Span.since(started), reason=told)])
+            self.console.print(f"[red]{escape(f'{died.case} is given up: {told}')}")
 
 
 def _no_time(plan: Plan, subject: Subject, deadline: Deadline) -> str | None:

@@ -15,6 +15,7 @@ from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared
 from tda.bench.progress import Progress
 from tda.bench.store import Place, Store
+from tda.cases import describe
 from tda.contracts import Method
 from tda.metrics import METRICS
 from tda.names import Execution
@@ -56,7 +57,8 @@ class Stage:
     def leave_out(self, cells: Sequence[Cell], what: str, reason: str) -> None:
         """Note that there was no time for something of some cells."""
         if cells:
-            named = ", ".join(dict.fromkeys(cell.name for cell in cells))
+            among = [self.plan.case(self.subject, built) for built, *_ in self.prepared.methods]
+            named = ", ".join(describe(cell.case, among, model=False) for cell in cells)
             self.note(f"{what} of {named}", reason)
 
     def note(self, what: str, reason: str) -> None:
@@ -146,8 +148,7 @@ class Stage:
                 status: Status = "oom" if _is_out_of_memory(error) else "error"
                 reason = f"{type(error).__name__}: {error}"
                 self.store.keep([new_record(self.plan, place, status, Span.since(started), reason=reason)])
-                told = f"{place.case.method} on {place.case.model} failed: {reason.splitlines()[0]}"
-                self.say(f"[red]{escape(told)}")
+                self.say(f"[red]{escape(f'{place.case} failed: {reason.splitlines()[0]}')}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,7 +16,7 @@ from tda.results import LEFT_OUT, append, load, results_path, write_whole
 SCHEMA = "results.schema.json"
 """JSON schema of a line of the results, written beside them."""
 ATTEMPTS = 2
-"""A case that failed or ended the process this often in a round is left out of later runs."""
+"""A case that failed this often in a round is left out of later runs."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Store:
         for problem in found.problems:
             say(f"{problem}; what it held is measured again")
         for record in found.records:
-            for what, then, now in (("commit", record.commit, commit), ("machine", record.machine, machine)):
+            for what, then, now in (
+                ("commit", {"hash": record.commit.hash}, {"hash": commit.hash}),
+                ("machine", vars(record.machine), vars(machine)),
+            ):
                 if then != now:
                     raise ValueError(
                         f"{results_path(folder)} holds results of another {what} ({_difference(then, now)}); "
@@ -84,10 +88,28 @@ class Store:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
         self._asked.add((place.case.key, place.inputs.key))
         there = [record for record in self._records if _place(record) == place]
-        return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS
+        return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS and not self.gave_up(place)
+
+    def gave_up(self, place: Place) -> bool:
+        """Whether a case ended a process in which nothing else ran."""
+        same = (record for record in self._records if record.case == place.case and record.inputs == place.inputs)
+        return any(record.status == "crash" for record in same)
+
+    def reused(self, cells: Iterable[tuple[Case, Inputs]]) -> str | None:
+        """How many results of an earlier run stand for cells of this one, and why others do not; None without any."""
+        now = {case.key: inputs for case, inputs in cells}
+        earlier = [one for one in self._records[: self._earlier] if one.status == "ok" and one.case.key in now]
+        others = [one for one in earlier if one.inputs.key != now[one.case.key].key]
+        if not earlier:
+            return None
+        why = dict.fromkeys(word for one in others for word in one.inputs.unlike(now[one.case.key]))
+        told = f"{len(earlier) - len(others)} results of an earlier run are reused"
+        return told + (f"; {len(others)} are not, and stay beside those of now: {', '.join(why)}" if others else "")
 
     def hopeless(self, series: tuple[str, str]) -> bool:
-        """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none."""
+        """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none, or crashed."""
+        if any(record.series == series and record.status == "crash" for record in self._records):
+            return True
 
         def failed(records: Sequence[Record]) -> int:
             return sum(1 for record in records if record.round and record.series == series and record.status != "ok")
@@ -132,6 +154,5 @@ def _place(record: Record) -> Place:
     return Place(record.case, record.inputs, record.round)
 
 
-def _difference(then: object, now: object) -> str:
-    one, other = (vars(part) for part in (then, now))
-    return ", ".join(f"{name} {one[name]!r} there, {other[name]!r} here" for name in one if one[name] != other[name])
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {then[name]!r} there, {now[name]!r} here" for name in then if then[name] != now[name])

@@ -99,6 +99,8 @@ def _run(stage: Stage, deadline: Deadline) -> None:
     rounds = Rounds(stage, deadline)
     dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
     cells = by_worth(stage.plan, _cells(stage))
+    if told := stage.store.reused((cell.case, cell.inputs) for cell in cells):
+        stage.say(escape(f"{stage.subject.model}: {told}"))
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.subject.quality:
         Scoring(stage, deadline).run(cells, deadline.part(1 / 3) if timed else deadline)

@@ -338,20 +338,21 @@ def _failed_unit(reading: _Reading, unit: Unit, place: Row, night: Night | None)
 
 
 def _record_rows(reading: _Reading, paths: Iterable[Path]) -> Iterator[Row]:
-    held: dict[tuple[object, ...], dict[tuple[object, ...], Record]] = defaultdict(dict)
+    held: dict[tuple[object, ...], dict[tuple[object, ...], tuple[Path, Record]]] = defaultdict(dict)
     repeated = 0
-    for record in itertools.chain.from_iterable(_read_records(reading, path) for path in paths):
-        rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty]
-        place = (*record.series, record.round)
-        before = rounds.get(place)
-        if before is not None and before.status == record.status == "ok" and before != record:
-            repeated += 1
-        if before is None or before.status != "ok" or record.status == "ok":
-            rounds[place] = record
+    for path in paths:
+        for record in _read_records(reading, path):
+            rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty]
+            place = (*record.series, record.round)
+            origin, before = rounds.get(place, (path, None))
+            if before is not None and path != origin and before != record and before.status == record.status == "ok":
+                repeated += 1
+            if before is None or before.status != "ok" or record.status == "ok":
+                rounds[place] = path, record
     if repeated:
         told = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"
         reading.problems.append(told)
-    for records in (merge(rounds.values()) for rounds in held.values()):
+    for records in (merge(record for _, record in rounds.values()) for rounds in held.values()):
         yield from _rows_of(reading, records, {"source": "bench"}, records[0].commit.hash)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tda.process import alone
 from tda.records import Machine
 from tda.regression import alternate
 from tda.regression.alternate import Grid, Runner, Task
@@ -63,7 +64,7 @@ class NightRun:
 
     def run(self) -> Night | None:
         """Measure and judge; None where there is nothing new."""
-        with alternate.alone(self.history.folder), alternate.alone(self.work):
+        with alone(self.history.folder), alone(self.work):
             self._deadline = time.monotonic() + 60 * self.config.cap_minutes
             night = self._unfinished() or self._new()
             if night is None:

@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from tda.cases import Case
 from tda.config import BenchConfig
+from tda.process import COMPLAINT, call
 from tda.profiler.difference import Change, PhaseChange, difference, phase_differences
 from tda.profiler.records import Profile
 from tda.profiler.store import MEMORY, RECORD, TRACE, read_profile
 from tda.records import FAKE
-from tda.regression.alternate import COMPLAINT, Grid, Task, call, design, measure
+from tda.regression.alternate import Grid, Task, design, measure
 from tda.regression.builds import Build
 from tda.regression.units import History, Unit
 from tda.regression.wording import short
@@ -311,7 +312,7 @@ class _Profiler:
         part = self.shelf.part(self.session, task)
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         part.mkdir(parents=True)
-        ended = call(task.build, CALL, part, task.grid.options, self.timeout_s)
+        ended = call(task.build.site, CALL, part, task.grid.options, self.timeout_s)
         if ended.status == "ok" and not any(part.glob(f"*/{RECORD}")):
             ended = ended._replace(status="error", reason="it profiled nothing")
         if ended.status == "ok":

@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from tda.cases import Frozen
+from tda.process import ProcessStatus
 from tda.records import Machine, Record
 from tda.regression.findings import Finding
 from tda.results import append_lines, read_lines, write_whole
 
 Role = Literal["commit", "control"]
 Stage = Literal["first", "confirm"]
-UnitStatus = Literal["ok", "error", "crash", "timeout"]
 CommitStatus = Literal["measured", "build failed", "crashed", "skipped"]
 NIGHTS = "nights"
 
@@ -35,7 +35,7 @@ class Unit(Frozen):
     stage: Stage = "first"
     block: int = Field(ge=1)
     order: int = Field(ge=0)
-    status: UnitStatus
+    status: ProcessStatus
     reason: str | None = None
     records: tuple[Record, ...] = ()
     started: str

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tda.cases import Case, Control, MethodSpec, describe
+from tda.cases import Case, Control, MethodSpec, describe, requests_apart
 from tda.derived import NOT_FINITE, UNLIKE, Derived, Missing, derive, unlike_kernels
 from tda.records import SPEED, Record, merge
 from tda.reporting.style import rank
@@ -237,7 +237,27 @@ class Setting:
         """Model and sizes, e.g. ``"shape:0.3b · cpu, bfloat16, batch 1, 128 prompt + 16 new tokens"``."""
         case = self.cases[0].record.case
         sizes = f"{case.prompt_tokens} prompt + {case.new_tokens} new tokens"
-        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}"
+        text = f" · text {self.text}" if self.scored else ""
+        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}{text}"
+
+    @property
+    def text(self) -> str:
+        """Name, size and digest of the evaluation text."""
+        inputs = self.cases[0].record.inputs
+        facts = [f"{inputs.text_bytes / 1e3:.3g} kB"] if inputs.text_bytes is not None else []
+        facts += [inputs.text] if inputs.text is not None else []
+        return (inputs.text_name or "not recorded") + (f" ({', '.join(facts)})" if facts else "")
+
+    def name_among(self, settings: Iterable["Setting"]) -> str:
+        """The model, and in brackets what tells this setting from others of it."""
+        mine = self.cases[0].record
+        others = [other.cases[0].record for other in settings if other.model == self.model]
+        words = requests_apart(
+            mine.case, [other.case for other in others], without=("execution", "layer_sparsity_from")
+        )
+        if any(other.inputs.setting != mine.inputs.setting for other in others):
+            words.append(mine.inputs.text_name or "text not recorded")
+        return self.model + (f" ({', '.join(words)})" if words else "")
 
     @property
     def baseline(self) -> Comparison | None:

@@ -221,8 +221,12 @@ def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> 
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown columns {', '.join(unknown)}; known: {', '.join(known)}")
-    cases = [case for setting in settings(records) for case in setting.cases]
-    return [{known[name].heading: known[name].cell(case).text for name in names} for case in cases]
+    found = settings(records)
+    return [
+        {known[name].heading: known[name].cell(case).text for name in names} | {"model": setting.name_among(found)}
+        for setting in found
+        for case in setting.cases
+    ]
 
 
 def frame(groups: Sequence[Group]) -> pd.DataFrame:
