@@ -28,7 +28,9 @@ FAKE = "FAKE"
 
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]
-FlagName = Literal["foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident"]
+FlagName = Literal[
+    "foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident", "built_in_text"
+]
 
 
 class MeasurementKind(Frozen):
@@ -308,10 +310,18 @@ def _join(lines: list[Record]) -> Record:
             "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
             "measurements": measurements,
             "flags": _counted(join_flags([line.flags for line in good]), measurements.get("decode_ms")),
+            "conditions": {**last.conditions, "processes": _processes(good)},
             "started": good[0].started,
             "seconds": sum(line.seconds for line in lines),
         }
     )
+
+
+def _processes(lines: Sequence[Record]) -> float | None:
+    """Processes that timed rounds ran in; null where older records do not tell."""
+    told = {line.conditions.get("process", line.conditions.get("processes")) for line in lines if line.round}
+    counts = [one for one in told if isinstance(one, float)]
+    return counts[0] if counts else float(len(told)) if told - {None} else None
 
 
 def _counted(flags: dict[FlagName, Flag], timed: Measurement | None) -> dict[FlagName, Flag]:

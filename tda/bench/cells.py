@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,9 @@ from tda.cases import Case, Inputs
 from tda.contracts import Method
 from tda.records import Record, Status
 from tda.thresholds import Thresholds
+
+PROCESS = uuid.uuid4().hex[:8]
+"""Name of this process in its records: rounds of several say more than rounds of one."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def new_record(
         machine=facts.machine(plan.device),
         status=status,
         conditions={
+            "process": PROCESS,
             "threads": float(torch.get_num_threads()),
             "load_average": os.getloadavg()[0],
             "precision": plan.precision,

@@ -225,7 +225,7 @@ class Rounds:
             achieved_sparsity=timing.achieved_sparsity,
             execution=timing.execution,
             backend=timing.backend,
-            flags=doubts(timing, self.stage.plan.device, rounds),
+            flags=doubts(timing, self.stage.plan.device, rounds) | self.stage.text_flags(cell),
         )
 
     def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from tda.contracts import Method
 from tda.metrics import METRICS
 from tda.names import Execution
 from tda.quality import Document
-from tda.records import SPEED, LeftOut, Measurement, Status
+from tda.records import SPEED, Flag, FlagName, LeftOut, Measurement, Status
 
 
 @dataclass
@@ -111,10 +111,23 @@ class Stage:
                     Span.since(started),
                     measurements=measurements,
                     achieved_sparsity=achieved,
+                    flags=self.text_flags(cell),
                     **ran,
                 )
             ]
         )
+
+    def text_flags(self, cell: Cell) -> dict[FlagName, Flag]:
+        """Whether the built-in stories were used for a model that they were not made for."""
+        model, plan = self.subject.model, self.plan
+        if model.startswith("ref:") or self.prepared.tokenizer is None:
+            return {}
+        used = ["scored"] if self.subject.quality and plan.text is None else []
+        used += ["calibrated"] if cell.method.needs_thresholds and plan.calibration_text is None else []
+        options = {"scored": "--text", "calibrated": "--calibration-text"}
+        told = f"{' and '.join(used) or 'not used:'} on built-in stories of another kind than the model's text"
+        wanted = f"; give {' and '.join(options[one] for one in used)}" if used else ""
+        return {"built_in_text": Flag(raised=bool(used), detail=told + wanted)}
 
     def _reasons(self, cell: Cell) -> dict[str, str]:
         """Why a measurement that was not taken is missing."""

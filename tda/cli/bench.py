@@ -29,7 +29,7 @@ def bench(
     from tda.bench.budget import NO_END, REPORT_STARTS, Deadline
     from tda.bench.plan import plan_of
     from tda.bench.run import Bench
-    from tda.reporting import doubts, summary_rows
+    from tda.reporting import doubts, summary_rows, verdicts
     from tda.results import load_left_out
 
     plan = plan_of(config)
@@ -60,6 +60,8 @@ def bench(
     failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
         typer.echo(f"tda: {record.case}: {record.status}: {record.reason}", err=True)
+    for sentence in verdicts(records):
+        typer.echo(f"tda: {sentence}", err=True)
     if failed:
         raise typer.Exit(1)
 

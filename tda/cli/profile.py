@@ -24,7 +24,7 @@ def profile(
     """
     from tda.bench.profile import run_profile
     from tda.reporting.profiles import build_profile_report
-    from tda.reporting.profiles.groups import step_rows
+    from tda.reporting.profiles.groups import gather_profiles, step_rows, verdicts
     from tda.reporting.viewer import page_writer
 
     try:
@@ -34,6 +34,8 @@ def profile(
         raise
     o.print_rows(step_rows(profiles), as_json=as_json)
     typer.echo(f"report: {build_profile_report(out, page_writer(o.say, fetch=viewer)).index}", err=True)
+    for sentence in verdicts(gather_profiles(out)):
+        typer.echo(f"tda: {sentence}", err=True)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 
 from tda.cases import Case, Control, MethodSpec, describe, requests_apart
-from tda.derived import NOT_FINITE, UNLIKE, Derived, Missing, derive, unlike_kernels
-from tda.records import SPEED, Record, merge
+from tda.derived import NOT_FINITE, Derived, Missing, derive, unlike_kernels
+from tda.records import SPEED, Flag, Record, merge
 from tda.reporting.style import rank
 from tda.statistics import (
     Estimate,
@@ -21,6 +21,11 @@ from tda.statistics import (
     speedup,
     typical,
 )
+
+BLIND = 0.5
+"""An A/A floor above this hides what one would want to see."""
+AT_LIMIT = 0.02
+"""A speed-up may be above its byte limit by the floor, or by this share."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,21 @@ class Comparison:
         The cases that it must be told from.
     shared : frozenset of int
         Documents on which every case of the setting was scored.
+    documents : int
+        Documents of the case that was scored on most.
+    floor : float or None
+        What ratios of the setting stay within when nothing changes.
+    spoiled : tuple of str
+        Why no ratio of the setting can be trusted.
     """
 
     record: Record
     dense: Record | None
     among: tuple[Case, ...] = ()
     shared: frozenset[int] = frozenset()
+    documents: int = 0
+    floor: float | None = None
+    spoiled: tuple[str, ...] = ()
 
     # What it is.
 
@@ -192,6 +206,24 @@ class Comparison:
         return unlike_kernels(self.record.backend, self.dense.backend)
 
     @cached_property
+    def warnings(self) -> list[str]:
+        """Why its numbers cannot be trusted, most general first; empty where nothing is known against them."""
+        found = [*self.spoiled, *(f"{name.replace('_', ' ')} ({flag.detail})" for name, flag in self._raised)]
+        ratio, limit = self.speedup if self.timed else None, self.limit
+        if ratio is not None and limit is not None and ratio.value > limit * (1 + max(self.floor or 0.0, AT_LIMIT)):
+            found.append(f"a speed-up of {ratio.value:.3g} is more than the bytes allow ({limit:.3g})")
+        if self.unlike_kernels:
+            found.append(self.unlike_kernels)
+        scored = len(self.groups("nll_nats"))
+        if 0 < scored < self.documents / 2:
+            found.append(f"quality of {scored} of {self.documents} documents")
+        return found
+
+    @property
+    def _raised(self) -> list[tuple[str, Flag]]:
+        return [(name, flag) for name, flag in self.record.flags.items() if flag.raised]
+
+    @cached_property
     def delta_nll(self) -> Estimate | None:
         """NLL less dense NLL in nats per token, paired per document; None where either is missing."""
         if self.dense is None or not (self.samples("nll_nats") and self.dense.samples("nll_nats")):
@@ -213,6 +245,14 @@ class Comparison:
         """The speed-up that the bytes of a step allow."""
         found = self.estimate("limit_speedup")
         return found.value if found else None
+
+
+def reasons(cases: Iterable[Comparison]) -> str:
+    """Why cases cannot be trusted; of the details of one kind the first stands for all."""
+    kinds: dict[str, str] = {}
+    for warning in (warning for case in cases for warning in case.warnings):
+        kinds.setdefault(warning.split(" (")[0], warning)
+    return "; ".join(kinds.values())
 
 
 @dataclass(frozen=True)
@@ -281,6 +321,12 @@ class Setting:
         return [case for case in self.cases if case.series in curves]
 
     @property
+    def processes(self) -> str:
+        """What the intervals of its times are over, in words."""
+        count = next((n for case in self.timed if (n := case.record.conditions.get("processes"))), 1)
+        return "within one process" if count == 1 else f"over {count:.0f} processes"
+
+    @property
     def rounds(self) -> int:
         """Timed rounds of the case that has most."""
         return max((len(case.groups("decode_ms")) for case in self.cases), default=0)
@@ -292,20 +338,14 @@ class Setting:
 
     @property
     def doubt(self) -> str:
-        """What a caption adds about ratios between unlike kernels; nothing where there are none."""
-        found = [case.label for case in self.timed if case.unlike_kernels]
-        return f" In doubt, {UNLIKE}: {', '.join(found)} (see the flags)." if found else ""
+        """What a caption adds about numbers that cannot be trusted; nothing where there are none."""
+        found = [case.label for case in self.timed if case.warnings and not case.is_dense]
+        return f" Grey, since it cannot be trusted (see the flags): {', '.join(found)}." if found else ""
 
     @property
     def noise_floor(self) -> float | None:
         """What ratios stay within when nothing changes; None without a control or with too few rounds."""
-        control = next((case for case in self.cases if case.is_control and case.timed), None)
-        baseline = self.baseline
-        if control is None or baseline is None or not baseline.timed:
-            return None
-        return noise_floor(
-            control.record, baseline.record, [case.record for case in self.timed if case is not baseline]
-        )
+        return self.cases[0].floor
 
 
 def settings(records: Iterable[Record]) -> list[Setting]:
@@ -324,8 +364,26 @@ def _setting(members: Sequence[Record]) -> Setting:
     scored = [frozenset(by_group(record.measurements["nll_nats"])) for record in judged]
     shared = frozenset.intersection(*scored) if scored else frozenset()
     among = tuple(record.case for record in members)
-    cases = [Comparison(record, dense, among, shared) for record in members]
+    documents = max(map(len, scored), default=0)
+    floor, spoiled = _noise(members, dense)
+    cases = [Comparison(record, dense, among, shared, documents, floor, spoiled) for record in members]
     return Setting(tuple(sorted(cases, key=_order)))
+
+
+def _noise(members: Sequence[Record], dense: Record | None) -> tuple[float | None, tuple[str, ...]]:
+    """The A/A floor of a setting, and why its ratios cannot be trusted: what the control says."""
+    timed = [record for record in members if Comparison(record, None).timed]
+    control = next((record for record in timed if record.case.control == "a_a"), None)
+    if dense not in timed or control is None or dense is None:
+        return None, ()
+    floor = noise_floor(control, dense, [one for one in timed if one.case.control is None and one is not dense])
+    spoiled = []
+    if floor is not None and floor > BLIND:
+        spoiled.append(f"dense beside itself differs by up to {floor:.0%}")
+    itself = speedup(control, dense)
+    if itself is not None and itself.low is not None and itself.high is not None and not itself.low <= 1 <= itself.high:
+        spoiled.append(f"dense is {itself} times as fast as itself (A/A control)")
+    return floor, tuple(spoiled)
 
 
 def _order(case: Comparison) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tda.reporting.comparison import Comparison
 from tda.reporting.figures import MUTED, curve_style, handle, label_axes, mark_handle, plain_ticks, settle
-from tda.reporting.style import look
+from tda.reporting.style import UNTRUSTED, look
 from tda.statistics import Estimate
 
 DODGE_SHARE, MOST_DODGE = 0.25, 0.012
@@ -35,6 +35,7 @@ class Point:
     y: Estimate
     text: str = ""
     limit: float | None = None
+    trusted: bool = True
 
     @property
     def present(self) -> bool:
@@ -77,6 +78,7 @@ def over_sparsity(
             exact((case.sparsity or 0.0) + shift[case.series]),
             value(case) or GAP,
             limit=limit(case),
+            trusted=not case.warnings,
         )
         for case in cases
     ]
@@ -102,7 +104,10 @@ def draw_curves(axes: Axes, points: Sequence[Point]) -> list[object]:
         style = curve_style(first.method, control=first.control)
         axes.plot([point.x.value for point in members], [point.y.value for point in members], **style, zorder=3)
         for point in members:
-            _whiskers(axes, point, str(style["color"]))
+            _whiskers(axes, point, str(style["color"]) if point.trusted else UNTRUSTED)
+            if not point.trusted:
+                grey = style | {"color": UNTRUSTED, "markeredgecolor": UNTRUSTED, "markerfacecolor": UNTRUSTED}
+                axes.plot([point.x.value], [point.y.value], **grey, zorder=3.2)
         handles.append(handle(series, first.method, control=first.control))
     return handles
 
@@ -170,7 +175,7 @@ def label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
             ha="center",
             va="center",
             fontsize=7.5,
-            color=look(point.method).colour,
+            color=look(point.method).colour if point.trusted else MUTED,
             zorder=4,
         )
 

@@ -39,7 +39,7 @@ class Column:
     scale : float
         What a plain number is divided by before it is shown; the CSV keeps base units.
     ratio : bool
-        Whether values follow from the times of dense too, so that unlike kernels are told beside them.
+        Whether values follow from the times of dense too, so that what speaks against them is told beside them.
     """
 
     name: str
@@ -52,12 +52,11 @@ class Column:
     ratio: bool = False
 
     def cell(self, case: Comparison) -> "Cell":
-        """The value of a case as it is shown, with the doubt about a ratio."""
+        """The value of a case as it is shown; a ratio that cannot be trusted says so."""
         cell = self._plain_cell(case)
-        doubt = case.unlike_kernels if self.ratio else None
-        if doubt is None or cell.sort is None:
+        if not self.ratio or not case.warnings or case.is_dense or cell.sort is None:
             return cell
-        return replace(cell, text=f"{cell.text}, {UNLIKE}", tooltip=doubt)
+        return replace(cell, text=f"{cell.text}, not trusted", tooltip="; ".join(case.warnings))
 
     def _plain_cell(self, case: Comparison) -> "Cell":
         value = self.value(case)
@@ -128,7 +127,9 @@ def _ran(case: Comparison) -> str | None:
 
 
 def _status(case: Comparison) -> str:
-    return case.record.status + (f": {case.record.reason}" if case.record.reason else "")
+    scored = len(case.groups("nll_nats"))
+    part = f", {scored} of {case.documents} documents" if 0 < scored < case.documents / 2 else ""
+    return case.record.status + part + (f": {case.record.reason}" if case.record.reason else "")
 
 
 COLUMNS: tuple[Column, ...] = (

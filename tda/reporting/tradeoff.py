@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tda.records import MIN_GROUPS
-from tda.reporting.comparison import Comparison, Setting
+from tda.reporting.comparison import Comparison, Setting, reasons
 from tda.reporting.text import interval, number, share
 
 QUALITY_BAR_NATS = 0.05
@@ -77,12 +77,17 @@ def _best(tradeoff: Tradeoff) -> str:
         return f"On {speed.model} too little was timed to tell whether a method is faster than dense: {rounds}."
     kept = [(timed, scored) for timed, scored in tradeoff.pairs if _keeps(scored)]
     faster = [(timed, scored) for timed, scored in kept if _lower(timed) > 1 + floor]
+    trusted = [(timed, scored) for timed, scored in faster if not (timed.warnings or scored.warnings)]
+    doubtful = faster or ([] if any(not timed.warnings for timed, _ in kept) else kept)
+    if doubtful and not trusted:
+        told = reasons(case for pair in doubtful for case in pair)
+        return f"On {speed.model} no speed-up can be trusted, because {told}."
     if not faster:
         return (
             f"On {speed.model} no method decodes faster than dense beyond the noise with a ΔNLL under "
             f"{QUALITY_BAR_NATS} nats per token on {tradeoff.quality.model}."
         )
-    timed, scored = max(faster, key=lambda pair: pair[0].speedup.value if pair[0].speedup else 0.0)
+    timed, scored = max(trusted, key=lambda pair: pair[0].speedup.value if pair[0].speedup else 0.0)
     return _sentence(tradeoff, timed, scored)
 
 
@@ -96,14 +101,7 @@ def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
     words += f", at a ΔNLL of {interval(scored.delta_nll, 2, signed=True)} nats per token"
     if not tradeoff.joint:
         words = f"Projection: {words} on {scored.record.case.model}, another model"
-    if limit and timed.speedup.value > limit:
-        words += "; that is above its byte limit, so dense took longer here than reading its weights explains"
-    if timed.speedup.low is None:
-        words += "; too few rounds for an interval"
-    if timed.unlike_kernels:
-        words += f"; {timed.unlike_kernels}"
-    doubts = [doubt.split(":")[0].replace("_", " ") for doubt in timed.record.raised()]
-    return words + (f"; in doubt: {', '.join(doubts)} was flagged" if doubts else "") + "."
+    return f"{words} (interval {tradeoff.speed.processes})."
 
 
 def _keeps(scored: Comparison) -> bool:
