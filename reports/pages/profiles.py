@@ -18,7 +18,7 @@ from tda.regression.explain import headline, name_of
 from tda.regression.profiles import Compared, Kept
 from tda.reporting.figures import INK, case_axes, inline, label_axes, plain_ticks, row_text, to_svg
 from tda.reporting.profiles.figures import step_figure
-from tda.reporting.profiles.groups import PIECES, Group, piece_of
+from tda.reporting.profiles.groups import PIECES, Group, piece_of, together
 from tda.reporting.style import rank
 from tda.reporting.viewer import VIEWER, viewer_page
 from tda.spans import PHASES

@@ -74,7 +74,7 @@ def run_profile(
         If the folder cannot be written.
     """
     asked = {"preset": "smoke", **options}
-    plan = plan_for(models or ("ref:swiglu",), methods or ("griffin", "tda"), asked)
+    plan = plan_for(models or ("shape:0.3b",), methods or ("griffin", "tda"), asked)
     facts.torch_device(plan.device)
     subjects = tuple(replace(subject, quality=False, layer_sparsity_from=None) for subject in plan.subjects)
     plan = replace(plan, subjects=subjects, rounds=ROUNDS)

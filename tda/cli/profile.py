@@ -20,7 +20,7 @@ def profile(
 ) -> None:
     """Record where prefill, selection and decode spend their time: traces, kernel tables and DIR/index.html.
 
-    Dense is always profiled too. Without options: griffin and tda at 0.5 on ref:swiglu.
+    Dense is always profiled too. Without options: griffin and tda at 0.5 on shape:0.3b.
     """
     from tda.bench.profile import run_profile
     from tda.reporting.profiles import build_profile_report

@@ -88,10 +88,10 @@ def tradeoff_section(group: Group) -> Content | None:
         return None
     blocks = [block for tradeoff in found for block in _blocks(tradeoff)]
     lead = (
-        "Whiskers are 95% intervals over documents (ΔNLL) and over rounds (times): within one process, unless Conditions "
-        "tell of several; what differs from process to process is not in them. Speed-up and ΔNLL are paired with dense, "
-        "the absolute time is the geometric mean over rounds. The byte limit is what reading weights and KV cache "
-        "allows. Masked runs and the oracle have no speed, and appear on quality axes only."
+        "Whiskers are 95% intervals over documents (ΔNLL) and over rounds (times): within one process, unless "
+        "Conditions tell of several; what differs from process to process is not in them. Speed-up and ΔNLL are paired "
+        "with dense, the absolute time is the geometric mean over rounds. The byte limit is what reading weights and "
+        "KV cache allows. Masked runs and the oracle have no speed, and appear on quality axes only."
     )
     return Content(lead, tuple(block for block in blocks if block.plots))
 
