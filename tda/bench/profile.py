@@ -23,10 +23,11 @@ from tda.contracts import Method
 from tda.engine import attach
 from tda.engine.context import check_context
 from tda.engine.plain import notice, plain
+from tda.engine.session import Session
 from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape
 from tda.names import Execution
-from tda.profiler.capture import STEPS, WARM_STEPS, Request, count, memory_snapshot, peaks, record, tabulate
+from tda.profiler.capture import STEPS, WARM_STEPS, count, memory_snapshot, peaks, record, serve, tabulate
 from tda.profiler.overhead import Overhead, measure_overhead
 from tda.profiler.records import Profile, Timed
 from tda.profiler.store import MEMORY, TRACE, write_profile
@@ -99,9 +100,10 @@ class _SubjectProfile:
 
     def run(self) -> list[Profile]:
         """All passes of all cases."""
-        if self.subject.new_tokens < WARM_STEPS + STEPS:
+        least = WARM_STEPS + STEPS + 1
+        if self.subject.new_tokens < least:
             raise ValueError(
-                f"a profile decodes {WARM_STEPS} and then {STEPS} tokens, so it needs at least {WARM_STEPS + STEPS} "
+                f"a profile decodes {WARM_STEPS} and then {STEPS} tokens after the first, so it needs at least {least} "
                 f"new tokens; got {self.subject.new_tokens}"
             )
         self.say(f"{self.subject.model}: loading")
@@ -115,7 +117,7 @@ class _SubjectProfile:
             self.say(f"{self.subject.model}: {sentence}; left out")
         if told := notice(prepared.model):
             self.say(f"{self.subject.model}: {told}")
-        check_context(prepared.model, self.subject.prompt_tokens, WARM_STEPS + STEPS + 1)  # all of these steps are fed
+        check_context(prepared.model, self.subject.prompt_tokens, least)
         timed = self._time(prepared)
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
@@ -161,14 +163,14 @@ class _SubjectProfile:
         prompts, continuations = rows_of(self._documents(prepared, 0), device)
         execution = self._execution(method)
         with plain(prepared.model), attach(prepared.model, method, thresholds, execution=execution) as run:
-            request = Request(run, prompts, continuations)
-            request.serve()
-            memory = peaks(request)
-            telemetry = _watch(request)
-            plain_us = record(request, folder / TRACE)
-            counter = count(request)
+            session = Session(run, prompts, continuations)
+            serve(session)
+            memory = peaks(session)
+            telemetry = _watch(session)
+            plain_us = record(session, folder / TRACE)
+            counter = count(session)
             if device.type == "cuda":
-                memory_snapshot(request, folder / MEMORY)
+                memory_snapshot(session, folder / MEMORY)
         table = tabulate(folder / TRACE, counter, self.overhead, plain_us)
         traffic = timings[0].traffic
         profile = Profile(
@@ -206,12 +208,12 @@ class _SubjectProfile:
         return profile
 
 
-def _watch(request: Request) -> Telemetry:
+def _watch(session: Session) -> Telemetry:
     """The telemetry pass: requests served again and again while the sampler runs."""
-    with Sampler(request.device) as sampler:
+    with Sampler(session.device) as sampler:
         begin = datetime.now(UTC)
         while (datetime.now(UTC) - begin).total_seconds() < WINDOW_S:
-            request.serve()
+            serve(session)
     return sampler.telemetry
 
 
