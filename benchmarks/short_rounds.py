@@ -27,6 +27,7 @@ from tda.limits import stream_gb_per_s
 from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.records import Measurement, Record
+from tda.schedule import mirrored
 from tda.thresholds import Thresholds
 
 WARM = 4
@@ -101,7 +102,7 @@ def run(
             continue
         blocks = [
             block(prepared.model, built, thresholds, prepared.timed[number - 1], place)
-            for ((built, thresholds, _), _), place in (order if number % 2 else order[::-1])
+            for ((built, thresholds, _), _), place in mirrored(order, number)
         ]
         store.keep([one.record(plan) for one in blocks])
     return store.merged()

@@ -14,8 +14,9 @@ import numpy as np
 
 from tda.derived import DERIVED
 from tda.records import MEASUREMENTS, SPEED, Measurement, MeasurementKind, measurement_kind
+from tda.regression.effects import MIN_BLOCKS, Values, effect
 from tda.reporting.style import rank
-from tda.statistics import Estimate, arithmetic, bootstrap, by_group, geometric, typical
+from tda.statistics import Estimate, arithmetic, bootstrap, by_group, typical
 
 RATIO, DELTA, KL, SETS = "decode_to_dense", "delta_nll_nats", "kl_to_dense_nats", "selection_digest"
 SOURCES = {"nightly": "nightly runs", "bench": "tda bench", "asv": "asv", "micro": "micro-benchmarks"}
@@ -255,14 +256,17 @@ def _relative(new: Sequence[Run], old: Sequence[Run]) -> Estimate | None:
     if not common:
         return Estimate(float(np.median(list(above.values()))) / scale - 1, None, None, 0)
     if min(*above.values(), *below.values()) > 0:
-        return _less_one(geometric([above[at] / below[at] for at in common]))
+        return _changed(np.log([above[at] / below[at] for at in common]))
     # A difference of two times may be zero or less in a process: then all are taken relative to the median.
     return arithmetic([(above[at] - below[at]) / scale for at in common])
 
 
-def _less_one(ratio: Estimate) -> Estimate:
-    low, high = (None if bound is None else bound - 1 for bound in (ratio.low, ratio.high))
-    return Estimate(ratio.value - 1, low, high, ratio.groups)
+def _changed(log_ratios: Values) -> Estimate:
+    """The change that a night would tell of the same processes."""
+    if len(log_ratios) < MIN_BLOCKS:
+        return Estimate(float(np.expm1(log_ratios.mean())), None, None, len(log_ratios))
+    found = effect(log_ratios)
+    return Estimate(found.size, *found.bounds(), len(log_ratios))
 
 
 def _paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:

@@ -33,6 +33,7 @@ from tda.profiler.records import Profile, Timed
 from tda.profiler.store import MEMORY, TRACE, write_profile
 from tda.quality import Document, rows_of
 from tda.records import join_flags
+from tda.schedule import balanced
 from tda.telemetry import Sampler, Telemetry
 from tda.thresholds import Thresholds
 
@@ -137,11 +138,11 @@ class _SubjectProfile:
     def _time(self, prepared: Prepared) -> list[list[Timing]]:
         """The timing pass: every case once a round, each second round in reverse."""
         taken: list[list[Timing]] = [[] for _ in prepared.methods]
-        for number in range(ROUNDS):
-            self.say(f"{self.subject.model}: timing, round {number + 1} of {ROUNDS}")
-            cells = list(zip(prepared.methods, taken, strict=True))
-            for (method, thresholds, _), timings in cells if number % 2 == 0 else reversed(cells):
-                documents = self._documents(prepared, number)
+        cells = list(zip(prepared.methods, taken, strict=True))
+        for number in range(1, ROUNDS + 1):
+            self.say(f"{self.subject.model}: timing, round {number} of {ROUNDS}")
+            for (method, thresholds, _), timings in balanced(cells, number, f"{self.plan.seed}/{self.subject.model}"):
+                documents = self._documents(prepared, number - 1)
                 execution = self._execution(method)
                 timings.append(time_case(prepared.model, method, thresholds, documents, execution, keep_logits=False))
         return taken

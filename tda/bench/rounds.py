@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from tda.methods import method as build_method
 from tda.metrics import METRICS
 from tda.quality import rows_of
 from tda.records import Measurement, Record
+from tda.schedule import balanced
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
 
 Took = tuple[Cell, Timing, Span]
@@ -139,14 +139,11 @@ class Rounds:
     def _round(self, cells: Sequence[Cell], number: int, rounds: int) -> list[Took]:
         """Run every case once, then append the round's records together: they are paired with its dense run.
 
-        `rounds` is how many there will be, as far as is known now. The order is drawn for two rounds at a time, the
-        second the mirror of the first.
+        `rounds` is how many there will be, as far as is known now.
         """
         order = [(cell, cell.place(number)) for cell in cells]
         if number > 1 or not self.deadline.is_set:  # in a first round that time may cut, what is worth most comes first
-            random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
-        if number % 2 == 0:
-            order.reverse()
+            order = balanced(order, number, f"{self.stage.plan.seed}/{self.stage.subject.model}")
         took: list[Took] = []
         for done, (cell, place) in enumerate(order):
             if self.deadline.left <= 0:

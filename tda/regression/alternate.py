@@ -17,6 +17,7 @@ from tda.records import Record, merge
 from tda.regression.builds import Build
 from tda.regression.units import Role, Stage, Unit
 from tda.results import RESULTS, Loaded, load
+from tda.schedule import mirrored
 
 GIVE_UP = 2
 """A commit whose processes failed this often is not tried again."""
@@ -113,8 +114,8 @@ class Runner:
 
 def block(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, number: int) -> list[Task]:
     """Tasks of one block, in the order in which they run."""
-    ordered = list(builds) if number % 2 else list(reversed(builds))
-    return [Task(build, role, grid, stage, number, place) for place, (build, role) in enumerate(ordered)]
+    ordered = enumerate(mirrored(builds, number))
+    return [Task(build, role, grid, stage, number, place) for place, (build, role) in ordered]
 
 
 def design(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, blocks: int) -> Iterator[Task]:
