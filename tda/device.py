@@ -15,7 +15,7 @@ import torch
 
 from tda._version import __version__
 from tda.cores import all_cores, allowed_cores, cpu_quota
-from tda.processor import cpu_name, products
+from tda.processor import compiler_version, cpu_name, products
 from tda.records import BUILD_STAMP, Commit, Machine
 from tda.telemetry.nvml import driver_version
 from tda.telemetry.source import NotReadableError
@@ -43,6 +43,7 @@ def machine(device: str) -> Machine:
         tda=__version__,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         products=products(),
+        compiler=compiler_version(),
     )
 
 

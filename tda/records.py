@@ -117,15 +117,16 @@ class Machine(Frozen):
     tda: str
     system: str
     products: str | None = Field(default=None, description="how products of each type of two bytes run on the CPU")
+    compiler: str | None = Field(default=None, description="the C compiler that builds kernels; null where none is")
 
     @property
     def fingerprint(self) -> str:
         """Hash of all fields but this package's version: numbers of unlike fingerprints are not compared silently.
 
-        Without limits to its cores, and with bfloat16 products in hardware, a machine has the fingerprint that it had
-        before records told of either.
+        Without limits to its cores, with bfloat16 products in hardware and without a compiler, a machine has the
+        fingerprint that it had before records told of these.
         """
-        usual = {name for name in ("allowed_cores", "cpu_quota", "products") if getattr(self, name) is None}
+        usual = {name for name in ("allowed_cores", "cpu_quota", "products", "compiler") if getattr(self, name) is None}
         if self.products is not None and "bfloat16 in hardware" in self.products:
             usual.add("products")
         return digest_of(self.model_dump(mode="json", exclude={"tda", *usual}))

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
+from tda.cases import describe
 from tda.regression.alarms import raised_in
 from tda.regression.explain import SPLIT_PHASES, explanation, headline, main_changes, name_of
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.profiles import Profiles
-from tda.regression.units import Night, NightCommit
+from tda.regression.series import split_name
+from tda.regression.units import Night, NightCommit, Seen
 from tda.regression.wording import named, short
 
 TOLD_ROWS = 6
@@ -37,6 +39,7 @@ def account(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Pro
         rows = (f"| {a.state} | `{a.id}` | {_cell(a.finding.sentence)} | {_cell(a.reason or '')} |" for a in earlier)
         parts.append("\n".join(["## Known alarms\n", "| state | alarm | what | why |", "|---|---|---|---|", *rows]))
     parts.append(_commits(night.commits))
+    parts += _seen(night.seen)
     if problems:
         parts.append("\n".join(["## Skipped\n", *(f"- {_cell(problem)}" for problem in problems)]))
     return "\n\n".join(parts) + "\n"
@@ -50,6 +53,7 @@ def _head(night: Night, raised: Sequence[Alarm]) -> str:
     return (
         f"# Night {night.id}: {many}\n\n"
         f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; anchor `{short(night.anchor)}`."
+        + "".join(f"\n\n**{_cell(note[0].upper() + note[1:])}.**" for note in night.notes)
     )
 
 
@@ -95,6 +99,20 @@ def _explained(finding: Finding, profiles: Profiles) -> str:
 def _list(title: str, findings: Iterable[Finding]) -> list[str]:
     lines = [f"- {_cell(finding.sentence)} `{finding.reproduce}`" for finding in findings]
     return ["\n".join([f"## {title}\n", *lines])] if lines else []
+
+
+def _seen(seen: Sequence[Seen]) -> list[str]:
+    """What the night could not have seen: changes below the floor of each series."""
+    if not seen:
+        return []
+    cases = [one.case for one in seen]
+    rows = [
+        f"| {_cell(describe(one.case, cases))} | {one.grid} | {split_name(one.split, one.relative)} | "
+        f"{'cannot tell' if one.floor is None else f'{one.floor:.1%}'} |"
+        for one in seen
+    ]
+    head = ["## What this night could not have seen: changes below\n", "| case | grid | what | change |"]
+    return ["\n".join([*head, "|---|---|---|---|", *rows])]
 
 
 def _commits(commits: Iterable[NightCommit]) -> str:

@@ -175,11 +175,8 @@ class _Naming:
 
     def changes(self) -> list[Change]:
         found = self._decode()
-        slower = any(change.scope == "everything" for change in found)
-        splits: tuple[Split, ...] = ("prefill", "memory") if slower else ("prefill", "select", "memory")
-        for split in splits:  # where everything is slower, selection is too
-            found += self._plain(split)
-        return found
+        common = [change.effect for change in found if change.scope == "everything"]
+        return found + self._plain("prefill") + self._plain("select", common) + self._plain("memory")
 
     def _moved(self, key: Key) -> Effect | None:
         found = self.effects.get(key)
@@ -197,9 +194,10 @@ class _Naming:
         least = min(self.sure[key] for key in sure)
         return [Change(self.pair, split, scope, cases, self.effects[main], least, tuple(along))]
 
-    def _plain(self, split: Split) -> list[Change]:
+    def _plain(self, split: Split, common: Sequence[Effect] = ()) -> list[Change]:
+        """What moved of a split; what moved as everything did is no change of its own."""
         keys = [key for key in self.effects if key.split == split]
-        moved = [key for key in keys if self._moved(key) is not None]
+        moved = [key for key in keys if self._moved(key) and not any(self._follows(key, shift) for shift in common)]
         every = split == "prefill" or (split == "memory" and len(moved) == len(keys))
         return self._change(split, "everything" if every else "method", moved)
 
@@ -233,6 +231,12 @@ class _Naming:
         along = ("prefill",) if prefill is not None and self._moved(dense._replace(split="prefill")) is not None else ()
         common = self._with_witness("everything", dense, alike, alike, along)
         return common + self._change("decode", "method", own)
+
+    def _follows(self, key: Key, shift: Effect) -> bool:
+        """Whether a series moved as everything did: the same way, and no more than that."""
+        own = self.effects[key]
+        low, _ = sorted(map(abs, own.bounds(1 - MEMBER)))
+        return own.log_ratio * shift.log_ratio > 0 and low <= abs(shift.size)
 
     def _as_dense(self, key: Key, shift: Effect) -> bool:
         """Whether a method moved as dense did: by about the same share, or by as many milliseconds.

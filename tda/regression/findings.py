@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tda.cases import Case, Frozen
 
-Split = Literal["prefill", "select", "decode", "memory", "quality"]
+Split = Literal["prefill", "select", "decode", "memory", "quality", "failure"]
 Scope = Literal["everything", "dense", "method"]
 """What moved: all cases alike, dense alone (so every ratio to it), or the named cases."""
 Shape = Literal["step", "drift"]
@@ -32,7 +32,7 @@ class Finding(Frozen):
     good: str
     commit: str
     size: float | None
-    unit: Literal["ratio", "nats/token", "sets"]
+    unit: Literal["ratio", "nats/token", "sets", "cases"]
     low: float | None = None
     high: float | None = None
     p: float | None = Field(default=None, description="after correction for all series of the night")

@@ -27,6 +27,8 @@ FLOORS = "floors.jsonl"
 NEWEST = 10
 """Sources of a series that count: what a machine was like long ago fades."""
 MIN_PROCESSES = 4
+BLIND = 0.5
+"""A floor above this hides what one would want to see: no verdict follows from it."""
 
 
 class Series(NamedTuple):

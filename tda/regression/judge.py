@@ -11,12 +11,13 @@ from tda.regression import detect, drift
 from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import Effect, Prior, resolution
-from tda.regression.findings import Finding
+from tda.regression.findings import Finding, Verdict
+from tda.regression.floor import BLIND
 from tda.regression.quality import QualityMove, quality_moves, scope_of
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
-from tda.regression.units import History, Night, Unit
-from tda.regression.wording import quality_sentence, reproduce, speed_sentence, warning_sentence
+from tda.regression.units import History, Night, NightCommit, Seen, Unit
+from tda.regression.wording import failure_sentence, quality_sentence, reproduce, speed_sentence, warning_sentence
 
 
 class Judge:
@@ -132,9 +133,20 @@ class Judge:
         doubtful = {(o.suspect.pair, o.suspect.key[:2]): o.suspect for o in confirmed if not o.holds}
         found += [self._warning(one) for one in doubtful.values() if (one.pair.new, one.key.split) not in held]
         found += self._quality()
+        found += self._failures()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}
         return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
+
+    def seen(self) -> tuple[Seen, ...]:
+        """What the night could see of each series: the between-process A/A floor of its confirming blocks."""
+        found = []
+        for key in self.first.keys:
+            noise = self.priors.get(key)
+            floor = None if noise is None else resolution(noise, self.config.confirm_blocks).floor()
+            told = floor if floor is not None and floor <= BLIND else None
+            found.append(Seen(case=key.case, grid=key.grid, split=key.split, relative=key.relative, floor=told))
+        return tuple(found)
 
     def _speed(self, change: Change) -> Finding:
         split_keys = [key for key in self.priors if key.split == change.split and key.case in change.cases]
@@ -182,6 +194,53 @@ class Judge:
 
     def _subject(self, commit: str) -> str:
         return self.repository.facts(commit).subject
+
+    # What fails.
+
+    def _failures(self) -> list[Finding]:
+        """Cases that fail in every process of a commit and ran before it, and those that run again."""
+        found: list[Finding] = []
+        ended = [commit for commit in self.night.commits if commit.status in ("measured", "crashed")]
+        running: dict[Case, None] = {}
+        down: dict[Case, None] = {}
+        for place, commit in enumerate(ended):
+            ran, failed = self._cases(commit)
+            if commit.status == "crashed":
+                failed = dict.fromkeys(running, commit.reason or "no reason given")
+            broken, again = [case for case in running if case in failed], [case for case in ran if case in down]
+            told: tuple[tuple[list[Case], Verdict], ...] = ((broken, "alarm"), (again, "improvement"))
+            for cases, verdict in told:
+                if cases:
+                    pair = Pair(commit.hash, ended[place - 1].hash)
+                    found.append(self._failure(pair, cases, verdict, failed.get(cases[0])))
+            down = {case: None for case in (*down, *failed) if case not in ran}
+            running = {case: None for case in (*running, *ran) if case not in failed}
+        return found
+
+    def _cases(self, commit: NightCommit) -> tuple[list[Case], dict[Case, str]]:
+        """Cases of a commit that ran in some process, and cases that failed in all, with the reason."""
+        units = (unit for unit in self.history.units(self.night.id)[0] if unit.commit == commit.hash)
+        own = [unit for unit in units if (unit.role, unit.stage) == ("commit", "first")]
+        records = [record for unit in own for record in unit.records if record.case.control is None]
+        ran = dict.fromkeys(record.case for record in records if record.status == "ok")
+        return list(ran), {one.case: f"{one.status}: {one.reason}" for one in records if one.case not in ran}
+
+    def _failure(self, pair: Pair, cases: Sequence[Case], verdict: Verdict, reason: str | None) -> Finding:
+        return Finding(
+            verdict=verdict,
+            split="failure",
+            scope="method",
+            shape="step",
+            machine=self.machine,
+            cases=tuple(cases),
+            good=pair.old,
+            commit=pair.new,
+            size=None,
+            unit="cases",
+            night=self.night.id,
+            sentence=failure_sentence(pair, cases, reason, self._subject(pair.new)),
+            reproduce=reproduce(pair, self.config, cases),
+        )
 
     # Quality.
 

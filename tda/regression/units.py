@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from tda.cases import Frozen
+from tda.cases import Case, Frozen
 from tda.process import ProcessStatus
 from tda.records import Machine, Record
-from tda.regression.findings import Finding
+from tda.regression.findings import Finding, Split
 from tda.results import append_lines, read_lines, write_whole
 
 Role = Literal["commit", "control"]
@@ -58,6 +58,16 @@ class NightCommit(Frozen):
     reason: str | None = None
 
 
+class Seen(Frozen):
+    """What a night could see of one series: a change as large as `floor`, relative; null where it cannot tell."""
+
+    case: Case
+    grid: str
+    split: Split
+    relative: bool
+    floor: float | None
+
+
 class Night(Frozen):
     """The account of one night."""
 
@@ -68,6 +78,8 @@ class Night(Frozen):
     anchor: str
     commits: tuple[NightCommit, ...] = ()
     findings: tuple[Finding, ...] = ()
+    seen: tuple[Seen, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="what a reader must know of this night")
 
 
 class History:

@@ -59,6 +59,13 @@ def warning_sentence(suspect: Suspect) -> str:
     )
 
 
+def failure_sentence(pair: Pair, cases: Sequence[Case], reason: str | None, subject: str) -> str:
+    """What fails, and why; without a reason: what runs again."""
+    if reason is None:
+        return f"Runs again since {short(pair.new)} ({subject}): {named(cases)}."
+    return f"Fails at {short(pair.new)} ({subject}), and ran at {short(pair.old)}: {named(cases)}: {reason}."
+
+
 def quality_sentence(
     pair: Pair, worst: QualityMove, moves: Sequence[QualityMove], back: str | None, subject: str
 ) -> str:
