@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tda.regression import detect, drift
+from tda.regression.alarms import replay
 from tda.regression.config import GridConfig, NightlyConfig
 from tda.regression.effects import effect, holm, prior, resolution
 from tda.regression.findings import Finding
@@ -266,6 +267,66 @@ def test_sets_alone_are_an_alarm(tmp_path: Path) -> None:
     )
     assert (finding.verdict, finding.unit, finding.size, place(finding)) == ("alarm", "sets", None, 2)
     assert "6 of 6 documents" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdicts"),
+    [
+        ((3.0, 3.05, 3.0, 3.05), ("alarm", "improvement", "alarm")),
+        ((3.0, 2.95, 3.0), ("improvement", "alarm")),
+        ((3.0, 3.05, 3.02, 3.0), ("alarm", "improvement", "improvement")),
+    ],
+)
+def test_quality_that_is_worse_again_is_an_alarm(
+    tmp_path: Path, levels: tuple[float, ...], verdicts: tuple[str, ...]
+) -> None:
+    """A revert of a revert, and a gain that is lost: text is again what it was, and worse than before."""
+    found = findings(tmp_path, len(levels), nll=lambda n, m: levels[n] if m == "tda" else 3.0, digest=lambda n, m: 1.0)
+    assert tuple(one.verdict for one in sorted(found, key=place)) == verdicts
+
+
+def test_a_commit_that_scored_other_cases_is_no_return(tmp_path: Path) -> None:
+    """Until commit 2 the night scored another model: its text is not what the text is again at commit 3."""
+    made = []
+    for number, commit in enumerate(commits(4)):
+        model, nll = ("ref:swiglu" if number > 1 else "ref:gelu"), (3.05 if number == 3 else 3.0)
+        scored = nights.record("tda", model=model, nll=nll, digest=1.0)
+        made += [nights.unit(commit, [scored], grid="quality")]
+    night = nights.night(commits(4))
+    history = nights.history(tmp_path, night, made)
+    found = only(list(Judge(history, night, CONFIG, Line(commits(4))).findings()))
+    assert (found.verdict, place(found)) == ("alarm", 3)
+
+
+@pytest.mark.parametrize("other", [3.0, 2.9, 3.1])
+def test_sets_that_return_are_an_alarm_where_they_were_one(tmp_path: Path, other: float) -> None:
+    """Whether the text is better with the other sets, or worse."""
+    levels = {1.0: 3.0, 2.0: other}
+
+    def digest(number: int, method: str) -> float:
+        return (1.0, 2.0, 1.0, 2.0)[number] if method == "tda" else 1.0
+
+    found = findings(tmp_path, 4, nll=lambda n, m: levels[digest(n, m)], digest=digest)
+    assert [one.verdict for one in sorted(found, key=place)] == ["alarm", "improvement", "alarm"]
+
+
+@pytest.mark.parametrize("last", ["fixed", "open"])
+def test_quality_is_mended_case_by_case(tmp_path: Path, last: str) -> None:
+    """TDA by 0.05, Griffin by 0.001; the first is mended, then the second, exactly or not quite."""
+    levels = {"tda": (3.0, 3.05, 3.0, 3.0), "griffin": (3.0, 3.001, 3.001, 3.0 if last == "fixed" else 3.0005)}
+    found = findings(tmp_path, 4, nll=lambda n, m: levels[m][n] if m in levels else 3.0, digest=lambda n, m: 1.0)
+    for count, state in ((3, "open"), (4, last)):
+        night = nights.night(commits(4), findings=tuple(one for one in found if place(one) < count))
+        assert [alarm.state for alarm in replay([night], ())[0].alarms] == [state]
+
+
+def test_a_step_up_within_a_drift_down_is_told(tmp_path: Path) -> None:
+    def levels(number: int, method: str) -> dict[str, float]:
+        worse = 1.05 if number >= 5 else 1.0
+        return {"decode_ms": 0.985 ** min(max(number - 1, 0), 9) * worse} if method == "griffin" else {}
+
+    found = [(one.verdict, one.shape) for one in sure(findings(tmp_path, 12, levels)) if one.scope == "method"]
+    assert found == [("alarm", "step"), ("improvement", "drift")]
 
 
 def test_a_commit_that_was_not_measured_is_stepped_over(tmp_path: Path) -> None:

@@ -406,7 +406,8 @@ def finding(**fields) -> Finding:  # type: ignore[no-untyped-def]
 
 
 def told(*findings: Finding, name: str = "n1", commits: str = "abcdef") -> Night:
-    return nights.night(list(commits), id=name, findings=findings)
+    stamped = tuple(one.model_copy(update={"night": name}) for one in findings)
+    return nights.night(list(commits), id=name, findings=stamped)
 
 
 def state(*past: Night, decisions: tuple[Decision, ...] = ()) -> list[tuple[str, str]]:
@@ -421,7 +422,7 @@ def test_alarm_life() -> None:
     alarm = replay([begun, mended], [])[0].alarms[0]
     assert (alarm.fixed_by, alarm.since) == ("d", "n2")
     back = told(finding(good="d", commit="e", night="n3"), name="n3")
-    assert state(begun, mended, back) == [("reopened", "e")]
+    assert state(begun, mended, back) == [("reopened", "e"), ("fixed", "b")]
 
 
 def test_a_small_or_foreign_improvement_fixes_nothing() -> None:

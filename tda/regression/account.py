@@ -9,7 +9,7 @@ from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.profiles import Profiles
 from tda.regression.series import split_name
 from tda.regression.units import Night, NightCommit, Seen
-from tda.regression.wording import named, short
+from tda.regression.wording import named, relative, short
 
 TOLD_ROWS = 6
 """Rows of a kernel table that are attached to an alarm."""
@@ -36,7 +36,7 @@ def account(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Pro
     parts += _list("Not confirmed", (f for f in night.findings if f.verdict == "warning"))
     earlier = [alarm for alarm in alarms.alarms if alarm not in raised]
     if earlier:
-        rows = (f"| {a.state} | `{a.id}` | {_cell(a.finding.sentence)} | {_cell(a.reason or '')} |" for a in earlier)
+        rows = (f"| {a.state} | `{a.id}` | {_what(a)} | {_cell(a.reason or '')} |" for a in earlier)
         parts.append("\n".join(["## Known alarms\n", "| state | alarm | what | why |", "|---|---|---|---|", *rows]))
     parts.append(_commits(night.commits))
     parts += _seen(night.seen)
@@ -65,13 +65,22 @@ def _alarm(alarm: Alarm) -> str:
     span = f"`{short(finding.good)}` (good) .. `{short(finding.commit)}` (bad)"
     decision = f'[[decision]]\nalarm = "{alarm.id}"\nstate = "accepted"  # or "acknowledged"\nreason = ""'
     return (
-        f"## {_cell(finding.sentence)}\n\n"
+        f"## {_what(alarm)}\n\n"
         f"- alarm `{alarm.id}`{reopened}, split **{finding.split}**, {finding.shape}, {span}{floor}{chance}\n"
         f"- cases: {_cell(named(finding.cases))}\n"
         f"- again: `{finding.reproduce}`\n\n"
         "Intended, or known? Commit to `benchmarks/decisions.toml`:\n\n"
         f"```toml\n{decision}\n```"
     )
+
+
+def _what(alarm: Alarm) -> str:
+    """What an alarm says, and what remains of it where it was mended in part."""
+    told = _cell(alarm.finding.sentence)
+    if alarm.remains is None:
+        return told
+    size = relative if alarm.finding.unit == "ratio" else "{:+.3g} nats a token".format
+    return f"{told} {size(alarm.remains)} remains of {size(alarm.finding.size or 0.0)}."
 
 
 def _explained(finding: Finding, profiles: Profiles) -> str:

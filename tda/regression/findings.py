@@ -38,6 +38,7 @@ class Finding(Frozen):
     p: float | None = Field(default=None, description="after correction for all series of the night")
     floor: float | None = Field(default=None, description="between-process A/A floor of this series, relative")
     night: str
+    back: str | None = Field(default=None, description="earlier commit whose quality it is again, exactly")
     sentence: str = Field(description="what a person reads first")
     reproduce: str = Field(description="the command that shows it again")
 
@@ -59,6 +60,9 @@ class Alarm(Frozen):
     since: str = Field(description="night in which it got this state")
     reason: str | None = Field(default=None, description="as the accepting or acknowledging person gave it")
     fixed_by: str | None = None
+    remains: float | None = Field(
+        default=None, description="of its size, in the same unit, where a part was given back"
+    )
 
 
 class Alarms(Frozen):

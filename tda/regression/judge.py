@@ -13,7 +13,7 @@ from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import Effect, Prior, resolution
 from tda.regression.findings import Finding, Verdict
 from tda.regression.floor import BLIND
-from tda.regression.quality import QualityMove, quality_moves, scope_of
+from tda.regression.quality import QualityMove, quality_moves, same_text, scope_of
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
 from tda.regression.units import History, Night, NightCommit, Seen, Unit
@@ -258,19 +258,25 @@ class Judge:
         return found
 
     def _quality_finding(self, pair: Pair, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]) -> Finding:
-        """The case that moved most speaks for all; what is as an earlier commit was is mended."""
-        before = self._line[: self._line.index(pair.old)]
-        back = next((c for c in reversed(before) if c in texts and not quality_moves(texts[pair.new], texts[c])), None)
+        """The case that moved most speaks for all; text that was there first, and is no worse, is mended."""
+        cases = [move.case for move in moves]
+        line = [commit for commit in self._line[: self._line.index(pair.new)] if commit in texts]
+        since, held = (
+            next((place for place, known in enumerate(line) if same_text(texts[end], texts[known], cases)), len(line))
+            for end in (pair.new, pair.old)
+        )
+        back = line[since] if since < len(line) else None
         worst = max(moves, key=lambda move: move.nll.value if move.nll is not None else 0.0)
         nll = worst.nll
-        better = all(move.sets == 0 and move.nll is not None and move.nll.value < 0 for move in moves)
+        shifts = [move.nll.value if move.nll is not None and not move.sets else 0.0 for move in moves]
+        better, worse = max(shifts) < 0, min(shifts) > 0
         return Finding(
-            verdict="improvement" if back is not None or better else "alarm",
+            verdict="improvement" if (since < held and not worse) or better else "alarm",
             split="quality",
             scope=scope_of(moves, texts[pair.new]),
             shape="step",
             machine=self.machine,
-            cases=tuple(move.case for move in moves),
+            cases=tuple(cases),
             good=pair.old,
             commit=pair.new,
             size=nll.value if nll is not None else None,
@@ -278,8 +284,9 @@ class Judge:
             low=nll.low if nll is not None else None,
             high=nll.high if nll is not None else None,
             night=self.night.id,
+            back=back,
             sentence=quality_sentence(pair, worst, moves, back, self._subject(pair.new)),
-            reproduce=reproduce(pair, self.config, tuple(move.case for move in moves)),
+            reproduce=reproduce(pair, self.config, cases),
         )
 
 
@@ -289,11 +296,12 @@ def _ran_on(unit: Unit, machine: str) -> bool:
 
 
 def _without_parts(changes: Sequence[Change], line: Sequence[str]) -> list[Change]:
-    """Leave out what is a part of a drift: a small step, or a shorter drift, of the same things within its range."""
+    """Leave out the parts of a drift: changes of the same things within its range, in its direction."""
     place = {commit: number for number, commit in enumerate(line)}
 
     def covers(wide: Change, part: Change) -> bool:
-        if wide is part or wide.pair.shape != "drift" or (wide.split, wide.scope) != (part.split, part.scope):
+        alike = (wide.split, wide.scope, wide.verdict) == (part.split, part.scope, part.verdict)
+        if wide is part or wide.pair.shape != "drift" or not alike:
             return False
         inside = place[wide.pair.old] <= place[part.pair.old] and place[part.pair.new] <= place[wide.pair.new]
         return inside and bool(set(wide.cases) & set(part.cases)) and wide.pair != part.pair

@@ -4,7 +4,7 @@ Both repeat bit for bit on one machine, so one measurement of a commit is enough
 a changed hash of the sets, or a likelihood that moved by more than rounding, is a change.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tda.cases import Case
@@ -48,6 +48,12 @@ def quality_moves(new: Iterable[Record], old: Iterable[Record]) -> list[QualityM
         if move is not None:
             found.append(move)
     return found
+
+
+def same_text(new: Iterable[Record], old: Iterable[Record], cases: Collection[Case]) -> bool:
+    """Whether these cases are in both commits, and none of them moved."""
+    after, before = ([one for one in _scored(records) if one.case in cases] for records in (new, old))
+    return {one.case.key for one in after} <= {one.case.key for one in before} and not quality_moves(after, before)
 
 
 def _scored(records: Iterable[Record]) -> list[Record]:

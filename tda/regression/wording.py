@@ -78,7 +78,7 @@ def quality_sentence(
         parts.append(f"other neurons are kept: {', '.join(sets)}")
     head = f"Quality moved at {short(pair.new)} ({subject})"
     if back is not None:
-        head = f"Quality is again what it was at {short(back)} since {short(pair.new)} ({subject})"
+        head = f"Quality of what moved is again what it was at {short(back)} since {short(pair.new)} ({subject})"
     return f"{head}: {'; '.join(parts)}."
 
 
