@@ -23,6 +23,9 @@ Looking after each round favours rounds whose scatter looks small: a 95% interva
 covers 95% or more, whatever width is asked (`tests/test_statistics.py` draws it).
 """
 
+BLIND = 0.5
+"""An A/A floor above this hides what one would want to see: no verdict follows from it."""
+
 Values = NDArray[np.float64]
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tda.cases import Case
 from tda.regression.account import account
 from tda.regression.alarms import raised_in, replay
 from tda.regression.config import Decision
@@ -17,8 +18,8 @@ from tests.test_night import Scene, finding, records, told
 from tests.test_night import scene as scene
 
 
-def case(name: str) -> str:
-    return f"{name} 0.5 on m"
+def case(name: str) -> Case:
+    return Case(model="m", method=name, sparsity=0.5, prompt_tokens=64, new_tokens=16)
 
 
 def change(span: str, size: float | None, cases: str = "x", error: float = 0.0, **fields: object) -> Finding:

@@ -22,7 +22,10 @@ def compare(
     config: BenchConfig,
     blocks: o.Blocks = 8,
     measure_floor: Annotated[
-        bool, typer.Option("--measure-floor", help="Folders: first learn what processes of one build differ by.")
+        bool,
+        typer.Option(
+            "--measure-floor", help="Folders: first learn in 2 minutes what processes of one build differ by."
+        ),
     ] = False,
     repo: o.Repo = Path("."),
     out: o.Units = o.UNITS,
@@ -34,8 +37,9 @@ def compare(
 
     Commits are installed and run in alternating fresh processes, A twice, which gives this comparison its floor; a
     change must hold at 1% over all series together and be at least 1%. Folders are one process each: they are held
-    against what single processes of one build differ by on their machine; where that is not known, the exit code is 2.
-    An interrupted comparison goes on with the same command.
+    against what single processes of one build differ by on their machine, as far as that was measured, else against
+    the A/A controls that they hold. "cannot tell" is a verdict, and where nothing is worse, exit code 3. An interrupted
+    comparison goes on with the same command.
     """
     from tda.regression.folders import is_folder
     from tda.regression.repository import Repository
@@ -49,7 +53,7 @@ def compare(
         if asked := config.options():
             raise ValueError(f"two folders are compared by what they hold; {', '.join(asked)} is for commits")
         bench = Workbench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say)
-        found = _folders(bench, Path(old), Path(new), blocks if measure_floor else None)
+        found = _folders(bench, Path(old), Path(new), measured=measure_floor)
     else:
         if measure_floor:
             raise ValueError("--measure-floor is for folders: commits are compared beside a control of their own")
@@ -58,13 +62,13 @@ def compare(
     _tell(found, as_json=as_json)
 
 
-def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
+def _folders(bench: "Workbench", old: Path, new: Path, *, measured: bool) -> "Comparison":
     from tda.regression.folders import Folder, compare_folders, measure_floor
 
     folders = Folder.read(old), Folder.read(new)
-    if blocks is not None:
+    if measured:
         with o.measuring(bench.work):
-            measure_floor(bench, *folders, blocks)
+            measure_floor(bench, *folders)
     return compare_folders(*folders, bench.floors.known())
 
 
@@ -90,7 +94,7 @@ def _tell(found: "Comparison", *, as_json: bool) -> None:
     if found.worse:
         raise typer.Exit(1)
     if found.unjudged:
-        raise typer.Exit(2)
+        raise typer.Exit(3)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -3,7 +3,7 @@
 What its two installs differ by is the between-process A/A noise of this very comparison.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,15 +16,17 @@ from tda.regression import detect
 from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import resolution
 from tda.regression.findings import Split
+from tda.regression.floor import two_modes
 from tda.regression.quality import QualityMove, quality_moves
 from tda.regression.series import Blocks, Key, split_name
 from tda.regression.units import Unit
 from tda.regression.wording import short, speed_sentence
 from tda.regression.workbench import CommitBench, quality_grid
+from tda.statistics import BLIND, MIN_GROUPS
 
 RULES = Rules()
-BLIND = 0.2
-"""A floor above this is worth a sentence: "same" then says little."""
+CANNOT_TELL = "cannot tell"
+"""Verdict on a series whose noise is not known, or hides what one would want to see."""
 
 
 # What a comparison says.
@@ -47,6 +49,9 @@ class Row:
     floor: float | None = None
     p: float | None = None
     verdict: str = "same"
+
+    def __str__(self) -> str:
+        return f"{self.split} of {self.case}"
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,18 @@ def speed_verdict(split: Split, up: bool) -> str:
     return words[0] if up else words[1]
 
 
-def blind(rows: Iterable[Row]) -> list[str]:
-    """A sentence where noise hides what one would want to see."""
-    floors = [(row.floor, f"{row.split} of {row.case}") for row in rows if row.floor is not None and row.floor > BLIND]
-    if not floors:
-        return []
-    worst, name = max(floors)
-    return [f"this machine is noisy: in {name}, nothing under {worst:.0%} can be seen"]
+def unjudged(rows: Mapping[Key, Row], modes: bool) -> Iterator[str]:
+    """Why some series cannot be told: two modes of the machine, or noise that is not known or hides everything."""
+    left = [key for key, row in rows.items() if row.verdict == CANNOT_TELL]
+    if modes:
+        yield "cannot tell: two modes. The machine ran at two speeds; times at one say nothing of times at the other"
+        left = [key for key in left if key.relative]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        yield (
+            f"cannot tell: {left[0]}{more}. The noise of this machine is not known there or over {BLIND:.0%}, or there "
+            f"are fewer than {MIN_GROUPS} rounds"
+        )
 
 
 def quality_row(move: QualityMove) -> Row:
@@ -151,13 +161,13 @@ def compare_commits(bench: CommitBench, old: str, new: str, config: BenchConfig,
         for commit, text in ((old, before), (new, after))
     }
     failed = newly_failed(records[old], records[new])
-    rows = tuple(judged.rows())
     return Comparison(
         old=short(old),
         new=short(new),
-        rows=(*rows, *map(quality_row, moves)),
-        told=(*judged.told(), *failed, *blind(rows)),
+        rows=(*judged.rows.values(), *map(quality_row, moves)),
+        told=(*judged.told(), *failed),
         worse=judged.is_worse or quality_is_worse(moves) or bool(failed),
+        unjudged=tuple(unjudged(judged.rows, judged.modes)),
     )
 
 
@@ -190,7 +200,14 @@ class Judged:
         noise = self.noise.get(key)
         if noise is None:
             return None
-        return resolution(noise, len(detect.differences(self.blocks, key, self.pair))).floor()
+        floor = resolution(noise, len(detect.differences(self.blocks, key, self.pair))).floor()
+        return floor if floor <= BLIND else None
+
+    @property
+    def modes(self) -> bool:
+        """Whether the processes ran at two speeds."""
+        decode = (key for key in self.blocks.keys if key.split == "decode" and key.case.is_baseline)
+        return any(two_modes([v for build in self.blocks.of(key).values() for v in build.values()]) for key in decode)
 
     def _is_beyond(self, key: Key) -> bool:
         floor, found = self.floor(key), self.effects[key]
@@ -212,19 +229,23 @@ class Judged:
         names = [f"{key} has too few values to compare" for key in left]
         return [*(speed_sentence(change, self.subject) for change in self.changes), *names]
 
-    def rows(self) -> Iterator[Row]:
+    @cached_property
+    def rows(self) -> dict[Key, Row]:
         """Every series, moved or not."""
         moved = {one.suspect.key for one in self.sure}
-        for one in self.tested:
-            key, found = one.suspect.key, one.suspect.effect
-            low, high = found.bounds()
-            yield Row(
-                case=key.case,
-                split=split_name(key.split, key.relative),
-                ratio=1 + found.size,
-                low=1 + low,
-                high=1 + high,
-                floor=self.floor(key),
-                p=one.p,
-                verdict=speed_verdict(key.split, found.log_ratio > 0) if key in moved else "same",
-            )
+        return {one.suspect.key: self._row(one.suspect, one.p, moved) for one in self.tested}
+
+    def _row(self, suspect: Suspect, p: float, moved: Collection[Key]) -> Row:
+        key, found, floor = suspect.key, suspect.effect, self.floor(suspect.key)
+        low, high = found.bounds()
+        verdict = speed_verdict(key.split, found.log_ratio > 0) if key in moved else "same"
+        return Row(
+            case=key.case,
+            split=split_name(key.split, key.relative),
+            ratio=1 + found.size,
+            low=1 + low,
+            high=1 + high,
+            floor=floor,
+            p=p,
+            verdict=CANNOT_TELL if floor is None else verdict,
+        )

@@ -27,8 +27,6 @@ FLOORS = "floors.jsonl"
 NEWEST = 10
 """Sources of a series that count: what a machine was like long ago fades."""
 MIN_PROCESSES = 4
-BLIND = 0.5
-"""A floor above this hides what one would want to see: no verdict follows from it."""
 
 
 class Series(NamedTuple):
@@ -130,3 +128,26 @@ def _pool(floors: Sequence[Floor]) -> Prior:
 def single(noise: Prior, level: float = 0.99) -> float:
     """The relative change that one process against one other stays within at this level when nothing changed."""
     return float(np.expm1(stats.t.ppf((1 + level) / 2, noise.dof) * np.sqrt(2 * noise.variance)))
+
+
+APART = 1.2
+"""Two modes are at least this far apart, as a ratio."""
+SEPARATION = 3.5
+"""Ashman's D of two modes: one bell cut in two has 2.7."""
+SMALLER = 0.2
+"""Share of the values that the smaller mode has: fewer are outliers."""
+
+
+def two_modes(*sides: Sequence[float]) -> bool:
+    """Whether positive values (times, bandwidths) lie in two groups that are far apart and narrow.
+
+    The best cut of their logarithms in two is held against Ashman, Bird and Zepf, Astronomical Journal 108 (1994).
+    """
+    logs = np.sort(np.log([value for side in sides for value in side]))
+    least = max(2, int(np.ceil(SMALLER * len(logs))))
+    cuts = [(logs[:place], logs[place:]) for place in range(least, len(logs) - least + 1)]
+    if not cuts:
+        return False
+    low, high = min(cuts, key=lambda cut: sum(float(((part - part.mean()) ** 2).sum()) for part in cut))
+    apart = float(high.mean() - low.mean())
+    return apart > np.log(APART) and 2**0.5 * apart > SEPARATION * float(np.hypot(low.std(), high.std()))

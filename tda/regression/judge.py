@@ -12,12 +12,12 @@ from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import Effect, Prior, resolution
 from tda.regression.findings import Finding, Verdict
-from tda.regression.floor import BLIND
 from tda.regression.quality import QualityMove, quality_moves, same_text, scope_of
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
 from tda.regression.units import History, Night, NightCommit, Seen, Unit
 from tda.regression.wording import failure_sentence, quality_sentence, reproduce, speed_sentence, warning_sentence
+from tda.statistics import BLIND
 
 
 class Judge:

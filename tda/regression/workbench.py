@@ -1,10 +1,13 @@
 """Where builds are measured for a comparison or a bisection: what is asked, and processes whose units are kept."""
 
+import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tda.bench.budget import duration
 from tda.bench.plan import plan_of
 from tda.cases import digest_of
 from tda.config import BenchConfig
@@ -88,6 +91,19 @@ class Workbench:
         tasks = list(alternate.design(roles, grid, stage, blocks))
         runner = Runner(name, self.work / "children", self.timeout_s)
         return alternate.measure(tasks, runner, done, history.keep, self.say)
+
+    def run_for(self, name: str, builds: Sequence[Build], grid: Grid, seconds: float) -> list[Unit]:
+        """Units of some builds, block after block, as long as the next one will end in time; one at least."""
+        units: list[Unit] = []
+        longest, end = 0.0, time.monotonic() + seconds
+        for blocks in itertools.count(1):
+            begin = time.monotonic()
+            if blocks > 1 and begin + longest > end:
+                break
+            self.say(f"block {blocks}; {duration(end - begin)} left")
+            units = self.run(name, builds, grid, blocks)
+            longest = max(longest, time.monotonic() - begin)
+        return units
 
     def learn(self, source: str, units: Sequence[Unit], commit: str) -> None:
         """Keep what the processes of one commit differ by; a cache that cannot be written stops nothing."""

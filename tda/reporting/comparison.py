@@ -11,6 +11,7 @@ from tda.derived import NOT_FINITE, Derived, Missing, derive, unlike_kernels
 from tda.records import SPEED, Flag, Record, merge
 from tda.reporting.style import rank
 from tda.statistics import (
+    BLIND,
     Estimate,
     bootstrap,
     by_group,
@@ -22,8 +23,6 @@ from tda.statistics import (
     typical,
 )
 
-BLIND = 0.5
-"""An A/A floor above this hides what one would want to see."""
 AT_LIMIT = 0.02
 """A speed-up may be above its byte limit by the floor, or by this share."""
 
