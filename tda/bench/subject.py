@@ -104,6 +104,7 @@ def _run(stage: Stage, deadline: Deadline) -> None:
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.subject.quality:
         Scoring(stage, deadline).run(cells, deadline.part(1 / 3) if timed else deadline)
+        _remembered(stage, [cell for cell in timed if cell.case.control], deadline)
     else:
         timed = _remembered(stage, timed, deadline)
     if timed:

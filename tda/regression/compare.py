@@ -36,12 +36,13 @@ CANNOT_TELL = "cannot tell"
 class Row:
     """One series of a case: a ratio (new over old) for times and memory, a difference in nats a token for quality.
 
-    `low` and `high` bound the 95% interval; `floor` is the relative change that lies within the between-process A/A
+    `text` names the evaluation text where a case was measured on several; `low` and `high` bound the 95% interval; `floor` is the relative change that lies within the between-process A/A
     noise; `p` is corrected for all series together (commits only).
     """
 
     case: Case
     split: str
+    text: str | None = None
     ratio: float | None = None
     nats: float | None = None
     low: float | None = None

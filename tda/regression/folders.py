@@ -1,7 +1,7 @@
 """Two folders of results, case by case: one process each, held against the noise that is known of their machine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -135,7 +135,12 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
     both = {key: (old.values[key], values) for key, values in new.values.items() if key in old.values}
     modes = two_modes(_streams(old), _streams(new))
     known = _Floors(old, new, noise, len(both))
-    rows = {key: _row(key, *values, floor=known.of(key), modes=modes) for key, values in both.items()}
+    texts = {record.inputs.data: record.inputs.text_name for record in new.cases.values()}
+    several = len({one.setting for one in new.cases.values()}) > len({one.case.setting for one in new.cases.values()})
+    rows = {
+        key: replace(_row(key, *values, floor=known.of(key), modes=modes), text=texts[key.inputs] if several else None)
+        for key, values in both.items()
+    }
     moves = quality_moves(new.records, old.records)
     failed = newly_failed(old.records, new.records)
     return Comparison(
