@@ -252,7 +252,7 @@ class SpeedProbe:
 
     def _row(self, change: Effect, verdict: str) -> Row:
         low, high = change.bounds()
-        return Row(self.key.case, self.key.split, 1 + change.size, low=1 + low, high=1 + high, verdict=verdict)
+        return Row(self.key.case, self.key.split, ratio=1 + change.size, low=1 + low, high=1 + high, verdict=verdict)
 
 
 def _complete(units: Sequence[Unit], commits: Sequence[str]) -> Blocks:

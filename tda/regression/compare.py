@@ -36,8 +36,9 @@ CANNOT_TELL = "cannot tell"
 class Row:
     """One series of a case: a ratio (new over old) for times and memory, a difference in nats a token for quality.
 
-    `text` names the evaluation text where a case was measured on several; `low` and `high` bound the 95% interval; `floor` is the relative change that lies within the between-process A/A
-    noise; `p` is corrected for all series together (commits only).
+    `text` names the evaluation text where a case was measured on several; `low` and `high` bound the 95% interval;
+    `floor` is the relative change that lies within the between-process A/A noise; `p` is corrected for all series
+    together (commits only).
     """
 
     case: Case

@@ -135,10 +135,10 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
     both = {key: (old.values[key], values) for key, values in new.values.items() if key in old.values}
     modes = two_modes(_streams(old), _streams(new))
     known = _Floors(old, new, noise, len(both))
-    texts = {record.inputs.data: record.inputs.text_name for record in new.cases.values()}
+    names = {record.inputs.data: record.inputs.text_name for record in new.cases.values()}
     several = len({one.setting for one in new.cases.values()}) > len({one.case.setting for one in new.cases.values()})
     rows = {
-        key: replace(_row(key, *values, floor=known.of(key), modes=modes), text=texts[key.inputs] if several else None)
+        key: replace(_row(key, *values, floor=known.of(key), modes=modes), text=names[key.inputs] if several else None)
         for key, values in both.items()
     }
     moves = quality_moves(new.records, old.records)
