@@ -34,21 +34,26 @@ FlagName = Literal[
 
 
 class MeasurementKind(Frozen):
-    """What a measurement name stands for; `speed` marks what only an execution that really skips can have."""
+    """What a measurement name stands for.
+
+    `speed` marks what only an execution that really skips can have, `positive` what cannot take no time at all.
+    """
 
     unit: str
     better: Better | None
     meaning: str
     speed: bool = False
+    positive: bool = False
 
     @property
     def range(self) -> tuple[float, float]:
         """What a sample lies within; anything else was not measured."""
-        return RANGES.get(self.unit, (0.0, 1e18))
+        low, high = RANGES.get(self.unit, (0.0, 1e18))
+        return (1e-6 if self.positive else low), high
 
 
 RANGES: Mapping[str, tuple[float, float]] = {
-    "ms": (1e-6, 1e9),
+    "ms": (0.0, 1e9),
     "GB/s": (1e-6, 1e9),
     "B": (1.0, 1e18),
     "%": (0.0, 100.0),
@@ -59,21 +64,29 @@ RANGES: Mapping[str, tuple[float, float]] = {
 """By unit. A likelihood or a divergence may be below zero by what rounding makes of a tiny one."""
 
 
-def _kind(unit: str, better: Better | None, meaning: str, *, speed: bool = False) -> MeasurementKind:
-    return MeasurementKind(unit=unit, better=better, meaning=meaning, speed=speed)
+def _kind(
+    unit: str, better: Better | None, meaning: str, *, speed: bool = False, positive: bool = False
+) -> MeasurementKind:
+    return MeasurementKind(unit=unit, better=better, meaning=meaning, speed=speed, positive=positive)
 
 
 MEASUREMENTS: Mapping[str, MeasurementKind] = {
     "prefill_ms": _kind(
-        "ms", "lower", "one pass of the prompt with the method attached, its statistic included", speed=True
+        "ms",
+        "lower",
+        "one pass of the prompt with the method attached, its statistic included",
+        speed=True,
+        positive=True,
     ),
-    "ttft_ms": _kind("ms", "lower", "time to the first token: prefill, and the token read from it", speed=True),
+    "ttft_ms": _kind(
+        "ms", "lower", "time to the first token: prefill, and the token read from it", speed=True, positive=True
+    ),
     "statistic_ms": _kind("ms", "lower", "what the method's statistic takes within prefill, all layers", speed=True),
     "selection_ms": _kind("ms", "lower", "once per prompt, after its first token: choice, lists, gather", speed=True),
     "choice_ms": _kind("ms", "lower", "the part of selection that decides what is kept", speed=True),
     "gather_ms": _kind("ms", "lower", "the part of selection that makes lists or copies of weights", speed=True),
-    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True),
-    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True),
+    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True, positive=True),
+    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True, positive=True),
     "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
     "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read", speed=True),
     "bytes_per_token": _kind("B", "lower", "bytes that one decode step must read: weights and KV cache", speed=True),

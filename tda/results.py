@@ -43,7 +43,17 @@ def load(folder: Path) -> Loaded:
     path = results_path(folder)
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}; `tda bench --out {folder}` writes them")
-    return Loaded(*read_lines(path, Record))
+    records, problems = read_lines(path, Record)
+    layers: dict[tuple[object, ...], int] = {}
+    good = []
+    for record in records:
+        count, place = len(record.achieved_sparsity), (record.commit, record.machine.fingerprint, record.series)
+        if count and layers.setdefault(place, count) != count:
+            told = f"{count} layers, and {layers[place]} in an earlier round"
+            problems.append(f"{path}: round {record.round} of {record.case} left out: {told}")
+        else:
+            good.append(record)
+    return Loaded(good, problems)
 
 
 def load_left_out(folder: Path) -> list[LeftOut]:

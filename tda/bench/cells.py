@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from tda import device as facts
 from tda import kernels
 from tda.bench.budget import middle
 from tda.bench.plan import Plan
 from tda.bench.store import Place
-from tda.cases import Case, Inputs
+from tda.cases import Case, Inputs, first_problem
 from tda.contracts import Method
 from tda.records import Record, Status
 from tda.thresholds import Thresholds
@@ -79,15 +80,17 @@ def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
 def new_record(
     plan: Plan, place: Place, status: Status, span: Span, *, generation: str | None = None, **found: Any
 ) -> Record:
-    """A record of now, on this machine, of this commit; `generation` says how the model's own generate was run."""
-    return Record(
-        case=place.case,
-        inputs=place.inputs,
-        round=place.round,
-        commit=facts.commit(),
-        machine=facts.machine(plan.device),
-        status=status,
-        conditions={
+    """A record of now, on this machine, of this commit; `generation` says how the model's own generate was run.
+
+    One whose numbers cannot be true is a failure with the reason.
+    """
+    shared: dict[str, Any] = {
+        "case": place.case,
+        "inputs": place.inputs,
+        "round": place.round,
+        "commit": facts.commit(),
+        "machine": facts.machine(plan.device),
+        "conditions": {
             "process": PROCESS,
             "threads": float(torch.get_num_threads()),
             "load_average": os.getloadavg()[0],
@@ -95,7 +98,10 @@ def new_record(
             "kernels": str(kernels.backend(plan.device)),
             **({} if generation is None else {"generation": generation}),
         },
-        started=span.started,
-        seconds=span.seconds,
-        **found,
-    )
+        "started": span.started,
+        "seconds": span.seconds,
+    }
+    try:
+        return Record(status=status, **shared, **found)
+    except ValidationError as error:
+        return Record(status="error", reason=first_problem(error), **shared)
