@@ -60,7 +60,7 @@ class Table:
         - `source` is "nightly", "bench", "asv" or "micro"; `machine` a fingerprint, equal for numbers that may be
           compared; `machine_label` says it in words.
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
-          commit's), `dirty` whether tracked files differed from it.
+          commit's), `dirty` whether there was uncommitted change.
         - `case` is a label such as "griffin 0.5 on shape:25m"; `execution` what really ran.
         - `samples` are all raw samples, `groups` the round or document of each. `value` is the geometric mean of the
           groups' medians for what is timed or sized, their mean for quality, NaN for a hash; `low` and `high` bound its
@@ -167,9 +167,8 @@ class _Reading:
     def of(cls, repo: Path | None) -> "_Reading":
         reading = cls()
         if repo is not None:
-            log = Repository(repo).git("log", "--all", "--format=%H%x09%cI%x09%s")
-            for commit, date, subject in (line.split("\t", 2) for line in log.split("\n") if line):
-                reading.learn(commit, _moment(date), subject)
+            for told in Repository(repo).all_facts():
+                reading.learn(told.hash, _moment(told.date), told.subject)
         return reading
 
     def learn(self, commit: str, date: datetime | None, subject: str | None) -> None:
