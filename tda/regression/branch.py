@@ -27,7 +27,7 @@ class Place:
         """Commit what changed on the branch; pushing it is the caller's."""
         if self.branch is None:
             return
-        self.branch.git("add", "--all", "--force")  # a user may ignore files everywhere
+        self.branch.git("add", "--all", "--force")  # whatever a user ignores in every repository
         tree = self.branch.git("write-tree")
         if tree != self.branch.git("rev-parse", "HEAD^{tree}"):
             made = self.branch.git("commit-tree", tree, "-p", "HEAD", "-m", message, **IDENTITY)

@@ -115,7 +115,7 @@ class Repository:
         """Write a commit's files into a new folder, byte for byte."""
         folder.mkdir(parents=True)
         with tempfile.TemporaryDirectory() as scratch:
-            index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-            self.git("read-tree", commit, **index)
-            plain = ("-c", "core.autocrlf=false", "-c", "core.eol=lf")
-            self.git(*plain, "checkout-index", "--all", f"--prefix={folder.resolve()}/", **index)
+            plain = "'core.autocrlf=false' 'core.eol=lf'"
+            aside = {"GIT_INDEX_FILE": f"{scratch}/index", "GIT_CONFIG_PARAMETERS": plain}
+            self.git("read-tree", commit, **aside)
+            self.git("checkout-index", "--all", f"--prefix={folder.resolve()}/", **aside)
