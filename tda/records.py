@@ -109,7 +109,8 @@ class Commit(Frozen):
     """The state of the code that ran; nulls outside a git checkout."""
 
     hash: str | None = None
-    dirty: bool | None = None
+    dirty: bool | None = Field(default=None, description="whether anything that can change results is uncommitted")
+    change: str | None = Field(default=None, description="digest of what is uncommitted; null where nothing is")
 
 
 class Machine(Frozen):

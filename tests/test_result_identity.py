@@ -1,4 +1,4 @@
-"""A result knows what it is of: other texts, weights, code and sizes are measured anew, and a kill leaves nothing out."""
+"""A result knows what it is of: other texts, weights, code and sizes are measured anew; a kill leaves nothing out."""
 
 import errno
 import json
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 import tda
+from tda import device as facts
 from tda.bench import probe
 from tda.bench.plan import Plan, Subject, plan_for
 from tda.bench.run import Bench
@@ -41,8 +42,8 @@ def bench(plan: Plan, out: Path) -> tuple[list[Record], str]:
     return Bench(plan, out, console=console).run(), console.export_text()
 
 
-def text(path: Path, word: str) -> Path:
-    rows = (json.dumps({"text": " ".join(f"{word} {row} {n}." for n in range(40))}) for row in range(12))
+def text(path: Path, word: str, words: int = 40) -> Path:
+    rows = (json.dumps({"text": " ".join(f"{word} {row} {n}." for n in range(words))}) for row in range(12))
     path.write_text("\n".join(rows) + "\n")
     return path
 
@@ -88,7 +89,7 @@ def test_a_rerun_says_what_it_reuses_and_why_not_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["weights", "change of the code", "calibration", "documents", "seed"])
 def test_what_a_result_depends_on_is_in_its_key(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(TINY, methods=("tda",), calibration_text=text(tmp_path / "calibration.jsonl", "bird"))
+    plan = replace(TINY, methods=("tda",), calibration_text=text(tmp_path / "calibration.jsonl", "bird", 400))
     loaded = load_model("ref:swiglu")
     plan = replace(plan, loaded={"ref:swiglu": loaded})
     before, _ = bench(plan, tmp_path / "out")
@@ -96,9 +97,10 @@ def test_what_a_result_depends_on_is_in_its_key(change: str, tmp_path: Path, mon
         with torch.no_grad():
             loaded.model.lm_head.weight[0, 0] += 1.0
     elif change == "change of the code":
-        monkeypatch.setattr("tda.device.change", lambda: "abc")
+        state = facts.commit().model_copy(update={"dirty": True, "change": "abc"})
+        monkeypatch.setattr(facts, "commit", lambda: state)
     elif change == "calibration":
-        text(plan.calibration_text, "fish")
+        text(plan.calibration_text, "fish", 400)
     elif change == "documents":
         plan = replace(plan, documents=4)
     else:
@@ -219,7 +221,7 @@ def test_a_full_disk_names_the_file_and_leaves_no_torn_line(tmp_path: Path) -> N
 def test_a_torn_round_that_was_measured_again_is_nobody_s_complaint(tmp_path: Path) -> None:
     bench(TINY, tmp_path)
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    torn = [line for line in lines if '"round":2' in line][0]
+    torn = next(line for line in lines if '"round":2' in line)
     (tmp_path / "results.jsonl").write_text("\n".join([*lines, torn]) + "\n")
     assert build_report([tmp_path], tmp_path / "page").problems == ()
     build_report([tmp_path, tmp_path], tmp_path / "page")  # one folder given twice is one folder

@@ -162,7 +162,7 @@ def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:
         documents=_tokens_digest(torch.cat([document.prompt, document.continuation]) for document in documents),
         weights=None if is_shape(subject.model) else weights_digest(prepared.model),
         revision=getattr(prepared.model.config, "_commit_hash", None),
-        change=facts.change(),
+        change=facts.commit().change,
     )
 
 

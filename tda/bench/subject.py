@@ -76,7 +76,7 @@ def measure(
         if len(plan.subjects) == 1:
             raise
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        dense = Place(plan.case(subject, next(plan.build())), Inputs(change=facts.change()), 0)
+        dense = Place(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
         store.keep([new_record(plan, dense, "error", Span.since(started), reason=reason)])
         say(f"[red]{escape(f'{subject.model} is not measured: {reason}')}")
         return []

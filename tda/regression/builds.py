@@ -86,7 +86,7 @@ class Builds:
         if done.returncode or not package.is_dir():
             raise BuildFailedError(last_words(done.stderr) or f"the installer ended with {done.returncode}")
         stamp = Commit(hash=commit, dirty=False)
-        (package / BUILD_STAMP).write_text(stamp.model_dump_json())
+        (package / BUILD_STAMP).write_text(stamp.model_dump_json(exclude_none=True))  # older commits read it
 
     def _thin(self) -> None:
         """Delete what nobody used for long: old builds, and what a killed installer left."""

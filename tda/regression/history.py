@@ -61,7 +61,7 @@ class Table:
         - `source` is "nightly", "bench", "asv" or "micro"; `machine` a fingerprint, equal for numbers that may be
           compared; `machine_label` says it in words.
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
-          commit's), `dirty` whether tracked files differed from it.
+          commit's), `dirty` whether there was uncommitted change.
         - `case` is what people call it, such as "griffin 0.5 on shape:25m", and `name` the same without the model;
           `series` is equal for what is compared across commits: equal `case_key` (`tda.cases.Case.key`) and equal
           inputs. `execution` is what really ran.
@@ -170,9 +170,8 @@ class _Reading:
     def of(cls, repo: Path | None) -> "_Reading":
         reading = cls()
         if repo is not None:
-            log = Repository(repo).git("log", "--all", "--format=%H%x09%cI%x09%s")
-            for commit, date, subject in (line.split("\t", 2) for line in log.split("\n") if line):
-                reading.learn(commit, _moment(date), subject)
+            for told in Repository(repo).all_facts():
+                reading.learn(told.hash, _moment(told.date), told.subject)
         return reading
 
     def learn(self, commit: str, date: datetime | None, subject: str | None) -> None:
