@@ -1,5 +1,6 @@
 """`tda compare`: what moved between two commits or folders, what did not, and what cannot be said."""
 
+import functools
 import json
 import math
 import os
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tda import device
+from tda.bench.plan import only, plan_of
 from tda.cases import Case
 from tda.cli import main as cli
+from tda.config import BenchConfig
 from tda.records import Commit, Machine, Measurement, Record
+from tda.regression import folders, workbench
 from tda.regression.compare import Judged
-from tda.regression.config import load_config
+from tda.regression.config import GridConfig, load_config
 from tda.regression.detect import Pair
 from tda.regression.effects import Prior
 from tda.regression.floor import Floors, Series, floors_of, single
@@ -29,7 +32,6 @@ from tda.regression.folders import Folder, compare_folders
 from tda.regression.series import Key
 from tda.regression.units import History, Unit
 from tda.regression.wording import reproduce
-from tda.regression.workbench import Asked
 from tda.results import append
 from tests import nights
 from tests.scratch import Cost, World, factors
@@ -124,7 +126,7 @@ def test_a_scratch_world_is_the_same_on_every_machine(
     found = []
     for cores in (1, 64):
         machine = nights.MACHINE.model_copy(update={"cores": cores})
-        monkeypatch.setattr(device, "machine", lambda _, machine=machine: machine)
+        monkeypatch.setattr(workbench, "machine", lambda _, machine=machine: machine)
         world = World(tmp_path / str(cores), monkeypatch)
         _, rows, _ = tda("compare", world.commit(), world.commit(), *SPEED)
         found.append([{**row, "old": "", "new": ""} for row in rows])
@@ -185,7 +187,7 @@ def test_quality_is_measured_once_and_compared_by_document(world: World, tda: Ca
         assert quality[0]["nats"] == pytest.approx(cost.nats["griffin"])
     grids = [task.grid for task in world.ran]
     assert [grid.repeated for grid in grids] == [False] * 2 + [True] * 12
-    assert (grids[0].options["documents"], grids[-1].options["documents"]) == (40, 2)
+    assert (grids[0].options.documents, grids[-1].options.documents) == (40, 2)
 
 
 def test_a_case_that_fails_now_ends_with_1(world: World, tda: Callable[..., Told]) -> None:
@@ -214,7 +216,7 @@ def test_the_floor_is_the_controls_alone() -> None:
     for scatter in (0.01, 3.0):
         new = [nights.unit("b", [nights.record(decode_ms=8 + scatter * draw.random())], block=n) for n in range(1, 7)]
         judged = Judged([*old, *control, *new], Pair("b", "a"), "")
-        floors.add(judged.floor(Key("decode", DENSE)))
+        floors.add(judged.floor(Key("decode", nights.case(), grid="speed")))
     assert len(floors) == 1
 
 
@@ -291,35 +293,34 @@ def test_a_damaged_line_is_measured_again(world: World, tda: Callable[..., Told]
 # The command that a night prints.
 
 
-@pytest.mark.parametrize("case", [GRIFFIN, "tda 0.75 on ref:swiglu"])
-def test_the_command_that_a_night_prints_is_accepted(world: World, tda: Callable[..., Told], case: str) -> None:
-    config = load_config(ROOT / "benchmarks" / "nightly.toml")
-    command = shlex.split(reproduce(Pair(new=world.commit(), old=world.commit()), config, [case]))
+NIGHTLY = load_config(ROOT / "benchmarks" / "nightly.toml")
+
+
+@pytest.mark.parametrize("grid", NIGHTLY.grids, ids=lambda grid: str(grid.name))
+def test_the_command_that_a_night_prints_is_accepted(world: World, tda: Callable[..., Told], grid: GridConfig) -> None:
+    case = plan_of(grid.options).cases()[-1]
+    command = shlex.split(reproduce(Pair(new=world.commit(), old=world.commit()), NIGHTLY, [case]))
     assert command[0] == "tda"
     code, rows, err = tda(*command[1:])
     assert code == 0, err
-    assert rows
-    grid = next(grid for grid in config.grids if case.rsplit(" on ", 1)[-1] in grid.options["model"])
+    assert str(case) in {row["case"] for row in rows}
     for task in world.ran:
-        own = {"documents": 2} if task.grid.repeated and "documents" in grid.options else {}
+        own = {"documents": 2} if task.grid.repeated and "documents" in grid.options.options() else {}
         own |= {} if task.grid.repeated else {"rounds": 1}
-        assert {name: _plain(value) for name, value in task.grid.options.items()} == {**grid.options, **own}
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+        assert task.grid.options == grid.options.model_copy(update=own)
 
 
 def test_one_case_is_measured_as_it_would_be_among_all() -> None:
-    asked = Asked({"preset": "smoke", "method": ["griffin", "tda"], "sparsity": [0.25, 0.5], "rounds": 3})
-    one = asked.narrowed("griffin 0.25 on ref:swiglu")
-    kept = {"model": ["ref:swiglu"], "method": ["griffin"], "sparsity": [0.25], "rounds": 3, "prompt_tokens": 128}
-    assert one.options.items() >= kept.items()
-    assert one.narrowed("griffin 0.25 on ref:swiglu").options == one.options
-    profiled = asked.narrowed("tda 0.5 on shape:0.1b")  # its sparsity per layer comes from ref:swiglu
-    assert "model" not in profiled.options
-    with pytest.raises(ValueError, match=r"no case 'tt 0\.5 on ref:swiglu' in what is measured; there are: dense on"):
-        asked.narrowed("tt 0.5 on ref:swiglu")
+    config = BenchConfig(preset="smoke", methods=("griffin", "tda"), sparsities=(0.25, 0.5), rounds=3)
+    for case in plan_of(config).cases():
+        narrow = only(config, [case])
+        cases = plan_of(narrow).cases()
+        assert case in cases
+        assert {one.method for one in cases} == {"dense", case.method}
+        assert narrow.rounds == 3
+        assert only(narrow, [case]) == narrow
+    profiled = next(case for case in plan_of(config).cases() if case.layer_sparsity_from)
+    assert "models" not in only(config, [profiled]).options()  # its sparsity per layer comes from ref:swiglu
 
 
 # Wrong use.
@@ -362,10 +363,11 @@ def a_record(case: Case, number: int, machine: Machine, dirty: bool, values: Map
     )
 
 
-def a_case(method: str = "griffin", **changes: Any) -> Case:
-    sparsity = 0.0 if method == "dense" else 0.5
-    given = {"model": "shape:25m", "method": method, "sparsity": sparsity, "prompt_tokens": 64, "new_tokens": 16}
-    return Case(**{**given, "dtype": "bfloat16", **changes})
+@functools.cache
+def a_case(method: str = "griffin", prompt_tokens: int = 64) -> Case:
+    """What a bench of it records, options included."""
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": 16, "sparsities": 0.5}
+    return plan_of(BenchConfig(models="shape:25m", methods=method, **sizes)).cases()[-1]
 
 
 def folder(
@@ -517,8 +519,8 @@ def test_what_is_dirty_lonely_failed_or_damaged_is_said(cache: Path, tda: Callab
     assert {row["case"] for row in rows} == {"dense on shape:25m"}
     assert {(row["old"], row["new"]) for row in rows} == {("cccccccccc", "cccccccccc with uncommitted changes")}
     assert "tt 0.5 on shape:25m fails: oom: full" in err
-    assert f"not compared, since failed in {new}: tt 0.5 on shape:25m (64+16 tokens)" in err
-    assert f"not compared, since not in {old}: griffin 0.5 on shape:25m (64+16 tokens)" in err
+    assert f"not compared, since failed in {new}: tt 0.5 on shape:25m" in err
+    assert f"not compared, since not in {old}: griffin 0.5 on shape:25m" in err
     assert "skipped" in err
 
 
@@ -609,7 +611,8 @@ def test_versions_of_this_package_share_a_machine() -> None:
 
 def test_a_comparison_of_commits_teaches_the_floor(world: World, tda: Callable[..., Told]) -> None:
     tda("compare", world.commit(), world.commit(factors(all_decode_ms=2)), *SPEED)
-    noise = Floors().known()[DECODE]
+    dense = plan_of(BenchConfig(models="shape:25m")).cases()[0]
+    noise = Floors().known()[Series.of(nights.MACHINE, Key("decode", dense))]
     assert noise.dof == 2 * 6 - 1  # both installs of the old one, six blocks
     assert math.sqrt(noise.variance) == pytest.approx(world.noise, rel=0.6)
 
@@ -624,17 +627,17 @@ def test_a_cache_that_cannot_be_written_stops_nothing(world: World, tda: Callabl
 def test_the_floor_of_folders_is_measured_on_request(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(device, "machine", lambda name: nights.MACHINE)
+    for module in (folders, workbench):
+        monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     old, new = folder(tmp_path / "old"), folder(tmp_path / "new1")
     code, rows, err = tda("compare", old, new, "--measure-floor", "--blocks", 5)
     assert (code, verdicts(rows)) == (0, {}), err
     assert len(world.paid) == len(set(world.paid)) == 2 * 5
     assert {task.role for task in world.ran} == {"commit", "control"}
     assert (world.ran[0].build.site / "tda").is_dir()
-    options = dict(world.ran[0].grid.options)
+    options = world.ran[0].grid.options.options()
     sizes = {"prompt_tokens": 64, "new_tokens": 16, "batch": 1, "dtype": "bfloat16", "rounds": 9}
-    assert options.items() >= {"model": ["shape:25m"], "sparsity": [0.5], **sizes}.items()
-    assert options["method"] == ["dense", "griffin"]
+    assert options.items() >= {"models": ["shape:25m"], "methods": ["griffin:sparsity=0.5"], **sizes}.items()
     assert tda("compare", old, new)[0] == 0  # it stays known
     assert tda("compare", old, new, "--measure-floor", "--blocks", 5)[0] == 0
     assert len(world.paid) == 2 * 5
@@ -643,7 +646,8 @@ def test_the_floor_of_folders_is_measured_on_request(
 def test_floors_of_unlike_sizes_are_measured_apart(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(device, "machine", lambda name: nights.MACHINE)
+    for module in (folders, workbench):
+        monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     paths = folder(tmp_path / "old"), folder(tmp_path / "new1")
     for path in paths:
         for method in ("dense", "griffin"):
@@ -651,8 +655,8 @@ def test_floors_of_unlike_sizes_are_measured_apart(
             times = {"decode_ms": [6.0], "prefill_ms": [30.0]}
             append(path, [a_record(case, n, nights.MACHINE, False, times) for n in range(1, 8)])
     tda("compare", *paths, "--measure-floor", "--blocks", 4)
-    grids = {task.grid.options["prompt_tokens"]: task.grid for task in world.ran}
-    assert {size: grid.options["rounds"] for size, grid in grids.items()} == {64: 9, 128: 7}
+    grids = {task.grid.options.prompt_tokens: task.grid.options for task in world.ran}
+    assert {size: options.rounds for size, options in grids.items()} == {64: 9, 128: 7}
     assert len(world.paid) == len(set(world.paid)) == 2 * 2 * 4
 
 
@@ -673,8 +677,10 @@ def test_comparing_folders_reads_every_setting_apart(cache: Path) -> None:
         case = a_case("griffin", prompt_tokens=128)
         append(path, [a_record(case, n, nights.MACHINE, False, {"decode_ms": [times]}) for n in range(1, 8)])
     found = compare_folders(*map(Folder.read, paths), Floors().known())
-    ratios = [row.ratio for row in found.rows if (row.case, row.split) == ("griffin 0.5 on shape:25m", "decode")]
-    assert ratios == [pytest.approx(1, abs=0.01), pytest.approx(2)]
+    ratios = {
+        row.case.prompt_tokens: row.ratio for row in found.rows if (row.case.method, row.split) == ("griffin", "decode")
+    }
+    assert ratios == {64: pytest.approx(1, abs=0.01), 128: pytest.approx(2)}
     assert "no between-process A/A floor of this machine is known for decode of griffin" in found.unjudged[0]
 
 

@@ -16,14 +16,14 @@ from tda.regression.effects import effect, holm, prior, resolution
 from tda.regression.findings import Finding
 from tda.regression.judge import Judge
 from tda.regression.repository import CommitFacts, Repository
-from tda.regression.series import Blocks, Key, series_of
+from tda.regression.series import Blocks, Key, numbers
 from tests import nights
 
 BLOCKS = 8
 CONFIG = NightlyConfig(
     grids=(
-        GridConfig(name="speed", options={"preset": "smoke", "model": ["shape:25m"], "method": ["griffin", "tda"]}),
-        GridConfig(name="quality", repeated=False, options={"preset": "smoke", "model": ["ref:swiglu"]}),
+        GridConfig(name="speed", options={"preset": "smoke", "models": ["shape:25m"], "methods": ["griffin", "tda"]}),
+        GridConfig(name="quality", repeated=False, options={"preset": "smoke", "models": ["ref:swiglu"]}),
     )
 )
 METHODS = ("dense", "griffin", "tda")
@@ -111,7 +111,7 @@ def test_one_method_slower(tmp_path: Path) -> None:
     assert (finding.verdict, finding.split, finding.scope, finding.shape) == ("alarm", "decode", "method", "step")
     assert place(finding) == 4
     assert int(finding.good, 16) == 3
-    assert finding.cases == ("griffin 0.5 on shape:25m",)
+    assert finding.cases == (nights.case("griffin"),)
     assert finding.low is not None
     assert finding.high is not None
     assert finding.size is not None
@@ -127,7 +127,7 @@ def test_one_method_slower(tmp_path: Path) -> None:
 def test_everything_slower(tmp_path: Path) -> None:
     finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 1.1} if n >= 5 else {}))
     assert (finding.split, finding.scope, place(finding)) == ("decode", "everything", 5)
-    assert set(finding.cases) == {"dense on shape:25m", "griffin 0.5 on shape:25m", "tda 0.5 on shape:25m"}
+    assert set(finding.cases) == set(map(nights.case, METHODS))
 
 
 def test_the_same_time_on_everything_is_no_change_of_methods(tmp_path: Path) -> None:
@@ -145,26 +145,26 @@ def test_the_same_time_on_everything_is_no_change_of_methods(tmp_path: Path) -> 
 def test_everything_slower_where_dense_is_too_noisy_to_say(tmp_path: Path) -> None:
     """Methods moved and their ratio to dense did not: dense moved with them, sure or not."""
     draw = np.random.default_rng(3)
-    blocks, pair = Blocks(), detect.Pair("b", "a")
+    blocks, pair, still, moving = Blocks(), detect.Pair("b", "a"), nights.case(), nights.case("tda")
     for number in range(1, 9):
         for build, factor in (("a", 1.0), ("b", 1.1)):
             dense = 8 * factor * np.exp(draw.normal(0, 0.12))
             method = 6 * factor * np.exp(draw.normal(0, 0.005))
-            blocks.put(Key("decode", "dense on m"), (build, "commit"), number, dense)
-            blocks.put(Key("decode", "tda 0.5 on m"), (build, "commit"), number, method)
-            blocks.put(Key("decode", "tda 0.5 on m", True), (build, "commit"), number, method / dense)
+            blocks.put(Key("decode", still), (build, "commit"), number, dense)
+            blocks.put(Key("decode", moving), (build, "commit"), number, method)
+            blocks.put(Key("decode", moving, True), (build, "commit"), number, method / dense)
     found = detect.effects(blocks, pair, {})
     every = [detect.Suspect(pair, key, one) for key, one in found.items()]
     named = detect.changes(blocks, detect.confirm(blocks, every, {}), {}, detect.Rules())
     assert [(change.scope, change.split) for change in named] == [("everything", "decode")]
-    assert set(named[0].cases) == {"dense on m", "tda 0.5 on m"}
+    assert set(named[0].cases) == {still, moving}
     assert named[0].effect.size == pytest.approx(0.1, abs=0.02)
 
 
 def test_dense_alone_faster_is_no_alarm(tmp_path: Path) -> None:
     finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 0.9} if n >= 3 and m == "dense" else {}))
     assert (finding.verdict, finding.split, finding.scope, place(finding)) == ("improvement", "decode", "dense", 3)
-    assert finding.cases == ("dense on shape:25m",)
+    assert finding.cases == (nights.case(),)
     assert "for that reason only" in finding.sentence
 
 
@@ -175,7 +175,7 @@ def test_everything_and_a_method_more(tmp_path: Path) -> None:
     found = sure(findings(tmp_path, 8, levels))
     assert {(finding.scope, place(finding)) for finding in found} == {("everything", 4), ("method", 4)}
     own = next(finding for finding in found if finding.scope == "method")
-    assert own.cases == ("tda 0.5 on shape:25m",)
+    assert own.cases == (nights.case("tda"),)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_quality_alarms_on_sets_and_likelihood(tmp_path: Path) -> None:
     )
     worse, mended = sure(found)
     assert (worse.verdict, worse.split, worse.scope, place(worse)) == ("alarm", "quality", "method", 3)
-    assert worse.cases == ("tda 0.5 on ref:swiglu",)
+    assert worse.cases == (nights.case("tda", "ref:swiglu"),)
     assert worse.unit == "nats/token"
     assert worse.size == pytest.approx(0.05)
     assert (mended.verdict, place(mended)) == ("improvement", 4)
@@ -415,18 +415,18 @@ def test_holm_is_a_plain_rewrite(p_values: list[float]) -> None:
 
 
 def test_series_of_a_unit() -> None:
-    made = nights.unit("a" * 40, [nights.record("dense"), nights.record("griffin", decode_ms=6.0), nights.record("tt")])
-    found = series_of(made)
-    assert found[Key("decode", "griffin 0.5 on shape:25m", relative=True)] == pytest.approx(0.75)
-    assert found[Key("prefill", "dense on shape:25m")] == 20.0
-    assert found[Key("select", "griffin 0.5 on shape:25m")] == 6.0
-    assert Key("select", "tt 0.5 on shape:25m") not in found  # it chooses within decode
-    assert Key("prefill", "griffin 0.5 on shape:25m") not in found
+    found = numbers([nights.record("dense"), nights.record("griffin", decode_ms=6.0), nights.record("tt")])
+    dense, griffin, tt = map(nights.case, ("dense", "griffin", "tt"))
+    assert found[Key("decode", griffin, relative=True)] == pytest.approx(0.75)
+    assert found[Key("prefill", dense)] == 20.0
+    assert found[Key("select", griffin)] == 6.0
+    assert Key("select", tt) not in found  # it chooses within decode
+    assert Key("prefill", griffin) not in found
 
 
 def test_select_is_statistic_and_selection() -> None:
-    made = nights.unit("a" * 40, [nights.record("dense"), nights.record("griffin", statistic_ms=1.5)])
-    assert series_of(made)[Key("select", "griffin 0.5 on shape:25m")] == 7.5
+    found = numbers([nights.record("dense"), nights.record("griffin", statistic_ms=1.5)])
+    assert found[Key("select", nights.case("griffin"))] == 7.5
 
 
 def levels(values: object, night: int = 0) -> list[drift.Level]:

@@ -29,11 +29,11 @@ blocks = 4
 confirm_blocks = 4
 [[grids]]
 name = "speed"
-options = { preset = "speed" }
+options = { preset = "smoke" }
 [[grids]]
 name = "quality"
 repeated = false
-options = { preset = "quality" }
+options = { preset = "nightly" }
 """
 
 
@@ -240,8 +240,8 @@ def run_profile(out, **options):
 
 def profiled(*extra: KernelRow) -> dict[str, str]:
     """Files of a commit whose Griffin does this beside what it always does."""
-    made = [profiles.profile(machine=nights.MACHINE)]
-    made.append(profiles.profile("griffin", machine=nights.MACHINE, extra=extra))
+    made = [profiles.profile(machine=nights.MACHINE, dtype="float32")]
+    made.append(profiles.profile("griffin", machine=nights.MACHINE, dtype="float32", extra=extra))
     lines = [one.model_dump_json() for one in made]
     return {"tda/__init__.py": nights.FAKE + PROFILES, "tda/made.py": f"LINES = {lines!r}\n"}
 
@@ -261,8 +261,8 @@ def test_an_alarm_is_explained_by_profiles(scene: Scene) -> None:
     night = scene.night(since=made[0], alarm_processes=2)
     assert night is not None
     assert {finding.split for finding in night.findings} == {"decode", "quality"}
-    options = {"batch": 1, "device": "cpu", "dtype": "float32", "execution": "auto", "method": ["griffin"],
-               "model": ["shape:25m"], "new_tokens": 16, "prompt_tokens": 64, "seed": 0, "sparsity": [0.5]}  # fmt: skip
+    options = {"batch": 1, "device": "cpu", "dtype": "float32", "execution": "auto", "methods": ["griffin:sparsity=0.5"],
+               "models": ["shape:25m"], "new_tokens": 16, "prompt_tokens": 64, "seed": 0}  # fmt: skip
     asked = {line for line in scene.ran() if " profile " in line}
     words = json.dumps(options, sort_keys=True)
     assert asked == {f"{commit}-commit profile {words}" for commit in made[:2]}, (
@@ -393,7 +393,7 @@ def finding(**fields) -> Finding:  # type: ignore[no-untyped-def]
         "scope": "method",
         "shape": "step",
         "machine": "m",
-        "cases": ("griffin 0.5 on m",),
+        "cases": (nights.case("griffin"),),
         "good": "a",
         "commit": "b",
         "size": 0.1,
@@ -428,7 +428,9 @@ def test_alarm_life() -> None:
 def test_a_small_or_foreign_improvement_fixes_nothing() -> None:
     begun = told(finding())
     small = told(finding(verdict="improvement", good="c", commit="d", size=-0.02), name="n2")
-    other = told(finding(verdict="improvement", good="c", commit="d", size=-0.2, cases=("tda 0.5 on m",)), name="n2")
+    other = told(
+        finding(verdict="improvement", good="c", commit="d", size=-0.2, cases=(nights.case("tda"),)), name="n2"
+    )
     machine = told(finding(verdict="improvement", good="c", commit="d", size=-0.2, machine="other"), name="n2")
     for night in (small, other, machine):
         assert state(begun, night) == [("open", "b")]

@@ -321,13 +321,22 @@ def only(config: BenchConfig, cases: Sequence[Case]) -> BenchConfig:
     first = cases[0]
     if len({(case.setting, case.execution) for case in cases}) > 1:
         raise ValueError("cases of several settings are no one configuration")
-    methods = [case.spec for case in cases if not case.is_baseline] or [first.spec]
     changes: dict[str, Any] = {name: getattr(first, name) for name in ("batch", "device", "execution", "seed")}
     profile = next((case.layer_sparsity_from for case in cases if case.layer_sparsity_from is not None), None)
     if profile is None or not {case.key for case in cases} <= {case.key for case in plan_of(config).cases()}:
         changes |= {name: getattr(first, name) for name in SIZES}
         changes["models"] = tuple(dict.fromkeys(name for name in (profile, first.model) if name is not None))
-    return BenchConfig.of({**config.options(), **changes, "methods": methods, "sparsities": ()})
+    changes = {**config.options(), **changes, "sparsities": ()}
+    plan = plan_of(BenchConfig.of({**changes, "methods": ()}))
+    methods = [_asked(plan, case.spec) for case in cases if not case.is_baseline] or [_asked(plan, first.spec)]
+    return BenchConfig.of({**changes, "methods": methods})
+
+
+def _asked(plan: Plan, spec: MethodSpec) -> MethodSpec:
+    """A spec without what the plan gives by itself: builds of before methods had options cannot be asked for it."""
+    usual = plan._built(spec.name)[0].options
+    told = {name: value for name, value in spec.options.items() if name not in usual or usual[name] != value}
+    return spec.model_copy(update={"options": told})
 
 
 def _subject(model: str, profile: str | None) -> Subject:

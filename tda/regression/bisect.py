@@ -380,15 +380,15 @@ class AlikeError(Exception):
     """The ends do not differ in what is looked for; the text says in what."""
 
 
-def _is_asked(case: Case, config: BenchConfig) -> bool:
-    """Whether a case is of a method that was named, if any was: dense runs beside them all."""
-    return not config.methods or case.method in {spec.name for spec in config.methods}
+def _is_asked(case: Case, config: BenchConfig, split: str) -> bool:
+    """Whether a case is of a method that was named, if any was: dense runs beside them all, and has their prefill."""
+    return not config.methods or split == "prefill" or case.method in {spec.name for spec in config.methods}
 
 
 def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
     """The plainest change of a time or of memory, one for the worse if there is any."""
     judged = Judged(bench.against(good, bad, config, wanted.blocks), Pair(bad, good), "")
-    followed = [key for key in judged.effects if key.split == wanted.split and _is_asked(key.case, config)]
+    followed = [key for key in judged.effects if key.split == wanted.split and _is_asked(key.case, config, wanted.split)]
     sure = [one.suspect for one in judged.sure if one.suspect.key in followed]
     if not sure:
         floors = sorted(floor for floor in map(judged.floor, followed) if floor is not None)
@@ -406,7 +406,7 @@ def _follow_quality(bench: CommitBench, good: str, bad: str, config: BenchConfig
     if quality_grid(config) is None:
         raise ValueError("quality needs a trained model, e.g. --model ref:swiglu; shapes have random weights")
     moves = quality_moves(*(bench.text(commit, config) for commit in (bad, good)))
-    moves = [move for move in moves if _is_asked(move.case, config)]
+    moves = [move for move in moves if _is_asked(move.case, config, wanted.split)]
     if not moves:
         raise AlikeError("quality does not differ")
     return QualityProbe(bench, good, bad, config, max(moves, key=_distance))
