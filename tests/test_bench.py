@@ -14,10 +14,11 @@ from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
-from tda.bench.plan import PRESETS, Plan, Subject, plan_of
-from tda.bench.prepare import Texts, prepare
+from tda.bench.plan import PRESETS, Plan, Subject, plan_for, plan_of
+from tda.bench.prepare import prepare
 from tda.bench.run import Bench
 from tda.bench.traffic import Traffic, decode_traffic
+from tda.config import BenchConfig
 from tda.contracts import Method
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
@@ -61,22 +62,21 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_every_case_is_measured_and_says_why_not_what(finished):
-    merged = {(r.case.method, r.control, r.case.options.get("selection_from")): r for r in run(TINY, finished)}
-    assert {key[0] for key in merged} == {"dense", "griffin", "tda", "tt", "oracle"}
-    assert ("dense", True, None) in merged
-    assert ("griffin", False, "another kind") in merged
-    for (name, _, other), record in merged.items():
+    merged = {(r.case.method, r.case.control): r for r in run(TINY, finished)}
+    assert {name for name, _ in merged} == {"dense", "griffin", "tda", "tt", "oracle"}
+    assert {key for key in merged if key[1]} == {("dense", "a_a"), ("griffin", "cross_domain")}
+    for (name, control), record in merged.items():
         assert record.status == "ok"
-        timed = name != "oracle" and other is None
+        timed = name != "oracle" and control != "cross_domain"
         for quantity in SPEED:
             own = quantity not in ("statistic_ms", "selection_ms", "choice_ms", "gather_ms", "energy_j_per_token")
             assert bool(record.samples(quantity)) == timed or not own, (name, quantity)
             assert bool(record.samples(quantity)) or record.measurements[quantity].missing
-    griffin = merged["griffin", False, None]
+    griffin = merged["griffin", None]
     assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
     assert (griffin.execution, griffin.backend) == ("indexed", "c")
-    assert merged["tt", False, None].execution == "indexed"
-    assert merged["oracle", False, None].execution == "masked"
+    assert merged["tt", None].execution == "indexed"
+    assert merged["oracle", None].execution == "masked"
     assert len(griffin.samples("nll_nats")) == 3 + 2  # scored documents, and one per timed round
     assert len(griffin.samples("task_recall_accuracy")) == 3
     assert griffin.achieved_sparsity == pytest.approx((0.5,) * 4)
@@ -95,9 +95,7 @@ def test_truncated_last_line_is_measured_again(finished, tmp_path):
     run(TINY, tmp_path)
     found = load(tmp_path)
     assert len(found.problems) == 1
-    assert {(r.case.key, r.control, r.round) for r in found.records} == {
-        (r.case.key, r.control, r.round) for r in load(finished).records
-    }
+    assert {(r.series, r.round) for r in found.records} == {(r.series, r.round) for r in load(finished).records}
 
 
 def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
@@ -184,11 +182,11 @@ def test_interrupt_keeps_finished_rounds_and_goes_on(monkeypatch, tmp_path):
 def test_a_death_of_the_process_is_noted_by_the_next_run(monkeypatch, tmp_path):
     plan = speed_only(monkeypatch, [])
     case = plan.case(plan.subjects[0], method("griffin", 0.5))
-    marker = {"case": case.model_dump(mode="json"), "control": False, "round": 2}
+    marker = {"case": case.model_dump(mode="json"), "inputs": {"text": "abc"}, "round": 2}
     (tmp_path / "running.json").write_text(json.dumps(marker))
     run(plan, tmp_path)
     crash = [r for r in load(tmp_path).records if r.status == "crash"]
-    assert [(r.case, r.round) for r in crash] == [(case, 2)]
+    assert [(r.case, r.inputs.text, r.round) for r in crash] == [(case, "abc", 2)]
 
 
 def test_results_of_another_machine_or_commit_are_not_mixed(finished, tmp_path):
@@ -207,9 +205,10 @@ def test_overlapping_text_is_refused_before_anything_runs(tmp_path, first, then)
     paths = [tmp_path / "calibration.jsonl", tmp_path / "evaluation.jsonl"]
     for path, opening in zip(paths, (first, then), strict=True):
         path.write_text("".join(json.dumps({"text": f"{opening}{n} {sentence}"}) + "\n" for n in range(9)))
-    plan = replace(TINY, subjects=(Subject("ref:swiglu", prompt_tokens=150, new_tokens=50),))
+    subject = Subject("ref:swiglu", prompt_tokens=150, new_tokens=50)
+    plan = replace(TINY, subjects=(subject,), text=paths[1], calibration_text=paths[0])
     with pytest.raises(ValueError, match="calibration"):
-        prepare(plan, plan.subjects[0], Texts(evaluation=paths[1], calibration=paths[0]))
+        prepare(plan, subject)
 
 
 def test_a_timed_round_keeps_raw_samples():
@@ -240,7 +239,7 @@ def test_what_a_case_does_not_do_is_missing_and_not_zero():
 @pytest.fixture(scope="module")
 def prepared():
     plan = replace(TINY, methods=("griffin", "magnitude", "tt"))
-    return prepare(plan, plan.subjects[0], Texts())
+    return prepare(plan, plan.subjects[0])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +252,7 @@ def prepared():
     ],
 )
 def test_statistic_choice_and_gather_are_clocked_by_themselves(prepared, name, clocked):
-    built, thresholds = next(pair for pair in prepared.methods if pair[0].name == name)
+    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == name)
     passes = time_case(prepared.model, built, thresholds, prepared.timed[:1], "auto", keep_logits=False).passes
     assert PASSES <= len(passes.prefill) <= MOST_PASSES
     for part in ("statistic", "selection", "choice", "gather"):
@@ -339,7 +338,7 @@ def test_key_value_cache_is_counted():
 def test_batch_counts_the_union_of_the_rows(tmp_path):
     """Two rows with sets of their own read more than one row does, and no more than both."""
     plan = replace(TINY, batch=2)
-    prepared = prepare(plan, plan.subjects[0], Texts())
+    prepared = prepare(plan, plan.subjects[0])
     griffin = method("griffin", 0.5)
     one, two = (
         time_case(prepared.model, griffin, None, prepared.timed[:rows], "compact", keep_logits=False).traffic.weights
@@ -352,7 +351,7 @@ def test_batch_counts_the_union_of_the_rows(tmp_path):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_sparsity_and_traffic_are_those_of_the_timed_steps_alone(prepared, rows):
     """Warm-up and generate count nothing: the steps of a per-token method differ in what they read."""
-    built, thresholds = next(pair for pair in prepared.methods if pair[0].name == "tt")
+    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == "tt")
     documents = prepared.scored[:rows]
     timing = time_case(prepared.model, built, thresholds, documents, "indexed", keep_logits=False)
     prompts, continuations = rows_of(documents, torch.device("cpu"))
@@ -374,7 +373,7 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
     """The pass that is timed token by token gives the same NLL as the one-pass score of those documents."""
     from tda.engine.score import score
 
-    prepared = prepare(TINY, TINY.subjects[0], Texts())
+    prepared = prepare(TINY, TINY.subjects[0])
     griffin = method("griffin", 0.5)
     document = prepared.timed[0]
     expected = score(prepared.model, griffin, document.prompt.unsqueeze(0), document.continuation.unsqueeze(0))
@@ -385,14 +384,14 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
 def test_presets_are_valid_and_cover_every_method():
     for preset, plan in PRESETS.items():
         assert set(plan.methods) == set(METHODS), preset
-        assert plan_of(preset) == plan
+        assert plan_of(BenchConfig(preset=preset)) == plan
 
 
 def test_plan_of_models_named_by_hand():
-    plan = plan_of("smoke", ["shape:0.1b", "ref:relu"], new_tokens=5, method=["griffin"], batch=2)
+    plan = plan_for(["shape:0.1b", "ref:relu"], ["griffin"], {"preset": "smoke", "new_tokens": 5, "batch": 2})
     trained, shape = plan.subjects
     assert (trained.model, trained.quality, trained.speed) == ("ref:relu", True, True)
-    assert (shape.model, shape.quality, shape.layer_profile) == ("shape:0.1b", False, "ref:relu")
+    assert (shape.model, shape.quality, shape.layer_sparsity_from) == ("shape:0.1b", False, "ref:relu")
     assert (shape.new_tokens, plan.batch, plan.speed_methods) == (5, 2, ("griffin",))
     assert [built.name for built in plan.build()][:2] == ["dense", "griffin"]
 
@@ -400,16 +399,20 @@ def test_plan_of_models_named_by_hand():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"sparsity": (1.0,)}, "sparsity"),
-        ({"method": ("griffon",)}, "griffon"),
-        ({"rounds": 0}, "rounds"),
-        ({"execution": "fast"}, "execution"),
-        ({"preset": "huge"}, "preset"),
+        ({"sparsities": (1.0,)}, r"sparsities\.0: .* less than 1; got 1\.0"),
+        ({"methods": ("griffon",)}, "griffon"),
+        ({"methods": ("griffin:speed=1",)}, "griffin.*speed"),
+        ({"methods": ("griffin:rows=some",)}, "rows"),
+        ({"rounds": 0}, "rounds: .* greater than or equal to 1; got 0"),
+        ({"new_tokens": 1}, "new_tokens"),
+        ({"execution": "fast"}, "execution: .*'masked'.*; got 'fast'"),
+        ({"preset": "huge"}, "preset: .*'smoke'"),
+        ({"sparsity": (0.5,)}, "unknown option 'sparsity'; known: preset, models, methods, sparsities"),
     ],
 )
 def test_wrong_plans_are_refused(options, word):
     with pytest.raises(ValueError, match=word):
-        plan_of(**{"preset": "smoke", **options})
+        plan_of(BenchConfig.of({"preset": "smoke", **options}))
 
 
 def test_quality_of_random_weights_is_refused():
@@ -420,7 +423,7 @@ def test_quality_of_random_weights_is_refused():
 @pytest.mark.gpu
 def test_cuda_timing_has_events_memory_and_driver_facts():
     model = load_model("ref:swiglu", device="cuda").model
-    document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
+    document = prepare(TINY, TINY.subjects[0]).timed[0]
     timing = time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
     assert all(ms > 0 for ms in timing.decode_ms)
     assert measure.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
@@ -439,8 +442,8 @@ def test_the_schema_of_a_line_lies_beside_the_results(finished):
 
 def prefilled(name: str) -> tuple:
     """A tiny request that is ready to be decoded: what attaches, the model, and the rows."""
-    prepared = prepare(replace(TINY, methods=(name,)), TINY.subjects[0], Texts())
-    built, thresholds = next((m, t) for m, t in prepared.methods if m.name == name)
+    prepared = prepare(replace(TINY, methods=(name,)), TINY.subjects[0])
+    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == name)
     return prepared.model, attach(prepared.model, built, thresholds), rows_of(prepared.timed[:1], "cpu")
 
 
@@ -486,7 +489,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
 
     plan = speed_only(monkeypatch, [])
     monkeypatch.setattr("tda.bench.rounds.gpu_use", fails)
-    prepared = prepare(plan, plan.subjects[0], Texts())
+    prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
     monkeypatch.setattr("tda.kernels.backend", lambda device: Backend("triton", "played"))
@@ -509,7 +512,7 @@ def test_a_gpu_without_samples_gives_reasons():
 @pytest.mark.gpu
 def test_a_gpu_tells_its_use_in_a_window():
     model = load_model("ref:swiglu", device="cuda").model
-    document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
+    document = prepare(TINY, TINY.subjects[0]).timed[0]
     found = window.gpu_use(model, method("griffin", 0.5), None, [document], "auto")
     assert set(found) == set(window.GPU_MEASUREMENTS)
     assert all(part.samples or part.missing for part in found.values())
