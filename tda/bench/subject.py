@@ -20,6 +20,7 @@ from tda.bench.stage import Stage
 from tda.bench.store import Place, Store
 from tda.engine.context import ContextError
 from tda.engine.plain import notice
+from tda.finite import NotFiniteError
 from tda.methods import method as build_method
 from tda.records import SELECTION_FROM, LeftOut
 
@@ -63,7 +64,8 @@ def measure(
     Raises
     ------
     ValueError
-        As `prepare`; of several models, one whose context is too short for the request is a failed record instead.
+        As `prepare`; a model that is not finite is a failed record instead, and of several models one whose context is
+        too short for the request.
     """
     progress.stage(f"{subject.model}: loading and calibrating", 0)
     started = time.monotonic()
@@ -81,8 +83,8 @@ def measure(
     except OutOfTimeError:
         reason = "calibration takes longer than there is time"
         return [LeftOut(model=subject.model, what="everything", reason=reason, command=command)]
-    except ContextError as error:
-        if len(plan.subjects) == 1:
+    except (ContextError, NotFiniteError) as error:
+        if len(plan.subjects) == 1 and isinstance(error, ContextError):
             raise
         dense = Place(plan.case(subject, next(plan.build())), control=False, round=0)
         store.keep([new_record(plan, dense, "error", Span.since(started), reason=str(error))])
@@ -105,7 +107,10 @@ def measure(
 def _run(stage: Stage, deadline: Deadline) -> None:
     """Measure what needs no repetition, then the timed rounds."""
     rounds = Rounds(stage, deadline)
-    dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
+    try:
+        dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
+    except NotFiniteError:
+        dense_s = 0.0  # every case that meets it again is a record that tells of it
     cells = by_worth(stage.plan, _cells(stage))
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.subject.quality:
