@@ -375,8 +375,8 @@ class ThresholdMethod(TokenMethod):
         return a.abs().float() if weights is None else a.abs().float() * weights
 
     def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
-        """Importance at or above the layer's threshold."""
-        return importance >= self.cut(ffn, thresholds)
+        """Importance at or above the layer's threshold; a nan is kept, so that logits tell of it."""
+        return ~(importance < self.cut(ffn, thresholds))
 
     def cut(self, ffn: FFN, thresholds: Thresholds | None) -> float:
         """The layer's threshold; everything reaches it where nothing is to be left out."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tda.cases import Frozen, first_problem
 from tda.results import write_whole
@@ -58,6 +58,8 @@ class Thresholds(Frozen):
         What calibration text gave with these cuts, per layer, at the longest length.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     format: Literal[1] = 1
     method: dict[str, Any]
     model: ModelIdentity
@@ -84,7 +86,7 @@ class Thresholds(Frozen):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is no artifact of this format.
+            If the file is no artifact of this format, or holds a number that is not finite.
         """
         try:
             return cls.model_validate_json(Path(path).read_bytes())

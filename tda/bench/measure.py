@@ -18,6 +18,7 @@ from tda.engine import attach
 from tda.engine.plain import plain
 from tda.engine.score import Scores, token_nll
 from tda.engine.session import Session
+from tda.finite import check_logits
 from tda.names import Execution
 from tda.quality import Document, rows_of, selection_digest
 from tda.spans import recording
@@ -182,11 +183,14 @@ def time_case(
         }
         with clock.timing():
             generate(model, prompts, continuations.shape[1])
+        logits = torch.cat([first, *steps.logits], 1) if keep_logits else None
+        if logits is not None:
+            check_logits(model, logits, torch.ones_like(continuations, dtype=torch.bool))
         return Timing(
             passes=passes,
             generation_ms=clock.ms,
             decode_ms=steps.ms,
-            logits=torch.cat([first, *steps.logits], 1) if keep_logits else None,
+            logits=logits,
             streams_gb_per_s=(before, after),
             change=watch.read(),
             **ran,

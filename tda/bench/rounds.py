@@ -18,10 +18,11 @@ from tda.bench.stage import Stage
 from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
 from tda.engine.plain import told
 from tda.engine.score import Scores, score
+from tda.finite import NotFiniteError
 from tda.limits import Stream
 from tda.methods import method as build_method
 from tda.metrics import METRICS
-from tda.quality import rows_of
+from tda.quality import measured, rows_of
 from tda.records import Measurement, Record
 from tda.schedule import balanced
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
@@ -204,11 +205,13 @@ class Rounds:
         span: Span,
         number: int,
         rounds: int,
-        reference: Scores | None,
+        reference: Scores | str | None,
     ) -> Record:
         measurements = self._gpu_use(cell, number) | speed(timing)
         first = self.stage.plan.documents + (number - 1) * self.stage.plan.batch
-        if reference is not None:
+        if isinstance(reference, str):
+            measurements |= absent(dict.fromkeys(METRICS, reference))
+        elif reference is not None:
             measurements |= self._timed_quality(timing, number, first, reference)
         if timing.digest is not None and number <= self.stage.plan.rounds:
             measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [first])
@@ -228,14 +231,15 @@ class Rounds:
     def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:
         return rows_of(self.stage.documents(number), next(self.stage.prepared.model.parameters()).device)
 
-    def _reference(self, number: int) -> Scores:
-        """Dense scores of a round's documents: what every case of the round is compared with."""
-        return score(self.stage.prepared.model, build_method("dense"), *self._round_rows(number))
+    def _reference(self, number: int) -> Scores | str:
+        """Dense scores of a round's documents, what every case of the round is compared with; or why there are none."""
+        try:
+            return score(self.stage.prepared.model, build_method("dense"), *self._round_rows(number))
+        except NotFiniteError as error:
+            return f"dense has no score: {error}"
 
     def _timed_quality(self, timing: Timing, number: int, first: int, reference: Scores) -> dict[str, Measurement]:
         """Quality of the very tokens that were timed, against a dense pass over the same documents."""
         scores = as_scores(timing, self._round_rows(number)[1])
         groups = range(first, first + self.stage.plan.batch)
-        return {
-            name: Measurement.of(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()
-        }
+        return {name: measured(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()}

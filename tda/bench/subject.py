@@ -21,6 +21,7 @@ from tda.bench.stage import Stage
 from tda.bench.store import Place, Store
 from tda.cases import Control, Inputs, MethodSpec
 from tda.engine.plain import notice
+from tda.finite import NotFiniteError
 from tda.records import LeftOut
 
 
@@ -56,7 +57,8 @@ def measure(
     Raises
     ------
     ValueError
-        As `prepare`; of several models, one that cannot be prepared is a failed record instead.
+        As `prepare`; a model that is not finite, and of several models one that cannot be prepared, is a failed record
+        instead.
     """
     progress.stage(f"{subject.model}: loading and calibrating", 0)
     started = time.monotonic()
@@ -73,7 +75,7 @@ def measure(
         reason = "calibration takes longer than there is time"
         return [LeftOut(model=subject.model, what="everything", reason=reason, command=command)]
     except Exception as error:  # one bad model of several is a record, and the others go on
-        if len(plan.subjects) == 1:
+        if len(plan.subjects) == 1 and not isinstance(error, NotFiniteError):
             raise
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         dense = Place(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
@@ -97,7 +99,10 @@ def measure(
 def _run(stage: Stage, deadline: Deadline) -> None:
     """Measure what needs no repetition, then the timed rounds."""
     rounds = Rounds(stage, deadline)
-    dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
+    try:
+        dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
+    except NotFiniteError:
+        dense_s = 0.0  # every case that meets it again is a record that tells of it
     cells = by_worth(stage.plan, _cells(stage))
     if told := stage.store.reused((cell.case, cell.inputs) for cell in cells):
         stage.say(escape(f"{stage.subject.model}: {told}"))

@@ -58,6 +58,10 @@ def evaluate(
         for case, (_, found) in zip(cases, results, strict=True)
     ]
     o.print_rows(rows, as_json=as_json, title=f"{model}: {plan.documents} documents, protocol {protocol}")
+    for built, result in results:
+        told = f"{built.name} {built.sparsity:.3g}" if built.sparsity else built.name
+        for name, found in result.measurements().items():
+            o.warn(found.missing and f"{told} has no {name}: {found.missing}")
 
 
 def add_to(app: typer.Typer) -> None:

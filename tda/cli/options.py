@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -146,12 +147,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str |
     rows : sequence of dict
         Equal keys in each; None shows as "–".
     as_json : bool
-        Whether to print a JSON list instead.
+        Whether to print a JSON list instead, with null for what is not finite.
     title : str, optional
         Above the table.
     """
     if as_json:
-        typer.echo(json.dumps(list(rows), indent=1))
+        print_json(rows)
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -168,6 +169,19 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str |
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
     console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print as JSON, with null for what is not finite: JSON has no word for it."""
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

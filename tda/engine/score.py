@@ -13,6 +13,7 @@ from tda.engine.phases import decode, prefill
 from tda.engine.plain import plain
 from tda.engine.run import Run
 from tda.engine.transformers_api import new_cache
+from tda.finite import check_logits
 from tda.names import Execution, Protocol
 from tda.thresholds import Thresholds
 
@@ -92,7 +93,7 @@ def score(
     ------
     ValueError
         If shapes or masks do not fit, the model has fewer positions than the text, or the text shares a document or
-        window with the calibration text.
+        window with the calibration text. NotFiniteError if logits or a prompt's statistic are not finite.
     """
     check_choice("protocol", protocol, get_args(Protocol))
     prompt_mask = _check_mask("prompt", prompt_ids, prompt_mask)
@@ -119,6 +120,7 @@ def score(
             logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
         achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
         selection = tuple(run.selection()) if isinstance(method, PromptMethod) else ()
+    check_logits(model, logits, continuation_mask)
     nll = token_nll(logits, continuation_ids).masked_fill(~continuation_mask, 0)
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
 

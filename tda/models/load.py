@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tda.device import torch_device
+from tda.finite import check_weights
 from tda.kernels.pages import rehome
 from tda.models.configuration import check_fields, parameters
 from tda.models.memory import check_memory
@@ -74,8 +75,8 @@ def load_model(
     Raises
     ------
     ValueError
-        If the name, dtype or device is unknown, the folder or hub id holds no model of a supported family, or there is
-        not enough memory.
+        If the name, dtype or device is unknown, the folder or hub id holds no model of a supported family, a weight is
+        not finite, or there is not enough memory.
     """
     kind = _dtype(dtype)
     where = torch_device(device)
@@ -88,8 +89,9 @@ def load_model(
         for place in {torch.device("cpu"), where}:
             check_memory(count, kind, place)
     tokenizer = _tokenizer(name, path, config.get_text_config().vocab_size, hub)
-    model = _weights(name, path, config, kind, hub)
-    return LoadedModel(model.to(where).eval(), tokenizer)
+    model = _weights(name, path, config, kind, hub).to(where).eval()
+    check_weights(model, f"cannot load model {name!r}: ")
+    return LoadedModel(model, tokenizer)
 
 
 def _shape(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tda.contracts import Method
 from tda.engine.score import Scores, score
 from tda.quality.documents import bytes_per_token, encode
+from tda.quality.evaluate import measured
 from tda.records import Measurement
 from tda.reference.text import recall_items
 from tda.thresholds import Thresholds
@@ -59,7 +60,7 @@ def recall(
         nll += (scores.nll.double().sum(1) / scores.valid.sum(1)).tolist()
     groups = range(len(questions))
     samples = {"task_recall_accuracy": accuracy, "task_recall_nll": nll}
-    return {name: Measurement.of(name, values, groups) for name, values in samples.items()}
+    return {name: measured(name, values, groups) for name, values in samples.items()}
 
 
 def _score(

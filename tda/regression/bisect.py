@@ -388,7 +388,9 @@ def _is_asked(case: Case, config: BenchConfig, split: str) -> bool:
 def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
     """The plainest change of a time or of memory, one for the worse if there is any."""
     judged = Judged(bench.against(good, bad, config, wanted.blocks), Pair(bad, good), "")
-    followed = [key for key in judged.effects if key.split == wanted.split and _is_asked(key.case, config, wanted.split)]
+    followed = [
+        key for key in judged.effects if key.split == wanted.split and _is_asked(key.case, config, wanted.split)
+    ]
     sure = [one.suspect for one in judged.sure if one.suspect.key in followed]
     if not sure:
         floors = sorted(floor for floor in map(judged.floor, followed) if floor is not None)
