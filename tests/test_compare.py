@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import re
 import shlex
 import subprocess
 import sys
@@ -365,7 +364,9 @@ def a_record(case: Case, number: int, machine: Machine, dirty: bool, values: Map
 
 @functools.cache
 def a_case(method: str = "griffin", prompt_tokens: int = 64) -> Case:
-    """What a bench of it records, options included."""
+    """What a bench of it records, options included; "control" is that of dense."""
+    if method == "control":
+        return a_case("dense", prompt_tokens).model_copy(update={"control": "a_a"})
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": 16, "sparsities": 0.5}
     return plan_of(BenchConfig(models="shape:25m", methods=method, **sizes)).cases()[-1]
 
@@ -380,20 +381,24 @@ def folder(
     dirty: bool = False,
     nll: float | None = None,
     memory: float = 1e8,
+    control: float | None = None,
+    stream: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """A results folder; `slow` says by what factor a method's decode is slower."""
+    """A results folder; `slow` says by what factor a method's decode is slower, `control` how dense's control is."""
     draw = np.random.default_rng([seed, len(path.name)])
-    for method in methods:
+    for method in (*methods, *(["control"] if control is not None else [])):
         case = a_case(method)
         first: dict[str, Sequence[float]] = {"peak_memory_bytes": [memory]}
         if nll is not None:
             first["nll_nats"] = [3 + nll + number for number in range(6)]
         lines = [a_record(case, 0, machine, dirty, first)]
         for number in range(1, rounds + 1):
-            factor = (slow or {}).get(method, 1.0)
+            factor = (slow or {}).get(method, 1.0) if method != "control" else control or 1.0
             times = (8 * factor * (1 + QUIET * draw.normal(size=4))).tolist()
             values = {"decode_ms": times, "prefill_ms": [20 * (1 + QUIET * draw.normal())]}
+            if stream is not None:
+                values["stream_gb_per_s"] = (stream * (1 + 0.02 * draw.normal(size=2))).tolist()
             if method == "griffin":
                 values |= {"selection_ms": [6 * (1 + QUIET * draw.normal())], "selection_digest": [1.0]}
             lines.append(a_record(case, number, machine, dirty, values))
@@ -426,9 +431,37 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_floor_nothing_is_judged(cache: Path, tda: Callable[..., Told]) -> None:
     old, new = folder(cache / "old"), folder(cache / "new", {"griffin": 1.5})
     code, rows, err = tda("compare", old, new)
-    assert code == 2
-    assert {row["verdict"] for row in rows} == {"no floor known"}
+    assert code == 3
+    assert {row["verdict"] for row in rows} == {"cannot tell"}
     assert f"`tda compare {old} {new} --measure-floor` measures it" in err
+    assert "cannot tell: memory of dense on shape:25m and" in err
+
+
+@pytest.mark.parametrize(("factor", "code", "verdict"), [(1.0, 0, set()), (1.3, 1, {"slower"}), (0.7, 0, {"faster"})])
+def test_the_controls_of_folders_give_a_floor(
+    cache: Path, tda: Callable[..., Told], factor: float, code: int, verdict: set[str]
+) -> None:
+    """FOLDER against FOLDER gave no verdict before: "no floor known", exit code 2."""
+    paths = folder(cache / "old", control=1.02), folder(cache / "new1", {"griffin": factor}, control=0.99)
+    ended, rows, err = tda("compare", *paths)
+    assert (ended, set(verdicts(rows).values())) == (code, verdict), err
+    floors = {row["split"]: row["floor"] for row in rows if row["case"].startswith("griffin")}
+    assert floors["decode"] == pytest.approx(np.hypot(0.02, 1 / 0.99 - 1), abs=0.01)
+    assert "floors come from the A/A controls in the folders" in err
+
+
+def test_two_modes_of_a_machine_are_named(cache: Path, tda: Callable[..., Told]) -> None:
+    """A whole folder in the slower of two speeds, 1.8 apart: 50 of 200 comparisons of one build differed."""
+    know()
+    told = set()
+    for seed in range(20):
+        paths = [
+            folder(cache / f"{name}{seed}", dict.fromkeys(("dense", "griffin"), mode), stream=40 / mode, seed=seed)
+            for name, mode in (("o", 1.0), ("nw", 1.8 if seed % 2 else 1.0))
+        ]
+        code, rows, err = tda("compare", *paths)
+        told.add((seed % 2, code, "cannot tell: two modes" in err, frozenset(verdicts(rows).values())))
+    assert told == {(0, 0, False, frozenset()), (1, 3, True, frozenset({"cannot tell"}))}
 
 
 def test_a_slowdown_counts_beyond_the_floor_of_single_processes(cache: Path, tda: Callable[..., Told]) -> None:
@@ -458,18 +491,19 @@ def test_a_faster_dense_alone_is_no_regression(cache: Path, tda: Callable[..., T
 def test_a_floor_that_hides_everything_is_said(cache: Path, tda: Callable[..., Told]) -> None:
     know(variance=1e-2, ratio_variance=1e-6)
     code, rows, err = tda("compare", folder(cache / "old"), folder(cache / "new1"))
-    floor = max(row["floor"] for row in rows)
-    assert code == 0
-    assert re.search(
-        rf"this machine is noisy: in \w+ of .* on shape:25m, nothing under {100 * floor:.0f}% can be seen", err
-    )
+    assert code == 3
+    told = {(row["split"], row["verdict"], row["floor"] is None) for row in rows}
+    hidden = {(split, "cannot tell", True) for split in ("decode", "prefill", "select", "memory")}
+    assert told == hidden | {("decode to dense", "same", False)}
+    assert "is not known there or over 50%" in err
 
 
 def test_a_method_slower_beside_an_unchanged_dense_is_one(cache: Path, tda: Callable[..., Told]) -> None:
     know(variance=1e-2, ratio_variance=1e-6)
     code, rows, _ = tda("compare", folder(cache / "old"), folder(cache / "new1", {"griffin": 1.1}))
     assert code == 1
-    assert verdicts(rows) == {(GRIFFIN, "decode to dense"): "slower"}
+    told = {place: verdict for place, verdict in verdicts(rows).items() if verdict != "cannot tell"}
+    assert told == {(GRIFFIN, "decode to dense"): "slower"}
 
 
 def test_memory_has_no_rounds_and_is_judged_by_the_floor(cache: Path, tda: Callable[..., Told]) -> None:
@@ -491,9 +525,9 @@ def test_quality_of_folders_is_paired_by_document(cache: Path, tda: Callable[...
 def test_too_few_rounds_give_no_verdict(cache: Path, tda: Callable[..., Told]) -> None:
     know()
     code, rows, err = tda("compare", folder(cache / "old", rounds=4), folder(cache / "new1", {"griffin": 2}, rounds=4))
-    assert code == 2
-    assert "too few rounds for an interval" in err
-    assert set(verdicts(rows).values()) == {"under 5 rounds"}
+    assert code == 3
+    assert "there are fewer than 5 rounds" in err
+    assert set(verdicts(rows).values()) == {"cannot tell"}
 
 
 def test_unlike_machines_are_refused_by_field(cache: Path, tda: Callable[..., Told]) -> None:
@@ -636,8 +670,8 @@ def test_the_floor_of_folders_is_measured_on_request(
     assert {task.role for task in world.ran} == {"commit", "control"}
     assert (world.ran[0].build.site / "tda").is_dir()
     options = world.ran[0].grid.options.options()
-    sizes = {"prompt_tokens": 64, "new_tokens": 16, "batch": 1, "dtype": "bfloat16", "rounds": 9}
-    assert options.items() >= {"models": ["shape:25m"], "methods": ["griffin:sparsity=0.5"], **sizes}.items()
+    sizes = {"prompt_tokens": 64, "new_tokens": 16, "batch": 1, "dtype": "bfloat16", "rounds": 5}
+    assert options.items() >= {"models": ["shape:25m"], "methods": ["dense"], **sizes}.items()
     assert tda("compare", old, new)[0] == 0  # it stays known
     assert tda("compare", old, new, "--measure-floor", "--blocks", 5)[0] == 0
     assert len(world.paid) == 2 * 5
@@ -656,7 +690,7 @@ def test_floors_of_unlike_sizes_are_measured_apart(
             append(path, [a_record(case, n, nights.MACHINE, False, times) for n in range(1, 8)])
     tda("compare", *paths, "--measure-floor", "--blocks", 4)
     grids = {task.grid.options.prompt_tokens: task.grid.options for task in world.ran}
-    assert {size: options.rounds for size, options in grids.items()} == {64: 9, 128: 7}
+    assert {size: options.rounds for size, options in grids.items()} == {64: 5, 128: 5}
     assert len(world.paid) == len(set(world.paid)) == 2 * 2 * 4
 
 
@@ -681,7 +715,7 @@ def test_comparing_folders_reads_every_setting_apart(cache: Path) -> None:
         row.case.prompt_tokens: row.ratio for row in found.rows if (row.case.method, row.split) == ("griffin", "decode")
     }
     assert ratios == {64: pytest.approx(1, abs=0.01), 128: pytest.approx(2)}
-    assert "no between-process A/A floor of this machine is known for decode of griffin" in found.unjudged[0]
+    assert found.unjudged[0].startswith("cannot tell: decode of griffin 0.5 on shape:25m")
 
 
 # For real.
@@ -701,10 +735,9 @@ def test_two_real_commits_of_this_repository(tmp_path: Path) -> None:
     words += ["--rounds", "1", "--blocks", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     first = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert first.returncode in (0, 1), first.stderr  # a busy machine may well show something in 4 blocks
+    assert first.returncode in (0, 1, 3), first.stderr  # a busy machine may well show something in 4 blocks
     rows = json.loads(first.stdout)
     assert {row["case"] for row in rows} == {DENSE, GRIFFIN}
-    assert all(row["floor"] is not None for row in rows)
     name = f"{old[:10]}-{_git(clone, 'rev-parse', 'HEAD')[:10]}"
     units, problems = History(tmp_path / "results" / "compare").units(name)
     assert problems == []

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tda
-from tda.bench import measure, rounds
+from tda.bench import rounds
 from tda.cli import main as cli
 from tda.cli.options import print_rows
 from tda.contracts import FFN, Executor
+from tda.engine import session
 from tda.engine.phases import prefill
 from tda.families import find_ffns
 from tda.finite import check_logits
@@ -107,7 +108,7 @@ def test_no_command_gives_a_number_of_a_broken_norm(command, tmp_path, words):
         "bench": [*SMALL, "--method", "griffin", "--out", out, "--json"],
         "calibrate": ["--documents", "2", "--tokens", "16", "--out", out, "--json"],
         "generate": ["--prompt", "Once"],
-        "profile": ["--prompt-tokens", "16", "--new-tokens", "8", "--out", out, "--json"],
+        "profile": ["--prompt-tokens", "16", "--new-tokens", "9", "--out", out, "--json"],
     }
     code, stdout, err = command(*words, "-m", broken, *given[words[0]])
     assert code == 1, err
@@ -394,7 +395,7 @@ def test_a_bench_keeps_what_is_finite_and_says_what_is_not(tmp_path):
 def small_bench(model: Path | str, out: Path, **options: Any) -> list[Any]:
     """The lines that a bench of dense and griffin leaves."""
     sizes = {"prompt_tokens": 16, "new_tokens": 4, "rounds": 1, "documents": 2, "calibration_documents": 2}
-    tda.run_bench(out, model=[str(model)], method=["griffin"], sparsity=[0.5], **sizes, **options)
+    tda.run_bench(out, models=[str(model)], methods=["griffin"], sparsities=[0.5], **sizes, **options)
     return load(out).records
 
 
@@ -417,8 +418,8 @@ def test_a_model_that_is_not_finite_is_a_failed_record(tmp_path):
 
 def test_a_timed_round_whose_logits_are_broken_is_a_failed_record(monkeypatch, tmp_path):
     """As where a decode step on the kernels overflows and the masked one does not."""
-    decode = measure.decode
-    monkeypatch.setattr(measure, "decode", lambda *given: decode(*given) * NAN)
+    decode = session.decode
+    monkeypatch.setattr(session, "decode", lambda *given: decode(*given) * NAN)
     records = small_bench("ref:swiglu", tmp_path)
     failed = [record for record in records if record.round]
     assert {record.status for record in failed} == {"error"}

@@ -133,6 +133,8 @@ class Stage:
         """Why a measurement that was not taken is missing."""
         subject = self.subject
         noise = f"{subject.model} has random weights: its text is noise"
+        if subject.quality:  # the A/A control of one that is scored
+            noise = "not scored: its text is that of dense"
         per_token = "chosen per token: no set per prompt"
         reasons = dict.fromkeys(METRICS, noise) | {"selection_digest": per_token if subject.quality else noise}
         if self.is_timed(cell):

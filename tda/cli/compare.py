@@ -53,7 +53,7 @@ def compare(
         if asked := config.options():
             raise ValueError(f"two folders are compared by what they hold; {', '.join(asked)} is for commits")
         bench = Workbench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say)
-        found = _folders(bench, Path(old), Path(new), measured=measure_floor)
+        found = _folders(bench, Path(old), Path(new), blocks if measure_floor else None)
     else:
         if measure_floor:
             raise ValueError("--measure-floor is for folders: commits are compared beside a control of their own")
@@ -62,13 +62,13 @@ def compare(
     _tell(found, as_json=as_json)
 
 
-def _folders(bench: "Workbench", old: Path, new: Path, *, measured: bool) -> "Comparison":
+def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
     from tda.regression.folders import Folder, compare_folders, measure_floor
 
     folders = Folder.read(old), Folder.read(new)
-    if measured:
+    if blocks is not None:
         with o.measuring(bench.work):
-            measure_floor(bench, *folders)
+            measure_floor(bench, *folders, blocks)
     return compare_folders(*folders, bench.floors.known())
 
 

@@ -49,19 +49,15 @@ def evaluate(
         results = [(built, evaluator.evaluate(built, made)) for built, made, _ in prepared.methods]
     dense = results[0][1]
     cases = [plan.case(subject, built) for built, _ in results]
+    names = [describe(case, cases, sparsity=False, model=False) for case in cases]
     rows: list[dict[str, Any]] = [
-        {
-            "method": describe(case, cases, sparsity=False, model=False),
-            "sparsity": case.sparsity,
-            **found.summary(dense),
-        }
-        for case, (_, found) in zip(cases, results, strict=True)
+        {"method": name, "sparsity": case.sparsity, **found.summary(dense)}
+        for name, case, (_, found) in zip(names, cases, results, strict=True)
     ]
     o.print_rows(rows, as_json=as_json, title=f"{model}: {plan.documents} documents, protocol {protocol}")
-    for built, result in results:
-        told = f"{built.name} {built.sparsity:.3g}" if built.sparsity else built.name
+    for case, (_, result) in zip(cases, results, strict=True):
         for name, found in result.measurements().items():
-            o.warn(found.missing and f"{told} has no {name}: {found.missing}")
+            o.warn(found.missing and f"{describe(case, cases, model=False)} has no {name}: {found.missing}")
 
 
 def add_to(app: typer.Typer) -> None:

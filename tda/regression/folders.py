@@ -259,7 +259,7 @@ def _lonely(old: Folder, new: Folder) -> list[str]:
 # The floor of folders.
 
 
-def measure_floor(bench: Workbench, old: Folder, new: Folder, seconds: float = MEASURED_S) -> None:
+def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int, seconds: float = MEASURED_S) -> None:
     """Learn what dense differs by from process to process of the present installation, in each setting of two folders.
 
     Parameters
@@ -268,6 +268,8 @@ def measure_floor(bench: Workbench, old: Folder, new: Folder, seconds: float = M
         Where processes run.
     old, new : Folder
         What is to be compared.
+    blocks : int
+        Processes of either install in a setting, at most.
     seconds : float
         Time after which no process is begun that would not end in it.
 
@@ -288,7 +290,7 @@ def measure_floor(bench: Workbench, old: Folder, new: Folder, seconds: float = M
         grid = speed_grid(config)
         part = seconds / len(configs)
         bench.say(f"setting {place + 1} of {len(configs)}: processes of dense for {part:.0f} s")
-        units = bench.run_for(INSTALLED, builds, grid, part)
+        units = bench.run_for(INSTALLED, builds, grid, blocks, part)
         check_measured(units, INSTALLED)
         bench.learn(grid.name, units, INSTALLED)
 

@@ -1,6 +1,5 @@
 """Where builds are measured for a comparison or a bisection: what is asked, and processes whose units are kept."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -92,11 +91,11 @@ class Workbench:
         runner = Runner(name, self.work / "children", self.timeout_s)
         return alternate.measure(tasks, runner, done, history.keep, self.say)
 
-    def run_for(self, name: str, builds: Sequence[Build], grid: Grid, seconds: float) -> list[Unit]:
-        """Units of some builds, block after block, as long as the next one will end in time; one at least."""
+    def run_for(self, name: str, builds: Sequence[Build], grid: Grid, most: int, seconds: float) -> list[Unit]:
+        """Units of some builds in so many blocks at most, as long as the next one will end in time; one at least."""
         units: list[Unit] = []
         longest, end = 0.0, time.monotonic() + seconds
-        for blocks in itertools.count(1):
+        for blocks in range(1, most + 1):
             begin = time.monotonic()
             if blocks > 1 and begin + longest > end:
                 break
