@@ -14,7 +14,19 @@ import tda
 PACKAGE = Path(tda.__file__).parent
 # Part after part may import the ones before it; a floor is what the floors above it may rely on.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "names", "registry", "cases", "config", "records", "results", "statistics", "derived", "thresholds", "spans"),
+    (
+        "_version",
+        "names",
+        "cases",
+        "config",
+        "registry",
+        "records",
+        "results",
+        "statistics",
+        "derived",
+        "thresholds",
+        "spans",
+    ),
     ("as_built", "contracts", "cores", "telemetry", "processor", "device", "limits"),
     ("kernels", "prompt_statistics", "families", "methods", "reference", "models"),
     ("engine",),
