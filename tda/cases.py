@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scalar = bool | int | float | str | None
 """A value of a method's option."""
@@ -45,29 +46,41 @@ def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -
         return f"unknown option {where!r}; known: {', '.join(kind.model_fields)}"
     problem = first["msg"].removeprefix("Value error, ")
     came = first["input"]
-    told = f"; got {came!r}" if isinstance(came, str | int | float) and str(came) not in problem else ""
+    told = f"; got {came!r}" if isinstance(came, str | int | float) and f"got {came!r}" not in problem else ""
     return f"{where}: {problem}{told}" if where else f"{problem}{told}"
+
+
+def _word(text: str) -> str:
+    if not text or set(text) & set(":,=") or text != text.strip():
+        raise ValueError(
+            f"{text!r} cannot stand in a method's spec: it is empty, holds ':', ',' or '=', or ends in spaces"
+        )
+    return text
+
+
+def _value(value: Scalar) -> Scalar:
+    """An option's value as its printed form is read: a whole number is the same one with and without a point."""
+    read = _scalar(_word(_printed(value)))
+    if read != value:
+        raise ValueError(f"{value!r} cannot stand in a method's spec: it would be read as {read!r}")
+    return read
+
+
+Word = Annotated[str, AfterValidator(_word)]
+Options = dict[Word, Annotated[Scalar, AfterValidator(_value)]]
+"""A method's options by name."""
 
 
 class MethodSpec(Frozen):
     """A method by its name with options, as ``tda:sparsity=0.5,statistic=max``; those not given are the defaults."""
 
-    name: str = Field(min_length=1)
-    options: dict[str, Scalar] = Field(default_factory=dict)
+    name: Word
+    options: Options = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return _parsed(value) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _can_be_printed(self) -> "MethodSpec":
-        for text in (self.name, *self.options, *(v for v in self.options.values() if isinstance(v, str))):
-            if not text or set(text) & set(":,=") or text != text.strip():
-                raise ValueError(
-                    f"{text!r} cannot stand in a method's spec: it is empty or holds ':', ',', '=' or spaces"
-                )
-        return self
 
     @classmethod
     def parse(cls, text: str) -> "MethodSpec":
@@ -78,7 +91,10 @@ class MethodSpec(Frozen):
         ValueError
             If the text has another form.
         """
-        return cls(**_parsed(text))
+        try:
+            return cls(**_parsed(text))
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={_printed(value)}" for name, value in self.options.items())
@@ -104,9 +120,11 @@ def _scalar(text: str) -> Scalar:
         return _WORDS[text.lower()]
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        if math.isfinite(number):
+            return int(number) if number == int(number) else number
     return text
 
 
@@ -119,7 +137,7 @@ class Case(Frozen):
 
     model: str
     method: str
-    options: dict[str, Scalar] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     sparsity: float | None = Field(
         default=0.0, ge=0, lt=1, description="asked share of neurons left out; null where an error level was asked"
     )
@@ -186,29 +204,40 @@ def describe(case: Case, among: Iterable[Case] = (), *, sparsity: bool = True, m
     case : Case
         The case.
     among : iterable of Case
-        Those that it must be told from: what differs from another one of its method and model stands in brackets.
+        Those that it must be told from: what differs from another one of its method and model is named, too.
     sparsity, model : bool
         Whether these are named.
     """
+    alike = [other for other in among if (other.method, other.model) == (case.method, case.model)]
     words = [CONTROLS[case.control]] if case.control is not None else []
     if case.sparsity is None and case.options.get("cett") is not None:
         words.append(f"cett={case.options['cett']}")
-    words += [word for word in _telling(case, among) if word not in words]
-    dial = "" if not sparsity or case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    words += [word for word in _telling(case, alike) if word not in words]
+    dial = _dial(case, alike) if sparsity else ""
     brackets = f" ({', '.join(words)})" if words else ""
     return f"{case.method}{dial}{brackets}" + (f" on {case.model}" if model else "")
 
 
-def _telling(case: Case, among: Iterable[Case]) -> list[str]:
-    """What differs; an option that only one of two commits knows does not count."""
-    alike = [other for other in among if (other.method, other.model) == (case.method, case.model)]
-    words = [
-        f"{name}={_printed(value)}"
+def _dial(case: Case, alike: Sequence[Case] = ()) -> str:
+    """The sparsity in three digits, or in full where another one would read the same."""
+    short = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    is_shared = any(other.sparsity != case.sparsity and _dial(other) == short for other in alike)
+    return f" {case.sparsity}" if is_shared and case.sparsity is not None else short
+
+
+def _telling(case: Case, alike: Sequence[Case]) -> list[str]:
+    """What differs. An option of none is told beside those without it only: beside others, these tell theirs."""
+    options = {
+        name: value
         for name, value in case.options.items()
-        if any(other.options.get(name, value) != value for other in alike)
+        if any(name not in other.options if value is None else other.options.get(name) != value for other in alike)
+    }
+    fields = {name: getattr(case, name) for name in _FIELDS}
+    return [f"{name}={_printed(value)}" for name, value in options.items()] + [
+        _FIELDS[name].format(value)
+        for name, value in fields.items()
+        if value not in (None, options.get(name)) and any(getattr(other, name) != value for other in alike)
     ]
-    fields = [name for name in _FIELDS if any(getattr(other, name) != getattr(case, name) for other in alike)]
-    return words + [_FIELDS[name].format(getattr(case, name)) for name in fields if name not in case.options]
 
 
 class Inputs(Frozen):
