@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scalar = bool | int | float | str | None
 """A value of a method's option."""
@@ -57,29 +58,41 @@ def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -
         return f"unknown option {where!r}; known: {', '.join(kind.model_fields)}"
     problem = first["msg"].removeprefix("Value error, ")
     came = first["input"]
-    told = f"; got {came!r}" if isinstance(came, str | int | float) and str(came) not in problem else ""
+    told = f"; got {came!r}" if isinstance(came, str | int | float) and f"got {came!r}" not in problem else ""
     return f"{where}: {problem}{told}" if where else f"{problem}{told}"
+
+
+def _word(text: str) -> str:
+    if not text or set(text) & set(":,=") or text != text.strip():
+        raise ValueError(
+            f"{text!r} cannot stand in a method's spec: it is empty, holds ':', ',' or '=', or ends in spaces"
+        )
+    return text
+
+
+def _value(value: Scalar) -> Scalar:
+    """An option's value as its printed form is read: a whole number is the same one with and without a point."""
+    read = _scalar(_word(_printed(value)))
+    if read != value:
+        raise ValueError(f"{value!r} cannot stand in a method's spec: it would be read as {read!r}")
+    return read
+
+
+Word = Annotated[str, AfterValidator(_word)]
+Options = dict[Word, Annotated[Scalar, AfterValidator(_value)]]
+"""A method's options by name."""
 
 
 class MethodSpec(Frozen):
     """A method by its name with options, as ``tda:sparsity=0.5,statistic=max``; those not given are the defaults."""
 
-    name: str = Field(min_length=1)
-    options: dict[str, Scalar] = Field(default_factory=dict)
+    name: Word
+    options: Options = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return _parsed(value) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _can_be_printed(self) -> "MethodSpec":
-        for text in (self.name, *self.options, *(v for v in self.options.values() if isinstance(v, str))):
-            if not text or set(text) & set(":,=") or text != text.strip():
-                raise ValueError(
-                    f"{text!r} cannot stand in a method's spec: it is empty or holds ':', ',', '=' or spaces"
-                )
-        return self
 
     @classmethod
     def parse(cls, text: str) -> "MethodSpec":
@@ -90,7 +103,10 @@ class MethodSpec(Frozen):
         ValueError
             If the text has another form.
         """
-        return cls(**_parsed(text))
+        try:
+            return cls(**_parsed(text))
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={_printed(value)}" for name, value in self.options.items())
@@ -116,9 +132,11 @@ def _scalar(text: str) -> Scalar:
         return _WORDS[text.lower()]
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        if math.isfinite(number):
+            return int(number) if number == int(number) else number
     return text
 
 
@@ -131,7 +149,7 @@ class Case(Frozen):
 
     model: str
     method: str
-    options: dict[str, Scalar] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     sparsity: float | None = Field(
         default=0.0, ge=0, lt=1, description="asked share of neurons left out; null where an error level was asked"
     )
@@ -198,35 +216,50 @@ def describe(case: Case, among: Iterable[Case] = (), *, sparsity: bool = True, m
     case : Case
         The case.
     among : iterable of Case
-        Those that it must be told from: what differs from another one of its method and model stands in brackets,
-        beside options that are not as usual.
+        Those that it must be told from: what differs from another one of its method and model is named, too, beside
+        options that are not as usual.
     sparsity, model : bool
         Whether these are named.
     """
+    alike = [other for other in among if (other.method, other.model) == (case.method, case.model)]
     words = [CONTROLS[case.control]] if case.control is not None else []
-    words += _telling(case, among)
-    dial = "" if not sparsity or case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    words += _telling(case, alike)
+    dial = _dial(case, alike) if sparsity else ""
     brackets = f" ({', '.join(words)})" if words else ""
     return f"{case.method}{dial}{brackets}" + (f" on {case.model}" if model else "")
 
 
-def _telling(case: Case, among: Iterable[Case]) -> list[str]:
-    """Unusual options, and what differs; an option that only one of two commits knows does not count."""
-    alike = [other for other in among if (other.method, other.model) == (case.method, case.model)]
-    words = [
-        f"{name}={_printed(value)}"
+def _dial(case: Case, alike: Sequence[Case] = ()) -> str:
+    """The sparsity in three digits, or in full where another one would read the same."""
+    short = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    is_shared = any(other.sparsity != case.sparsity and _dial(other) == short for other in alike)
+    return f" {case.sparsity}" if is_shared and case.sparsity is not None else short
+
+
+def _telling(case: Case, alike: Sequence[Case]) -> list[str]:
+    """Unusual options, and what differs.
+
+    An option of none is told beside those without it only: beside others, these tell theirs.
+    """
+    options = {
+        name: value
         for name, value in case.options.items()
         if value not in _USUAL.get(name, (case.seed,))
-        or any(other.options.get(name, value) != value for other in alike)
-    ]
-    return words + requests_apart(case, alike, without=case.options)
+        or any(name not in other.options if value is None else other.options.get(name) != value for other in alike)
+    }
+    words = [f"{name}={_printed(value)}" for name, value in options.items()]
+    return words + requests_apart(case, alike, without=[name for name in options if name in _FIELDS])
 
 
 def requests_apart(case: Case, among: Iterable[Case], *, without: Collection[str] = ()) -> list[str]:
     """What in the request of a case, its sizes say, differs from others, in words."""
     others = list(among)
-    fields = [name for name in _FIELDS if any(getattr(other, name) != getattr(case, name) for other in others)]
-    return [_FIELDS[name].format(getattr(case, name)) for name in fields if name not in without]
+    fields = {name: getattr(case, name) for name in _FIELDS if name not in without}
+    return [
+        _FIELDS[name].format(value)
+        for name, value in fields.items()
+        if value is not None and any(getattr(other, name) != value for other in others)
+    ]
 
 
 class Inputs(Frozen):

@@ -1,7 +1,7 @@
 """What a user may ask of a measurement: one schema for the command line, Python, TOML files and commits."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,13 +59,12 @@ class BenchConfig(Frozen):
     revision: str | None = _option(None, "Branch, tag or commit of hub models; the commit is recorded.")
     trust_remote_code: bool = _option(False, "Let a hub repository bring code that runs on this machine.")
 
-    @field_validator("models", "methods", "sparsities", mode="before")
+    @field_validator("models", "methods", "sparsities", mode="wrap")
     @classmethod
-    def _distinct(cls, value: Any) -> Any:
+    def _distinct(cls, value: Any, read: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
         """One alone, or several; each counts once."""
-        if isinstance(value, str | float | int | MethodSpec):
-            value = [value]
-        return () if value is None else tuple(dict.fromkeys(value))
+        several = [value] if isinstance(value, str | float | int | MethodSpec) else value
+        return tuple(dict.fromkeys(read(() if several is None else several)))
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "BenchConfig":

@@ -119,7 +119,15 @@ def test_version(tda):
 
 
 MISTAKES = {
-    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "0 <= sparsity < 1"),
+    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "sparsities.0: Input should be less than 1; got 1.5"),
+    "sparsity of a method": (["bench", "--method", "griffin:sparsity=7"], "0 <= sparsity < 1; got 7"),
+    "spec": (["bench", "--method", "griffin:rows"], "a method is NAME or NAME:OPTION=VALUE,…, each option once"),
+    "option of a method": (["eval", "-m", "ref:swiglu", "--method", "tda:cet=1"], "'tda' has no option 'cet'; it has"),
+    "value of an option": (
+        ["generate", "-m", "ref:swiglu", "--method", "tda:rows=no", "--prompt", "x"],
+        "rows must be",
+    ),
+    "budget": (["bench", "--budget", "soon"], "budget"),
     "method": (["bench", "--preset", "smoke", "--method", "griffon"], "unknown method 'griffon'; known: cats"),
     "model": (["bench", "-m", "ref:nothing"], "unknown reference model 'ref:nothing'; known: ref:"),
     "shape": (["bench", "-m", "shape:2b"], "unknown shape '2b'; known: shape:25m"),

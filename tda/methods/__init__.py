@@ -1,7 +1,7 @@
 """The methods: one file each, found by the registry."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tda.cases import MethodSpec
@@ -19,11 +19,17 @@ def method(name: str, sparsity: float | None = None, **options: Any) -> Method:
     ValueError
         If the name, the sparsity or an option is unknown.
     """
-    kind = METHODS[name]
-    if sparsity is not None and takes_sparsity(name):
-        options["sparsity"] = sparsity
+    dial = {"sparsity": sparsity} if sparsity is not None and takes_sparsity(name) else {}
+    return _made(name, {**dial, **options})
+
+
+def _made(name: str, options: Mapping[str, Any]) -> Method:
+    known = [field.name for field in dataclasses.fields(METHODS[name]) if field.init]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"method {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
     try:
-        return kind(**options)
+        return METHODS[name](**options)
     except TypeError as error:
         raise ValueError(f"method {name!r}: {error}") from None
 
@@ -47,13 +53,10 @@ def build(spec: MethodSpec, sparsities: Sequence[float] = ()) -> list[Method]:
     ValueError
         As `method`.
     """
-    options: dict[str, Any] = dict(spec.options)
-    told = {"sparsity", METHODS[spec.name].instead_of_sparsity} & {
-        name for name in options if options[name] is not None
-    }
-    if told or not takes_sparsity(spec.name) or not sparsities:
-        return [method(spec.name, **options)]
-    return [method(spec.name, sparsity, **options) for sparsity in dict.fromkeys(sparsities)]
+    told = {name for name, value in spec.options.items() if value is not None}
+    if told & {"sparsity", METHODS[spec.name].instead_of_sparsity} or not takes_sparsity(spec.name) or not sparsities:
+        return [_made(spec.name, spec.options)]
+    return [_made(spec.name, {**spec.options, "sparsity": sparsity}) for sparsity in dict.fromkeys(sparsities)]
 
 
 def spec_of(built: Method) -> MethodSpec:
