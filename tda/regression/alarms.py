@@ -41,7 +41,7 @@ def raised_in(alarms: Alarms, night: str) -> list[Alarm]:
 def _alike(one: Finding, other: Finding) -> bool:
     """Whether two findings are about the same thing."""
     same = (one.machine, one.split, one.scope) == (other.machine, other.split, other.scope)
-    return same and bool(set(one.cases) & set(other.cases))
+    return same and (one.grid == other.grid or None in (one.grid, other.grid)) and bool({*one.cases} & {*other.cases})
 
 
 def _raise(alarms: dict[str, Alarm], finding: Finding, night: str, order: Sequence[str]) -> None:

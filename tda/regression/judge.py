@@ -128,19 +128,22 @@ class Judge:
         confirmed = detect.confirm(fresh, self.suspects, self.priors)
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
         found = [self._speed(change) for change in changes]
-        held = {(one.suspect.pair.new, one.suspect.key.split) for one in confirmed if one.holds}
-        doubtful = {(o.suspect.pair, o.suspect.key[:2]): o.suspect for o in confirmed if not o.holds}
-        found += [self._warning(one) for one in doubtful.values() if (one.pair.new, one.key.split) not in held]
+        held = {(one.suspect.pair.new, one.suspect.key.split, one.suspect.key.grid) for one in confirmed if one.holds}
+        doubtful = [one.suspect for one in confirmed if not one.holds]
+        once = {(one.pair, one.key._replace(relative=False)): one for one in doubtful}
+        found += [self._warning(o) for o in once.values() if (o.pair.new, o.key.split, o.key.grid) not in held]
         found += self._quality()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}
         return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
 
     def _speed(self, change: Change) -> Finding:
-        split_keys = [key for key in self.priors if key.split == change.split and key.case in change.cases]
-        floors = [resolution(self.priors[key], self.config.confirm_blocks).floor() for key in split_keys]
+        keys = [key for key in self.priors if (key.split, key.grid) == (change.split, change.grid)]
+        moved = [self.priors[key] for key in keys if key.case in change.cases]
+        floors = [resolution(noise, self.config.confirm_blocks).floor() for noise in moved]
         return self._finding(
             change.pair,
+            change.grid,
             change.cases,
             change.effect,
             verdict=change.verdict,
@@ -154,6 +157,7 @@ class Judge:
     def _warning(self, suspect: Suspect) -> Finding:
         return self._finding(
             suspect.pair,
+            suspect.key.grid,
             (suspect.key.case,),
             suspect.effect,
             verdict="warning",
@@ -162,12 +166,13 @@ class Judge:
             sentence=warning_sentence(suspect),
         )
 
-    def _finding(self, pair: Pair, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
+    def _finding(self, pair: Pair, grid: str, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
         """A finding of speed or memory."""
         low, high = effect.bounds()
         return Finding(
             shape=pair.shape,
             machine=self.machine,
+            grid=grid,
             cases=cases,
             good=pair.old,
             commit=pair.new,
@@ -176,7 +181,7 @@ class Judge:
             low=low,
             high=high,
             night=self.night.id,
-            reproduce=reproduce(pair, self.config, cases),
+            reproduce=reproduce(pair, self.config, grid, cases),
             **told,
         )
 
@@ -186,19 +191,20 @@ class Judge:
     # Quality.
 
     def _quality(self) -> list[Finding]:
-        once = {grid.name for grid in self.config.grids if not grid.repeated}
-        texts: dict[str, list[Record]] = {}
+        texts: dict[str, dict[str, list[Record]]] = {grid.name: {} for grid in self.config.grids if not grid.repeated}
         for unit in itertools.chain(*self._earlier_units, self._units()):
-            if unit.grid in once and unit.status == "ok" and _ran_on(unit, self.machine):
-                texts[unit.commit] = list(unit.records)
+            if unit.grid in texts and unit.status == "ok" and _ran_on(unit, self.machine):
+                texts[unit.grid][unit.commit] = list(unit.records)
         found = []
-        for pair in self.pairs:
-            moves = quality_moves(texts.get(pair.new, []), texts.get(pair.old, []))
+        for (grid, held), pair in itertools.product(texts.items(), self.pairs):
+            moves = quality_moves(held.get(pair.new, []), held.get(pair.old, []))
             if moves:
-                found.append(self._quality_finding(pair, moves, texts))
+                found.append(self._quality_finding(pair, grid, moves, held))
         return found
 
-    def _quality_finding(self, pair: Pair, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]) -> Finding:
+    def _quality_finding(
+        self, pair: Pair, grid: str, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]
+    ) -> Finding:
         """The case that moved most speaks for all; what is as an earlier commit was is mended."""
         before = self._line[: self._line.index(pair.old)]
         back = next((c for c in reversed(before) if c in texts and not quality_moves(texts[pair.new], texts[c])), None)
@@ -211,6 +217,7 @@ class Judge:
             scope=scope_of(moves, texts[pair.new]),
             shape="step",
             machine=self.machine,
+            grid=grid,
             cases=tuple(move.case for move in moves),
             good=pair.old,
             commit=pair.new,
@@ -220,7 +227,7 @@ class Judge:
             high=nll.high if nll is not None else None,
             night=self.night.id,
             sentence=quality_sentence(pair, worst, moves, back, self._subject(pair.new)),
-            reproduce=reproduce(pair, self.config, tuple(move.case for move in moves)),
+            reproduce=reproduce(pair, self.config, grid, tuple(move.case for move in moves)),
         )
 
 
@@ -234,7 +241,8 @@ def _without_parts(changes: Sequence[Change], line: Sequence[str]) -> list[Chang
     place = {commit: number for number, commit in enumerate(line)}
 
     def covers(wide: Change, part: Change) -> bool:
-        if wide is part or wide.pair.shape != "drift" or (wide.split, wide.scope) != (part.split, part.scope):
+        alike = (wide.grid, wide.split, wide.scope) == (part.grid, part.split, part.scope)
+        if wide is part or wide.pair.shape != "drift" or not alike:
             return False
         inside = place[wide.pair.old] <= place[part.pair.old] and place[part.pair.new] <= place[wide.pair.new]
         return inside and bool(set(wide.cases) & set(part.cases)) and wide.pair != part.pair
