@@ -44,6 +44,7 @@ class Stop(NamedTuple):
 
     commit: str
     dirty: bool
+    change: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class CaseFacts:
     ----------
     series : str
         Equal for what is compared across commits.
+    grid : str or None
+        In which it was measured.
     key : str
         Key of the case itself, whatever it was measured on.
     label, short : str
@@ -113,6 +116,7 @@ class CaseFacts:
     """
 
     series: str
+    grid: str | None
     key: str
     label: str
     short: str
@@ -297,7 +301,7 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
         _file(block, row)
     places = {commit: place for place, commit in enumerate(order)}
     for block in held.values():
-        block.stops.sort(key=lambda stop: (places[stop.commit], stop.dirty))
+        block.stops.sort(key=lambda stop: (places[stop.commit], stop.dirty, stop.change))
         block.cases = dict(sorted(block.cases.items(), key=lambda entry: entry[1].order))
         _derive(block)
     ranks = list(SOURCES)
@@ -305,8 +309,8 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
 
 
 def _file(block: Block, row: Any) -> None:
-    stop = Stop(row.commit, bool(row.dirty))
-    facts = CaseFacts(row.series, row.case_key, row.case, row.name, row.method or "", row.sparsity)
+    stop = Stop(row.commit, bool(row.dirty), row.change or "")
+    facts = CaseFacts(row.series, row.grid, row.case_key, row.case, row.name, row.method or "", row.sparsity)
     block.cases.setdefault(row.series, facts)
     block.on_gpu |= str(row.device or "").startswith("cuda")
     if stop not in block.stops:
@@ -335,7 +339,7 @@ def _setting(row: Any) -> str:
     for name, value in (("batch", row.batch), ("prompt", row.prompt_tokens), ("new tokens", row.new_tokens)):
         if value is not None:
             parts.append(f"batch {value}" if name == "batch" else f"{value} {name}")
-    return " · ".join(part for part in (row.model, ", ".join(parts)) if part)
+    return " · ".join(part for part in (row.model, ", ".join(parts), row.setting) if part)
 
 
 def _derive(block: Block) -> None:

@@ -128,13 +128,14 @@ class Trend:
                 number = numbers.setdefault(found.measurement.samples, len(numbers) + 1)
                 yield Dot(place, stop, Estimate(number, None, None, 1), f"set {number}")
 
-    def findings(self, case_key: str, metric: str) -> list[Finding]:
+    def findings(self, facts: CaseFacts, metric: str) -> list[Finding]:
         """Findings about a case that show in a metric; nights alone find any."""
         return [
             finding
             for finding in self.evidence.findings
             if self.blocks[0].source == "nightly"
-            and case_key in {case.key for case in finding.cases}
+            and finding.grid in (facts.grid, None)
+            and facts.key in {case.key for case in finding.cases}
             and shows_in(finding, metric)
             and (finding.machine, finding.commit) in self.places
         ]
@@ -158,6 +159,6 @@ def place_of(evidence: Evidence, finding: Finding) -> str | None:
     """Link from the pages' folder to the figure in which a finding shows; None where no figure has it."""
     for trend in trends(evidence):
         for metric in trend.metrics:
-            if any(finding in trend.findings(case.key, metric) for case in finding.cases):
+            if any(finding in trend.findings(facts, metric) for facts in trend.cases(metric)):
                 return f"over_time.html#{trend.slug}-{metric}"
     return None

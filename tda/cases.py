@@ -302,13 +302,17 @@ class Inputs(Frozen):
     @property
     def setting(self) -> str:
         """Hash of what must be equal for cases to be compared: calibration is the method's own affair."""
-        return digest_of([self.text, self.documents, self.weights])
+        told = [self.text, self.documents, self.weights]
+        return digest_of(told) if any(told) else ""
 
 
 def taken_for(data: str, known: Iterable[str]) -> str:
-    """What inputs stand for among all that are known of a case: where nothing is told, and others are alike, these.
+    """Which of a case's known inputs some inputs are: the same ones, or where one side tells nothing, the only ones.
 
     Records of before version 3 tell no inputs; without this rule a series would end there.
     """
-    told = set(known) - {""}
-    return told.pop() if not data and len(told) == 1 else data
+    known = set(known)
+    told = known - {""}
+    if not data and len(told) == 1:
+        return told.pop()
+    return "" if known == {""} else data

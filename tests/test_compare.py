@@ -298,7 +298,7 @@ NIGHTLY = load_config(ROOT / "benchmarks" / "nightly.toml")
 @pytest.mark.parametrize("grid", NIGHTLY.grids, ids=lambda grid: str(grid.name))
 def test_the_command_that_a_night_prints_is_accepted(world: World, tda: Callable[..., Told], grid: GridConfig) -> None:
     case = plan_of(grid.options).cases()[-1]
-    command = shlex.split(reproduce(Pair(new=world.commit(), old=world.commit()), NIGHTLY, [case]))
+    command = shlex.split(reproduce(Pair(new=world.commit(), old=world.commit()), NIGHTLY, grid.name, [case]))
     assert command[0] == "tda"
     code, rows, err = tda(*command[1:])
     assert code == 0, err

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tda.cases import Case
+from tda.cases import Case, Inputs
 from tda.derived import derive
 from tda.records import Commit, Machine, Measurement, Record, merge
 from tda.regression.history import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
@@ -187,7 +187,7 @@ class TestRecords:
         )
         assert (row.metric, row.unit, row.better, row.control) == ("decode_ms", "ms", "lower", False)
         assert row.date == pd.Timestamp("2026-05-05T05:05:05", tz="UTC")
-        unknown = ["night", "role", "stage", "grid", "subject", "missing"]
+        unknown = ["change", "night", "role", "stage", "grid", "subject", "missing"]
         assert all(row[column] is None for column in unknown)
         assert row.block is pd.NA
 
@@ -254,13 +254,12 @@ class TestRecords:
         assert set(alone.metric) == {"decode_ms", "bytes_per_token"}
 
     def test_samples_that_are_no_numbers(self, tmp_path: Path) -> None:
-        odd = {
-            "perplexity": Measurement.of("perplexity", [1.0, float("inf")]),
-            "power_w": Measurement.of("power_w", [np.nan]),
-        }
-        table = from_records([written(tmp_path, a_record(measurements=odd))])
-        assert np.isnan(only(table, metric="power_w").value)
-        assert np.isnan(only(table, metric="perplexity").value)
+        """A line with one is named and left out; the others are there."""
+        odd = {"perplexity": Measurement.of("perplexity", [1.0, float("inf")])}
+        table = from_records([written(tmp_path, a_record(1), a_record(2).model_copy(update={"measurements": odd}))])
+        assert only(table).groups == (1, 1, 1)
+        (problem,) = table.problems
+        assert "line 2 skipped: perplexity is inf" in problem
 
     def test_the_same_file_twice_counts_once(self, tmp_path: Path) -> None:
         one = written(tmp_path / "one", a_record(1), a_record(2))
@@ -286,7 +285,7 @@ class TestRecords:
             a_record(3, commit=Commit(hash=NEXT, dirty=False)),
             a_record(4, commit=Commit(hash=HASH, dirty=True)),
             a_record(5, commit=Commit()),
-            a_record(6, control=True),
+            a_record(6, a_case(control="a_a")),
         ]
         frame = from_records([written(tmp_path, *lines)]).frame
         frame = frame.sort_values("groups")
@@ -298,8 +297,8 @@ class TestRecords:
         assert only(Table(frame), machine=OTHER.fingerprint).machine_label == "A GPU, 4 cores, torch 2.13.0"
 
     def test_a_control_is_no_repeat_of_its_dense_run(self, tmp_path: Path) -> None:
-        dense = a_case("dense", 0.0)
-        table = from_records([written(tmp_path, a_record(1, dense), a_record(1, dense, control=True))])
+        dense, again = a_case("dense", 0.0), a_case("dense", 0.0, control="a_a")
+        table = from_records([written(tmp_path, a_record(1, dense), a_record(1, again))])
         assert list(table.frame.control) == [False, True]
         assert table.problems == ()
 
@@ -320,30 +319,43 @@ class TestRecords:
             from_records([], tmp_path / "out")
 
     def test_labels_tell_cases_apart(self, tmp_path: Path) -> None:
-        cases = [
-            a_case(options={"rows": "per_row"}),
-            a_case(options={"rows": "shared"}),
-            a_case(options={"rows": "per_row", "newer": 1}),
-            a_case(options={"rows": "per_row", "selection_from": "another kind"}),
-            a_case(options={"rows": "per_row", "layer_profile": "ref:swiglu"}),
-            a_case(batch=2, options={"rows": "shared"}),
-            a_case("random", options={"seed": 3}, seed=3),
-            a_case("tt", None, options={"cett": 0.2}),
-            a_case("dense", 0.0),
-        ]
-        frame = from_records([written(tmp_path, *(a_record(case=case) for case in cases))]).frame
-        assert list(frame["case"]) == [
-            "griffin 0.5 on shape:25m",
-            "griffin 0.5 on shape:25m (rows=shared)",
-            "griffin 0.5 on shape:25m",
-            "griffin 0.5 with another kind's selection on shape:25m",
-            "griffin 0.5 on shape:25m (layer_profile=ref:swiglu)",
-            "griffin 0.5 on shape:25m",
-            "random 0.5 on shape:25m",
-            "tt on shape:25m",
-            "dense on shape:25m",
-        ]
-        assert frame.sparsity.isna().tolist() == [False] * 7 + [True, False]
+        cases = {
+            "griffin 0.5 (rows=per_row, batch 1)": a_case(options={"rows": "per_row"}),
+            "griffin 0.5 (rows=shared, batch 1)": a_case(options={"rows": "shared"}),
+            "griffin 0.5 (another kind's prompt, rows=per_row, batch 1)": a_case(
+                options={"rows": "per_row"}, control="cross_domain"
+            ),
+            "griffin 0.5 (rows=per_row, batch 1, layers as ref:swiglu)": a_case(
+                options={"rows": "per_row"}, layer_sparsity_from="ref:swiglu"
+            ),
+            "griffin 0.5 (rows=shared, batch 2)": a_case(batch=2, options={"rows": "shared"}),
+            "random 0.5": a_case("random", options={"seed": 3}, seed=3),
+            "tt (cett=0.2)": a_case("tt", None, options={"cett": 0.2}),
+            "dense": a_case("dense", 0.0),
+        }
+        frame = from_records([written(tmp_path, *(a_record(case=case) for case in cases.values()))]).frame
+        assert list(frame["name"]) == list(cases)
+        assert list(frame["case"]) == [f"{name} on shape:25m" for name in cases]
+        assert list(frame["case_key"]) == [case.key for case in cases.values()]
+        assert frame.series.nunique() == len(cases)
+        assert frame.sparsity.isna().tolist() == [case.sparsity is None for case in cases.values()]
+
+    def test_thresholds_of_other_texts_are_told_in_the_case(self, tmp_path: Path) -> None:
+        """They are the method's own affair: it is held against the one dense run."""
+        texts = [Inputs(text="t", calibration=name * 64) for name in ("a", "b")]
+        folders = [written(tmp_path / one.calibration[0], a_record(case=a_case("tda"), inputs=one)) for one in texts]
+        dense = written(tmp_path / "dense", a_record(case=a_case("dense", 0.0), inputs=Inputs(text="t")))
+        frame = from_records([*folders, dense]).frame
+        assert list(frame.name) == ["tda 0.5 [calibration aaaaaaaa]", "tda 0.5 [calibration bbbbbbbb]", "dense"]
+        assert set(frame.setting) == {""}
+        assert frame.series.nunique() == 3
+
+    def test_sources_are_not_told_from_one_another(self, tmp_path: Path) -> None:
+        """asv knows no sizes: what stands for them there is nobody's size."""
+        written(tmp_path / "bench", a_record(case=a_case(model="ref:swiglu", options={"rows": "per_row"})))
+        asv_folder(tmp_path / "asv")
+        frame = load_history(tmp_path).frame
+        assert set(frame[frame.method == "griffin"].case) == {"griffin 0.5 on ref:swiglu"}
 
     def test_a_stand_in_of_a_gpu_is_refused(self, tmp_path: Path) -> None:
         fake = MACHINE.model_copy(update={"gpu": "FAKE GPU"})

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tda.cases import Inputs
 from tda.regression import detect, drift
 from tda.regression.alarms import replay
 from tda.regression.config import GridConfig, NightlyConfig
@@ -358,8 +359,9 @@ def test_machines_are_never_mixed(tmp_path: Path) -> None:
     assert not sure(list(Judge(history, nights.night(commits(5)), CONFIG, Line(commits(5))).findings()))
 
 
-def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
-    """Two nights, each too short to show it."""
+@pytest.mark.parametrize("told", [Inputs(), Inputs(documents="d" * 64)], ids=["alike", "told by the later builds"])
+def test_drift_is_seen_across_nights(tmp_path: Path, told: Inputs) -> None:
+    """Two nights, each too short to show it; builds of before records told their inputs go on in those of after."""
 
     def levels(number: int, method: str) -> dict[str, float]:
         return {"decode_ms": 1.015 ** min(max(number - 2, 0), 5)}
@@ -370,9 +372,12 @@ def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
     history = nights.history(tmp_path, one, [u for u in made if u.commit in all_commits[:5]])
     late = [u for u in made if u.commit in (all_commits[0], *all_commits[4:]) or u.stage == "confirm"]
     for each in late:
-        history.keep(each.model_copy(update={"night": "n2"}))
+        records = tuple(record.model_copy(update={"inputs": told}) for record in each.records)
+        history.keep(each.model_copy(update={"night": "n2", "records": records}))
     found = sure(list(Judge(history, two, CONFIG, Line(all_commits)).findings()))
-    assert [finding.shape for finding in found if finding.split == "decode"] == ["drift"]
+    (drifted,) = (finding for finding in found if finding.split == "decode")
+    assert drifted.shape == "drift"
+    assert 0 < int(drifted.good, 16) < 4, "it began in the first night"
 
 
 # Numbers.

@@ -261,8 +261,8 @@ def test_an_alarm_is_explained_by_profiles(scene: Scene) -> None:
     night = scene.night(since=made[0], alarm_processes=2)
     assert night is not None
     assert {finding.split for finding in night.findings} == {"decode", "quality"}
-    options = {"batch": 1, "device": "cpu", "dtype": "float32", "execution": "auto", "methods": ["griffin:sparsity=0.5"],
-               "models": ["shape:25m"], "new_tokens": 16, "prompt_tokens": 64, "seed": 0}  # fmt: skip
+    options = {"batch": 1, "device": "cpu", "dtype": "float32", "execution": "auto", "new_tokens": 16, "seed": 0,
+               "methods": ["griffin:sparsity=0.5"], "models": ["shape:25m"], "prompt_tokens": 64}  # fmt: skip
     asked = {line for line in scene.ran() if " profile " in line}
     words = json.dumps(options, sort_keys=True)
     assert asked == {f"{commit}-commit profile {words}" for commit in made[:2]}, (

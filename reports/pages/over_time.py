@@ -104,7 +104,7 @@ def _panel(axes: Axes, trend: Trend, facts: CaseFacts, metric: str) -> None:
     newest = max(seen, key=lambda dot: (dot.place, not dot.stop.dirty))
     axes.set_title(facts.short, loc="left", fontsize=8.5, color=colour, pad=3.5, y=1)
     axes.set_title(newest.text, loc="right", fontsize=8, color=MUTED, fontweight="normal", pad=3.5, y=1)
-    for finding in trend.findings(facts.key, metric):
+    for finding in trend.findings(facts, metric):
         _mark(axes, trend, finding)
 
 

@@ -43,7 +43,7 @@ def replay(
     for finding in found:
         scope = finding.scope if finding.split == "decode" else ""  # there, scopes differ in what sizes are relative to
         for case in finding.cases:
-            moves[finding.machine, finding.split, scope, case].append(finding)
+            moves[finding.machine, finding.grid, finding.split, scope, case].append(finding)
     for changes in moves.values():
         for life in _lives(line.once(changes), line, accepted, smallest):
             lives[life.finding.key].append(life)

@@ -388,14 +388,13 @@ def _is_asked(case: Case, config: BenchConfig, split: str) -> bool:
 def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
     """The plainest change of a time or of memory, one for the worse if there is any."""
     judged = Judged(bench.against(good, bad, config, wanted.blocks), Pair(bad, good), "")
-    followed = [
-        key for key in judged.effects if key.split == wanted.split and _is_asked(key.case, config, wanted.split)
-    ]
+    split = wanted.split
+    followed = [key for key in judged.effects if key.split == split and _is_asked(key.case, config, split)]
     sure = [one.suspect for one in judged.sure if one.suspect.key in followed]
     if not sure:
         floors = sorted(floor for floor in map(judged.floor, followed) if floor is not None)
         beyond = f" beyond floors of {floors[0]:.1%} to {floors[-1]:.1%}" if floors else ""
-        raise AlikeError(f"{wanted.split} does not differ{beyond}")
+        raise AlikeError(f"{split} does not differ{beyond}")
     chosen = max(sure, key=lambda one: (one.effect.log_ratio > 0, -one.effect.p, abs(one.effect.log_ratio)))
     key, noise = chosen.key, judged.noise[chosen.key]
     narrow = only(config, [key.case])

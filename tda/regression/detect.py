@@ -129,9 +129,10 @@ def confirm(fresh: Blocks, suspected: Sequence[Suspect], priors: Mapping[Key, Pr
 
 @dataclass(frozen=True)
 class Change:
-    """What moved together between two builds."""
+    """What moved together between two builds, in one grid."""
 
     pair: Pair
+    grid: str
     split: Split
     scope: Scope
     cases: tuple[Case, ...]
@@ -146,11 +147,14 @@ class Change:
 
 
 def changes(fresh: Blocks, confirmed: Sequence[Confirmed], priors: Mapping[Key, Prior], rules: Rules) -> list[Change]:
-    """Name what moved: everything alike, dense alone, or methods of their own; one change for each split and scope."""
+    """Name what moved: everything alike, dense alone, or methods of their own; one for each grid, split and scope."""
     found = []
     for pair in dict.fromkeys(one.suspect.pair for one in confirmed if one.holds):
         sure = {one.suspect.key: one.p for one in confirmed if one.holds and one.suspect.pair == pair}
-        found += _Naming(pair, effects(fresh, pair, priors), sure, rules, _ratios(fresh, pair)).changes()
+        held, ratios = effects(fresh, pair, priors), _ratios(fresh, pair)
+        for grid in dict.fromkeys(key.grid for key in sure):
+            own = {key: one for key, one in held.items() if key.grid == grid}
+            found += _Naming(pair, grid, own, sure, rules, ratios).changes()
     return found
 
 
@@ -168,6 +172,7 @@ def _absolute(key: Key) -> Key:
 @dataclass(frozen=True)
 class _Naming:
     pair: Pair
+    grid: str
     effects: Mapping[Key, Effect]
     sure: Mapping[Key, float]
     rules: Rules
@@ -192,7 +197,7 @@ class _Naming:
         main = max(sure, key=lambda key: abs(self.effects[key].log_ratio) / (self.effects[key].error or 1e-9))
         cases = tuple(dict.fromkeys(key.case for key in keys))
         least = min(self.sure[key] for key in sure)
-        return [Change(self.pair, split, scope, cases, self.effects[main], least, tuple(along))]
+        return [Change(self.pair, self.grid, split, scope, cases, self.effects[main], least, tuple(along))]
 
     def _plain(self, split: Split, common: Sequence[Effect] = ()) -> list[Change]:
         """What moved of a split; what moved as everything did is no change of its own."""
@@ -205,9 +210,9 @@ class _Naming:
         keys = [key for key in self.effects if key.split == "decode"]
         if not any(key in self.sure for key in keys):
             return []
-        settings: dict[tuple[str, str], list[Key]] = {}
+        settings: dict[str, list[Key]] = {}
         for key in keys:
-            settings.setdefault((key.case.setting, key.grid), []).append(key)
+            settings.setdefault(key.case.setting, []).append(key)
         return [change for members in settings.values() for change in self._setting(members)]
 
     def _setting(self, keys: Sequence[Key]) -> list[Change]:
@@ -264,4 +269,4 @@ class _Naming:
         if not sure:
             return []
         cases = tuple(dict.fromkeys(key.case for key in keys))
-        return [Change(self.pair, "decode", scope, cases, self.effects[dense], min(sure), tuple(along))]
+        return [Change(self.pair, self.grid, "decode", scope, cases, self.effects[dense], min(sure), tuple(along))]

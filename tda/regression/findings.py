@@ -28,6 +28,7 @@ class Finding(Frozen):
     scope: Scope
     shape: Shape
     machine: str = Field(description="fingerprint")
+    grid: str | None = Field(default=None, description="in which they moved; null where an older night does not tell")
     cases: tuple[Case, ...] = Field(description="the cases that moved")
     good: str
     commit: str
@@ -44,10 +45,12 @@ class Finding(Frozen):
 
     @property
     def key(self) -> str:
-        """Name that is equal for the same change found again: commit, split, scope, cases and machine."""
-        text = "|".join(
-            (self.machine, self.commit, self.split, self.scope, self.shape, *(case.key for case in self.cases))
-        )
+        """Name that is equal for the same change found again: commit, split, scope, grid, cases and machine.
+
+        Without a grid it is what the older night called it, so that what was decided about it holds.
+        """
+        cases = map(str, self.cases) if self.grid is None else (self.grid, *(case.key for case in self.cases))
+        text = "|".join((self.machine, self.commit, self.split, self.scope, self.shape, *cases))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -30,11 +30,11 @@ from tda.statistics import Estimate, bootstrap, by_group, is_baseline, perplexit
 COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("source", "machine", "machine_label", "commit"), "object"),
     "date": "datetime64[us, UTC]",
-    **dict.fromkeys(("subject", "dirty", "night"), "object"),
+    **dict.fromkeys(("subject", "dirty", "change", "night"), "object"),
     "block": "Int64",
     **dict.fromkeys(("role", "stage", "grid", "model", "method"), "object"),
     "sparsity": "float64",
-    **dict.fromkeys(("case", "name", "case_key", "series", "dtype", "device", "execution"), "object"),
+    **dict.fromkeys(("case", "name", "case_key", "series", "setting", "dtype", "device", "execution"), "object"),
     **dict.fromkeys(("batch", "prompt_tokens", "new_tokens"), "Int64"),
     "control": "bool",
     **dict.fromkeys(("metric", "unit", "better", "samples", "groups"), "object"),
@@ -61,10 +61,11 @@ class Table:
         - `source` is "nightly", "bench", "asv" or "micro"; `machine` a fingerprint, equal for numbers that may be
           compared; `machine_label` says it in words.
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
-          commit's), `dirty` whether there was uncommitted change.
+          commit's), `dirty` whether there was uncommitted change, and `change` the digest of it, where it is told.
         - `case` is what people call it, such as "griffin 0.5 on shape:25m", and `name` the same without the model;
-          `series` is equal for what is compared across commits: equal `case_key` (`tda.cases.Case.key`) and equal
-          inputs. `execution` is what really ran.
+          `series` is equal for what is compared across commits: equal grid, `case_key` (`tda.cases.Case.key`) and
+          inputs. `setting` tells grid, seed or text where one model and size was measured with several; `execution` is
+          what really ran.
         - `samples` are all raw samples, `groups` the round or document of each. `value` is the geometric mean of the
           groups' medians for what is timed or sized, their mean for quality, NaN for a hash; `low` and `high` bound its
           95% interval over groups, NaN where there are too few. What is derived from a case and dense
@@ -234,26 +235,44 @@ def _case(case: Case, execution: str | None, inputs: Inputs = Inputs()) -> Row: 
 
 
 def _label(rows: Iterable[Row]) -> None:
-    """Put what people call a case in its place, told from all others; what is no case is its own name."""
-    rows = list(rows)
-    inputs: dict[Case, dict[str, Inputs]] = defaultdict(dict)
+    """Put words in the place of cases and inputs, told from all others of their source; what is no case is its name."""
+    measured = []
     for row in rows:
         if isinstance(row["case"], Case):
-            inputs[row["case"]][row["series"].data] = row["series"]
-    names = {case: [describe(case, inputs, model=model) for model in (True, False)] for case in inputs}
-    keys = {case: case.key for case in inputs}
-    for row in rows:
-        case = row["case"]
-        if not isinstance(case, Case):
-            row |= dict.fromkeys(("name", "case_key", "series"), case)
-            continue
-        data = taken_for(row["series"].data, inputs[case])
-        several = len({taken_for(one, inputs[case]) for one in inputs[case]}) > 1
-        told = (
-            f" [{inputs[case][data].text_name or 'text not told'}, inputs {data[:6] or 'not told'}]" if several else ""
-        )
-        row |= {"case": names[case][0] + told, "name": names[case][1] + told, "case_key": keys[case]}
-        row["series"] = f"{keys[case]}/{data}"
+            measured.append(row)
+        else:
+            row |= dict.fromkeys(("name", "case_key", "series"), row["case"])
+    inputs: dict[Any, dict[str, Inputs]] = defaultdict(dict)
+    keys: dict[str, dict[Case, str]] = defaultdict(dict)
+    for row in measured:
+        inputs[row["source"], row["grid"], row["case"]][row["series"].data] = row["series"]
+        keys[row["source"]].setdefault(row["case"], row["case"].key)
+    names = {
+        (source, case): [describe(case, cases, model=model) for model in (True, False)]
+        for source, cases in keys.items()
+        for case in cases
+    }
+    settings: dict[Any, list[set[str]]] = defaultdict(lambda: [set(), set(), set()])
+    for row in measured:
+        source, grid, case = row["source"], row["grid"] or "", row["case"]
+        known = inputs[source, row["grid"], case]
+        own = known[taken_for(row["series"].data, known)]
+        several = len({one.calibration for one in known.values()} - {None}) > 1
+        told = f" [calibration {(own.calibration or 'not told')[:8]}]" if several else ""
+        text = f"{own.text_name or 'text'} {own.setting[:6]}" if own.setting else ""
+        row |= dict(zip(("case", "name"), (name + told for name in names[source, case]), strict=True))
+        row |= {"case_key": keys[source][case], "series": f"{grid}/{keys[source][case]}/{own.data}"}
+        row["setting"] = (f"grid {grid}", f"seed {case.seed}", text)
+        for seen, word in zip(settings[_request(row)], row["setting"], strict=True):
+            seen.add(word)
+    for row in measured:
+        parts = zip(row["setting"], settings[_request(row)], strict=True)
+        row["setting"] = ", ".join(word or "text not told" for word, seen in parts if len(seen - {""}) > 1)
+
+
+def _request(row: Row) -> tuple[object, ...]:
+    """What the pages call a setting, before it is told from others."""
+    return tuple(row[name] for name in ("source", "model", *_SIZES))
 
 
 def _nothing(status: str, reason: str | None) -> Row:
@@ -341,7 +360,7 @@ def _record_rows(reading: _Reading, paths: Iterable[Path]) -> Iterator[Row]:
     repeated = 0
     for path in paths:
         for record in _read_records(reading, path):
-            rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty]
+            rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty, record.inputs.change]
             place = (*record.series, record.round)
             origin, before = rounds.get(place, (path, None))
             if before is not None and path != origin and before != record and before.status == record.status == "ok":
@@ -374,7 +393,7 @@ def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: s
     for record in records:
         shared = place | _machine(record.machine) | reading.commit(commit, record.commit.dirty, record.started)
         shared |= _case(record.case, record.execution or record.case.execution, record.inputs)
-        shared["control"] = record.case.control == "a_a"
+        shared |= {"control": record.case.control == "a_a", "change": record.inputs.change}
         if record.status != "ok":
             yield shared | _nothing(record.status, record.reason)
             continue

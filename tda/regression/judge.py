@@ -129,11 +129,12 @@ class Judge:
         confirmed = detect.confirm(fresh, self.suspects, self.priors)
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
         found = [self._speed(change) for change in changes]
-        held = {(one.suspect.pair.new, one.suspect.key.split) for one in confirmed if one.holds}
-        doubtful = {(o.suspect.pair, o.suspect.key[:2]): o.suspect for o in confirmed if not o.holds}
-        found += [self._warning(one) for one in doubtful.values() if (one.pair.new, one.key.split) not in held]
+        held = {(one.suspect.pair.new, one.suspect.key.split, one.suspect.key.grid) for one in confirmed if one.holds}
+        doubtful = [one.suspect for one in confirmed if not one.holds]
+        once = {(one.pair, one.key._replace(relative=False)): one for one in doubtful}
+        found += [self._warning(o) for o in once.values() if (o.pair.new, o.key.split, o.key.grid) not in held]
         found += self._quality()
-        found += self._failures()
+        found += [failure for grid in self.config.grids for failure in self._failures(grid.name)]
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}
         return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
@@ -149,10 +150,12 @@ class Judge:
         return tuple(found)
 
     def _speed(self, change: Change) -> Finding:
-        split_keys = [key for key in self.priors if key.split == change.split and key.case in change.cases]
-        floors = [resolution(self.priors[key], self.config.confirm_blocks).floor() for key in split_keys]
+        keys = [key for key in self.priors if (key.split, key.grid) == (change.split, change.grid)]
+        moved = [self.priors[key] for key in keys if key.case in change.cases]
+        floors = [resolution(noise, self.config.confirm_blocks).floor() for noise in moved]
         return self._finding(
             change.pair,
+            change.grid,
             change.cases,
             change.effect,
             verdict=change.verdict,
@@ -166,6 +169,7 @@ class Judge:
     def _warning(self, suspect: Suspect) -> Finding:
         return self._finding(
             suspect.pair,
+            suspect.key.grid,
             (suspect.key.case,),
             suspect.effect,
             verdict="warning",
@@ -174,12 +178,13 @@ class Judge:
             sentence=warning_sentence(suspect),
         )
 
-    def _finding(self, pair: Pair, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
+    def _finding(self, pair: Pair, grid: str, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
         """A finding of speed or memory."""
         low, high = effect.bounds()
         return Finding(
             shape=pair.shape,
             machine=self.machine,
+            grid=grid,
             cases=cases,
             good=pair.old,
             commit=pair.new,
@@ -188,7 +193,7 @@ class Judge:
             low=low,
             high=high,
             night=self.night.id,
-            reproduce=reproduce(pair, self.config, cases),
+            reproduce=reproduce(pair, self.config, grid, cases),
             **told,
         )
 
@@ -197,14 +202,14 @@ class Judge:
 
     # What fails.
 
-    def _failures(self) -> list[Finding]:
-        """Cases that fail in every process of a commit and ran before it, and those that run again."""
+    def _failures(self, grid: str) -> list[Finding]:
+        """Cases of a grid that fail in every process of a commit and ran before it, and those that run again."""
         found: list[Finding] = []
         ended = [commit for commit in self.night.commits if commit.status in ("measured", "crashed")]
         running: dict[Case, None] = {}
         down: dict[Case, None] = {}
         for place, commit in enumerate(ended):
-            ran, failed = self._cases(commit)
+            ran, failed = self._cases(commit, grid)
             if commit.status == "crashed":
                 failed = dict.fromkeys(running, commit.reason or "no reason given")
             broken, again = [case for case in running if case in failed], [case for case in ran if case in down]
@@ -212,26 +217,27 @@ class Judge:
             for cases, verdict in told:
                 if cases:
                     pair = Pair(commit.hash, ended[place - 1].hash)
-                    found.append(self._failure(pair, cases, verdict, failed.get(cases[0])))
+                    found.append(self._failure(pair, grid, cases, verdict, failed.get(cases[0])))
             down = {case: None for case in (*down, *failed) if case not in ran}
             running = {case: None for case in (*running, *ran) if case not in failed}
         return found
 
-    def _cases(self, commit: NightCommit) -> tuple[list[Case], dict[Case, str]]:
+    def _cases(self, commit: NightCommit, grid: str) -> tuple[list[Case], dict[Case, str]]:
         """Cases of a commit that ran in some process, and cases that failed in all, with the reason."""
         units = (unit for unit in self.history.units(self.night.id)[0] if unit.commit == commit.hash)
-        own = [unit for unit in units if (unit.role, unit.stage) == ("commit", "first")]
+        own = [unit for unit in units if (unit.role, unit.stage, unit.grid) == ("commit", "first", grid)]
         records = [record for unit in own for record in unit.records if record.case.control is None]
         ran = dict.fromkeys(record.case for record in records if record.status == "ok")
         return list(ran), {one.case: f"{one.status}: {one.reason}" for one in records if one.case not in ran}
 
-    def _failure(self, pair: Pair, cases: Sequence[Case], verdict: Verdict, reason: str | None) -> Finding:
+    def _failure(self, pair: Pair, grid: str, cases: Sequence[Case], verdict: Verdict, reason: str | None) -> Finding:
         return Finding(
             verdict=verdict,
             split="failure",
             scope="method",
             shape="step",
             machine=self.machine,
+            grid=grid,
             cases=tuple(cases),
             good=pair.old,
             commit=pair.new,
@@ -239,25 +245,26 @@ class Judge:
             unit="cases",
             night=self.night.id,
             sentence=failure_sentence(pair, cases, reason, self._subject(pair.new)),
-            reproduce=reproduce(pair, self.config, cases),
+            reproduce=reproduce(pair, self.config, grid, cases),
         )
 
     # Quality.
 
     def _quality(self) -> list[Finding]:
-        once = {grid.name for grid in self.config.grids if not grid.repeated}
-        texts: dict[str, list[Record]] = {}
+        texts: dict[str, dict[str, list[Record]]] = {grid.name: {} for grid in self.config.grids if not grid.repeated}
         for unit in itertools.chain(*self._earlier_units, self._units()):
-            if unit.grid in once and unit.status == "ok" and _ran_on(unit, self.machine):
-                texts[unit.commit] = list(unit.records)
+            if unit.grid in texts and unit.status == "ok" and _ran_on(unit, self.machine):
+                texts[unit.grid][unit.commit] = list(unit.records)
         found = []
-        for pair in self.pairs:
-            moves = quality_moves(texts.get(pair.new, []), texts.get(pair.old, []))
+        for (grid, held), pair in itertools.product(texts.items(), self.pairs):
+            moves = quality_moves(held.get(pair.new, []), held.get(pair.old, []))
             if moves:
-                found.append(self._quality_finding(pair, moves, texts))
+                found.append(self._quality_finding(pair, grid, moves, held))
         return found
 
-    def _quality_finding(self, pair: Pair, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]) -> Finding:
+    def _quality_finding(
+        self, pair: Pair, grid: str, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]
+    ) -> Finding:
         """The case that moved most speaks for all; text that was there first, and is no worse, is mended."""
         cases = [move.case for move in moves]
         line = [commit for commit in self._line[: self._line.index(pair.new)] if commit in texts]
@@ -276,6 +283,7 @@ class Judge:
             scope=scope_of(moves, texts[pair.new]),
             shape="step",
             machine=self.machine,
+            grid=grid,
             cases=tuple(cases),
             good=pair.old,
             commit=pair.new,
@@ -286,7 +294,7 @@ class Judge:
             night=self.night.id,
             back=back,
             sentence=quality_sentence(pair, worst, moves, back, self._subject(pair.new)),
-            reproduce=reproduce(pair, self.config, cases),
+            reproduce=reproduce(pair, self.config, grid, cases),
         )
 
 
@@ -300,7 +308,7 @@ def _without_parts(changes: Sequence[Change], line: Sequence[str]) -> list[Chang
     place = {commit: number for number, commit in enumerate(line)}
 
     def covers(wide: Change, part: Change) -> bool:
-        alike = (wide.split, wide.scope, wide.verdict) == (part.split, part.scope, part.verdict)
+        alike = (wide.grid, wide.split, wide.scope, wide.verdict) == (part.grid, part.split, part.scope, part.verdict)
         if wide is part or wide.pair.shape != "drift" or not alike:
             return False
         inside = place[wide.pair.old] <= place[part.pair.old] and place[part.pair.new] <= place[wide.pair.new]

@@ -4,10 +4,11 @@ Both repeat bit for bit on one machine, so one measurement of a commit is enough
 a changed hash of the sets, or a likelihood that moved by more than rounding, is a change.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from tda.cases import Case
+from tda.cases import Case, taken_for
 from tda.records import Record
 from tda.regression.findings import Scope
 from tda.statistics import Estimate, by_group, paired_difference
@@ -40,10 +41,13 @@ class QualityMove:
 
 def quality_moves(new: Iterable[Record], old: Iterable[Record]) -> list[QualityMove]:
     """Compare the records of two commits, case by case; cases that only one of them has are left out."""
-    before = {(record.case.key, record.inputs.data): record for record in _scored(old)}
+    before: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in _scored(old):
+        before[record.case.key][record.inputs.data] = record
     found = []
     for record in _scored(new):
-        other = before.get((record.case.key, record.inputs.data))
+        held = before[record.case.key]
+        other = held.get(taken_for(record.inputs.data, held))
         move = _move(record, other) if other is not None else None
         if move is not None:
             found.append(move)

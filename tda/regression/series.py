@@ -102,9 +102,8 @@ class Blocks:
                 for key, value in numbers(unit.records, unit.grid).items():
                     self.put(key, (unit.commit, unit.role), unit.block, value)
         for key in [key for key in self._values if not key.inputs]:
-            known = {other.inputs for other in self._values if other._replace(inputs="") == key}
             for build, values in self._values.pop(key).items():
-                self._values[key._replace(inputs=taken_for("", known))][build] |= values
+                self._values[self._standing_for(key)][build] |= values
 
     def put(self, key: Key, build: Build, block: int, value: float) -> None:
         """Add the number of one process."""
@@ -116,8 +115,13 @@ class Blocks:
         return sorted(self._values, key=lambda key: (str(key), key.case.key, key.grid, key.inputs))
 
     def of(self, key: Key) -> Mapping[Build, Mapping[int, float]]:
-        """Values of one series by build and block."""
-        return self._values.get(key, {})
+        """Values of one series by build and block, whether or not its builds told their inputs."""
+        return self._values.get(key) or self._values.get(self._standing_for(key), {})
+
+    def _standing_for(self, key: Key) -> Key:
+        """The same series where inputs are not told: in these blocks, or by who asks."""
+        known = {other.inputs for other in self._values if other._replace(inputs="") == key._replace(inputs="")}
+        return key._replace(inputs=taken_for(key.inputs, known))
 
     def differences(self, key: Key, new: Build, old: Build) -> Values:
         """Log ratios of two builds over the blocks that both ran in."""

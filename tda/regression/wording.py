@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from tda.bench.plan import plan_of
+from tda.bench.plan import only
 from tda.cases import Case, describe
+from tda.config import BenchConfig
 from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Suspect
 from tda.regression.quality import QualityMove
@@ -88,8 +89,8 @@ def _interval(move: QualityMove) -> str:
     return f" [{move.nll.low:+.3g}, {move.nll.high:+.3g}]"
 
 
-def reproduce(pair: Pair, config: NightlyConfig, cases: Sequence[Case]) -> str:
-    """A command that compares the two commits on the grid in which the cases are."""
-    wanted = {case.key for case in cases}
-    found = next((grid for grid in config.grids if wanted & {case.key for case in plan_of(grid.options).cases()}), None)
-    return f"tda compare {short(pair.old)} {short(pair.new)} {(found or config.grids[0]).options.arguments()}"
+def reproduce(pair: Pair, config: NightlyConfig, grid: str, cases: Sequence[Case]) -> str:
+    """A command that compares the two commits on a grid; on the first case alone where the settings lost the grid."""
+    options = next((one.options for one in config.grids if one.name == grid), None) or only(BenchConfig(), cases[:1])
+    asked = options.model_copy(update={"budget": None, "precision": None})  # a comparison has blocks instead
+    return f"tda compare {short(pair.old)} {short(pair.new)} {asked.arguments()}"

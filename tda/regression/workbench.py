@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tda.bench.budget import duration
 from tda.bench.plan import plan_of
@@ -20,9 +19,6 @@ from tda.regression.floor import Floors
 from tda.regression.repository import Repository
 from tda.regression.units import History, Role, Stage, Unit
 from tda.regression.wording import short
-
-if TYPE_CHECKING:
-    pass
 
 SPEED_DOCUMENTS = 2
 """Documents scored by a process whose times are wanted: quality is measured once, apart."""
