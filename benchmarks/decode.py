@@ -92,21 +92,23 @@ class Goal:
 
 def _goals() -> Iterator[Goal]:
     for run in ("griffin", "griffin-steps"):
-        yield Goal(run, "bandwidth_share", "dense", 0.0, 0.70, 0.90)
+        yield Goal(run, "mbu", "dense", 0.0, 0.70, 0.90)
     for method in HALF["methods"]:
         for run in (method, f"{method}{COPIES}"):
             for name in (run, f"{run}-steps"):
-                yield Goal(name, "bandwidth_share", method, 0.5, 0.60, 0.85)
+                yield Goal(name, "mbu", method, 0.5, 0.60, 0.85)
                 shares = zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True)
-                yield from (Goal(name, "gain_share", method, part, must, strive) for part, must, strive in shares)
+                yield from (
+                    Goal(name, "speedup_efficiency", method, part, must, strive) for part, must, strive in shares
+                )
             yield Goal(run, "break_even_tokens", method, 0.5, 5, 1, most=True)
         yield Goal("generate", "prefill_ratio", method, 0.5, 1.05, 1.01, most=True)
         yield Goal(method, "memory_ratio", method, 0.5, 1.01, 1.0, most=True)
         yield Goal("generate", "promise_kept", method, 0.5, 0.85, 0.97)
         for run in ("opt", "gemma"):
-            yield Goal(run, "gain_share", method, 0.5, 0.70, 0.90)
+            yield Goal(run, "speedup_efficiency", method, 0.5, 0.70, 0.90)
     for run in ("cats", "cats-steps"):
-        yield from (Goal(run, "gain_share", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
+        yield from (Goal(run, "speedup_efficiency", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ MIN_GROUPS = 5
 """Fewer rounds or documents than this give no interval."""
 RECORD_VERSION: Literal[3] = 3
 RETIRED = {
-    1: ("select_ms", "ttft_ms", "break_even_tokens", "limit_speedup", "gain_share", "bandwidth_share"),
+    1: ("select_ms", "ttft_ms", "break_even_tokens", "roofline_speedup", "speedup_efficiency", "mbu"),
 }
 """By version of a record, measurements that are not read from it: gone since, or of another meaning now."""
 BUILD_STAMP = "build.json"

@@ -241,14 +241,14 @@ class TestRecords:
         ]
         table = from_records([written(tmp_path, *lines)])
         griffin, dense = (one for one in merge(lines))
-        for name in ("limit_speedup", "gain_share"):
+        for name in ("roofline_speedup", "speedup_efficiency"):
             row, found = only(table, metric=name, method="griffin"), derive(name, griffin, dense)
             assert isinstance(found, Estimate)
             assert (row.value, row.low, row.high, row.samples) == (found.value, found.low, found.high, ())
         assert set(table.frame[table.frame.method == "dense"].metric) == {
             "decode_ms",
             "bytes_per_token",
-            "limit_speedup",
+            "roofline_speedup",
         }
         alone = from_records([written(tmp_path / "alone", *lines[::2])]).frame
         assert set(alone.metric) == {"decode_ms", "bytes_per_token"}
@@ -270,7 +270,9 @@ class TestRecords:
 
     def test_contradicting_lines_are_told(self, tmp_path: Path) -> None:
         later = a_record(1, measurements={"decode_ms": Measurement.of("decode_ms", [99.0])})
-        table = from_records([written(tmp_path, a_record(1), later)])
+        again = from_records([written(tmp_path / "torn", a_record(1), later)])
+        assert (only(again).samples, again.problems) == ((99.0,), ())  # a torn round that was measured again
+        table = from_records([written(tmp_path / "one", a_record(1)), written(tmp_path / "two", later)])
         assert only(table).samples == (99.0,)
         assert table.problems == (
             "1 records repeat a case and round of the same machine and commit; of each the last counts",

@@ -91,5 +91,5 @@ def test_a_real_file_is_read(tmp_path: Path) -> None:
     assert batches.min() <= 1000 * median <= batches.max()
     assert facts["gb_per_s"] == pytest.approx(facts["bytes_moved"] / median / 1e9)
     assert facts["bytes_moved"] == 3 * 512 * 1536 * 2 // 2
-    assert facts["limit_speedup"] == 2.0
+    assert facts["roofline_speedup"] == 2.0
     assert facts["achieved_sparsity"] == 0.5

@@ -112,7 +112,9 @@ def test_commits_that_do_not_build_or_run_are_shown_as_such(scene: Scene) -> Non
     assert [commit.parent for commit in night.commits] == [None, made[0], made[0], made[0]]
     assert "boom" in (night.commits[2].reason or "")
     assert night.commits[1].reason
-    assert [(f.verdict, f.good, f.commit) for f in night.findings] == [("alarm", made[0], made[3])]
+    alarms = {(f.split, f.good, f.commit) for f in night.findings if f.verdict == "alarm"}
+    assert alarms == {("decode", made[0], made[3]), ("failure", made[0], made[2])}
+    assert [f.commit for f in night.findings if f.verdict == "improvement"] == [made[3]]  # it runs again
     told = account(night, Alarms(), [])
     assert "| build failed |" in told
     assert "| crashed |" in told
@@ -350,10 +352,13 @@ def test_two_nights_at_once_are_refused(scene: Scene) -> None:
     scene.night(since=first, say=again)
 
 
-def test_an_anchor_that_does_not_build_is_an_error(scene: Scene) -> None:
+def test_a_night_in_which_nothing_builds_ends(scene: Scene) -> None:
     first = scene.repository.commit("Begin", records(), files={"pyproject.toml": "[project\n"})
-    with pytest.raises(ValueError, match=r"the anchor .* does not build"):
-        scene.night(since=first)
+    night = scene.night(since=first)
+    assert night is not None
+    assert night.finished
+    assert [commit.status for commit in night.commits] == ["build failed"]
+    assert f"the anchor {first[:10]} no longer builds" in night.notes[0]
 
 
 def test_old_units_are_thinned_and_accounts_stay(scene: Scene) -> None:

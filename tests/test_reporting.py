@@ -257,7 +257,7 @@ def test_table_equals_an_independent_computation(one_model_report: Path) -> None
     assert row.delta_nll_nats == pytest.approx(np.mean(nll - dense_nll))
     assert row.perplexity == pytest.approx(np.exp(nll.mean()))
     assert row.kl_to_dense_nats == pytest.approx(np.mean(griffin[0].samples("kl_to_dense_nats")))
-    assert row.limit_speedup == pytest.approx(1 / (1 - 0.3))
+    assert row.roofline_speedup == pytest.approx(1 / (1 - 0.3))
     assert row.weight_bytes_per_token == pytest.approx(600e6 * 0.7)
     assert row.peak_memory_bytes == pytest.approx(1.2e9 - 6e7)
     assert (row.rounds, row.documents) == (7, 12)
@@ -289,8 +289,13 @@ def test_a_case_shows_what_follows_from_its_samples() -> None:
         assert griffin.estimate(name) == derive(name, griffin.record, dense.record)
     assert cats.derived("break_even_tokens") != Missing("selection_ms was not recorded")
     assert dense.derived("break_even_tokens") == Missing("nothing is left out, so there is nothing to repay")
-    assert case_of(lines[2:], "griffin").derived("gain_share") != Missing("no dense run of this setting succeeded")
-    assert case_of([line for line in lines if line.case.method != "dense"], "griffin").derived("gain_share") == NO_DENSE
+    assert case_of(lines[2:], "griffin").derived("speedup_efficiency") != Missing(
+        "no dense run of this setting succeeded"
+    )
+    assert (
+        case_of([line for line in lines if line.case.method != "dense"], "griffin").derived("speedup_efficiency")
+        == NO_DENSE
+    )
 
 
 def test_a_step_that_saves_nothing_is_not_repaid(tmp_path: Path) -> None:
@@ -407,7 +412,7 @@ def test_projection_is_marked_everywhere(two_model_report: Path) -> None:
 
 def test_axes_name_model_and_unit(one_model_report: Path) -> None:
     words = texts(one_model_report / "figures" / "tradeoff-1-1-tradeoff-joint-latency.svg")
-    for part in ("Decode latency of m (ms per token)", "ΔNLL of m to dense (nats per token)", "dense", "byte limit"):
+    for part in ("Decode latency of m (ms per token)", "ΔNLL of m to dense (nats per token)", "dense", "roofline"):
         assert part in words
 
 
@@ -748,7 +753,7 @@ def test_a_speed_up_between_unlike_kernels_is_in_doubt_wherever_it_is_shown(tmp_
     rows = {row["method"]: row for row in summary_rows(of_kernels(TORCH_ROWS, IN_C))}
     assert rows["griffin"]["speed-up (×)"].endswith(", unlike kernels")
     assert rows["griffin"]["break-even (tokens)"].endswith(", unlike kernels")
-    assert "unlike" not in rows["griffin"]["byte limit (×)"] + rows["dense"]["speed-up (×)"]
+    assert "unlike" not in rows["griffin"]["roofline speed-up (×)"] + rows["dense"]["speed-up (×)"]
     (doubt,) = [line for line in doubts(of_kernels(TORCH_ROWS, IN_C)) if line.startswith("unlike kernels")]
     assert "in 1 of 3 cases" in doubt
     assert "products of 4 rows" in doubt

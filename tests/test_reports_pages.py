@@ -409,10 +409,10 @@ def test_what_follows_from_samples_is_shown_beside_them(tmp_path: Path) -> None:
         if one.case.method in read
     ])  # fmt: skip
     (block,) = Evidence.load(tmp_path).blocks
-    assert "gain_share" in block.metrics
-    assert block.unit("gain_share") == "ratio"
-    assert block.level("griffin 0.5 on m", "gain_share", Stop(A, False)).estimate is not None
-    assert block.level("dense on m", "gain_share", Stop(A, False)).missing == "not measured"
+    assert "speedup_efficiency" in block.metrics
+    assert block.unit("speedup_efficiency") == "ratio"
+    assert block.level("griffin 0.5 on m", "speedup_efficiency", Stop(A, False)).estimate is not None
+    assert block.level("dense on m", "speedup_efficiency", Stop(A, False)).missing == "not measured"
 
 
 def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:

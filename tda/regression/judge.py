@@ -19,6 +19,9 @@ from tda.regression.units import History, Night, NightCommit, Seen, Unit
 from tda.regression.wording import failure_sentence, quality_sentence, reproduce, speed_sentence, warning_sentence
 from tda.statistics import BLIND
 
+_Place = tuple[str, Case]
+"""A case in its grid."""
+
 
 class Judge:
     """Judges one night.
@@ -134,7 +137,7 @@ class Judge:
         once = {(one.pair, one.key._replace(relative=False)): one for one in doubtful}
         found += [self._warning(o) for o in once.values() if (o.pair.new, o.key.split, o.key.grid) not in held]
         found += self._quality()
-        found += [failure for grid in self.config.grids for failure in self._failures(grid.name)]
+        found += self._failures()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}
         return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
@@ -202,35 +205,37 @@ class Judge:
 
     # What fails.
 
-    def _failures(self, grid: str) -> list[Finding]:
-        """Cases of a grid that fail in every process of a commit and ran before it, and those that run again."""
+    def _failures(self) -> list[Finding]:
+        """Cases that fail in every process of a commit and ran before it, and those that run again."""
         found: list[Finding] = []
         ended = [commit for commit in self.night.commits if commit.status in ("measured", "crashed")]
-        running: dict[Case, None] = {}
-        down: dict[Case, None] = {}
-        for place, commit in enumerate(ended):
-            ran, failed = self._cases(commit, grid)
+        running: dict[_Place, None] = {}
+        down: dict[_Place, None] = {}
+        for number, commit in enumerate(ended):
+            ran, failed = self._places(commit)
             if commit.status == "crashed":
                 failed = dict.fromkeys(running, commit.reason or "no reason given")
-            broken, again = [case for case in running if case in failed], [case for case in ran if case in down]
-            told: tuple[tuple[list[Case], Verdict], ...] = ((broken, "alarm"), (again, "improvement"))
-            for cases, verdict in told:
-                if cases:
-                    pair = Pair(commit.hash, ended[place - 1].hash)
-                    found.append(self._failure(pair, grid, cases, verdict, failed.get(cases[0])))
-            down = {case: None for case in (*down, *failed) if case not in ran}
-            running = {case: None for case in (*running, *ran) if case not in failed}
+            broken, again = [one for one in running if one in failed], [one for one in ran if one in down]
+            told: tuple[tuple[list[_Place], Verdict], ...] = ((broken, "alarm"), (again, "improvement"))
+            for places, verdict in told:
+                if places:
+                    pair = Pair(commit.hash, ended[number - 1].hash)
+                    found.append(self._failure(pair, places, verdict, failed.get(places[0])))
+            down = {one: None for one in (*down, *failed) if one not in ran}
+            running = {one: None for one in (*running, *ran) if one not in failed}
         return found
 
-    def _cases(self, commit: NightCommit, grid: str) -> tuple[list[Case], dict[Case, str]]:
-        """Cases of a commit that ran in some process, and cases that failed in all, with the reason."""
+    def _places(self, commit: NightCommit) -> tuple[list[_Place], dict[_Place, str]]:
+        """Cases of a commit that ran in some process, and cases that failed in all of them, with the reason."""
         units = (unit for unit in self.history.units(self.night.id)[0] if unit.commit == commit.hash)
-        own = [unit for unit in units if (unit.role, unit.stage, unit.grid) == ("commit", "first", grid)]
-        records = [record for unit in own for record in unit.records if record.case.control is None]
-        ran = dict.fromkeys(record.case for record in records if record.status == "ok")
-        return list(ran), {one.case: f"{one.status}: {one.reason}" for one in records if one.case not in ran}
+        own = [unit for unit in units if (unit.role, unit.stage) == ("commit", "first")]
+        seen = [(unit.grid, record) for unit in own for record in unit.records if record.case.control is None]
+        ran = dict.fromkeys((grid, record.case) for grid, record in seen if record.status == "ok")
+        failed = {(grid, one.case): f"{one.status}: {one.reason}" for grid, one in seen if (grid, one.case) not in ran}
+        return list(ran), failed
 
-    def _failure(self, pair: Pair, grid: str, cases: Sequence[Case], verdict: Verdict, reason: str | None) -> Finding:
+    def _failure(self, pair: Pair, places: Sequence[_Place], verdict: Verdict, reason: str | None) -> Finding:
+        grid, cases = places[0][0], list(dict.fromkeys(case for _, case in places))
         return Finding(
             verdict=verdict,
             split="failure",

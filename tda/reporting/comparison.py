@@ -24,7 +24,7 @@ from tda.statistics import (
 )
 
 AT_LIMIT = 0.02
-"""A speed-up may be above its byte limit by the floor, or by this share."""
+"""A speed-up may be above its roofline by the floor, or by this share."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Comparison:
         found = self.derived(name)
         return None if isinstance(found, Missing) else found
 
-    def faster(self, name: str = "decode_ms") -> Estimate | None:
+    def faster(self, name: str) -> Estimate | None:
         """Dense time over this time, paired per round; None where either is missing."""
         if self.dense is None or not (self.samples(name) and finite(self.dense, name)):
             return None
@@ -195,7 +195,7 @@ class Comparison:
     @cached_property
     def speedup(self) -> Estimate | None:
         """Speed-up of a decode step."""
-        return self.faster()
+        return self.estimate("speedup")
 
     @property
     def unlike_kernels(self) -> str | None:
@@ -233,7 +233,7 @@ class Comparison:
 
     @property
     def limit_ms(self) -> float | None:
-        """The decode step that the byte limit gives: dense's step over `limit_speedup`."""
+        """The decode step that the roofline gives: dense's step over `roofline_speedup`."""
         if self.limit is None or self.dense is None:
             return None
         dense = Comparison(self.dense, self.dense).decode_ms
@@ -242,7 +242,7 @@ class Comparison:
     @property
     def limit(self) -> float | None:
         """The speed-up that the bytes of a step allow."""
-        found = self.estimate("limit_speedup")
+        found = self.estimate("roofline_speedup")
         return found.value if found else None
 
 

@@ -1,4 +1,4 @@
-"""Curves of methods over two quantities: whiskers, sparsity labels that keep clear of each other, dense, byte limit."""
+"""Curves of methods over two quantities: whiskers, sparsity labels that keep clear of each other, dense, roofline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DODGE_SHARE, MOST_DODGE = 0.25, 0.012
 
 @dataclass(frozen=True)
 class Point:
-    """One case on a plane; `limit` is where the byte limit puts it on the speed axis.
+    """One case on a plane; `limit` is where the roofline puts it on the speed axis.
 
     A case without a value has NaN for it: its curve has a gap there.
     """
@@ -122,7 +122,7 @@ def _whiskers(axes: Axes, point: Point, colour: str) -> None:
 
 
 def draw_limits(axes: Axes, points: Sequence[Point], which: str) -> bool:
-    """Mark where the byte limit puts each point on the axis `which`; return whether there is any."""
+    """Mark where the roofline puts each point on the axis `which`; return whether there is any."""
     drawn = False
     for point in points:
         if point.limit is None or not point.present:
@@ -137,8 +137,8 @@ def draw_limits(axes: Axes, points: Sequence[Point], which: str) -> bool:
 
 
 def limit_handle(which: str) -> object:
-    """Legend entry of the byte limit's marks."""
-    return mark_handle("|" if which == "x" else "_", "byte limit", MUTED)
+    """Legend entry of the roofline's marks."""
+    return mark_handle("|" if which == "x" else "_", "roofline", MUTED)
 
 
 _DIRECTIONS = [(np.cos(angle), np.sin(angle)) for angle in np.deg2rad([90, 270, 0, 180, 45, 135, 315, 225])]

@@ -152,9 +152,9 @@ COLUMNS: tuple[Column, ...] = (
     _percentile(95),
     _percentile(99),
     Column("speedup", "speed-up (×)", lambda case: case.speedup, _ratio_missing("decode_ms"), ratio=True),
-    _derived("limit_speedup", "byte limit (×)"),
-    _derived("gain_share", "gain share", ratio=True),
-    _derived("bandwidth_share", "bandwidth share"),
+    _derived("roofline_speedup", "roofline speed-up (×)"),
+    _derived("speedup_efficiency", "efficiency", ratio=True),
+    _derived("mbu", "MBU"),
     _derived("break_even_tokens", "break-even (tokens)", ratio=True),
     _measured("generation_ms", "generation (ms)"),
     Column(
@@ -187,7 +187,7 @@ LAST: tuple[Column, ...] = (
     _words("flags", "flags", lambda case: "; ".join(case.record.raised()) or None, "no flag raised"),
     _words("status", "status", _status),
 )
-TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "limit_speedup", "break_even_tokens",
+TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "roofline_speedup", "break_even_tokens",
             "delta_nll_nats", "kl_to_dense_nats", "status")  # fmt: skip
 """Columns that fit a terminal."""
 

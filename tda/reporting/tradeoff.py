@@ -97,7 +97,7 @@ def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
     limit = timed.limit
     at = "" if timed.sparsity is None else f" at sparsity {share(timed.sparsity)}"
     words = f"{timed.series}{at} decodes {interval(timed.speedup, unit='×')} as "
-    words += f"fast as dense on {timed.record.case.model}" + (f" (byte limit {number(limit)}×)" if limit else "")
+    words += f"fast as dense on {timed.record.case.model}" + (f" (roofline {number(limit)}×)" if limit else "")
     words += f", at a ΔNLL of {interval(scored.delta_nll, 2, signed=True)} nats per token"
     if not tradeoff.joint:
         words = f"Projection: {words} on {scored.record.case.model}, another model"

@@ -39,7 +39,7 @@ _OF_PART = {
 UNEXPLAINED = 0.2
 """Share of a timed step by which the parts that a profile shows may miss it."""
 AT_LIMIT = 0.02
-"""A speed-up may be above its byte limit by this share."""
+"""A speed-up may be above its roofline by this share."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Axis:
     unit : str
         As the axis says it.
     value, limit : callable
-        The quantity of a case, and the byte limit on it; None where missing.
+        The quantity of a case, and the roofline on it; None where missing.
     ratio : bool
         Whether it is a ratio to dense.
     """
@@ -90,7 +90,7 @@ def tradeoff_section(group: Group) -> Content | None:
     lead = (
         "Whiskers are 95% intervals over documents (ΔNLL) and over rounds (times): within one process, unless "
         "Conditions tell of several; what differs from process to process is not in them. Speed-up and ΔNLL are paired "
-        "with dense, the absolute time is the geometric mean over rounds. The byte limit is what reading weights and "
+        "with dense, the absolute time is the geometric mean over rounds. The roofline is what reading weights and "
         "KV cache allows. Masked runs and the oracle have no speed, and appear on quality axes only."
     )
     return Content(lead, tuple(block for block in blocks if block.plots))
@@ -222,7 +222,7 @@ def _speed_panel(setting: Setting, axis: Axis) -> Plot:
     caption = f"{axis.name} of {setting.model} ({axis.unit}) over asked sparsity, dense dashed"
     if draw_limits(axes, points, "y"):
         handles.append(limit_handle("y"))
-        caption += "; bars mark the byte limit of each point"
+        caption += "; bars mark the roofline of each point"
     axes.margins(y=0.1)
     _dense_line(axes, setting, axis, "y")
     plain_ticks(axes, "y")
