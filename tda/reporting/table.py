@@ -224,8 +224,8 @@ def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> 
         raise ValueError(f"unknown columns {', '.join(unknown)}; known: {', '.join(known)}")
     found = settings(records)
     return [
-        {known[name].heading: known[name].cell(case).text for name in names} | {"model": setting.name_among(found)}
-        for setting in found
+        {known[name].heading: known[name].cell(case).text if name != "model" else title for name in names}
+        for setting, title in ((setting, setting.name_among(found)) for setting in found)
         for case in setting.cases
     ]
 
