@@ -160,7 +160,7 @@ def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:
         text_name=name,
         text_bytes=size,
         documents=_tokens_digest(torch.cat([document.prompt, document.continuation]) for document in documents),
-        weights=None if is_shape(subject.model) else weights_digest(prepared.model),
+        weights=weights_digest(prepared.model) if subject.model in plan.loaded or not is_shape(subject.model) else None,
         revision=getattr(prepared.model.config, "_commit_hash", None),
         change=facts.change(),
     )
@@ -281,12 +281,12 @@ class _Calibration:
         None leaves it to the method. Random weights make an error level meaningless, so a shape without another model
         to imitate shares the sparsity evenly.
         """
-        if self.profile is None or method.sparsity is None or method.name == "static_mean":
+        if self.profile is None or method.name == "static_mean":
             return None
         layers = len(find_ffns(self.prepared.model))
         known = self.profile.get(spec_of(method))
         if known is None:
-            return [method.sparsity] * layers
+            return None if method.sparsity is None else [method.sparsity] * layers
         depth = (np.arange(layers) + 0.5) / layers
         given = (np.arange(len(known)) + 0.5) / len(known)
         return [float(share) for share in np.interp(depth, given, known)]
