@@ -2,11 +2,13 @@
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import tiny
 import torch
 from rich.console import Console
 
@@ -16,16 +18,17 @@ from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
 from tda.bench.plan import PRESETS, Plan, Subject, plan_for, plan_of
 from tda.bench.prepare import prepare
-from tda.bench.run import Bench
+from tda.bench.run import Bench, run_bench
 from tda.bench.traffic import Traffic, decode_traffic
+from tda.cases import Inputs, MethodSpec
 from tda.config import BenchConfig
-from tda.contracts import Method
+from tda.contracts import FFN, Method, PromptMethod
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
 from tda.kernels import Backend
 from tda.kernels.compact import CompactFFN
-from tda.methods import METHODS, method
+from tda.methods import METHODS, Griffin, method
 from tda.models import load_model
 from tda.quality import rows_of
 from tda.records import SPEED
@@ -435,6 +438,135 @@ def test_the_schema_of_a_line_lies_beside_the_results(finished):
     line = lines(finished)[0]
     assert set(schema["required"]) <= set(line)
     assert set(line) <= set(schema["properties"])
+
+
+# What a run is of.
+
+
+@pytest.fixture
+def on_texts(tmp_path) -> Plan:
+    """A plan on texts of its own, with a model in memory."""
+    for name in ("evaluation", "calibration"):
+        lines = [json.dumps({"text": f"keeper {number} of {name} wrote a line of it."}) for number in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = {"text": tmp_path / "evaluation.jsonl", "calibration_text": tmp_path / "calibration.jsonl"}
+    return replace(TINY, methods=("griffin", "tt"), loaded={"ref:swiglu": load_model("ref:swiglu")}, **paths)
+
+
+def inputs_of(plan: Plan) -> dict[str, Inputs]:
+    """On what each method of a plan is measured."""
+    return {built.name: inputs for built, _, inputs in prepare(plan, plan.subjects[0]).methods}
+
+
+def rewrite(path: Path | None) -> None:
+    assert path is not None
+    path.write_text(path.read_text().replace("keeper", "reader"))
+
+
+CHANGES = {
+    "text": (lambda plan: rewrite(plan.text), {"text", "documents"}),
+    "documents": (lambda plan: replace(plan, documents=4), {"documents"}),
+    "prompt length": (
+        lambda plan: replace(plan, subjects=(replace(plan.subjects[0], prompt_tokens=17),)),
+        {"documents", "calibration"},
+    ),
+    "calibration text": (lambda plan: rewrite(plan.calibration_text), {"calibration"}),
+    "calibration documents": (lambda plan: replace(plan, calibration_documents=3), {"calibration"}),
+    "weights": (
+        lambda plan: plan.loaded["ref:swiglu"].model.model.layers[1].mlp.up_proj.weight.data[3, 5].add_(0.5),
+        {"weights"},
+    ),
+    "nothing": (lambda plan: plan, set()),
+    "the text's name": (
+        lambda plan: replace(plan, text=plan.text.rename(plan.text.with_name("other.jsonl"))),
+        {"text_name"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_run_is_of_is_told_by_digest(on_texts, change):
+    """Each method's inputs differ in what changed, and calibration is no matter of one without thresholds."""
+    alter, told = CHANGES[change]
+    before, changed = inputs_of(on_texts), alter(on_texts)
+    after = inputs_of(changed if isinstance(changed, Plan) else on_texts)
+    for name, own in (("griffin", told - {"calibration"}), ("tt", told)):
+        one, other = (found[name].model_dump() for found in (before, after))
+        assert {field for field in one if one[field] != other[field]} == own
+        assert (before[name].key == after[name].key) == (not own - {"text_name"})
+
+
+def test_random_tokens_follow_from_the_seed_and_not_from_the_number_of_rounds():
+    plan = Plan((Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False),), methods=("griffin",), rounds=1)
+    first = inputs_of(plan)["griffin"]
+    assert inputs_of(replace(plan, rounds=3))["griffin"] == first
+    assert inputs_of(replace(plan, seed=1))["griffin"].documents != first.documents
+
+
+def test_a_shape_in_memory_may_have_any_weights():
+    shape, model = Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False), load_model("shape:25m")
+    plan = Plan((shape,), methods=("griffin",), rounds=1, loaded={"shape:25m": model})
+    before = inputs_of(plan)["griffin"]
+    model.model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    assert inputs_of(plan)["griffin"].weights != before.weights
+
+
+def test_a_shape_has_the_layers_of_the_model_that_it_imitates_also_at_an_error_level():
+    shape = Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False, layer_sparsity_from="ref:swiglu")
+    plan = Plan((shape,), methods=("tt:cett=0.2", "tt"), sparsities=(0.5,), rounds=1)
+    shares = {
+        "tt:allocation=equal_error,cett=0.2": [0.2, 0.6],
+        "tt:sparsity=0.5,allocation=equal_error,cett=none": [0.4],
+    }
+    profile = {MethodSpec.parse(text): layers for text, layers in shares.items()}
+    found = {str(built.sparsity): made for built, made, _ in prepare(plan, shape, profile=profile).methods if made}
+    assert (found["None"].targets[0], found["None"].targets[-1]) == (0.2, 0.6)
+    assert set(found["0.5"].targets) == {0.4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(PromptMethod):
+    """A method of somebody else's: it keeps the first neurons."""
+
+    name: ClassVar[str] = "first"
+    step: int = 1
+
+    def scores(self, ffn: FFN, statistic: object, prompt: object, thresholds: object) -> torch.Tensor:
+        return -torch.arange(ffn.F, dtype=torch.float32).unsqueeze(0)
+
+
+def test_models_and_methods_may_be_objects(tmp_path):
+    own, (model, tokenizer) = tiny.build("llama"), load_model("ref:swiglu")
+    model.config._name_or_path = "mine"
+    methods = [First(step=2), Griffin(sparsity=0.3), "tt:cett=0.2"]
+    options = {"rounds": 1, "prompt_tokens": 8, "new_tokens": 3, "documents": 2, "calibration_documents": 2}
+    records = run_bench(tmp_path, models=[own, (model, tokenizer)], methods=methods, **options)
+    assert {record.status for record in records} == {"ok"}
+    named = {str(record.case): record for record in records if record.case.control is None}
+    cases = {f"{case} on {name}" for name in ("mine", "LlamaForCausalLM")
+             for case in ("dense", "first 0.5", "griffin 0.3", "tt (cett=0.2)")}  # fmt: skip
+    assert set(named) == cases
+    assert named["first 0.5 on mine"].case.options == {"step": 2}
+    for text, record in named.items():
+        assert record.samples("decode_ms")
+        assert bool(record.samples("nll_nats")) == text.endswith("mine")
+        assert record.inputs.text_name == ("built-in stories" if text.endswith("mine") else "random tokens")
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "told"),
+    [
+        ([tiny.build("llama"), tiny.build("llama")], {}, "two models have one name"),
+        (["ref:swiglu", "ref:swiglu"], {}, "two models have one name"),
+        ([tiny.build("llama").to("meta")], {"device": "cpu"}, "stay where they are, on one device: meta; got 'cpu'"),
+        ([tiny.build("llama"), tiny.build("gemma").to("meta")], {}, "on one device: cpu, meta"),
+        (["ref:swiglu"], {"methods": [Griffin]}, "methods"),
+        (["ref:swiglu"], {"model": "ref:relu"}, "unknown option 'model'"),
+    ],
+)
+def test_objects_that_cannot_be_told_apart_or_moved_are_refused(tmp_path, models, options, told):
+    with pytest.raises(ValueError, match=told):
+        run_bench(tmp_path, models=models, **options)
 
 
 # The telemetry pass.

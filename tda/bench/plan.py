@@ -280,7 +280,7 @@ def plan_for(
     Raises
     ------
     ValueError
-        If an option is wrong, or two models have one name.
+        If an option is wrong, two models have one name, or models in memory are not on one device.
     """
     objects = [LoadedModel(*one) if isinstance(one, tuple) else LoadedModel(one, None)
                for one in models if not isinstance(one, str)]  # fmt: skip
@@ -294,8 +294,11 @@ def plan_for(
     if not loaded:
         return plan
     subjects = tuple(_of_object(one, loaded.get(one.model)) for one in plan.subjects)
-    device = str(next(objects[0].model.parameters()).device)
-    return replace(plan, subjects=subjects, loaded=loaded, device=config.device or device)
+    devices = sorted({str(next(one.model.parameters()).device) for one in objects})
+    asked = config.device or devices[0]
+    if len(devices) > 1 or asked not in (devices[0], devices[0].partition(":")[0]):
+        raise ValueError(f"models in memory stay where they are, on one device: {', '.join(devices)}; got {asked!r}")
+    return replace(plan, subjects=subjects, loaded=loaded, device=devices[0])
 
 
 def _name_of(model: Any) -> str:

@@ -160,7 +160,7 @@ def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:
         text_name=name,
         text_bytes=size,
         documents=_tokens_digest(torch.cat([document.prompt, document.continuation]) for document in documents),
-        weights=None if is_shape(subject.model) else weights_digest(prepared.model),
+        weights=weights_digest(prepared.model) if subject.model in plan.loaded or not is_shape(subject.model) else None,
         revision=getattr(prepared.model.config, "_commit_hash", None),
         change=facts.commit().change,
     )
