@@ -147,7 +147,7 @@ def test_gaps_add_up_to_what_the_limit_leaves() -> None:
 
 def test_other_benches_stay_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_bench(out: Path, **options: Any) -> list[Record]:
-        return [record("dense", 0.0, 60.0), record(options["method"][0], 0.5, 40.0)]
+        return [record("dense", 0.0, 60.0), record(options["methods"][0], 0.5, 40.0)]
 
     monkeypatch.setattr(decode.tda, "run_bench", run_bench, raising=False)
     own = record("dense", 0.0, 60.0).machine
