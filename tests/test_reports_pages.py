@@ -43,6 +43,7 @@ from tda.results import append, write_whole
 from tda.statistics import Estimate
 from tests import profiles
 from tests.nights import FakeRepository
+from tests.test_night import older_night
 
 CPU = Machine(
     cpu="Desk CPU", cores=2, threads=2, memory_bytes=24_000_000_000, python="3.12", torch="2.13", transformers="5.24",
@@ -535,6 +536,21 @@ def test_short_hashes_are_unique(tmp_path: Path) -> None:
     twins = [f"{'ab' * 10}{end * 20}" for end in "01"]
     History(tmp_path).write(night_of("n", [told(place, commit) for place, commit in enumerate(twins)], CPU))
     assert [commit.short for commit in Evidence.load(tmp_path).commits] == ["abababab", twins[1]]
+
+
+def test_alarms_of_an_older_history_are_those_of_its_nights(tmp_path: Path) -> None:
+    """Their findings hold labels: the night's own units tell the cases. One that none has is named and left out."""
+    (night,), _ = older_night(tmp_path, ("griffin 0.5 on shape:25m",)).nights()
+    (finding,) = night.findings
+    told = json.loads(Alarms(alarms=(an_alarm(finding, "accepted", reason="wanted"),)).model_dump_json())
+    told["alarms"][0]["finding"]["cases"] = ["griffin 0.5 on shape:25m"]
+    lost = {**told["alarms"][0], "id": "0123456789"}
+    write_whole(tmp_path / "alarms.json", json.dumps({"alarms": [*told["alarms"], lost]}))
+    evidence = Evidence.load(tmp_path)
+    assert [(alarm.id, alarm.state, alarm.finding) for alarm in evidence.alarms] == [(finding.key, "accepted", finding)]
+    assert evidence.states[finding.key].reason == "wanted"
+    (problem,) = (problem for problem in evidence.problems if "alarms.json" in problem)
+    assert "alarm 0123456789 skipped" in problem
 
 
 def test_damaged_alarms_are_named(tmp_path: Path) -> None:
