@@ -212,6 +212,10 @@ def _telling(case: Case, among: Iterable[Case]) -> list[str]:
     return words + [_FIELDS[name].format(own[name]) for name in fields if own[name] is not None]
 
 
+UNTOLD = "text not told"
+"""What people call inputs of which nothing is told."""
+
+
 class Inputs(Frozen):
     """What a result was taken on, by digest: only what is equal in all of them is the same thing measured twice.
 
@@ -226,6 +230,9 @@ class Inputs(Frozen):
     weights: str | None = Field(default=None, description="digest of the model's weights; null for random ones")
     revision: str | None = Field(default=None, description="commit of a hub model")
     change: str | None = Field(default=None, description="digest of the uncommitted change of the code that ran")
+
+    def __str__(self) -> str:
+        return f"{self.text_name or 'text'} {self.setting[:6]}" if self.setting else UNTOLD
 
     @property
     def key(self) -> str:

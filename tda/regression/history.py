@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from tda.cases import Case, Frozen, Inputs, describe, first_problem, taken_for
+from tda.cases import UNTOLD, Case, Frozen, Inputs, describe, first_problem, taken_for
 from tda.derived import DERIVED, Missing, derive
 from tda.records import FAKE, Machine, Measurement, Record, merge
 from tda.regression.repository import Repository
@@ -262,13 +262,12 @@ def _label(rows: Iterable[Row]) -> None:
         told = f" [calibration {(own.calibration or 'not told')[:8]}]" if several else ""
         row |= dict(zip(("case", "name"), (name + told for name in names[request, case]), strict=True))
         row |= {"case_key": key, "series": f"{row['grid'] or ''}/{key}/{own.data}"}
-        text = f"{own.text_name or 'text'} {own.setting[:6]}" if own.setting else ""
-        row["setting"] = (f"grid {row['grid']}", f"seed {case.seed}", text)
+        row["setting"] = (f"grid {row['grid']}", f"seed {case.seed}", str(own))
         for seen, word in zip(settings[request], row["setting"], strict=True):
             seen.add(word)
     for row in measured:
         words = zip(row["setting"], settings[_request(row)], strict=True)
-        row["setting"] = ", ".join(word or "text not told" for word, seen in words if len(seen - {""}) > 1)
+        row["setting"] = ", ".join(word for word, seen in words if len(seen - {UNTOLD}) > 1)
 
 
 _Request = tuple[Any, ...]

@@ -1,7 +1,7 @@
 """A case beside the dense case of its setting: every number that the report shows, from raw samples."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -223,9 +223,12 @@ class Setting:
     ----------
     cases : tuple of Comparison
         In the order of methods, then sparsity.
+    told : str
+        Seed and text, where another setting has the same model and sizes.
     """
 
     cases: tuple[Comparison, ...]
+    told: str = ""
 
     @property
     def model(self) -> str:
@@ -237,7 +240,8 @@ class Setting:
         """Model and sizes, e.g. ``"shape:0.3b · cpu, bfloat16, batch 1, 128 prompt + 16 new tokens"``."""
         case = self.cases[0].record.case
         sizes = f"{case.prompt_tokens} prompt + {case.new_tokens} new tokens"
-        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}"
+        told = f" · {self.told}" if self.told else ""
+        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}{told}"
 
     @property
     def baseline(self) -> Comparison | None:
@@ -293,7 +297,21 @@ def settings(records: Iterable[Record]) -> list[Setting]:
     held: dict[tuple[str, str], list[Record]] = {}
     for record in merge(records):
         held.setdefault(record.setting, []).append(record)
-    return [_setting(members) for members in held.values()]
+    found = [_setting(members) for members in held.values()]
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for setting in found:
+        alike.setdefault(setting.title, []).append(_told(setting))
+    return [replace(setting, told=_differing(_told(setting), alike[setting.title])) for setting in found]
+
+
+def _differing(words: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
+    """Those of some words that are not the same in all others."""
+    return ", ".join(word for word, *seen in zip(words, *others, strict=True) if len(set(seen)) > 1)
+
+
+def _told(setting: Setting) -> tuple[str, str]:
+    record = setting.cases[0].record
+    return f"seed {record.case.seed}", str(record.inputs)
 
 
 def _setting(members: Sequence[Record]) -> Setting:
