@@ -262,6 +262,10 @@ def requests_apart(case: Case, among: Iterable[Case], *, without: Collection[str
     ]
 
 
+UNTOLD = "text not told"
+"""What people call inputs of which nothing is told."""
+
+
 class Inputs(Frozen):
     """What a result was taken on, by digest: only what is equal in all of them is the same thing measured twice.
 
@@ -276,6 +280,9 @@ class Inputs(Frozen):
     weights: str | None = Field(default=None, description="digest of the model's weights; null for random ones")
     revision: str | None = Field(default=None, description="commit of a hub model")
     change: str | None = Field(default=None, description="digest of the uncommitted change of the code that ran")
+
+    def __str__(self) -> str:
+        return f"{self.text_name or 'text'} {self.setting[:6]}" if self.setting else UNTOLD
 
     @property
     def key(self) -> str:

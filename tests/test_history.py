@@ -322,15 +322,15 @@ class TestRecords:
 
     def test_labels_tell_cases_apart(self, tmp_path: Path) -> None:
         cases = {
-            "griffin 0.5 (rows=per_row, batch 1)": a_case(options={"rows": "per_row"}),
-            "griffin 0.5 (rows=shared, batch 1)": a_case(options={"rows": "shared"}),
-            "griffin 0.5 (another kind's prompt, rows=per_row, batch 1)": a_case(
+            "griffin 0.5 (rows=per_row)": a_case(options={"rows": "per_row"}),
+            "griffin 0.5 (rows=shared)": a_case(options={"rows": "shared"}),
+            "griffin 0.5 (another kind's prompt, rows=per_row)": a_case(
                 options={"rows": "per_row"}, control="cross_domain"
             ),
-            "griffin 0.5 (rows=per_row, batch 1, layers as ref:swiglu)": a_case(
+            "griffin 0.5 (rows=per_row, layers as ref:swiglu)": a_case(
                 options={"rows": "per_row"}, layer_sparsity_from="ref:swiglu"
             ),
-            "griffin 0.5 (rows=shared, batch 2)": a_case(batch=2, options={"rows": "shared"}),
+            "griffin 0.5": a_case(batch=2, options={"rows": "shared"}),  # its setting is another one
             "random 0.5": a_case("random", options={"seed": 3}, seed=3),
             "tt (cett=0.2)": a_case("tt", None, options={"cett": 0.2}),
             "dense": a_case("dense", 0.0),

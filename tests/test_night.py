@@ -8,10 +8,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tda.profiler.records import KernelRow
+from tda.records import Record
 from tda.regression.account import account
 from tda.regression.alarms import raised_in, replay
 from tda.regression.builds import Builds
@@ -386,6 +388,70 @@ def test_damaged_files_are_named_and_skipped(scene: Scene) -> None:
     text = told.path.read_text()
     assert "## Skipped" in text
     assert text.startswith(f"# Night {night.id}: 2 alarms")
+
+
+# Histories of before findings held cases.
+
+
+def older(record: Record) -> dict[str, Any]:
+    """A record as version 2 wrote it."""
+    told = record.model_dump(mode="json", exclude={"inputs"}) | {"version": 2, "control": record.case.control == "a_a"}
+    options = dict(record.case.options)
+    if record.case.control == "cross_domain":
+        options["selection_from"] = "another kind"
+    if record.case.layer_sparsity_from is not None:
+        options["layer_profile"] = record.case.layer_sparsity_from
+    case = record.case.model_dump(mode="json", exclude={"control", "layer_sparsity_from"})
+    return told | {"case": {**case, "options": options}}
+
+
+OLDER = {
+    "dense on shape:25m": nights.case(options={"dense_kernel": "own"}),
+    "griffin 0.5 on shape:25m": nights.case("griffin", options={"rows": "per_row"}),
+    "griffin 0.5 with another kind's selection on shape:25m": nights.case("griffin", control="cross_domain"),
+    "tda 0.5 on shape:25m": nights.case("tda", layer_sparsity_from="ref:swiglu"),
+    "tt on shape:25m": nights.case("tt", sparsity=None, options={"cett": 0.2}),
+}
+"""What nights called the cases of their units."""
+
+
+def older_night(folder: Path, *labels: tuple[str, ...]) -> History:
+    """A night with a finding about each of these, and its units, as they were written."""
+    cases = (*OLDER.values(), nights.case(control="a_a"))
+    unit = nights.unit("a" * 40, ()).model_dump(mode="json") | {"records": [older(nights.record(c)) for c in cases]}
+    told = nights.night(["a" * 40]).model_dump(mode="json")
+    told["findings"] = [finding().model_dump(mode="json", exclude={"grid"}) | {"cases": own} for own in labels]
+    (folder / "nights").mkdir(parents=True)
+    (folder / "nights" / "n1.json").write_text(json.dumps(told))
+    (folder / "nights" / "n1.jsonl").write_text("{damaged\n" + json.dumps(unit) + "\n")
+    return History(folder)
+
+
+def test_labels_of_an_older_night_stand_for_the_cases_of_its_units(tmp_path: Path) -> None:
+    (night,), problems = older_night(tmp_path, *((label,) for label in OLDER), tuple(OLDER)).nights()
+    assert problems == []
+    assert [one.cases for one in night.findings] == [*((case,) for case in OLDER.values()), tuple(OLDER.values())]
+    assert [one.grid for one in night.findings] == [None] * 6
+    assert night.findings[1].key == "73e72977f3", "what was decided about it holds"
+
+
+def test_a_finding_whose_case_no_unit_tells_is_named_and_left_out(tmp_path: Path) -> None:
+    kept = older_night(tmp_path, ("griffin 0.5 on shape:25m",), ("griffin 0.75 on shape:25m",))
+    (night,), (problem,) = kept.nights()
+    assert [one.cases for one in night.findings] == [(OLDER["griffin 0.5 on shape:25m"],)]
+    assert "n1.json" in problem
+    assert "a finding is left out, since no unit of the night has 'griffin 0.75 on shape:25m': Slower." in problem
+    (tmp_path / "nights" / "n1.jsonl").unlink()  # as thinned
+    (night,), problems = kept.nights()
+    assert night.findings == ()
+    assert len(problems) == 2
+
+
+def test_what_an_older_night_found_is_mended_by_a_later_one(tmp_path: Path) -> None:
+    (night,), _ = older_night(tmp_path, ("griffin 0.5 on shape:25m",)).nights()
+    case = OLDER["griffin 0.5 on shape:25m"]
+    later = finding(verdict="improvement", grid="speed", cases=(case,), good="c", commit="d", size=-0.1)
+    assert state(night, told(later, name="n2")) == [("fixed", "b")]
 
 
 # Alarms.

@@ -182,9 +182,9 @@ def test_profiles_of_a_played_device_are_refused(tmp_path: Path) -> None:
 
 def test_run_profile_names_what_it_does_not_accept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 8 new tokens; got 3"):
-        tda.run_profile(tmp_path, model=["shape:25m"], method=["griffin"], sparsity=[0.5], new_tokens=3)
+        tda.run_profile(tmp_path, models=["shape:25m"], methods=["griffin"], sparsities=[0.5], new_tokens=3)
     with pytest.raises(ValueError, match="griffon"):
-        tda.run_profile(tmp_path, model=["shape:25m"], method=["griffon"])
+        tda.run_profile(tmp_path, models=["shape:25m"], methods=["griffon"])
     assert not list(tmp_path.iterdir())
 
 

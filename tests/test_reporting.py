@@ -19,7 +19,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tda.bench.outcome import UNDONE
-from tda.cases import Case
+from tda.cases import Case, Inputs
 from tda.derived import DERIVED, NO_DENSE, Missing, derive, unlike_kernels
 from tda.records import Commit, Flag, Machine, Measurement, Record, merge
 from tda.reporting import Report, build_report, doubts, summary_rows
@@ -378,6 +378,18 @@ def test_failed_case_is_shown_with_its_reason(tmp_path: Path) -> None:
     assert 'title="oom: tried to allocate 3 GB">–</td>' in html
 
 
+def test_what_has_no_sparsity_says_why(tmp_path: Path) -> None:
+    """int8 leaves nothing out; nobody asked it for an error level."""
+    rounded = scored(a_case("m", "int8", None), achieved_sparsity=())
+    _, html = report_of(tmp_path / "int8", [*dense_only(), rounded])
+    assert 'title="nothing is left out">–</td>' in html
+    assert "error level" not in html
+    asked = scored(a_case("m", "tt", None, options={"cett": 0.2}))
+    _, html = report_of(tmp_path / "cett", [*dense_only(), asked])
+    assert 'title="it has an error level instead">–</td>' in html
+    assert "tt (cett=0.2)" in html
+
+
 def test_error_level_instead_of_a_sparsity_is_a_dash_in_the_table() -> None:
     case = a_case("m", "tt", None, options={"cett": 0.2})
     record = scored(case, achieved_sparsity=(0.4, 0.6))
@@ -387,6 +399,32 @@ def test_error_level_instead_of_a_sparsity_is_a_dash_in_the_table() -> None:
 
 
 # Which quality goes with which speed.
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"batch": 1}, {"batch": 4}, ["batch 1", "batch 4"]),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}, ["float32", "bfloat16"]),
+        ({"prompt_tokens": 64}, {"prompt_tokens": 128}, ["64 prompt", "128 prompt"]),
+        ({"seed": 0}, {"seed": 1}, ["seed 0", "seed 1"]),
+        ("mine.jsonl", "yours.jsonl", ["mine.jsonl", "yours.jsonl"]),
+    ],
+)
+def test_what_differs_is_a_setting_of_its_own_and_says_in_what(one: Any, other: Any, told: list[str]) -> None:
+    """Each method is held against the dense run of its own request and text."""
+    lines = []
+    for part, slow in ((one, 1.0), (other, 3.0)):
+        changes = part if isinstance(part, dict) else {}
+        inputs = Inputs(text=part, text_name=part) if isinstance(part, str) else Inputs(text="t", text_name="t")
+        for method, sparsity in (("dense", 0.0), ("griffin", 0.5)):
+            case = a_case("m", method, sparsity, **changes)
+            lines += [timed(case, number, slow=slow, inputs=inputs) for number in range(1, 6)]
+            lines.append(scored(case, inputs=inputs))
+    found = settings(lines)
+    speedups = [case.speedup.value for setting in found for case in setting.cases if case.method == "griffin"]
+    assert speedups == [pytest.approx(speedups[0], rel=0.01)] * 2
+    assert all(word in setting.title for setting, word in zip(found, told, strict=True))
 
 
 def test_joint_curve_only_where_one_model_has_both(two_model_report: Path, one_model_report: Path) -> None:

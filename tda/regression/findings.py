@@ -16,6 +16,13 @@ Verdict = Literal["alarm", "warning", "improvement"]
 State = Literal["open", "acknowledged", "accepted", "fixed", "reopened"]
 
 
+def former_label(case: Case) -> str:
+    """What nights of before findings held cases called one."""
+    dial = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
+    told = " with another kind's selection" if case.control == "cross_domain" else ""
+    return f"{case.method}{dial}{told} on {case.model}"
+
+
 class Finding(Frozen):
     """One change between two commits.
 
@@ -49,7 +56,7 @@ class Finding(Frozen):
 
         Without a grid it is what the older night called it, so that what was decided about it holds.
         """
-        cases = map(str, self.cases) if self.grid is None else (self.grid, *(case.key for case in self.cases))
+        cases = (self.grid, *(case.key for case in self.cases)) if self.grid else map(former_label, self.cases)
         text = "|".join((self.machine, self.commit, self.split, self.scope, self.shape, *cases))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

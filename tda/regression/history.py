@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from tda.cases import Case, Frozen, Inputs, describe, first_problem, taken_for
+from tda.cases import UNTOLD, Case, Frozen, Inputs, describe, first_problem, taken_for
 from tda.derived import DERIVED, Missing, derive
 from tda.records import FAKE, Machine, Measurement, Record, merge
 from tda.regression.repository import Repository
@@ -235,43 +235,45 @@ def _case(case: Case, execution: str | None, inputs: Inputs = Inputs()) -> Row: 
 
 
 def _label(rows: Iterable[Row]) -> None:
-    """Put words in the place of cases and inputs, told from all others of their source; what is no case is its name."""
+    """Put words in the place of cases and inputs, told from others of one request; what is no case is its own name."""
     measured = []
     for row in rows:
         if isinstance(row["case"], Case):
             measured.append(row)
         else:
             row |= dict.fromkeys(("name", "case_key", "series"), row["case"])
-    inputs: dict[Any, dict[str, Inputs]] = defaultdict(dict)
-    keys: dict[str, dict[Case, str]] = defaultdict(dict)
+    keys: dict[_Request, dict[Case, str]] = defaultdict(dict)
+    inputs: dict[tuple[_Request, str, Case], dict[str, Inputs]] = defaultdict(dict)
     for row in measured:
-        inputs[row["source"], row["grid"], row["case"]][row["series"].data] = row["series"]
-        keys[row["source"]].setdefault(row["case"], row["case"].key)
+        keys[_request(row)].setdefault(row["case"], row["case"].key)
+        inputs[_request(row), row["grid"], row["case"]][row["series"].data] = row["series"]
     names = {
-        (source, case): [describe(case, cases, model=model) for model in (True, False)]
-        for source, cases in keys.items()
+        (request, case): [describe(case, cases, model=model) for model in (True, False)]
+        for request, cases in keys.items()
         for case in cases
     }
-    settings: dict[Any, list[set[str]]] = defaultdict(lambda: [set(), set(), set()])
+    settings: dict[_Request, tuple[set[str], ...]] = defaultdict(lambda: (set(), set(), set()))
     for row in measured:
-        source, grid, case = row["source"], row["grid"] or "", row["case"]
-        known = inputs[source, row["grid"], case]
+        request, case = _request(row), row["case"]
+        known, key = inputs[request, row["grid"], case], keys[request][case]
         own = known[taken_for(row["series"].data, known)]
         several = len({one.calibration for one in known.values()} - {None}) > 1
         told = f" [calibration {(own.calibration or 'not told')[:8]}]" if several else ""
-        text = f"{own.text_name or 'text'} {own.setting[:6]}" if own.setting else ""
-        row |= dict(zip(("case", "name"), (name + told for name in names[source, case]), strict=True))
-        row |= {"case_key": keys[source][case], "series": f"{grid}/{keys[source][case]}/{own.data}"}
-        row["setting"] = (f"grid {grid}", f"seed {case.seed}", text)
-        for seen, word in zip(settings[_request(row)], row["setting"], strict=True):
+        row |= dict(zip(("case", "name"), (name + told for name in names[request, case]), strict=True))
+        row |= {"case_key": key, "series": f"{row['grid'] or ''}/{key}/{own.data}"}
+        row["setting"] = (f"grid {row['grid']}", f"seed {case.seed}", str(own))
+        for seen, word in zip(settings[request], row["setting"], strict=True):
             seen.add(word)
     for row in measured:
-        parts = zip(row["setting"], settings[_request(row)], strict=True)
-        row["setting"] = ", ".join(word or "text not told" for word, seen in parts if len(seen - {""}) > 1)
+        words = zip(row["setting"], settings[_request(row)], strict=True)
+        row["setting"] = ", ".join(word for word, seen in words if len(seen - {UNTOLD}) > 1)
 
 
-def _request(row: Row) -> tuple[object, ...]:
-    """What the pages call a setting, before it is told from others."""
+_Request = tuple[Any, ...]
+
+
+def _request(row: Row) -> _Request:
+    """What was asked of a model, as the pages call it before settings are told apart."""
     return tuple(row[name] for name in ("source", "model", *_SIZES))
 
 

@@ -1,7 +1,7 @@
 """A case beside the dense case of its setting: every number that the report shows, from raw samples."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -262,9 +262,12 @@ class Setting:
     ----------
     cases : tuple of Comparison
         In the order of methods, then sparsity.
+    told : str
+        Seed and text, where another setting has the same model and sizes.
     """
 
     cases: tuple[Comparison, ...]
+    told: str = ""
 
     @property
     def model(self) -> str:
@@ -276,8 +279,8 @@ class Setting:
         """Model and sizes, e.g. ``"shape:0.3b · cpu, bfloat16, batch 1, 128 prompt + 16 new tokens"``."""
         case = self.cases[0].record.case
         sizes = f"{case.prompt_tokens} prompt + {case.new_tokens} new tokens"
-        text = f" · text {self.text}" if self.scored else ""
-        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}{text}"
+        words = [*([f"text {self.text}"] if self.scored else []), *([self.told] if self.told else [])]
+        return " · ".join([case.model, f"{case.device}, {case.dtype}, batch {case.batch}, {sizes}", *words])
 
     @property
     def text(self) -> str:
@@ -352,7 +355,21 @@ def settings(records: Iterable[Record]) -> list[Setting]:
     held: dict[tuple[str, str], list[Record]] = {}
     for record in merge(records):
         held.setdefault(record.setting, []).append(record)
-    return [_setting(members) for members in held.values()]
+    found = [_setting(members) for members in held.values()]
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for setting in found:
+        alike.setdefault(setting.title, []).append(_told(setting))
+    return [replace(setting, told=_differing(_told(setting), alike[setting.title])) for setting in found]
+
+
+def _differing(words: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
+    """Those of some words that are not the same in all others."""
+    return ", ".join(word for word, *seen in zip(words, *others, strict=True) if len(set(seen)) > 1)
+
+
+def _told(setting: Setting) -> tuple[str, str]:
+    record = setting.cases[0].record
+    return f"seed {record.case.seed}", str(record.inputs)
 
 
 def _setting(members: Sequence[Record]) -> Setting:

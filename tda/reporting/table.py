@@ -245,7 +245,7 @@ def _row(group: Group, case: Comparison) -> dict[str, Any]:
         **request.model_dump(include={"device", "dtype", "batch", "prompt_tokens", "new_tokens", "seed"}),
         "options": json.dumps(request.options, sort_keys=True),
         "control": request.control,
-        **case.record.inputs.model_dump(include={"text_name", "text", "documents", "weights", "calibration"}),
+        **case.record.inputs.model_dump(include={"text_name", "text", "weights", "calibration"}),
         "rounds": len(case.groups("decode_ms")),
         "documents": len(case.groups("nll_nats")),
     }
