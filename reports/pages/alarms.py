@@ -59,6 +59,7 @@ def card(evidence: Evidence, finding: Finding) -> dict[str, object]:
         "finding": finding,
         "alarm": alarm,
         "state": standing(finding, alarm),
+        "cases": ", ".join(evidence.labels.get(case.key, str(case)) for case in finding.cases),
         "size": size_text(finding),
         "floor": None if finding.floor is None else percent(finding.floor).lstrip("+"),
         "machine": evidence.label_of(finding.machine),
