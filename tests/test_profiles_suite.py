@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tda.cases import Inputs
 from tda.config import BenchConfig
 from tda.profiler.difference import Change, difference, phase_differences, telling
 from tda.profiler.records import PYTHON, KernelRow, Profile
@@ -254,6 +255,14 @@ def test_processes_of_other_sessions_count_where_none_are_shared(tmp_path: Path)
     assert found.compare(B, "d" * 40) == []
 
 
+@pytest.mark.parametrize(("one", "other", "compared"), [("", "x", 1), ("x", "x", 1), ("", "", 1), ("x", "y", 0)])
+def test_builds_that_told_no_inputs_are_compared(tmp_path: Path, one: str, other: str, compared: int) -> None:
+    for commit, text in ((A, one), (B, other)):
+        made = profile("griffin", commit=commit).model_copy(update={"inputs": Inputs(documents=text or None)})
+        profiles.shelve(tmp_path, commit, [made])
+    assert len(read_shelves([tmp_path]).compare(A, B)) == compared
+
+
 def test_damaged_and_played_profiles_are_named(tmp_path: Path) -> None:
     profiles.session(tmp_path, {A: {}}, methods=("dense", "griffin", "tda"), processes=1)
     place = tmp_path / A / "cases-00000000-1"
@@ -335,7 +344,7 @@ def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
     new = repository.commit("Profiles", files={"tda/__init__.py": SUITE, "pyproject.toml": data})
     broken = repository.commit("Breaks", files={"pyproject.toml": "[project\n"})
     cases = tmp_path / "cases.toml"
-    cases.write_text('processes = 2\nkeep_traces = 1\n[options]\nseed = 1\n')
+    cases.write_text("processes = 2\nkeep_traces = 1\n[options]\nseed = 1\n")
     words = ["--repo", str(repository.folder), "--out", str(tmp_path / "out"), "--cases", str(cases)]
     words += ["--work", str(tmp_path / "work")]
     done = suite(old, new, *words)
