@@ -173,6 +173,11 @@ class Evidence:
         return tuple(sorted(held.values(), key=lambda finding: finding.night, reverse=True))
 
     @cached_property
+    def labels(self) -> dict[str, str]:
+        """What people call a case, by its key."""
+        return {facts.key: facts.label for block in self.blocks for facts in block.cases.values()}
+
+    @cached_property
     def states(self) -> dict[str, Alarm]:
         """Alarms by the key of their finding."""
         return {alarm.finding.key: alarm for alarm in self.alarms}

@@ -169,9 +169,10 @@ class Case(Frozen):
     @classmethod
     def _from_older(cls, value: Any) -> Any:
         """Until version 2 of a record, control and layers stood among the method's options."""
-        if not isinstance(value, dict) or not {"selection_from", "layer_profile"} & set(value.get("options", ())):
+        told = value.get("options") if isinstance(value, dict) else None
+        if not isinstance(told, dict) or not {"selection_from", "layer_profile"} & told.keys():
             return value
-        options = dict(value["options"])
+        options = dict(told)
         moved: dict[str, Any] = {"layer_sparsity_from": options.pop("layer_profile", None)}
         if options.pop("selection_from", None):
             moved["control"] = "cross_domain"

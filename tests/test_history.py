@@ -642,6 +642,32 @@ def test_garbage_lines_never_hide_good_ones(lines: list[bytes], place: int) -> N
     assert all(str(path) in problem for problem in table.problems)
 
 
+ODD = (None, 5, [[1]], "selection_from", {"layer_profile": [1]})
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+@pytest.mark.parametrize("place", ["case", "options", "model", "control", "inputs", "measurements", "version"])
+def test_a_record_with_an_odd_part_hides_no_good_one(place: str, value: object, tmp_path: Path) -> None:
+    odd = a_record(8, a_case("tt")).model_dump(mode="json")
+    (odd["case"] if place in odd["case"] else odd)[place] = value
+    (tmp_path / "results.jsonl").write_text(f"{json.dumps(odd)}\n{a_record(1).model_dump_json()}\n")
+    table = from_records([tmp_path])
+    assert only(Table(table.frame[table.frame.method == "griffin"])).samples == a_record(1).samples("decode_ms")
+    assert len(table.problems) + (table.frame.method == "tt").any() == 1
+
+
+@pytest.mark.parametrize("value", [*ODD, [{"cases": 5}], [{"cases": [None]}], [{"cases": ["x"]}]], ids=str)
+def test_a_night_with_odd_findings_hides_no_good_one(value: object, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.write(Night(id="1", started=DAY, anchor=HASH))
+    history.write(Night(id="2", started=DAY, anchor=HASH))
+    path = tmp_path / "nights" / "1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "findings": value}))
+    nights, problems = history.nights()
+    assert [night.id for night in nights] == ["2"]
+    assert len(problems) == 1
+
+
 MICRO: dict[str, Any] = {
     "machine_info": {"tda": MACHINE.model_dump(mode="json")},
     "commit_info": {"id": None, "dirty": None},

@@ -24,7 +24,7 @@ from tda.regression.profiles import SHELF, Shelf
 from tda.regression.publish import write_account
 from tda.regression.repository import Repository
 from tda.regression.units import History, Night
-from tests import nights, profiles
+from tests import nights, planted, profiles
 
 CONFIG = """
 blocks = 4
@@ -452,6 +452,13 @@ def test_what_an_older_night_found_is_mended_by_a_later_one(tmp_path: Path) -> N
     case = OLDER["griffin 0.5 on shape:25m"]
     later = finding(verdict="improvement", grid="speed", cases=(case,), good="c", commit="d", size=-0.1)
     assert state(night, told(later, name="n2")) == [("fixed", "b")]
+
+
+def test_what_is_planted_fits_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof of a night takes hours: that its edits find their places is known before."""
+    monkeypatch.setattr(planted, "_git", lambda folder, *words: "")
+    plants = planted.history(planted.Sizes(1, 1, 1))
+    assert len(planted.build(tmp_path / "repository", planted.Sizes(1, 1, 1), plants)) == len(plants) + 1
 
 
 # Alarms.

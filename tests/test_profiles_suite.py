@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tda.cases import Inputs
 from tda.config import BenchConfig
 from tda.profiler.difference import Change, difference, phase_differences, telling
 from tda.profiler.records import PYTHON, KernelRow, Profile
@@ -252,6 +253,14 @@ def test_processes_of_other_sessions_count_where_none_are_shared(tmp_path: Path)
     assert (together.paired, len(together.before), len(together.after)) == (True, 2, 2)
     assert (apart.paired, len(apart.before), len(apart.after)) == (False, 4, 2)
     assert found.compare(B, "d" * 40) == []
+
+
+@pytest.mark.parametrize(("one", "other", "compared"), [("", "x", 1), ("x", "x", 1), ("", "", 1), ("x", "y", 0)])
+def test_builds_that_told_no_inputs_are_compared(tmp_path: Path, one: str, other: str, compared: int) -> None:
+    for commit, text in ((A, one), (B, other)):
+        made = profile("griffin", commit=commit).model_copy(update={"inputs": Inputs(documents=text or None)})
+        profiles.shelve(tmp_path, commit, [made])
+    assert len(read_shelves([tmp_path]).compare(A, B)) == compared
 
 
 def test_damaged_and_played_profiles_are_named(tmp_path: Path) -> None:

@@ -952,6 +952,17 @@ def test_alarms_lead_to_what_explains_them(pages: dict[str, Page]) -> None:
     assert 'href="profile/02c0ffee/since-00c0ffee.html"' in slower
 
 
+def test_profiles_of_two_requests_are_told_apart(tmp_path: Path) -> None:
+    for batch in (1, 4):
+        profiles.session(tmp_path / "profiles", {A: {}, B: {}}, name=f"cases-{batch}", machine=CPU, methods=("tda",),
+                         batch=batch)  # fmt: skip
+    write_site(Evidence.load(tmp_path, order=HASHES), tmp_path / "html")
+    names = ["tda 0.5 (batch 1) on shape:25m", "tda 0.5 (batch 4) on shape:25m"]
+    difference = (tmp_path / "html" / "profile" / "02c0ffee" / "since-00c0ffee.html").read_text()
+    assert re.findall(r"<h2>([^<]+?) <small>", difference) == names
+    assert ", ".join(names) in (tmp_path / "html" / "profiles.html").read_text()
+
+
 def test_commits_that_did_not_run_in_turn_are_compared_with_a_warning(tmp_path: Path) -> None:
     for number, commit in enumerate((A, B)):
         profiles.session(tmp_path / "profiles", {commit: {}}, name=f"cases-{number}", machine=CPU, methods=("dense",))

@@ -12,6 +12,7 @@ import pytest
 
 from reports.blocks import RATIO, Stop
 from reports.evidence import Evidence
+from reports.pages.alarms import card
 from reports.trends import trends
 from tda.bench.plan import plan_of
 from tda.cases import Inputs
@@ -22,6 +23,7 @@ from tda.regression.alarms import replay
 from tda.regression.config import GridConfig, NightlyConfig
 from tda.regression.detect import Pair, effects, step_pairs
 from tda.regression.findings import Finding
+from tda.regression.floor import floors_of
 from tda.regression.history import from_records, load_history
 from tda.regression.judge import Judge
 from tda.regression.quality import quality_moves
@@ -210,6 +212,62 @@ def test_results_of_a_bench_are_held_against_their_own_dense(change: tuple[str, 
     ]
     assert sorted(levels) == [pytest.approx(value) for value in RATIOS]
     assert len({block.title for block in evidence.blocks}) == len(evidence.blocks) == (1 if all(change) else 2)
+
+
+@pairs
+def test_floors_keep_them_apart(pair: str) -> None:
+    """What one process differs from another by has nothing of what two grids of one case differ by."""
+    made = [unit for unit in units(PAIRS[pair]) if unit.commit == A and unit.role == "commit"]
+    decode = [one for one in floors_of("n1", made, A) if one.split == "decode" and one.label.startswith("griffin")]
+    assert all(0.003 < one.variance**0.5 < 0.03 for one in decode), decode
+
+
+VARIANTS = Two(({"methods": ("tda:sparsity=0.5", "tda:sparsity=0.5,statistic=max")},) * 2)
+
+
+def of_variants(slower: float, nll: float) -> list[Unit]:
+    """TDA with two statistics in one grid, of two commits; the second harms the one that is not the default."""
+    draw = random.Random(1)
+    made = []
+    for case in plan_of(config_of(VARIANTS).grids[0].options).cases():
+        moves = case.options.get("statistic") == "max"
+        for commit, role in ((A, "control"), (A, "commit"), (B, "commit")):
+            factor, extra = (slower, nll) if moves and commit == B else (1.0, 0.0)
+            for stage, block in ((stage, block) for stage in ("first", "confirm") for block in range(1, 9)):
+                ms = 8.0 * factor * (1 + draw.gauss(0, 0.01))
+                record = _at([nights.record(case, inputs=MINE, decode_ms=ms, nll=3.0 + extra)], commit)
+                made.append(((commit, role, stage, block), record))
+    places = dict.fromkeys(place for place, _ in made)
+    return [
+        nights.unit(commit, [one for at, held in made if at == (commit, role, stage, block) for one in held],
+                    role=role, stage=stage, block=block, grid=grid)
+        for grid in ("one", "two")
+        for commit, role, stage, block in places
+        if grid == "one" or (role, stage, block) == ("commit", "first", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slower", "nll", "verdict", "split"),
+    [(1.2, 0.0, "alarm", "decode"), (1.2, 0.0, "warning", "decode"), (1.0, 0.1, "alarm", "quality")],
+)
+def test_variants_of_a_method_are_told_apart_in_words(
+    slower: float, nll: float, verdict: str, split: str, tmp_path: Path
+) -> None:
+    made = of_variants(slower, nll)
+    if verdict == "warning":
+        calm = [unit for unit in of_variants(1.0, 0.0) if unit.stage == "confirm"]
+        made = [unit for unit in made if unit.stage == "first"] + calm
+    kept = nights.history(tmp_path, nights.night([A, B]), made)
+    grids = config_of(VARIANTS).grids
+    settings = NightlyConfig(grids=(grids[0], grids[1].model_copy(update={"repeated": False})))
+    night = kept.nights()[0][0]
+    found = Judge(kept, night, settings, Line([A, B])).findings()
+    (finding,) = (one for one in found if (one.verdict, one.split) == (verdict, split))
+    assert "tda 0.5 (statistic=max) on shape:25m" in finding.sentence
+    kept.write(night.model_copy(update={"findings": (finding,)}))
+    evidence = Evidence.load(kept.folder)
+    assert card(evidence, finding)["cases"] == "tda 0.5 (statistic=max) on shape:25m"
 
 
 def test_every_option_of_a_grid_is_in_the_command(asked: Callable[[str], BenchConfig]) -> None:

@@ -60,6 +60,7 @@ def card(evidence: Evidence, finding: Finding) -> dict[str, object]:
         "finding": finding,
         "alarm": alarm,
         "state": standing(finding, alarm),
+        "cases": ", ".join(evidence.labels.get(case.key, str(case)) for case in finding.cases),
         "size": size_text(finding),
         "remains": None if left.size is None else size_text(left),
         "floor": None if finding.floor is None else percent(finding.floor).lstrip("+"),

@@ -16,6 +16,7 @@ from tda.profiler.records import KernelRow
 from tda.profiler.store import KERNELS, MODULES, TRACE
 from tda.regression.explain import headline, name_of
 from tda.regression.profiles import Compared, Kept
+from tda.regression.wording import named
 from tda.reporting.figures import INK, case_axes, inline, label_axes, plain_ticks, row_text, to_svg
 from tda.reporting.profiles.figures import step_figure
 from tda.reporting.profiles.groups import PIECES, Group, piece_of, together
@@ -53,11 +54,12 @@ def profiles_page(evidence: Evidence) -> Iterator[Sheet | File]:
 
 def _listed(evidence: Evidence, commit: KnownCommit, compared: Sequence[Pair]) -> dict[str, object]:
     kept = evidence.profiles.by_commit[commit.hash]
+    held = list(dict.fromkeys(one.case for one in kept))
     return {
         "commit": commit,
         "page": page_of(commit) if commit in shown(evidence) else None,
         "pairs": [pair for pair in compared if pair.new == commit],
-        "cases": list(dict.fromkeys(str(one.case) for one in kept)),
+        "cases": [named([case], held) for case in held],
         "processes": len({(one.unit.night, one.unit.block) for one in kept}),
         "traces": sum(one.trace is not None for one in kept),
     }
@@ -193,11 +195,15 @@ def _kernels(kept: Kept) -> list[tuple[KernelRow, str]]:
 
 def _difference(evidence: Evidence, pair: Pair, files: _Files) -> dict[str, object]:
     found = evidence.profiles.compare(pair.old.hash, pair.new.hash)
-    named = {case for finding in pair.findings for case in finding.cases}
-    found.sort(key=lambda one: (one.case not in named, one.case.model, _order(one.case)))
+    alarmed = {case for finding in pair.findings for case in finding.cases}
+    found.sort(key=lambda one: (one.case not in alarmed, one.case.model, _order(one.case)))
+    among = [one.case for one in found]
     return {
         "pair": pair,
-        "cases": [_case(evidence, pair, number, one, files) for number, one in enumerate(found, start=1)],
+        "cases": [
+            _case(evidence, pair, number, one, files) | {"label": named([one.case], among)}
+            for number, one in enumerate(found, start=1)
+        ],
         "colours": KINDS,
     }
 
@@ -208,7 +214,6 @@ def _case(evidence: Evidence, pair: Pair, number: int, compared: Compared, files
     ]
     return {
         "slug": f"case-{number}",
-        "label": str(compared.case),
         "first": next((change for change in compared.changes if change.kind != "same"), None),
         "paired": compared.paired,
         "many": (len(compared.before), len(compared.after)),

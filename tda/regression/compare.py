@@ -229,7 +229,8 @@ class Judged:
         """What moved, and which series have too few blocks with a sensible value."""
         left = [key for key in self.blocks.keys if key not in self.effects]
         names = [f"{key} has too few values to compare" for key in left]
-        return [*(speed_sentence(change, self.subject) for change in self.changes), *names]
+        cases = {key.case for key in self.blocks.keys}
+        return [*(speed_sentence(change, self.subject, cases) for change in self.changes), *names]
 
     @cached_property
     def rows(self) -> dict[Key, Row]:

@@ -69,16 +69,18 @@ def unlike(one: Machine, other: Machine) -> str:
 
 def floors_of(source: str, units: Iterable[Unit], commit: str) -> list[Floor]:
     """The noise of one commit's processes, both installs of it, in the first blocks."""
-    values: dict[tuple[Series, str], list[float]] = defaultdict(list)
+    values: dict[tuple[Series, str], dict[Key, list[float]]] = defaultdict(lambda: defaultdict(list))
     for unit in units:
         if unit.commit == commit and unit.stage == "first" and unit.status == "ok":
             for key, value in numbers(unit.records, unit.grid).items():
-                values[Series.of(unit.records[0].machine, key), str(key.case)].append(value)
+                values[Series.of(unit.records[0].machine, key), str(key.case)][key].append(value)
     found = []
-    for (series, told), held in values.items():
-        if len(held) >= MIN_PROCESSES:
-            variance, dof = float(np.log(held).var(ddof=1)), len(held) - 1
-            found.append(Floor(source=source, **series._asdict(), label=told, variance=variance, dof=dof))
+    for (series, told), grids in values.items():
+        logs = [np.log(held) for held in grids.values() if len(held) >= MIN_PROCESSES]
+        if logs:
+            noise = _pool([Prior(float(one.var(ddof=1)), len(one) - 1) for one in logs])
+            told_of = series._asdict() | {"source": source, "label": told}
+            found.append(Floor(**told_of, variance=noise.variance, dof=int(noise.dof)))
     return found
 
 
@@ -119,7 +121,7 @@ class Floors:
         return read_lines(self.path, Floor)[0] if self.path.is_file() else []
 
 
-def _pool(floors: Sequence[Floor]) -> Prior:
+def _pool(floors: Sequence[Floor | Prior]) -> Prior:
     dof = np.array([floor.dof for floor in floors], dtype=np.float64)
     variances = np.array([floor.variance for floor in floors])
     return Prior(float(dof @ variances / dof.sum()), float(dof.sum()))

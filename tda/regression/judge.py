@@ -166,7 +166,7 @@ class Judge:
             scope=change.scope,
             p=change.p,
             floor=max(floors, default=None),
-            sentence=speed_sentence(change, self._subject(change.pair.new)),
+            sentence=speed_sentence(change, self._subject(change.pair.new), self._cases(change.grid)),
         )
 
     def _warning(self, suspect: Suspect) -> Finding:
@@ -178,7 +178,7 @@ class Judge:
             verdict="warning",
             split=suspect.key.split,
             scope="method",
-            sentence=warning_sentence(suspect),
+            sentence=warning_sentence(suspect, self._cases(suspect.key.grid)),
         )
 
     def _finding(self, pair: Pair, grid: str, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
@@ -199,6 +199,10 @@ class Judge:
             reproduce=reproduce(pair, self.config, grid, cases),
             **told,
         )
+
+    def _cases(self, grid: str) -> set[Case]:
+        """What was measured in a grid."""
+        return {key.case for key in self.first.keys if key.grid == grid}
 
     def _subject(self, commit: str) -> str:
         return self.repository.facts(commit).subject
@@ -298,7 +302,9 @@ class Judge:
             high=nll.high if nll is not None else None,
             night=self.night.id,
             back=back,
-            sentence=quality_sentence(pair, worst, moves, back, self._subject(pair.new)),
+            sentence=quality_sentence(
+                pair, worst, moves, back, self._subject(pair.new), [record.case for record in texts[pair.new]]
+            ),
             reproduce=reproduce(pair, self.config, grid, cases),
         )
 

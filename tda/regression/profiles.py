@@ -16,7 +16,7 @@ from statistics import fmean, median
 
 from pydantic import ValidationError
 
-from tda.cases import Case
+from tda.cases import Case, taken_for
 from tda.config import BenchConfig
 from tda.process import COMPLAINT, call
 from tda.profiler.difference import Change, PhaseChange, difference, phase_differences
@@ -149,15 +149,20 @@ class Profiles:
 
     def compare(self, old: str, new: str) -> list[Compared]:
         """Every case that two commits share on one machine; processes that ran in turn alone, where there are any."""
-        before, after = (self._by_case(commit) for commit in (old, new))
-        return [_compared(before[key], after[key]) for key in after if key in before]
+        before, found = self._by_case(old), []
+        for place, held in self._by_case(new).items():
+            for inputs, after in held.items():
+                known = before.get(place, {})
+                same = known.get(taken_for(inputs, known))
+                found += [_compared(same, after)] if same is not None else []
+        return found
 
-    def _by_case(self, commit: str) -> dict[tuple[str, ...], list[Kept]]:
-        found: dict[tuple[str, ...], list[Kept]] = {}
+    def _by_case(self, commit: str) -> dict[tuple[str, str], dict[str, list[Kept]]]:
+        """By machine and case, then by inputs."""
+        found: dict[tuple[str, str], dict[str, list[Kept]]] = {}
         for kept in self.by_commit.get(commit, ()):
-            profile = kept.profile
-            key = (profile.machine.fingerprint, profile.case.key, profile.inputs.data)
-            found.setdefault(key, []).append(kept)
+            place = (kept.profile.machine.fingerprint, kept.case.key)
+            found.setdefault(place, {}).setdefault(kept.profile.inputs.data, []).append(kept)
         return found
 
 

@@ -17,10 +17,11 @@ def short(commit: str) -> str:
     return commit[:10]
 
 
-def named(cases: Iterable[Case]) -> str:
-    """Cases as people call them, told from one another."""
+def named(cases: Iterable[Case], among: Iterable[Case] = ()) -> str:
+    """Cases as people call them, told from one another and from others."""
     cases = tuple(cases)
-    return ", ".join(describe(case, cases) for case in cases)
+    among = (*cases, *among)
+    return ", ".join(describe(case, among) for case in cases)
 
 
 def relative(size: float) -> str:
@@ -35,8 +36,8 @@ def where(pair: Pair) -> str:
     return f"at {short(pair.new)}"
 
 
-def speed_sentence(change: Change, subject: str) -> str:
-    """What moved, by how much, where, and what did not."""
+def speed_sentence(change: Change, subject: str, among: Iterable[Case]) -> str:
+    """What moved, by how much, where, and what did not; `among` are all cases that were measured."""
     low, high = change.effect.bounds()
     size = f"{relative(change.effect.size)} [{relative(low)}, {relative(high)}]"
     worse = change.effect.log_ratio > 0
@@ -48,15 +49,15 @@ def speed_sentence(change: Change, subject: str) -> str:
     if change.scope == "dense":
         note = "ratios to dense look worse" if not worse else "ratios to dense look better"
         return f"{head}, dense alone; methods did not move, so their {note} for that reason only."
-    return f"{head}, only {named(change.cases)}."
+    return f"{head}, only {named(change.cases, among)}."
 
 
-def warning_sentence(suspect: Suspect) -> str:
-    """A suspect that was not confirmed."""
+def warning_sentence(suspect: Suspect, among: Iterable[Case]) -> str:
+    """A suspect that was not confirmed; `among` as for `speed_sentence`."""
     size = relative(suspect.effect.size)
     return (
-        f"{WHAT[suspect.key.split]} of {suspect.key.case} moved by {size} {where(suspect.pair)} in the first blocks; "
-        "fresh blocks did not confirm it."
+        f"{WHAT[suspect.key.split]} of {named([suspect.key.case], among)} moved by {size} {where(suspect.pair)} "
+        "in the first blocks; fresh blocks did not confirm it."
     )
 
 
@@ -68,13 +69,13 @@ def failure_sentence(pair: Pair, cases: Sequence[Case], reason: str | None, subj
 
 
 def quality_sentence(
-    pair: Pair, worst: QualityMove, moves: Sequence[QualityMove], back: str | None, subject: str
+    pair: Pair, worst: QualityMove, moves: Sequence[QualityMove], back: str | None, subject: str, among: Sequence[Case]
 ) -> str:
-    """What changed in the text."""
+    """What changed in the text; `among` as for `speed_sentence`."""
     parts = []
     if worst.nll is not None:
-        parts.append(f"{worst.case} by {worst.nll.value:+.3g} nats a token" + _interval(worst))
-    sets = [f"{move.case} ({move.sets} of {move.documents} documents)" for move in moves if move.sets]
+        parts.append(f"{named([worst.case], among)} by {worst.nll.value:+.3g} nats a token" + _interval(worst))
+    sets = [f"{named([m.case], among)} ({m.sets} of {m.documents} documents)" for m in moves if m.sets]
     if sets:
         parts.append(f"other neurons are kept: {', '.join(sets)}")
     head = f"Quality moved at {short(pair.new)} ({subject})"
