@@ -13,8 +13,9 @@ import pytest
 
 from tda.bench.plan import only, plan_of
 from tda.config import BenchConfig
+from tda.process import alone
 from tda.regression import alternate
-from tda.regression.alternate import Grid, Runner, Task, alone, block, design, measure
+from tda.regression.alternate import Grid, Runner, Task, block, design, measure
 from tda.regression.builds import Build
 from tda.regression.units import Role, Unit
 from tests import nights

@@ -25,6 +25,7 @@ from tda.config import BenchConfig
 from tda.contracts import FFN, Method, PromptMethod
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
+from tda.engine.session import Session
 from tda.families import find_ffns
 from tda.kernels import Backend
 from tda.kernels.compact import CompactFFN
@@ -183,6 +184,7 @@ def test_interrupt_keeps_finished_rounds_and_goes_on(monkeypatch, tmp_path):
 
 
 def test_a_death_of_the_process_is_noted_by_the_next_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: "exit code -9")
     plan = speed_only(monkeypatch, [])
     case = plan.case(plan.subjects[0], method("griffin", 0.5))
     marker = {"case": case.model_dump(mode="json"), "inputs": {"text": "abc"}, "round": 2}
@@ -277,11 +279,12 @@ def test_each_pass_of_the_prompt_is_a_request_of_its_own(prepared, monkeypatch):
     monkeypatch.setattr(measure, "PASSES_MS", float("inf"))
     requests = []
     with attach(prepared.model, method("griffin", 0.5)) as run:
-        prefill(prepared.model, prompts)
+        session = Session(run, prompts, prompts)
+        session.prefill()
         once = [layer.clone() for layer in run.selection()]
         select = run.select
         monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run._request)))
-        measure._prefill_passes(run, prompts, torch.device("cpu"))
+        measure._prefill_passes(session)
         assert len(set(map(id, requests))) == 4
         assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * 4
         assert all(torch.equal(a, b) for a, b in zip(once, run.selection(), strict=True))
@@ -544,9 +547,9 @@ def test_models_and_methods_may_be_objects(tmp_path):
     assert {record.status for record in records} == {"ok"}
     named = {str(record.case): record for record in records if record.case.control is None}
     cases = {f"{case} on {name}" for name in ("mine", "LlamaForCausalLM")
-             for case in ("dense", "first 0.5", "griffin 0.3", "tt (cett=0.2)")}  # fmt: skip
+             for case in ("dense", "first 0.5 (step=2)", "griffin 0.3", "tt (cett=0.2)")}  # fmt: skip
     assert set(named) == cases
-    assert named["first 0.5 on mine"].case.options == {"step": 2}
+    assert named["first 0.5 (step=2) on mine"].case.options == {"step": 2}
     for text, record in named.items():
         assert record.samples("decode_ms")
         assert bool(record.samples("nll_nats")) == text.endswith("mine")
@@ -591,14 +594,15 @@ def test_a_window_repeats_the_same_steps_on_the_same_selection(name, monkeypatch
 
     load_rows = CompactFFN.load
     monkeypatch.setattr(CompactFFN, "load", lambda self, kept: (gathers.append(self), load_rows(self, kept))[1])
-    monkeypatch.setattr(window, "decode", spied_decode)
+    monkeypatch.setattr("tda.engine.session.decode", spied_decode)
     monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=itertools.count().__next__))
-    model, attached, (prompts, continuations) = prefilled(name)
+    _, attached, (prompts, continuations) = prefilled(name)
     with torch.no_grad(), attached as run:
-        _, cache = prefill(model, prompts)
-        run.select()
+        session = Session(run, prompts, continuations)
+        session.prefill()
+        session.select()
         before = len(gathers)
-        tokens = window.decode_for(2, run, cache, continuations)  # the played clock ticks once a repetition
+        tokens = window.decode_for(2, session)  # the played clock ticks once a repetition
     count = continuations.shape[1] - 1
     assert tokens == len(steps) == 2 * count
     assert [length for length, _ in steps] == 2 * [prompts.shape[1] + step for step in range(count)]

@@ -163,9 +163,9 @@ def test_thresholds_of_a_context_that_is_no_power_of_two_are_made_from_text_that
 
 
 def test_a_profile_feeds_all_of_its_steps(tmp_path):
-    """It decodes eight tokens though a request of eight new ones feeds seven."""
+    """It decodes eight tokens, as a request of nine new ones does."""
     short = str(altered.folder(tmp_path, max_position_embeddings=48))
-    sizes: dict[str, Any] = {"models": [short], "methods": ["dense"], "new_tokens": 8}
+    sizes: dict[str, Any] = {"models": [short], "methods": ["dense"], "new_tokens": 9}
     with pytest.raises(ValueError, match="41 prompt and 9 new tokens need 49 positions"):
         run_profile(tmp_path / "beyond", prompt_tokens=41, **sizes)
     assert not (tmp_path / "beyond").exists()

@@ -62,6 +62,7 @@ class Bench:
         OSError
             If the folder cannot be written.
         """
+        facts.machine(self.plan.device)  # a device that is not here is said before anything is written
         with alone(self.out):
             return self._run()
 

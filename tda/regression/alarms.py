@@ -17,9 +17,10 @@ A case whose text is again exactly what it was has the level of then. Nothing el
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from tda.cases import Case
 from tda.regression.config import Decision
 from tda.regression.detect import Rules
 from tda.regression.findings import Alarm, Alarms, Finding, State
@@ -40,10 +41,11 @@ def replay(
     decided = {decision.alarm: decision for decision in decisions}
     accepted = {alarm for alarm, decision in decided.items() if decision.state == "accepted"}
     moves, lives = defaultdict[object, list[Finding]](list), defaultdict[str, list[_Life]](list)
+    grids = _grids(found)
     for finding in found:
         scope = finding.scope if finding.split == "decode" else ""  # there, scopes differ in what sizes are relative to
         for case in finding.cases:
-            moves[finding.machine, finding.grid, finding.split, scope, case].append(finding)
+            moves[finding.machine, grids(finding, case), finding.split, scope, case].append(finding)
     for changes in moves.values():
         for life in _lives(line.once(changes), line, accepted, smallest):
             lives[life.finding.key].append(life)
@@ -56,6 +58,20 @@ def replay(
 def raised_in(alarms: Alarms, night: str) -> list[Alarm]:
     """Alarms that a night raised and that nobody has accepted or acknowledged: what makes it fail."""
     return [alarm for alarm in alarms.alarms if alarm.finding.night == night and alarm.state in ("open", "reopened")]
+
+
+def _grids(findings: Iterable[Finding]) -> Callable[[Finding, Case], str | None]:
+    """The grid of a finding; of one of an older night, which does not tell, the only one that has the case."""
+    known: dict[tuple[object, ...], set[str | None]] = defaultdict(set)
+    for finding in findings:
+        for case in finding.cases:
+            known[finding.machine, finding.split, case] |= {finding.grid} - {None}
+
+    def of(finding: Finding, case: Case) -> str | None:
+        found = known[finding.machine, finding.split, case]
+        return next(iter(found)) if finding.grid is None and len(found) == 1 else finding.grid
+
+    return of
 
 
 # Which changes there were, and in which order.
