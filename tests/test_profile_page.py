@@ -196,7 +196,7 @@ def test_the_command_writes_a_folder_for_each_case_and_a_page(tmp_path: Path) ->
     found: dict[str, Profile] = {profile.case.method: profile for _, profile in read_profiles(tmp_path)}
     assert set(found) == {"dense", "griffin"}
     for profile in found.values():
-        place = tmp_path / folder_name(profile.case)
+        place = tmp_path / folder_name(profile.case, profile.inputs)
         assert (place / profile.trace).is_file()
         assert profile.weight_bytes > 0
         assert len(profile.timed.decode_ms) == 5
