@@ -29,7 +29,7 @@ from tda.engine.session import Session
 from tda.families import find_ffns
 from tda.kernels import Backend
 from tda.kernels.compact import CompactFFN
-from tda.methods import METHODS, Griffin, method
+from tda.methods import METHODS, Griffin, method, spec_of
 from tda.models import load_model
 from tda.quality import rows_of
 from tda.records import SPEED
@@ -499,6 +499,26 @@ def test_what_a_run_is_of_is_told_by_digest(on_texts, change):
         assert (before[name].key == after[name].key) == (not own - {"text_name"})
 
 
+def test_a_rerun_takes_what_is_equal_and_measures_the_rest(on_texts, tmp_path):
+    plan, out = replace(on_texts, subjects=(replace(on_texts.subjects[0], speed=False),)), tmp_path / "out"
+
+    def measured() -> list[str]:
+        before = len(load(out).records) if (out / "results.jsonl").exists() else 0
+        run(plan, out)
+        return sorted(record.case.method for record in load(out).records[before:])
+
+    assert measured() == ["dense", "griffin", "tt"]
+    assert measured() == []
+    rewrite(plan.calibration_text)
+    assert measured() == ["tt"]
+    rewrite(plan.text)
+    assert measured() == ["dense", "griffin", "tt"]
+    anew = {record.series: record.samples("nll_nats") for record in run(plan, tmp_path / "anew")}
+    found = {record.series: record.samples("nll_nats") for record in run(plan, out)}
+    assert anew.items() <= found.items()
+    assert len(found) == 3 + 1 + 3
+
+
 def test_random_tokens_follow_from_the_seed_and_not_from_the_number_of_rounds():
     plan = Plan((Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False),), methods=("griffin",), rounds=1)
     first = inputs_of(plan)["griffin"]
@@ -554,6 +574,18 @@ def test_models_and_methods_may_be_objects(tmp_path):
         assert record.samples("decode_ms")
         assert bool(record.samples("nll_nats")) == text.endswith("mine")
         assert record.inputs.text_name == ("built-in stories" if text.endswith("mine") else "random tokens")
+
+
+class Mine(Griffin):
+    """A variant that forgot to take a name."""
+
+
+def test_a_method_of_ones_own_has_a_spec_and_a_name_of_its_own():
+    assert str(spec_of(First(sparsity=0.25))) == "first:sparsity=0.25,step=1"
+    shape = Subject("shape:25m", quality=False)
+    for methods in ((Mine(sparsity=0.5),), ("griffin", Mine(sparsity=0.5))):
+        with pytest.raises(ValueError, match="Mine is named as Griffin is, 'griffin'; give it a name of its own"):
+            Plan((shape,), methods=methods)
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def record(of: Case, inputs: Inputs = Inputs()) -> Record:  # noqa: B008
 class TestIdentity:
     """Two runs that differ in anything that a number depends on never share a record or a series."""
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(other_than(FIELDS | {f"on_{name}": values for name, values in INPUTS.items()}))
     def test_runs_that_differ_share_nothing(self, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
         assume(pair[0] != pair[1])

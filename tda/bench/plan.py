@@ -125,7 +125,13 @@ class Plan:
     def build(self) -> Iterator[Method]:
         """Every method, each once; dense first, asked or not: every ratio needs it."""
         asked = [one for spec in self.methods for one in self._built(spec)]
-        yield from dict.fromkeys([*self._built("dense"), *asked])
+        kinds = dict(METHODS)
+        for one in dict.fromkeys([*self._built("dense"), *asked]):
+            kind = kinds.setdefault(one.name, type(one))
+            if type(one) is not kind:
+                own, other = type(one).__name__, kind.__name__
+                raise ValueError(f"{own} is named as {other} is, {one.name!r}; give it a name of its own")
+            yield one
 
     def _built(self, asked: MethodSpec | Method | str) -> list[Method]:
         if isinstance(asked, Method):

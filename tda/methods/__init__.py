@@ -24,7 +24,7 @@ def method(name: str, sparsity: float | None = None, **options: Any) -> Method:
 
 
 def _made(name: str, options: Mapping[str, Any]) -> Method:
-    known = [field.name for field in dataclasses.fields(METHODS[name]) if field.init]
+    known = _options(METHODS[name])
     for option in options:
         if option not in known:
             raise ValueError(f"method {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
@@ -42,7 +42,11 @@ def takes_sparsity(name: str) -> bool:
     ValueError
         If the name is unknown.
     """
-    return next(field.init for field in dataclasses.fields(METHODS[name]) if field.name == "sparsity")
+    return "sparsity" in _options(METHODS[name])
+
+
+def _options(kind: type[Method]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
 def build(spec: MethodSpec, sparsities: Sequence[float] = ()) -> list[Method]:
@@ -61,7 +65,7 @@ def build(spec: MethodSpec, sparsities: Sequence[float] = ()) -> list[Method]:
 
 def spec_of(built: Method) -> MethodSpec:
     """The spec of a method with all its options, so that equal methods have equal specs."""
-    dial = {"sparsity": built.sparsity} if takes_sparsity(built.name) and built.sparsity is not None else {}
+    dial = {"sparsity": built.sparsity} if "sparsity" in _options(type(built)) and built.sparsity is not None else {}
     return MethodSpec(name=built.name, options={**dial, **built.options})
 
 
