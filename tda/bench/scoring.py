@@ -37,7 +37,9 @@ class Scoring:
         """Score cells on as many documents as fit: all alike, so that they can be compared."""
         model, documents = self.stage.subject.model, self.stage.prepared.scored
         cells = [cell for cell in cells if cell.case.control != "a_a" and self._lacks_quality(cell, deadline)]
-        evaluator = Evaluator(self.stage.prepared.model, documents, batch=SCORED_TOGETHER)
+        evaluator = Evaluator(
+            self.stage.prepared.model, documents, batch=SCORED_TOGETHER, together=self.stage.plan.batch
+        )
         begun: dict[tuple[str, str], Evaluation] = {}
         costs: list[float] = []
         self.stage.progress.stage(f"{model}: quality, first documents", len(cells))

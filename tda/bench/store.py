@@ -87,12 +87,12 @@ class Store:
     def missing(self, place: Place) -> bool:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
         self._asked.add((place.case.key, place.inputs.key))
-        there = [record for record in self._records if _place(record) == place]
+        there = [record for record in self._records if _is_at(record, place)]
         return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS and not self.gave_up(place)
 
     def gave_up(self, place: Place) -> bool:
         """Whether a case ended a process in which nothing else ran."""
-        same = (record for record in self._records if record.case == place.case and record.inputs == place.inputs)
+        same = (record for record in self._records if record.series == (place.case.key, place.inputs.key))
         return any(record.status == "crash" for record in same)
 
     def reused(self, cells: Iterable[tuple[Case, Inputs]]) -> str | None:
@@ -121,7 +121,7 @@ class Store:
     def found(self, place: Place) -> Record | None:
         """The last good record of a place."""
         good = (record for record in reversed(self._records) if record.status == "ok")
-        return next((record for record in good if _place(record) == place), None)
+        return next((record for record in good if _is_at(record, place)), None)
 
     def note_left_out(self, items: Sequence[LeftOut]) -> None:
         """Write beside the results what there was no time for."""
@@ -150,8 +150,9 @@ class Store:
             return None
 
 
-def _place(record: Record) -> Place:
-    return Place(record.case, record.inputs, record.round)
+def _is_at(record: Record, place: Place) -> bool:
+    """Whether a record fills a place; what its text is called does not matter."""
+    return (record.case, record.round) == (place.case, place.round) and record.inputs.key == place.inputs.key
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

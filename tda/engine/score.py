@@ -1,5 +1,6 @@
 """Score continuations teacher-forced, under a protocol that says which tokens are computed sparsely."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -44,6 +45,17 @@ class Scores:
     logits: Tensor
     achieved_sparsity: tuple[float, ...] = ()
     selection: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scores"]) -> "Scores":
+        """Scores of several batches of equal lengths as one."""
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "sparse", "valid", "logits")
+        }
+        shares = [part.achieved_sparsity for part in parts]
+        achieved = tuple(sum(layer) / len(layer) for layer in zip(*shares, strict=True))
+        selection = tuple(torch.cat(layer) for layer in zip(*(part.selection for part in parts), strict=True))
+        return cls(**tensors, achieved_sparsity=achieved, selection=selection)
 
     @property
     def sparse_share(self) -> float:

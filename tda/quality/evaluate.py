@@ -83,6 +83,8 @@ class Evaluator:
         Of equal lengths.
     batch : int
         Documents per pass.
+    together : int
+        Documents that share a set where a method has one for all rows of a batch.
     protocol : str
         As for `tda.score`.
     advance : callable
@@ -95,10 +97,12 @@ class Evaluator:
         documents: Sequence[Document],
         *,
         batch: int = 8,
+        together: int = 1,
         protocol: Protocol = "decode",
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
+        self.together = together
         self.protocol = protocol
         self.advance = advance
         self.batches = [documents[start : start + batch] for start in range(0, len(documents), batch)]
@@ -136,7 +140,9 @@ class Evaluator:
         batch = self.batches[number]
         start = sum(len(before) for before in self.batches[:number])
         chosen = None if select_on is None else select_on[start : start + len(batch)]
-        scores = self._score(method, thresholds, batch, chosen)
+        size = self.together if shares_rows(method) else len(batch)
+        parts = [(batch[at : at + size], chosen and chosen[at : at + size]) for at in range(0, len(batch), size)]
+        scores = Scores.joined([self._score(method, thresholds, *part) for part in parts])
         dense = scores if method.name == "dense" else self._dense_scores(number)
         for name, metric in METRICS.items():
             result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
@@ -179,6 +185,11 @@ class Evaluator:
         except NotFiniteError as error:
             numbers = f"{documents[0].number} to {documents[-1].number}"
             raise NotFiniteError(f"{method.name} on documents {numbers}: {error}") from None
+
+
+def shares_rows(method: Method) -> bool:
+    """Whether all rows of a batch share one set: what is scored together then matters."""
+    return method.options.get("rows") == "shared"
 
 
 def measured(name: str, values: Sequence[float], documents: Iterable[int]) -> Measurement:
