@@ -41,8 +41,6 @@ class Axis:
         As the axis says it.
     value, limit : callable
         The quantity of a case, and the roofline on it; None where missing.
-    ratio : bool
-        Whether it is a ratio to dense.
     """
 
     name: str
@@ -50,11 +48,6 @@ class Axis:
     unit: str
     value: Callable[[Comparison], Estimate | None]
     limit: Callable[[Comparison], float | None]
-    ratio: bool = False
-
-    def doubt(self, setting: Setting) -> str:
-        """What a caption adds about ratios of a setting."""
-        return setting.doubt if self.ratio else ""
 
     def label(self, model: str) -> str:
         """Axis label: quantity, model, unit."""
@@ -74,7 +67,6 @@ AXES = (
         "dense time / time",
         lambda case: case.speedup,
         lambda case: case.limit,
-        ratio=True,
     ),
     Axis("Weight bytes", "bytes", "MB read per token", _megabytes, lambda case: None),
 )
@@ -145,7 +137,7 @@ def _joint(tradeoff: Tradeoff, axis: Axis) -> Plot:
     caption = (
         f"{axis.name} of {speed} against ΔNLL of {quality} to dense, one curve per method; labels are asked sparsity."
     )
-    caption = (caption if tradeoff.joint else f"{warning}. {caption}") + axis.doubt(tradeoff.speed)
+    caption = (caption if tradeoff.joint else f"{warning}. {caption}") + tradeoff.speed.doubt
     name = f"tradeoff-{'joint' if tradeoff.joint else 'projection'}-{axis.slug}"
     return Plot(name, figure, caption, axis.name)
 
@@ -228,7 +220,7 @@ def _speed_panel(setting: Setting, axis: Axis) -> Plot:
     plain_ticks(axes, "y")
     sparsity_axis(axes, setting.model, axis.label(setting.model))
     legend(figure, handles)
-    return Plot(f"tradeoff-{axis.slug}", figure, f"{caption}.{axis.doubt(setting)}", axis.name)
+    return Plot(f"tradeoff-{axis.slug}", figure, f"{caption}.{setting.doubt}", axis.name)
 
 
 def _short(sparsity: float | None) -> str:
