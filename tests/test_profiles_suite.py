@@ -381,7 +381,8 @@ SLEEP = planted.Edit(
     GENERATE,
     f"{GENERATE}    import time\n\n"
     "    def pause(*_: Any) -> None:\n        time.sleep(0.005)\n\n"
-    "    hooks += [layer.self_attn.register_forward_hook(pause) for layer in model.model.layers]\n",
+    "    for layer in model.model.layers:\n"
+    "        overrides.later(layer.self_attn.register_forward_hook(pause).remove)\n",
 )
 CASES = """
 [options]
