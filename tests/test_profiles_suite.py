@@ -390,7 +390,7 @@ models = ["shape:25m"]
 methods = ["griffin"]
 sparsities = [0.5]
 prompt_tokens = 32
-new_tokens = 8
+new_tokens = 9
 execution = "compact"
 """
 
