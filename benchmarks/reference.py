@@ -45,8 +45,7 @@ class Quality:
         self.achieved: dict[tuple[str, float | None], float] = {}
         for record in records:
             if record.case.model == model:
-                other = record.case.options.get("selection_from")
-                key = (other or record.case.method, record.case.sparsity)
+                key = (record.case.control or record.case.method, record.case.sparsity)
                 self._nll[key] = record.measurements["nll_nats"]
                 self.achieved[key] = sum(record.achieved_sparsity) / len(record.achieved_sparsity)
 
@@ -86,7 +85,7 @@ def claims(quality: Quality) -> Iterator[Claim]:
     yield Claim(
         model, "Griffin at .5 costs at most half of what random does", f"{half.value:.3f} of it", below(half, 0)
     )
-    other = quality.difference("another kind", "griffin", 0.5)
+    other = quality.difference("cross_domain", "griffin", 0.5)
     yield Claim(model, "another kind's prompt at .5 costs more than the own", str(other), above(other))
     magnitude = quality.difference("magnitude", "griffin", 0.5)
     yield Claim(model, "magnitude at .5 costs more than Griffin", str(magnitude), above(magnitude))

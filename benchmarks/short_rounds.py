@@ -14,10 +14,11 @@ from torch import nn
 
 from tda import device as facts
 from tda.bench.cells import Span, new_record
-from tda.bench.plan import Plan, plan_of
-from tda.bench.prepare import Texts, prepare
+from tda.bench.plan import Plan, plan_for
+from tda.bench.prepare import prepare
 from tda.bench.store import Place, Store
 from tda.bench.traffic import Traffic, decode_traffic
+from tda.cases import Control
 from tda.contracts import Method
 from tda.device import Stopwatch
 from tda.engine import attach
@@ -26,6 +27,7 @@ from tda.limits import stream_gb_per_s
 from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.records import Measurement, Record
+from tda.schedule import mirrored
 from tda.thresholds import Thresholds
 
 WARM = 4
@@ -86,30 +88,21 @@ def run(
     ValueError
         If the folder holds results of another commit or machine.
     """
-    plan = plan_of(
-        "smoke",
-        [model],
-        method=[method],
-        sparsity=list(sparsity),
-        prompt_tokens=prompt_tokens,
-        new_tokens=WARM + STEPS,
-        dtype="bfloat16",
-        execution=execution,
-        rounds=rounds,
-    )
+    options = {"prompt_tokens": prompt_tokens, "new_tokens": WARM + STEPS, "execution": execution, "rounds": rounds}
+    plan = plan_for([model], [method], {"preset": "smoke", "sparsities": sparsity, "dtype": "bfloat16", **options})
     (subject,) = plan.subjects
     store = Store(out, facts.machine(plan.device), facts.commit(), print)
-    prepared = prepare(plan, subject, Texts(), folder=out / "thresholds", profile={}, say=print)
-    cells = [(built, thresholds, False) for built, thresholds in prepared.methods]
-    cells.append((*cells[0][:2], True))  # dense is the first
+    prepared = prepare(plan, subject, folder=out / "thresholds", profile={}, say=print)
+    controls: list[Control | None] = [None] * len(prepared.methods) + ["a_a"]
+    cells = list(zip([*prepared.methods, prepared.methods[0]], controls, strict=True))  # dense is the first
     for number in range(1, rounds + 1):
-        places = [Place(plan.case(subject, built), control, number) for built, _, control in cells]
+        places = [Place(plan.case(subject, built, control), inputs, number) for (built, _, inputs), control in cells]
         order = list(zip(cells, places, strict=True))
         if not any(store.missing(place) for place in places):
             continue
         blocks = [
             block(prepared.model, built, thresholds, prepared.timed[number - 1], place)
-            for (built, thresholds, _), place in (order if number % 2 else order[::-1])
+            for ((built, thresholds, _), _), place in mirrored(order, number)
         ]
         store.keep([one.record(plan) for one in blocks])
     return store.merged()

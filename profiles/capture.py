@@ -12,7 +12,7 @@ from pathlib import Path
 
 from profiles.retention import CASES, OUT, thin
 from tda.device import machine
-from tda.regression.alternate import alone
+from tda.process import alone
 from tda.regression.builds import Build, BuildFailedError, Builds
 from tda.regression.config import load_profiles
 from tda.regression.profiles import Question, Shelf, capture
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     shelf = Shelf(options.out)
     with nullcontext() if options.no_lock else alone(options.work):
         builds = list(install(Builds(repository, options.work / "builds"), commits))
-        here = machine(str(settings.options.get("device", "cpu"))).fingerprint
+        here = machine(settings.options.device or "cpu").fingerprint
         units: list[Unit] = capture(shelf, question, builds, here, say) if builds else []
     for commit in thin(shelf, settings.keep_traces):
         say(f"{commit[:10]} is old: its traces are deleted, its tables stay")

@@ -14,8 +14,9 @@ import numpy as np
 
 from tda.derived import DERIVED
 from tda.records import MEASUREMENTS, SPEED, Measurement, MeasurementKind, measurement_kind
+from tda.regression.effects import MIN_BLOCKS, Values, effect
 from tda.reporting.style import rank
-from tda.statistics import Estimate, arithmetic, bootstrap, by_group, geometric, typical
+from tda.statistics import Estimate, arithmetic, bootstrap, by_group, typical
 
 RATIO, DELTA, KL, SETS = "decode_to_dense", "delta_nll_nats", "kl_to_dense_nats", "selection_digest"
 SOURCES = {"nightly": "nightly runs", "bench": "tda bench", "asv": "asv", "micro": "micro-benchmarks"}
@@ -43,6 +44,7 @@ class Stop(NamedTuple):
 
     commit: str
     dirty: bool
+    change: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,31 @@ class Level:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What a case is: its label, method and asked sparsity."""
+    """What a case is.
 
+    Attributes
+    ----------
+    series : str
+        Equal for what is compared across commits.
+    grid : str or None
+        In which it was measured.
+    key : str
+        Key of the case itself, whatever it was measured on.
+    label, short : str
+        What people call it, with and without the model, which the setting names.
+    method : str
+        Its method.
+    sparsity : float or None
+        The asked one.
+    """
+
+    series: str
+    grid: str | None
+    key: str
     label: str
+    short: str
     method: str
     sparsity: float | None
-
-    @property
-    def short(self) -> str:
-        """Label without the model, which the setting names."""
-        return self.label.rsplit(" on ", 1)[0]
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -123,7 +140,7 @@ class Block:
     on_gpu : bool
         Whether it was measured on one.
     cases : dict
-        By label, in the order of methods.
+        By series, in the order of methods.
     stops : list of Stop
         In the order of history.
     failures : dict
@@ -243,14 +260,17 @@ def _relative(new: Sequence[Run], old: Sequence[Run]) -> Estimate | None:
     if not common:
         return Estimate(float(np.median(list(above.values()))) / scale - 1, None, None, 0)
     if min(*above.values(), *below.values()) > 0:
-        return _less_one(geometric([above[at] / below[at] for at in common]))
+        return _changed(np.log([above[at] / below[at] for at in common]))
     # A difference of two times may be zero or less in a process: then all are taken relative to the median.
     return arithmetic([(above[at] - below[at]) / scale for at in common])
 
 
-def _less_one(ratio: Estimate) -> Estimate:
-    low, high = (None if bound is None else bound - 1 for bound in (ratio.low, ratio.high))
-    return Estimate(ratio.value - 1, low, high, ratio.groups)
+def _changed(log_ratios: Values) -> Estimate:
+    """The change that a night would tell of the same processes."""
+    if len(log_ratios) < MIN_BLOCKS:
+        return Estimate(float(np.expm1(log_ratios.mean())), None, None, len(log_ratios))
+    found = effect(log_ratios)
+    return Estimate(found.size, *found.bounds(), len(log_ratios))
 
 
 def _paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:
@@ -281,7 +301,7 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
         _file(block, row)
     places = {commit: place for place, commit in enumerate(order)}
     for block in held.values():
-        block.stops.sort(key=lambda stop: (places[stop.commit], stop.dirty))
+        block.stops.sort(key=lambda stop: (places[stop.commit], stop.dirty, stop.change))
         block.cases = dict(sorted(block.cases.items(), key=lambda entry: entry[1].order))
         _derive(block)
     ranks = list(SOURCES)
@@ -289,15 +309,16 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
 
 
 def _file(block: Block, row: Any) -> None:
-    stop = Stop(row.commit, bool(row.dirty))
-    block.cases.setdefault(row.case, CaseFacts(row.case, row.method or "", row.sparsity))
+    stop = Stop(row.commit, bool(row.dirty), row.change or "")
+    facts = CaseFacts(row.series, row.grid, row.case_key, row.case, row.name, row.method or "", row.sparsity)
+    block.cases.setdefault(row.series, facts)
     block.on_gpu |= str(row.device or "").startswith("cuda")
     if stop not in block.stops:
         block.stops.append(stop)
     if row.metric is None:
-        block.failures[row.case, stop] = row.missing
+        block.failures[row.series, stop] = row.missing
         return
-    block.add(row.case, row.metric, stop, _run(row))
+    block.add(row.series, row.metric, stop, _run(row))
 
 
 def _run(row: Any) -> Run:
@@ -318,7 +339,7 @@ def _setting(row: Any) -> str:
     for name, value in (("batch", row.batch), ("prompt", row.prompt_tokens), ("new tokens", row.new_tokens)):
         if value is not None:
             parts.append(f"batch {value}" if name == "batch" else f"{value} {name}")
-    return " · ".join(part for part in (row.model, ", ".join(parts)) if part)
+    return " · ".join(part for part in (row.model, ", ".join(parts), row.setting) if part)
 
 
 def _derive(block: Block) -> None:

@@ -1,6 +1,7 @@
 """What the pages read: blocks of numbers, nights, alarms, and the commits in the order of history."""
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +12,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 from reports.blocks import Block, blocks_of
+from tda.cases import first_problem
 from tda.records import Machine
-from tda.regression.findings import Alarm, Alarms, Finding
+from tda.regression.findings import Alarm, Finding
 from tda.regression.history import Table, load_history
 from tda.regression.profiles import SHELF, Profiles, read_shelves
 from tda.regression.repository import CommitFacts, Repository
@@ -124,7 +126,7 @@ class Evidence:
         """
         table = load_history(history, repo)
         nights, unread = History(history).nights()
-        alarms, damaged = _read_alarms(history / ALARMS)
+        alarms, damaged = _read_alarms(history / ALARMS, nights)
         profiles = read_shelves([history / SHELF, *shelves])
         problems = tuple(dict.fromkeys((*table.problems, *unread, *damaged, *profiles.problems)))
         return cls.of(
@@ -171,6 +173,11 @@ class Evidence:
         return tuple(sorted(held.values(), key=lambda finding: finding.night, reverse=True))
 
     @cached_property
+    def labels(self) -> dict[str, str]:
+        """What people call a case, by its key."""
+        return {facts.key: facts.label for block in self.blocks for facts in block.cases.values()}
+
+    @cached_property
     def states(self) -> dict[str, Alarm]:
         """Alarms by the key of their finding."""
         return {alarm.finding.key: alarm for alarm in self.alarms}
@@ -190,13 +197,21 @@ class Evidence:
         return (facts.cpu, facts.cores_told, facts.gpu) if facts is not None else (machine,)
 
 
-def _read_alarms(path: Path) -> tuple[tuple[Alarm, ...], list[str]]:
+def _read_alarms(path: Path, nights: Iterable[Night]) -> tuple[tuple[Alarm, ...], list[str]]:
+    """Alarms, their findings as nights tell them: before findings held cases, this file had labels in their place."""
     if not path.is_file():
         return (), []
+    held = {finding.key: finding for night in nights for finding in night.findings}
+    found, problems = [], []
     try:
-        return Alarms.model_validate_json(path.read_bytes()).alarms, []
-    except (OSError, ValidationError) as error:
-        return (), [f"{path} skipped: {str(error).splitlines()[0]}"]
+        for told in json.loads(path.read_bytes())["alarms"]:
+            try:
+                found.append(Alarm.model_validate(told | {"finding": held.get(told["id"], told["finding"])}))
+            except ValidationError as error:
+                problems.append(f"{path}: alarm {told['id']} skipped: {first_problem(error)}")
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        problems.append(f"{path} skipped: {str(error).splitlines()[0]}")
+    return tuple(found), problems
 
 
 # Commits.

@@ -4,11 +4,15 @@ import argparse
 import functools
 import subprocess
 import sys
+from collections.abc import Iterable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from asv.benchmarks import Benchmarks
 from asv.config import Config
+
+from tda import git
+from tda.regression.repository import Repository
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,14 +29,31 @@ def publish(config: Path) -> None:
 
     Raises
     ------
+    ValueError
+        If the repository does not hold what asv would publish.
     subprocess.CalledProcessError
         If asv fails; it has said why.
     """
     conf = Config.load(str(config))
+    if (config.parent / conf.repo / ".git").exists():  # else asv makes a clone of its own
+        _check(Repository(config.parent / conf.repo), conf.branches)
     conf.results_dir = str(config.parent / conf.results_dir)
     if not Path(conf.results_dir, "benchmarks.json").is_file():
         Benchmarks(conf, []).save()  # lets asv publish a history that its own suite has not run on yet
-    subprocess.run([sys.executable, "-m", "asv", "--config", str(config), "publish", "--no-pull"], check=True)
+    command = [sys.executable, "-m", "asv", "--config", str(config), "publish", "--no-pull"]
+    subprocess.run(command, check=True, env=git.environment())
+
+
+def _check(repository: Repository, branches: Iterable[str | None]) -> None:
+    """Refuse what asv would end at with a traceback, or leave commits out for."""
+    repository.check_whole()
+    for branch in filter(None, branches):
+        try:
+            repository.resolve(branch)
+        except ValueError as error:
+            raise ValueError(f"{error}: asv publishes the branches that its settings name") from None
+        if repository.has(f"refs/heads/{branch}") and repository.has(f"refs/tags/{branch}"):
+            raise ValueError(f"{repository.folder} has a tag {branch!r} too, which asv takes for the branch: rename it")
 
 
 def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -58,6 +79,9 @@ def main() -> int:
         served = server(folder, options.port)
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"no server on {LOOPBACK}:{options.port}: {error.strerror}; --port 0 takes a free one", file=sys.stderr)
         return 2

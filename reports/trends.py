@@ -104,9 +104,9 @@ class Trend:
 
     def cases(self, metric: str) -> list[CaseFacts]:
         """Cases with a level of the metric, in the order of methods."""
-        held = {facts.label: facts for block in self.blocks for facts in block.cases.values()}
+        held = {facts.series: facts for block in self.blocks for facts in block.cases.values()}
         seen = sorted(held.values(), key=lambda facts: facts.order)
-        return [facts for facts in seen if any(self.dots(block, facts.label, metric) for block in self.blocks)]
+        return [facts for facts in seen if any(self.dots(block, facts.series, metric) for block in self.blocks)]
 
     def dots(self, block: Block, case: str, metric: str) -> list[Dot]:
         """What is drawn of one block."""
@@ -128,13 +128,14 @@ class Trend:
                 number = numbers.setdefault(found.measurement.samples, len(numbers) + 1)
                 yield Dot(place, stop, Estimate(number, None, None, 1), f"set {number}")
 
-    def findings(self, case: str, metric: str) -> list[Finding]:
+    def findings(self, facts: CaseFacts, metric: str) -> list[Finding]:
         """Findings about a case that show in a metric; nights alone find any."""
         return [
             finding
             for finding in self.evidence.findings
             if self.blocks[0].source == "nightly"
-            and case in finding.cases
+            and finding.grid in (facts.grid, None)
+            and facts.key in {case.key for case in finding.cases}
             and shows_in(finding, metric)
             and (finding.machine, finding.commit) in self.places
         ]
@@ -158,6 +159,6 @@ def place_of(evidence: Evidence, finding: Finding) -> str | None:
     """Link from the pages' folder to the figure in which a finding shows; None where no figure has it."""
     for trend in trends(evidence):
         for metric in trend.metrics:
-            if any(finding in trend.findings(case, metric) for case in finding.cases):
+            if any(finding in trend.findings(facts, metric) for facts in trend.cases(metric)):
                 return f"over_time.html#{trend.slug}-{metric}"
     return None

@@ -23,6 +23,7 @@ SPLITS: dict[Split, tuple[str, ...]] = {
     "decode": ("decode_ms", RATIO),
     "memory": ("peak_memory_bytes",),
     "quality": (DELTA, "nll_nats", KL, "top1_disagreement", SETS),
+    "failure": (),
 }
 """Metrics in which a finding of a split shows."""
 HEADINGS = {

@@ -211,6 +211,8 @@ class Method(ABC):
         Whether it needs an artifact of `tda.calibrate`.
     not_calibrated : frozenset of str
         Fields that its thresholds do not depend on.
+    instead_of_sparsity : str or None
+        A field that may be given in place of a sparsity.
     """
 
     name: ClassVar[str]
@@ -219,6 +221,7 @@ class Method(ABC):
     fast: ClassVar[bool] = True
     needs_thresholds: ClassVar[bool] = False
     not_calibrated: ClassVar[frozenset[str]] = frozenset({"rows", "min_keep", "max_keep"})
+    instead_of_sparsity: ClassVar[str | None] = None
 
     sparsity: float | None = 0.5
 
@@ -372,8 +375,8 @@ class ThresholdMethod(TokenMethod):
         return a.abs().float() if weights is None else a.abs().float() * weights
 
     def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
-        """Importance at or above the layer's threshold."""
-        return importance >= self.cut(ffn, thresholds)
+        """Importance at or above the layer's threshold; a nan is kept, so that logits tell of it."""
+        return ~(importance < self.cut(ffn, thresholds))
 
     def cut(self, ffn: FFN, thresholds: Thresholds | None) -> float:
         """The layer's threshold; everything reaches it where nothing is to be left out."""
@@ -398,6 +401,7 @@ class ErrorControlled(Method):
     """
 
     needs_thresholds: ClassVar[bool] = True
+    instead_of_sparsity: ClassVar[str | None] = "cett"
 
     sparsity: float | None = None
     allocation: Allocation = "equal_error"

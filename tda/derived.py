@@ -66,18 +66,22 @@ def _prefill_overhead_ms(record: Record, dense: Record) -> Derived:
     return arithmetic(list(added.values())) if added else NO_ROUND
 
 
-def _limit_speedup(record: Record, dense: Record) -> Derived:
+def _speedup(record: Record, dense: Record) -> Derived:
+    return speedup(record, dense) or NO_ROUND
+
+
+def _roofline_speedup(record: Record, dense: Record) -> Derived:
     return paired_ratio(dense.measurements["bytes_per_token"], record.measurements["bytes_per_token"]) or NO_ROUND
 
 
-def _gain_share(record: Record, dense: Record) -> Derived:
-    limit, faster = _limit_speedup(record, dense), speedup(record, dense)
+def _speedup_efficiency(record: Record, dense: Record) -> Derived:
+    limit, faster = _roofline_speedup(record, dense), speedup(record, dense)
     if isinstance(limit, Missing) or faster is None:
         return NO_ROUND
-    return share_of_gain(faster, limit.value)
+    return efficiency_of(faster, limit.value)
 
 
-def _bandwidth_share(record: Record, dense: Record) -> Derived:
+def _mbu(record: Record, dense: Record) -> Derived:
     weights, steps, streams = (
         by_group(record.measurements[name]) for name in ("weight_bytes_per_token", "decode_ms", "stream_gb_per_s")
     )
@@ -87,7 +91,7 @@ def _bandwidth_share(record: Record, dense: Record) -> Derived:
 
 
 def _break_even_tokens(record: Record, dense: Record) -> Derived:
-    limit = _limit_speedup(record, dense)
+    limit = _roofline_speedup(record, dense)
     if isinstance(limit, Missing):
         return limit
     if limit.value <= 1:
@@ -112,7 +116,7 @@ def _less(record: Record, other: Record, name: str) -> dict[int, float]:
 # Formulas over what was paired elsewhere.
 
 
-def share_of_gain(faster: Estimate, limit: float) -> Derived:
+def efficiency_of(faster: Estimate, limit: float) -> Derived:
     """Share that a speed-up is of the gain that a limit allows; its bounds go through the same formula."""
     if limit <= 1:
         return Missing("nothing is left out, so there is no gain to share")
@@ -190,16 +194,17 @@ _FORMULAS: Mapping[str, _Formula] = {
         ("prefill_ms",),
         MeasurementKind(unit="ms", better="lower", speed=True, meaning="prefill less dense prefill of the same round"),
     ),
-    "limit_speedup": _Formula(
-        _limit_speedup,
+    "speedup": _Formula(_speedup, ("decode_ms",), _ratio("dense decode step over this one, paired per round")),
+    "roofline_speedup": _Formula(
+        _roofline_speedup,
         ("bytes_per_token",),
         _ratio("dense bytes over the bytes of a step, KV cache included"),
     ),
-    "gain_share": _Formula(
-        _gain_share, ("decode_ms", "bytes_per_token"), _ratio("(speed-up - 1) / (limit_speedup - 1)")
+    "speedup_efficiency": _Formula(
+        _speedup_efficiency, ("decode_ms", "bytes_per_token"), _ratio("(speed-up - 1) / (roofline_speedup - 1)")
     ),
-    "bandwidth_share": _Formula(
-        _bandwidth_share,
+    "mbu": _Formula(
+        _mbu,
         ("weight_bytes_per_token", "decode_ms", "stream_gb_per_s"),
         _ratio("weight bytes per token over decode time and the stream bandwidth around it"),
     ),

@@ -3,8 +3,8 @@
 import contextlib
 import platform
 import resource
-import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import torch
 
+from tda import git
 from tda._version import __version__
 from tda.cores import all_cores, allowed_cores, cpu_quota
-from tda.processor import cpu_name, products
+from tda.git import GitError
+from tda.processor import compiler_version, cpu_name, products
 from tda.records import BUILD_STAMP, Commit, Machine
 from tda.telemetry.nvml import driver_version
 from tda.telemetry.source import NotReadableError
@@ -43,6 +45,7 @@ def machine(device: str) -> Machine:
         tda=__version__,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         products=products(),
+        compiler=compiler_version(),
     )
 
 
@@ -63,20 +66,21 @@ def _driver() -> str | None:
 
 @cache
 def commit() -> Commit:
-    """State of the checkout that this package runs from, or the stamp of an installed build; nulls without either."""
+    """State of the checkout that this package runs from, or the stamp of an installed build; nulls without either.
+
+    A checkout that git does not read, as one that another user owns, is warned of.
+    """
     folder = Path(__file__).resolve().parent
     if (folder / BUILD_STAMP).is_file():
         return Commit.model_validate_json((folder / BUILD_STAMP).read_bytes())
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     try:
-        if git("ls-files", "--error-unmatch", "device.py") != "device.py":
+        if not git.run(folder, "ls-files", "device.py"):  # installed inside somebody's checkout
             return Commit()
-        return Commit(hash=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain", "--untracked-files=no")))
-    except (OSError, subprocess.CalledProcessError):
+        change = git.change(folder)
+        return Commit(hash=git.run(folder, "rev-parse", "HEAD"), dirty=change is not None, change=change)
+    except GitError as error:
+        if any((above / ".git").exists() for above in folder.parents):
+            warnings.warn(f"results carry no commit: {error}", stacklevel=2)
         return Commit()
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Generator
 
 import torch
 
+from tda.cases import Frozen
 from tda.device import Stopwatch, machine
 from tda.processor import widens
-from tda.records import Frozen
 
 STREAM_BYTES = 1 << 28
 STREAM_PASSES = 3

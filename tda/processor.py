@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +34,17 @@ def cpuinfo(name: str) -> str | None:
 def flags() -> frozenset[str]:
     """The processor's abilities as the system names them; empty where it does not say."""
     return frozenset((cpuinfo("flags") or cpuinfo("Features") or "").split())
+
+
+@cache
+def compiler_version() -> str | None:
+    """What the C compiler of the kernels says it is; None where there is none."""
+    try:
+        command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace", timeout=10)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().split("\n")[0] or None if done.returncode == 0 else None
 
 
 @cache

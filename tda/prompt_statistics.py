@@ -1,5 +1,6 @@
 """Sums over a prompt's tokens in float32, without a float copy of all of z: by the kernels in C, else in blocks."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -55,8 +56,9 @@ class PromptSum:
 
     def _blocks(self, a: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, a.shape[1], BLOCK):
-            block = a[:, start : start + BLOCK].float()
-            yield block if self.weights is None else block * self.weights, mask[:, start : start + BLOCK]
+            inside = mask[:, start : start + BLOCK]
+            block = a[:, start : start + BLOCK].float().masked_fill(~inside.unsqueeze(-1), 0)
+            yield block if self.weights is None else block * self.weights, inside
 
     def _add(self, block: Tensor, inside: Tensor) -> None:
         raise NotImplementedError
@@ -72,8 +74,9 @@ class PromptSum:
 
 
 def _inverse(values: Tensor, inside: Tensor) -> Tensor:
-    """1/values where that is finite and inside the mask, else 0: an all-zero activation contributes zero."""
-    return torch.where(inside & (values > 0), 1 / values, torch.zeros_like(values))
+    """1/values inside the mask: nan where they are not finite, 0 where it would be infinite, as of all-zero ones."""
+    inverse = torch.where(values < math.inf, 1 / values, math.nan)
+    return inverse.masked_fill(~inside | (inverse == math.inf), 0)
 
 
 class RelativeSquares(PromptSum):

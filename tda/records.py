@@ -5,66 +5,88 @@ A line of ``results.jsonl`` is one `Record`: one case in one round. Round 0 hold
 of a case. Raw samples are kept; medians, intervals and ratios are computed from them, never stored.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tda.cases import Case, Frozen, Inputs, digest_of
 
 MIN_GROUPS = 5
 """Fewer rounds or documents than this give no interval."""
-RECORD_VERSION: Literal[2] = 2
+RECORD_VERSION: Literal[3] = 3
 RETIRED = {
-    1: ("select_ms", "ttft_ms", "break_even_tokens", "limit_speedup", "gain_share", "bandwidth_share"),
+    1: ("select_ms", "ttft_ms", "break_even_tokens", "roofline_speedup", "speedup_efficiency", "mbu"),
 }
 """By version of a record, measurements that are not read from it: gone since, or of another meaning now."""
 BUILD_STAMP = "build.json"
 """File in an installed package that names the `Commit` it was built from."""
 
-SELECTION_FROM = "selection_from"
-"""Option of a case whose sets were selected on another kind of prompt: a control."""
-LAYER_PROFILE = "layer_profile"
-"""Option of a case that leaves out, layer by layer, what another model does."""
 FAKE = "FAKE"
 """In the name of a device that a test plays: its numbers are refused by everything that shows numbers."""
 
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 Better = Literal["lower", "higher"]
-FlagName = Literal["foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident"]
-
-
-class Frozen(BaseModel):
-    """A record part: immutable, and strict about unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+FlagName = Literal[
+    "foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident", "built_in_text"
+]
 
 
 class MeasurementKind(Frozen):
-    """What a measurement name stands for; `speed` marks what only an execution that really skips can have."""
+    """What a measurement name stands for.
+
+    `speed` marks what only an execution that really skips can have, `positive` what cannot take no time at all.
+    """
 
     unit: str
     better: Better | None
     meaning: str
     speed: bool = False
+    positive: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What a sample lies within; anything else was not measured."""
+        low, high = RANGES.get(self.unit, (0.0, 1e18))
+        return (1e-6 if self.positive else low), high
 
 
-def _kind(unit: str, better: Better | None, meaning: str, *, speed: bool = False) -> MeasurementKind:
-    return MeasurementKind(unit=unit, better=better, meaning=meaning, speed=speed)
+RANGES: Mapping[str, tuple[float, float]] = {
+    "ms": (0.0, 1e9),
+    "GB/s": (1e-6, 1e9),
+    "B": (1.0, 1e18),
+    "%": (0.0, 100.0),
+    "share": (0.0, 1.0),
+    "nats/token": (-1e-3, 1e9),
+    "ratio": (0.99, 1e300),
+}
+"""By unit. A likelihood or a divergence may be below zero by what rounding makes of a tiny one."""
+
+
+def _kind(
+    unit: str, better: Better | None, meaning: str, *, speed: bool = False, positive: bool = False
+) -> MeasurementKind:
+    return MeasurementKind(unit=unit, better=better, meaning=meaning, speed=speed, positive=positive)
 
 
 MEASUREMENTS: Mapping[str, MeasurementKind] = {
     "prefill_ms": _kind(
-        "ms", "lower", "one pass of the prompt with the method attached, its statistic included", speed=True
+        "ms",
+        "lower",
+        "one pass of the prompt with the method attached, its statistic included",
+        speed=True,
+        positive=True,
     ),
-    "ttft_ms": _kind("ms", "lower", "time to the first token: prefill, and the token read from it", speed=True),
+    "ttft_ms": _kind(
+        "ms", "lower", "time to the first token: prefill, and the token read from it", speed=True, positive=True
+    ),
     "statistic_ms": _kind("ms", "lower", "what the method's statistic takes within prefill, all layers", speed=True),
     "selection_ms": _kind("ms", "lower", "once per prompt, after its first token: choice, lists, gather", speed=True),
     "choice_ms": _kind("ms", "lower", "the part of selection that decides what is kept", speed=True),
     "gather_ms": _kind("ms", "lower", "the part of selection that makes lists or copies of weights", speed=True),
-    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True),
-    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True),
+    "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True, positive=True),
+    "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True, positive=True),
     "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
     "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read", speed=True),
     "bytes_per_token": _kind("B", "lower", "bytes that one decode step must read: weights and KV cache", speed=True),
@@ -83,52 +105,12 @@ SPEED = tuple(name for name, kind in MEASUREMENTS.items() if kind.speed)
 """Measurements of speed: a masked execution has none of them."""
 
 
-def _digest(value: object, length: int = 16) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
-
-
-class Case(Frozen):
-    """One cell of a matrix: a model, a method with its options, and the sizes of the request."""
-
-    model: str
-    method: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    sparsity: float | None = Field(default=0.0, description="asked share of neurons left out; null if CETT asked")
-    execution: str = "auto"
-    device: str = "cpu"
-    dtype: str = "float32"
-    batch: int = Field(default=1, ge=1)
-    prompt_tokens: int = Field(ge=1)
-    new_tokens: int = Field(ge=2)
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        """Hash that is equal for equal cases."""
-        return _digest(self.model_dump(mode="json"))
-
-    @property
-    def setting(self) -> str:
-        """Hash of everything but method, options, sparsity and execution: cases that may be compared."""
-        return _digest(self.model_dump(mode="json", exclude={"method", "options", "sparsity", "execution"}))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-def label(case: Case) -> str:
-    """What a case is called across commits, e.g. ``"griffin 0.5 on shape:25m"`` or ``"dense on shape:25m"``."""
-    dial = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:.3g}"
-    source = case.options.get(SELECTION_FROM)
-    told = f" with {source}'s selection" if source else ""
-    return f"{case.method}{dial}{told} on {case.model}"
-
-
 class Commit(Frozen):
     """The state of the code that ran; nulls outside a git checkout."""
 
     hash: str | None = None
-    dirty: bool | None = None
+    dirty: bool | None = Field(default=None, description="whether anything that can change results is uncommitted")
+    change: str | None = Field(default=None, description="digest of what is uncommitted; null where nothing is")
 
 
 class Machine(Frozen):
@@ -149,18 +131,19 @@ class Machine(Frozen):
     tda: str
     system: str
     products: str | None = Field(default=None, description="how products of each type of two bytes run on the CPU")
+    compiler: str | None = Field(default=None, description="the C compiler that builds kernels; null where none is")
 
     @property
     def fingerprint(self) -> str:
         """Hash of all fields but this package's version: numbers of unlike fingerprints are not compared silently.
 
-        Without limits to its cores, and with bfloat16 products in hardware, a machine has the fingerprint that it had
-        before records told of either.
+        Without limits to its cores, with bfloat16 products in hardware and without a compiler, a machine has the
+        fingerprint that it had before records told of these.
         """
-        usual = {name for name in ("allowed_cores", "cpu_quota", "products") if getattr(self, name) is None}
+        usual = {name for name in ("allowed_cores", "cpu_quota", "products", "compiler") if getattr(self, name) is None}
         if self.products is not None and "bfloat16 in hardware" in self.products:
             usual.add("products")
-        return _digest(self.model_dump(mode="json", exclude={"tda", *usual}))
+        return digest_of(self.model_dump(mode="json", exclude={"tda", *usual}))
 
     @property
     def usable_cores(self) -> float:
@@ -237,15 +220,17 @@ class Flag(Frozen):
 class Record(Frozen):
     """One case in one round: a line of ``results.jsonl``."""
 
-    version: Literal[1, 2] = RECORD_VERSION
+    version: Literal[1, 2, 3] = RECORD_VERSION
     case: Case
+    inputs: Inputs = Inputs()
     round: Annotated[int, Field(ge=0)]
-    control: bool = Field(default=False, description="the second dense run of a round: the A/A control")
     commit: Commit
     machine: Machine
     status: Status
     reason: str | None = None
-    achieved_sparsity: tuple[float, ...] = Field(default=(), description="share left out in decode, per layer")
+    achieved_sparsity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(), description="share left out in decode, per layer"
+    )
     execution: str | None = Field(default=None, description="the execution that really ran")
     backend: str | None = Field(default=None, description="the kernels that really ran")
     measurements: dict[str, Measurement] = Field(default_factory=dict)
@@ -254,16 +239,39 @@ class Record(Frozen):
     started: str
     seconds: float
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older(cls, value: Any) -> Any:
+        """Until version 2 the A/A control was no part of the case."""
+        if not isinstance(value, dict) or not isinstance(value.get("case"), dict) or "control" not in value:
+            return value
+        control = {"control": "a_a"} if value["control"] is True else {}
+        return {**{k: v for k, v in value.items() if k != "control"}, "case": {**value["case"], **control}}
+
     @model_validator(mode="after")
     def _without_retired(self) -> "Record":
         for name in RETIRED.get(self.version, ()):
             self.measurements.pop(name, None)
         return self
 
+    @model_validator(mode="after")
+    def _within_range(self) -> "Record":
+        for name, measurement in self.measurements.items():
+            low, high = MEASUREMENTS[name].range if name in MEASUREMENTS else (-math.inf, math.inf)
+            wrong = [sample for sample in measurement.samples if not low <= sample <= high]
+            if wrong:
+                raise ValueError(f"{name} is {wrong[0]:g}; it lies between {low:g} and {high:g} {measurement.unit}")
+        return self
+
     @property
-    def series(self) -> tuple[str, bool]:
+    def series(self) -> tuple[str, str]:
         """Lines of equal series are rounds of the same thing."""
-        return self.case.key, self.control
+        return self.case.key, self.inputs.key
+
+    @property
+    def setting(self) -> tuple[str, str]:
+        """Records of equal settings may be compared with one another."""
+        return self.case.setting, self.inputs.setting
 
     def samples(self, name: str) -> tuple[float, ...]:
         """Samples of a measurement; empty where it is missing."""
@@ -294,7 +302,7 @@ def merge(records: Iterable[Record]) -> list[Record]:
     round. A failed round is left out of the samples while another round is ok; a series that only failed keeps
     its last failure. A flag that any round raised is raised.
     """
-    rounds: dict[tuple[str, bool], dict[int, Record]] = {}
+    rounds: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         held = rounds.setdefault(record.series, {})
         before = held.get(record.round)
@@ -317,10 +325,18 @@ def _join(lines: list[Record]) -> Record:
             "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
             "measurements": measurements,
             "flags": _counted(join_flags([line.flags for line in good]), measurements.get("decode_ms")),
+            "conditions": {**last.conditions, "processes": _processes(good)},
             "started": good[0].started,
             "seconds": sum(line.seconds for line in lines),
         }
     )
+
+
+def _processes(lines: Sequence[Record]) -> float | None:
+    """Processes that timed rounds ran in; null where older records do not tell."""
+    told = {line.conditions.get("process", line.conditions.get("processes")) for line in lines if line.round}
+    counts = [one for one in told if isinstance(one, float)]
+    return counts[0] if counts else float(len(told)) if told - {None} else None
 
 
 def _counted(flags: dict[FlagName, Flag], timed: Measurement | None) -> dict[FlagName, Flag]:

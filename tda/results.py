@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from tda.records import Frozen, LeftOut, Record
+from tda.cases import Frozen, first_problem
+from tda.records import LeftOut, Record
 
 RESULTS = "results.jsonl"
 LEFT_OUT = "left_out.jsonl"
@@ -42,7 +43,17 @@ def load(folder: Path) -> Loaded:
     path = results_path(folder)
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}; `tda bench --out {folder}` writes them")
-    return Loaded(*read_lines(path, Record))
+    records, problems = read_lines(path, Record)
+    layers: dict[tuple[object, ...], int] = {}
+    good = []
+    for record in records:
+        count, place = len(record.achieved_sparsity), (record.commit, record.machine.fingerprint, record.series)
+        if count and layers.setdefault(place, count) != count:
+            told = f"{count} layers, and {layers[place]} in an earlier round"
+            problems.append(f"{path}: round {record.round} of {record.case} left out: {told}")
+        else:
+            good.append(record)
+    return Loaded(good, problems)
 
 
 def load_left_out(folder: Path) -> list[LeftOut]:
@@ -61,9 +72,7 @@ def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], list[str]]:
         try:
             found.append(kind.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the line"
-            problems.append(f"{path}, line {number} skipped: {where}: {first['msg']}")
+            problems.append(f"{path}, line {number} skipped: {first_problem(error)}")
     return found, problems
 
 
@@ -78,14 +87,30 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     A last line that a kill left unfinished is closed first, so that it stays a line of its own.
     """
     text = "".join(line + "\n" for line in lines).encode()
-    with open(path, "a+b") as file:
-        if file.tell() > 0:
+    with naming(path), open(path, "a+b", buffering=0) as file:
+        size = file.tell()
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 text = b"\n" + text
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            written = 0
+            while written < len(text):
+                written += file.write(text[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)  # lines that belong together stand there whole, or not at all
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing name the file, and say how to go on."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}: what is done is kept; mend that, and the same command goes on"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def check_writable(path: Path) -> None:
@@ -106,15 +131,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Let a file be written under another name, which takes the place of `path` once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        yield Path(name)
-        os.fsync(descriptor)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            yield Path(name)
+            os.fsync(descriptor)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)

@@ -23,6 +23,9 @@ Looking after each round favours rounds whose scatter looks small: a 95% interva
 covers 95% or more, whatever width is asked (`tests/test_statistics.py` draws it).
 """
 
+BLIND = 0.5
+"""An A/A floor above this hides what one would want to see: no verdict follows from it."""
+
 Values = NDArray[np.float64]
 
 
@@ -230,7 +233,7 @@ def floor(times: Sequence[Sequence[float]], compared: int) -> float:
 
 def is_baseline(record: Record) -> bool:
     """Whether a record is the dense run that ratios are taken to (not its A/A control)."""
-    return record.case.method == "dense" and not record.control
+    return record.case.is_baseline
 
 
 def level_of(record: Record) -> float:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
-from tda.records import Frozen
+from tda.cases import Frozen, first_problem
 from tda.results import write_whole
 
 WINDOW = 64
@@ -58,6 +58,8 @@ class Thresholds(Frozen):
         What calibration text gave with these cuts, per layer, at the longest length.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     format: Literal[1] = 1
     method: dict[str, Any]
     model: ModelIdentity
@@ -84,14 +86,12 @@ class Thresholds(Frozen):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is no artifact of this format.
+            If the file is no artifact of this format, or holds a number that is not finite.
         """
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "file"
-            raise ValueError(f"{path} is no thresholds artifact: {where}: {first['msg']}") from None
+            raise ValueError(f"{path} is no thresholds artifact: {first_problem(error)}") from None
 
     def cut(self, layer: int, tokens: float | None = None) -> float:
         """Threshold of a layer, interpolated over log2 of the prompt length where it depends on that.

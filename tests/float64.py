@@ -1,4 +1,4 @@
-"""The formulas of methods.md a second time: in float64, one row at a time, without the package.
+"""The formulas of the methods a second time: in float64, one row at a time, without the package.
 
 A pass runs one whole sequence at once, without batch, padding or cache, and is told position by position which tokens
 are decode steps. A causal model's later tokens do not reach back, so that equals prefill and decode on a cache.

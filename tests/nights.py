@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.cases import Case, Inputs
+from tda.records import Commit, Machine, Measurement, Record
 from tda.regression.builds import BuildFailedError, Builds
 from tda.regression.units import History, Night, NightCommit, Unit
 
@@ -25,21 +26,35 @@ LEVELS: Mapping[str, float] = {"prefill_ms": 20.0, "selection_ms": 6.0, "decode_
 DOCUMENTS = 6
 
 
-def record(method: str = "dense", *, model: str = "shape:25m", machine: Machine = MACHINE, **values: Any) -> Record:
-    """A merged record of two rounds with these levels; `nll` and `digest` make it one of quality too."""
+def case(method: str = "dense", model: str = "shape:25m", **fields: Any) -> Case:
+    """A case at a sparsity of 0.5, 64 + 16 tokens."""
+    told = {"sparsity": 0.0 if method == "dense" else 0.5, "prompt_tokens": 64, "new_tokens": 16, **fields}
+    return Case(model=model, method=method, **told)
+
+
+def record(
+    of: str | Case = "dense",
+    *,
+    model: str = "shape:25m",
+    machine: Machine = MACHINE,
+    inputs: Inputs | None = None,
+    **values: Any,
+) -> Record:
+    """A merged record of two rounds of a case, or of a method's; `nll` and `digest` make it one of quality too."""
+    own = case(of, model) if isinstance(of, str) else of
     levels = {**LEVELS, **values}
     nll, digest = levels.pop("nll", None), levels.pop("digest", None)
-    if method not in ("griffin", "tda"):  # others choose within decode, or nothing
+    if own.method not in ("griffin", "tda"):  # others choose within decode, or nothing
         del levels["selection_ms"]
     measurements = {name: Measurement.of(name, [value, value]) for name, value in levels.items()}
     if nll is not None:
         measurements["nll_nats"] = Measurement.of("nll_nats", [nll + i for i in range(DOCUMENTS)], range(DOCUMENTS))
-    if digest is not None or method in ("griffin", "tda"):
+    if digest is not None or own.method in ("griffin", "tda"):
         digests = [float(digest or 1)] * DOCUMENTS
         measurements["selection_digest"] = Measurement.of("selection_digest", digests, range(DOCUMENTS))
-    case = Case(model=model, method=method, sparsity=0.0 if method == "dense" else 0.5, prompt_tokens=64, new_tokens=16)
     return Record(
-        case=case,
+        case=own,
+        inputs=inputs or Inputs(),
         round=2,
         commit=Commit(hash="0" * 40, dirty=False),
         machine=machine,

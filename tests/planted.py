@@ -163,7 +163,7 @@ def history(sizes: Sizes) -> list[Planted]:
     )
     sparser = ("decode", "select", "memory")  # fewer neurons are kept
     broken = Edit("pyproject.toml", "[project]\n", "[project\n")
-    crash = Edit("tda/bench/cells.py", "OTHER_KIND = ", 'raise RuntimeError("planted crash")\nOTHER_KIND = ')
+    crash = Edit("tda/bench/plan.py", "MISSION = ", 'raise RuntimeError("planted crash")\nMISSION = ')
     return [
         _docs(1),
         Planted("Griffin checks more in decode", (griffin,), Expected("alarm", "decode", "method")),

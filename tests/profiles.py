@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tda.cases import Case
 from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow, ModuleRow, Peak, PhaseTime, Profile, Timed
 from tda.profiler.store import TRACE, write_profile
-from tda.records import Case, Commit, Machine
+from tda.records import Commit, Machine
 from tda.regression.profiles import ACCOUNT
 from tda.regression.units import Unit
 from tda.results import write_whole

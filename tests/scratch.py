@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tda.bench.plan import plan_of
+from tda.cases import Case
 from tda.records import Record
 from tda.regression.alternate import Runner, Task
 from tda.regression.builds import BuildFailedError, Builds
@@ -91,27 +93,21 @@ class World:
         return unit.model_copy(update={"status": "crash", "reason": cost.crash, "records": ()})
 
     def _records(self, cost: Cost, task: Task, draw: random.Random) -> list[Record]:
-        options = task.grid.options
-        methods = dict.fromkeys(["dense", *options.get("method", ("griffin", "tda", "tt"))])
-        sizes = {name: options[name] for name in ("prompt_tokens", "new_tokens", "dtype") if name in options}
-        return [
-            self._record(cost, model, method, draw, sizes)
-            for model in options.get("model", ("ref:swiglu", "shape:0.1b"))
-            for method in methods
-        ]
+        return [self._record(cost, case, draw) for case in plan_of(task.grid.options).cases()]
 
-    def _record(self, cost: Cost, model: str, method: str, draw: random.Random, sizes: Mapping[str, object]) -> Record:
+    def _record(self, cost: Cost, case: Case, draw: random.Random) -> Record:
+        method = case.method
+
         def level(name: str, noise: float) -> float:
             factor = cost.factors.get(f"{method} {name}", 1.0) * cost.factors.get(f"* {name}", 1.0)
             return nights.LEVELS[name] * factor * (1 + noise * draw.gauss(0, 1))
 
         levels = {name: level(name, 0.0 if "memory" in name else self.noise) for name in nights.LEVELS}
-        if model.startswith("ref:"):
+        if case.model.startswith("ref:"):
             levels["nll"] = 3.0 + cost.nats.get(method, 0.0)
             if method in ("griffin", "tda"):
                 levels["digest"] = cost.digests.get(method, 1.0)
-        made = nights.record(method, model=model, **levels)
-        made = made.model_copy(update={"case": made.case.model_copy(update=sizes)})
+        made = nights.record(case, **levels)
         if method in cost.fails:
             return made.model_copy(update={"status": "error", "reason": "planted", "measurements": {}})
         return made

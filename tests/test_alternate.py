@@ -1,5 +1,6 @@
 """Children of a measurement: what they give, how they fail, and that they never outlive or repeat what they should."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tda.bench.plan import only, plan_of
+from tda.config import BenchConfig
+from tda.process import alone
 from tda.regression import alternate
-from tda.regression.alternate import Grid, Runner, Task, alone, block, design, measure
+from tda.regression.alternate import Grid, Runner, Task, block, design, measure
 from tda.regression.builds import Build
 from tda.regression.units import Role, Unit
 from tests import nights
@@ -34,7 +38,7 @@ def build(folder: Path, code: str, commit: str = "a" * 40) -> Build:
 
 
 def task(made: Build, number: int = 1, **options: object) -> Task:
-    return Task(made, "commit", Grid("speed", options), "first", number, 0)
+    return Task(made, "commit", Grid("speed", BenchConfig.of(options)), "first", number, 0)
 
 
 def run(folder: Path, code: str, timeout_s: float = 60.0, **options: object) -> Unit:
@@ -42,15 +46,47 @@ def run(folder: Path, code: str, timeout_s: float = 60.0, **options: object) -> 
 
 
 def test_a_good_process_gives_its_records(tmp_path: Path) -> None:
-    unit = run(tmp_path, WRITE, model=["shape:25m"], rounds=3)
+    unit = run(tmp_path, WRITE, models=["shape:25m"], rounds=3)
     assert (unit.status, unit.reason) == ("ok", None)
     assert [record.case.method for record in unit.records] == ["dense", "griffin"]
     assert (unit.night, unit.commit, unit.grid, unit.stage, unit.block, unit.order) == (
         *("n1", "a" * 40, "speed", "first"),
         *(1, 0),
     )
-    seen = next((tmp_path / "work").rglob("seen.txt")).read_text()
-    assert seen == "[('model', ['shape:25m']), ('rounds', 3)]"
+    assert seen(tmp_path) == {"models": ["shape:25m"], "rounds": 3}
+
+
+def seen(folder: Path) -> dict[str, object]:
+    """Options with which the build was called."""
+    return dict(ast.literal_eval(next((folder / "work").rglob("seen.txt")).read_text()))
+
+
+OLDER = WRITE.replace("(out, **options)", "(out, model=None, method=None, **options)").replace(
+    "sorted(options.items())", "sorted({'model': model, 'method': method, **options}.items())"
+)
+"""A build of before version 0.2."""
+
+
+def test_a_build_of_before_methods_had_options_is_asked_in_its_own_words(tmp_path: Path) -> None:
+    unit = run(tmp_path, OLDER, models=["shape:25m"], methods=["griffin", "tda"], sparsities=[0.5], rounds=3)
+    assert unit.status == "ok", unit.reason
+    assert seen(tmp_path) == {"model": ["shape:25m"], "method": ["griffin", "tda"], "sparsity": [0.5], "rounds": 3}
+
+
+def test_one_case_of_such_a_build_is_measured_too(tmp_path: Path) -> None:
+    """As a bisection does: what every method does by itself is no option that somebody asked for."""
+    config = BenchConfig(models=("shape:25m",), methods=("griffin", "tda"), sparsities=(0.5,))
+    for case in plan_of(config).cases():
+        unit = run(tmp_path / case.method, OLDER, **only(config, [case]).options())
+        assert unit.status == "ok", unit.reason
+        assert seen(tmp_path / case.method)["method"] == [case.method]
+    assert seen(tmp_path / "tda")["sparsity"] == [0.5]
+
+
+def test_an_option_that_such_a_build_does_not_know_is_named(tmp_path: Path) -> None:
+    unit = run(tmp_path, OLDER, methods=["griffin:sparsity=0.5,rows=shared"])
+    assert unit.status == "error"
+    assert "this commit is older than options of methods: griffin:sparsity=0.5,rows=shared" in (unit.reason or "")
 
 
 FAILURES = {
@@ -105,10 +141,11 @@ PARENT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from pathlib import Path
+from tda.config import BenchConfig
 from tda.regression.alternate import Grid, Runner, Task
 from tda.regression.builds import Build
 build = Build("a", "commit", Path(sys.argv[1]))
-Runner("n1", Path(sys.argv[2])).run(Task(build, "commit", Grid("speed", {}), "first", 1, 0))
+Runner("n1", Path(sys.argv[2])).run(Task(build, "commit", Grid("speed", BenchConfig()), "first", 1, 0))
 """
 HANGS = """
 import os, pathlib, time
@@ -167,7 +204,7 @@ def names(tasks: Sequence[Task]) -> str:
 
 
 def test_blocks_go_forward_and_back() -> None:
-    grid = Grid("speed", {})
+    grid = Grid("speed", BenchConfig())
     tasks = list(design(BUILDS, grid, "first", 4))
     assert names(tasks) == "abccbaabccba"
     assert [one.order for one in tasks] == [0, 1, 2] * 4
@@ -177,7 +214,7 @@ def test_blocks_go_forward_and_back() -> None:
 
 
 def test_a_grid_that_repeats_exactly_runs_once() -> None:
-    assert names(list(design(BUILDS, Grid("quality", {}, repeated=False), "first", 4))) == "abc"
+    assert names(list(design(BUILDS, Grid("quality", BenchConfig(), repeated=False), "first", 4))) == "abc"
 
 
 # The loop.
@@ -201,7 +238,7 @@ class Played(Runner):
         return nights.unit(task.build.commit, [], grid=task.grid.name, **told)
 
 
-TASKS = list(design(BUILDS, Grid("speed", {}), "first", 3))
+TASKS = list(design(BUILDS, Grid("speed", BenchConfig()), "first", 3))
 
 
 def test_units_are_kept_as_they_end_and_an_interrupted_run_goes_on() -> None:

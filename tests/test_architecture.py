@@ -14,8 +14,9 @@ import tda
 PACKAGE = Path(tda.__file__).parent
 # Part after part may import the ones before it; a floor is what the floors above it may rely on.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "names", "registry", "records", "results", "statistics", "derived", "thresholds", "spans"),
-    ("as_built", "contracts", "cores", "telemetry", "processor", "device", "limits"),
+    ("_version", "names", "cases", "config", "process", "schedule", "git", "registry"),
+    ("records", "results", "statistics", "derived", "thresholds", "spans"),
+    ("as_built", "contracts", "finite", "cores", "telemetry", "processor", "device", "limits"),
     ("kernels", "prompt_statistics", "families", "methods", "reference", "models"),
     ("engine",),
     ("calibration", "metrics", "quality", "profiler"),
@@ -23,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("regression", "doctor", "reporting", "cli"),
 )
 ORDER = {part: place for place, part in enumerate(part for floor in FLOORS for part in floor)}
-EXTERNAL_FROM_FLOOR = {"torch": 1, "transformers": 2, "typer": 6, "rich": 4, "matplotlib": 6, "pandas": 6, "jinja2": 6}
+EXTERNAL_FROM_FLOOR = {"torch": 2, "transformers": 3, "typer": 7, "rich": 5, "matplotlib": 7, "pandas": 7, "jinja2": 7}
 
 
 def floor_of(part: str) -> int:

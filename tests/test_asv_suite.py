@@ -30,8 +30,9 @@ from benchmarks import forecast, version_lint
 from benchmarks.asv import environment, estimate, grid, machine, run, suite
 from benchmarks.asv.cells import Table, tabulate
 from tda.bench.plan import PRESETS
+from tda.cases import Case
 from tda.methods import METHODS
-from tda.records import MEASUREMENTS, Case, Commit, Machine, Measurement, Record
+from tda.records import MEASUREMENTS, Commit, Machine, Measurement, Record
 
 HOST = Machine(
     cpu="Some CPU (R) @ 2.0", cores=2, threads=2, memory_bytes=1, python="3.11", torch="2.13.0+cpu",
@@ -61,12 +62,12 @@ def line(
 ) -> str:
     """A line of a results file as this package writes it; a value may be one sample, several, or (samples, groups)."""
     model, method, sparsity = cell
-    options = fields.pop("options", {})
     measurements = {name: Measurement.absent(name, reason) for name, reason in (missing or {}).items()}
     for name, value in (values or {}).items():
         samples, groups = value if isinstance(value, tuple) else (value, ())
         measurements[name] = Measurement.of(name, samples if isinstance(samples, list) else [samples], groups)
-    case = Case(model=model, method=method, sparsity=sparsity, options=options, prompt_tokens=8, new_tokens=4)
+    told = {"options": fields.pop("options", {}), "control": fields.pop("control", None)}
+    case = Case(model=model, method=method, sparsity=sparsity, prompt_tokens=8, new_tokens=4, **told)
     fields = {
         "status": "ok",
         "commit": Commit(),
@@ -147,7 +148,7 @@ def test_the_ratio_is_paired_by_round() -> None:
 def test_the_ratio_of_dense_is_that_of_its_control() -> None:
     found = table(
         line(DENSE, {"decode_ms": [10.0]}),
-        line(DENSE, {"decode_ms": [11.0]}, control=True),
+        line(DENSE, {"decode_ms": [11.0]}, control="a_a"),
     )
     assert samples(found, "decode_ms", DENSE) == [10.0]
     assert samples(found, "decode_to_dense", DENSE) == [1.1]
@@ -238,9 +239,24 @@ def test_what_a_machine_cannot_give_is_null_with_its_reason(capsys: pytest.Captu
 
 
 def test_a_selection_from_another_prompt_is_no_cell() -> None:
-    control = line(number=0, values={"perplexity": 9.0}, options={"selection_from": "another kind"})
+    control = line(number=0, values={"perplexity": 9.0}, control="cross_domain")
     own = line(number=0, values={"perplexity": 2.0}, options={"rows": "per_row"})
     assert samples(table(own, control), "perplexity") == [2.0]
+
+
+def test_controls_of_older_commits_are_told_too() -> None:
+    """Until version 2 of a record they stood beside the case and among the method's options."""
+
+    def older(text: str, control: bool, **options: str) -> str:
+        read = json.loads(text)
+        del read["case"]["control"], read["case"]["layer_sparsity_from"], read["inputs"]
+        return json.dumps(read | {"version": 2, "control": control, "case": read["case"] | {"options": options}})
+
+    own, other = (line(DENSE, {"decode_ms": [ms], "prefill_ms": [ms]}) for ms in (10.0, 11.0))
+    quality = line(values={"perplexity": 9.0})
+    found = table(older(own, False), older(other, True), older(quality, False, selection_from="another kind"))
+    assert {(method, control) for _, method, _, control in found["cells"]} == {("dense", False), ("dense", True)}
+    assert samples(found, "decode_ms", DENSE) == [10.0]
 
 
 def test_an_unfinished_line_is_skipped() -> None:

@@ -2,11 +2,13 @@
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import tiny
 import torch
 from rich.console import Console
 
@@ -14,17 +16,20 @@ from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
-from tda.bench.plan import PRESETS, Plan, Subject, plan_of
-from tda.bench.prepare import Texts, prepare
-from tda.bench.run import Bench
+from tda.bench.plan import PRESETS, Plan, Subject, plan_for, plan_of
+from tda.bench.prepare import prepare
+from tda.bench.run import Bench, run_bench
 from tda.bench.traffic import Traffic, decode_traffic
-from tda.contracts import Method
+from tda.cases import Inputs, MethodSpec
+from tda.config import BenchConfig
+from tda.contracts import FFN, Method, PromptMethod
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
+from tda.engine.session import Session
 from tda.families import find_ffns
 from tda.kernels import Backend
 from tda.kernels.compact import CompactFFN
-from tda.methods import METHODS, method
+from tda.methods import METHODS, Griffin, method, spec_of
 from tda.models import load_model
 from tda.quality import rows_of
 from tda.records import SPEED
@@ -61,22 +66,21 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_every_case_is_measured_and_says_why_not_what(finished):
-    merged = {(r.case.method, r.control, r.case.options.get("selection_from")): r for r in run(TINY, finished)}
-    assert {key[0] for key in merged} == {"dense", "griffin", "tda", "tt", "oracle"}
-    assert ("dense", True, None) in merged
-    assert ("griffin", False, "another kind") in merged
-    for (name, _, other), record in merged.items():
+    merged = {(r.case.method, r.case.control): r for r in run(TINY, finished)}
+    assert {name for name, _ in merged} == {"dense", "griffin", "tda", "tt", "oracle"}
+    assert {key for key in merged if key[1]} == {("dense", "a_a"), ("griffin", "cross_domain")}
+    for (name, control), record in merged.items():
         assert record.status == "ok"
-        timed = name != "oracle" and other is None
+        timed = name != "oracle" and control != "cross_domain"
         for quantity in SPEED:
             own = quantity not in ("statistic_ms", "selection_ms", "choice_ms", "gather_ms", "energy_j_per_token")
             assert bool(record.samples(quantity)) == timed or not own, (name, quantity)
             assert bool(record.samples(quantity)) or record.measurements[quantity].missing
-    griffin = merged["griffin", False, None]
+    griffin = merged["griffin", None]
     assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
     assert (griffin.execution, griffin.backend) == ("indexed", "c")
-    assert merged["tt", False, None].execution == "indexed"
-    assert merged["oracle", False, None].execution == "masked"
+    assert merged["tt", None].execution == "indexed"
+    assert merged["oracle", None].execution == "masked"
     assert len(griffin.samples("nll_nats")) == 3 + 2  # scored documents, and one per timed round
     assert len(griffin.samples("task_recall_accuracy")) == 3
     assert griffin.achieved_sparsity == pytest.approx((0.5,) * 4)
@@ -95,9 +99,7 @@ def test_truncated_last_line_is_measured_again(finished, tmp_path):
     run(TINY, tmp_path)
     found = load(tmp_path)
     assert len(found.problems) == 1
-    assert {(r.case.key, r.control, r.round) for r in found.records} == {
-        (r.case.key, r.control, r.round) for r in load(finished).records
-    }
+    assert {(r.series, r.round) for r in found.records} == {(r.series, r.round) for r in load(finished).records}
 
 
 def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compact") -> Timing:
@@ -182,13 +184,14 @@ def test_interrupt_keeps_finished_rounds_and_goes_on(monkeypatch, tmp_path):
 
 
 def test_a_death_of_the_process_is_noted_by_the_next_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: "exit code -9")
     plan = speed_only(monkeypatch, [])
     case = plan.case(plan.subjects[0], method("griffin", 0.5))
-    marker = {"case": case.model_dump(mode="json"), "control": False, "round": 2}
+    marker = {"case": case.model_dump(mode="json"), "inputs": {"text": "abc"}, "round": 2}
     (tmp_path / "running.json").write_text(json.dumps(marker))
     run(plan, tmp_path)
     crash = [r for r in load(tmp_path).records if r.status == "crash"]
-    assert [(r.case, r.round) for r in crash] == [(case, 2)]
+    assert [(r.case, r.inputs.text, r.round) for r in crash] == [(case, "abc", 2)]
 
 
 def test_results_of_another_machine_or_commit_are_not_mixed(finished, tmp_path):
@@ -207,9 +210,10 @@ def test_overlapping_text_is_refused_before_anything_runs(tmp_path, first, then)
     paths = [tmp_path / "calibration.jsonl", tmp_path / "evaluation.jsonl"]
     for path, opening in zip(paths, (first, then), strict=True):
         path.write_text("".join(json.dumps({"text": f"{opening}{n} {sentence}"}) + "\n" for n in range(9)))
-    plan = replace(TINY, subjects=(Subject("ref:swiglu", prompt_tokens=150, new_tokens=50),))
+    subject = Subject("ref:swiglu", prompt_tokens=150, new_tokens=50)
+    plan = replace(TINY, subjects=(subject,), text=paths[1], calibration_text=paths[0])
     with pytest.raises(ValueError, match="calibration"):
-        prepare(plan, plan.subjects[0], Texts(evaluation=paths[1], calibration=paths[0]))
+        prepare(plan, subject)
 
 
 def test_a_timed_round_keeps_raw_samples():
@@ -240,7 +244,7 @@ def test_what_a_case_does_not_do_is_missing_and_not_zero():
 @pytest.fixture(scope="module")
 def prepared():
     plan = replace(TINY, methods=("griffin", "magnitude", "tt"))
-    return prepare(plan, plan.subjects[0], Texts())
+    return prepare(plan, plan.subjects[0])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def prepared():
     ],
 )
 def test_statistic_choice_and_gather_are_clocked_by_themselves(prepared, name, clocked):
-    built, thresholds = next(pair for pair in prepared.methods if pair[0].name == name)
+    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == name)
     passes = time_case(prepared.model, built, thresholds, prepared.timed[:1], "auto", keep_logits=False).passes
     assert PASSES <= len(passes.prefill) <= MOST_PASSES
     for part in ("statistic", "selection", "choice", "gather"):
@@ -275,11 +279,12 @@ def test_each_pass_of_the_prompt_is_a_request_of_its_own(prepared, monkeypatch):
     monkeypatch.setattr(measure, "PASSES_MS", float("inf"))
     requests = []
     with attach(prepared.model, method("griffin", 0.5)) as run:
-        prefill(prepared.model, prompts)
+        session = Session(run, prompts, prompts)
+        session.prefill()
         once = [layer.clone() for layer in run.selection()]
         select = run.select
         monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run._request)))
-        measure._prefill_passes(run, prompts, torch.device("cpu"))
+        measure._prefill_passes(session)
         assert len(set(map(id, requests))) == 4
         assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * 4
         assert all(torch.equal(a, b) for a, b in zip(once, run.selection(), strict=True))
@@ -339,7 +344,7 @@ def test_key_value_cache_is_counted():
 def test_batch_counts_the_union_of_the_rows(tmp_path):
     """Two rows with sets of their own read more than one row does, and no more than both."""
     plan = replace(TINY, batch=2)
-    prepared = prepare(plan, plan.subjects[0], Texts())
+    prepared = prepare(plan, plan.subjects[0])
     griffin = method("griffin", 0.5)
     one, two = (
         time_case(prepared.model, griffin, None, prepared.timed[:rows], "compact", keep_logits=False).traffic.weights
@@ -352,7 +357,7 @@ def test_batch_counts_the_union_of_the_rows(tmp_path):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_sparsity_and_traffic_are_those_of_the_timed_steps_alone(prepared, rows):
     """Warm-up and generate count nothing: the steps of a per-token method differ in what they read."""
-    built, thresholds = next(pair for pair in prepared.methods if pair[0].name == "tt")
+    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == "tt")
     documents = prepared.scored[:rows]
     timing = time_case(prepared.model, built, thresholds, documents, "indexed", keep_logits=False)
     prompts, continuations = rows_of(documents, torch.device("cpu"))
@@ -374,7 +379,7 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
     """The pass that is timed token by token gives the same NLL as the one-pass score of those documents."""
     from tda.engine.score import score
 
-    prepared = prepare(TINY, TINY.subjects[0], Texts())
+    prepared = prepare(TINY, TINY.subjects[0])
     griffin = method("griffin", 0.5)
     document = prepared.timed[0]
     expected = score(prepared.model, griffin, document.prompt.unsqueeze(0), document.continuation.unsqueeze(0))
@@ -385,14 +390,14 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
 def test_presets_are_valid_and_cover_every_method():
     for preset, plan in PRESETS.items():
         assert set(plan.methods) == set(METHODS), preset
-        assert plan_of(preset) == plan
+        assert plan_of(BenchConfig(preset=preset)) == plan
 
 
 def test_plan_of_models_named_by_hand():
-    plan = plan_of("smoke", ["shape:0.1b", "ref:relu"], new_tokens=5, method=["griffin"], batch=2)
+    plan = plan_for(["shape:0.1b", "ref:relu"], ["griffin"], {"preset": "smoke", "new_tokens": 5, "batch": 2})
     trained, shape = plan.subjects
     assert (trained.model, trained.quality, trained.speed) == ("ref:relu", True, True)
-    assert (shape.model, shape.quality, shape.layer_profile) == ("shape:0.1b", False, "ref:relu")
+    assert (shape.model, shape.quality, shape.layer_sparsity_from) == ("shape:0.1b", False, "ref:relu")
     assert (shape.new_tokens, plan.batch, plan.speed_methods) == (5, 2, ("griffin",))
     assert [built.name for built in plan.build()][:2] == ["dense", "griffin"]
 
@@ -400,16 +405,20 @@ def test_plan_of_models_named_by_hand():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"sparsity": (1.0,)}, "sparsity"),
-        ({"method": ("griffon",)}, "griffon"),
-        ({"rounds": 0}, "rounds"),
-        ({"execution": "fast"}, "execution"),
-        ({"preset": "huge"}, "preset"),
+        ({"sparsities": (1.0,)}, r"sparsities\.0: .* less than 1; got 1\.0"),
+        ({"methods": ("griffon",)}, "griffon"),
+        ({"methods": ("griffin:speed=1",)}, "griffin.*speed"),
+        ({"methods": ("griffin:rows=some",)}, "rows"),
+        ({"rounds": 0}, "rounds: .* greater than or equal to 1; got 0"),
+        ({"new_tokens": 1}, "new_tokens"),
+        ({"execution": "fast"}, "execution: .*'masked'.*; got 'fast'"),
+        ({"preset": "huge"}, "preset: .*'smoke'"),
+        ({"sparsity": (0.5,)}, "unknown option 'sparsity'; known: preset, models, methods, sparsities"),
     ],
 )
 def test_wrong_plans_are_refused(options, word):
     with pytest.raises(ValueError, match=word):
-        plan_of(**{"preset": "smoke", **options})
+        plan_of(BenchConfig.of({"preset": "smoke", **options}))
 
 
 def test_quality_of_random_weights_is_refused():
@@ -420,7 +429,7 @@ def test_quality_of_random_weights_is_refused():
 @pytest.mark.gpu
 def test_cuda_timing_has_events_memory_and_driver_facts():
     model = load_model("ref:swiglu", device="cuda").model
-    document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
+    document = prepare(TINY, TINY.subjects[0]).timed[0]
     timing = time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
     assert all(ms > 0 for ms in timing.decode_ms)
     assert measure.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
@@ -434,13 +443,174 @@ def test_the_schema_of_a_line_lies_beside_the_results(finished):
     assert set(line) <= set(schema["properties"])
 
 
+# What a run is of.
+
+
+@pytest.fixture
+def on_texts(tmp_path) -> Plan:
+    """A plan on texts of its own, with a model in memory."""
+    for name in ("evaluation", "calibration"):
+        lines = [json.dumps({"text": f"keeper {number} of {name} wrote a line of it."}) for number in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = {"text": tmp_path / "evaluation.jsonl", "calibration_text": tmp_path / "calibration.jsonl"}
+    return replace(TINY, methods=("griffin", "tt"), loaded={"ref:swiglu": load_model("ref:swiglu")}, **paths)
+
+
+def inputs_of(plan: Plan) -> dict[str, Inputs]:
+    """On what each method of a plan is measured."""
+    return {built.name: inputs for built, _, inputs in prepare(plan, plan.subjects[0]).methods}
+
+
+def rewrite(path: Path | None) -> None:
+    assert path is not None
+    path.write_text(path.read_text().replace("keeper", "reader"))
+
+
+CHANGES = {
+    "text": (lambda plan: rewrite(plan.text), {"text", "documents"}),
+    "documents": (lambda plan: replace(plan, documents=4), {"documents"}),
+    "prompt length": (
+        lambda plan: replace(plan, subjects=(replace(plan.subjects[0], prompt_tokens=17),)),
+        {"documents", "calibration"},
+    ),
+    "calibration text": (lambda plan: rewrite(plan.calibration_text), {"calibration"}),
+    "calibration documents": (lambda plan: replace(plan, calibration_documents=3), {"calibration"}),
+    "weights": (
+        lambda plan: plan.loaded["ref:swiglu"].model.model.layers[1].mlp.up_proj.weight.data[3, 5].add_(0.5),
+        {"weights"},
+    ),
+    "nothing": (lambda plan: plan, set()),
+    "the text's name": (
+        lambda plan: replace(plan, text=plan.text.rename(plan.text.with_name("other.jsonl"))),
+        {"text_name"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_run_is_of_is_told_by_digest(on_texts, change):
+    """Each method's inputs differ in what changed, and calibration is no matter of one without thresholds."""
+    alter, told = CHANGES[change]
+    before, changed = inputs_of(on_texts), alter(on_texts)
+    after = inputs_of(changed if isinstance(changed, Plan) else on_texts)
+    for name, own in (("griffin", told - {"calibration"}), ("tt", told)):
+        one, other = (found[name].model_dump() for found in (before, after))
+        assert {field for field in one if one[field] != other[field]} == own
+        assert (before[name].key == after[name].key) == (not own - {"text_name"})
+
+
+def test_a_rerun_takes_what_is_equal_and_measures_the_rest(on_texts, tmp_path):
+    plan, out = replace(on_texts, subjects=(replace(on_texts.subjects[0], speed=False),)), tmp_path / "out"
+
+    def measured() -> list[str]:
+        before = len(load(out).records) if (out / "results.jsonl").exists() else 0
+        run(plan, out)
+        return sorted(record.case.method for record in load(out).records[before:])
+
+    assert measured() == ["dense", "griffin", "tt"]
+    assert measured() == []
+    rewrite(plan.calibration_text)
+    assert measured() == ["tt"]
+    rewrite(plan.text)
+    assert measured() == ["dense", "griffin", "tt"]
+    anew = {record.series: record.samples("nll_nats") for record in run(plan, tmp_path / "anew")}
+    found = {record.series: record.samples("nll_nats") for record in run(plan, out)}
+    assert anew.items() <= found.items()
+    assert len(found) == 3 + 1 + 3
+
+
+def test_random_tokens_follow_from_the_seed_and_not_from_the_number_of_rounds():
+    plan = Plan((Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False),), methods=("griffin",), rounds=1)
+    first = inputs_of(plan)["griffin"]
+    assert inputs_of(replace(plan, rounds=3))["griffin"] == first
+    assert inputs_of(replace(plan, seed=1))["griffin"].documents != first.documents
+
+
+def test_a_shape_in_memory_may_have_any_weights():
+    shape, model = Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False), load_model("shape:25m")
+    plan = Plan((shape,), methods=("griffin",), rounds=1, loaded={"shape:25m": model})
+    before = inputs_of(plan)["griffin"]
+    model.model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    assert inputs_of(plan)["griffin"].weights != before.weights
+
+
+def test_a_shape_has_the_layers_of_the_model_that_it_imitates_also_at_an_error_level():
+    shape = Subject("shape:25m", prompt_tokens=8, new_tokens=4, quality=False, layer_sparsity_from="ref:swiglu")
+    plan = Plan((shape,), methods=("tt:cett=0.2", "tt"), sparsities=(0.5,), rounds=1)
+    shares = {
+        "tt:allocation=equal_error,cett=0.2": [0.2, 0.6],
+        "tt:sparsity=0.5,allocation=equal_error,cett=none": [0.4],
+    }
+    profile = {MethodSpec.parse(text): layers for text, layers in shares.items()}
+    found = {str(built.sparsity): made for built, made, _ in prepare(plan, shape, profile=profile).methods if made}
+    assert (found["None"].targets[0], found["None"].targets[-1]) == (0.2, 0.6)
+    assert set(found["0.5"].targets) == {0.4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(PromptMethod):
+    """A method of somebody else's: it keeps the first neurons."""
+
+    name: ClassVar[str] = "first"
+    step: int = 1
+
+    def scores(self, ffn: FFN, statistic: object, prompt: object, thresholds: object) -> torch.Tensor:
+        return -torch.arange(ffn.F, dtype=torch.float32).unsqueeze(0)
+
+
+def test_models_and_methods_may_be_objects(tmp_path):
+    own, (model, tokenizer) = tiny.build("llama"), load_model("ref:swiglu")
+    model.config._name_or_path = "mine"
+    methods = [First(step=2), Griffin(sparsity=0.3), "tt:cett=0.2"]
+    options = {"rounds": 1, "prompt_tokens": 8, "new_tokens": 3, "documents": 2, "calibration_documents": 2}
+    records = run_bench(tmp_path, models=[own, (model, tokenizer)], methods=methods, **options)
+    assert {record.status for record in records} == {"ok"}
+    named = {str(record.case): record for record in records if record.case.control is None}
+    cases = {f"{case} on {name}" for name in ("mine", "LlamaForCausalLM")
+             for case in ("dense", "first 0.5 (step=2)", "griffin 0.3", "tt (cett=0.2)")}  # fmt: skip
+    assert set(named) == cases
+    assert named["first 0.5 (step=2) on mine"].case.options == {"step": 2}
+    for text, record in named.items():
+        assert record.samples("decode_ms")
+        assert bool(record.samples("nll_nats")) == text.endswith("mine")
+        assert record.inputs.text_name == ("built-in stories" if text.endswith("mine") else "random tokens")
+
+
+class Mine(Griffin):
+    """A variant that forgot to take a name."""
+
+
+def test_a_method_of_ones_own_has_a_spec_and_a_name_of_its_own():
+    assert str(spec_of(First(sparsity=0.25))) == "first:sparsity=0.25,step=1"
+    shape = Subject("shape:25m", quality=False)
+    for methods in ((Mine(sparsity=0.5),), ("griffin", Mine(sparsity=0.5))):
+        with pytest.raises(ValueError, match="Mine is named as Griffin is, 'griffin'; give it a name of its own"):
+            Plan((shape,), methods=methods)
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "told"),
+    [
+        ([tiny.build("llama"), tiny.build("llama")], {}, "two models have one name"),
+        (["ref:swiglu", "ref:swiglu"], {}, "two models have one name"),
+        ([tiny.build("llama").to("meta")], {"device": "cpu"}, "stay where they are, on one device: meta; got 'cpu'"),
+        ([tiny.build("llama"), tiny.build("gemma").to("meta")], {}, "on one device: cpu, meta"),
+        (["ref:swiglu"], {"methods": [Griffin]}, "methods"),
+        (["ref:swiglu"], {"model": "ref:relu"}, "unknown option 'model'"),
+    ],
+)
+def test_objects_that_cannot_be_told_apart_or_moved_are_refused(tmp_path, models, options, told):
+    with pytest.raises(ValueError, match=told):
+        run_bench(tmp_path, models=models, **options)
+
+
 # The telemetry pass.
 
 
 def prefilled(name: str) -> tuple:
     """A tiny request that is ready to be decoded: what attaches, the model, and the rows."""
-    prepared = prepare(replace(TINY, methods=(name,)), TINY.subjects[0], Texts())
-    built, thresholds = next((m, t) for m, t in prepared.methods if m.name == name)
+    prepared = prepare(replace(TINY, methods=(name,)), TINY.subjects[0])
+    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == name)
     return prepared.model, attach(prepared.model, built, thresholds), rows_of(prepared.timed[:1], "cpu")
 
 
@@ -456,14 +626,15 @@ def test_a_window_repeats_the_same_steps_on_the_same_selection(name, monkeypatch
 
     load_rows = CompactFFN.load
     monkeypatch.setattr(CompactFFN, "load", lambda self, kept: (gathers.append(self), load_rows(self, kept))[1])
-    monkeypatch.setattr(window, "decode", spied_decode)
+    monkeypatch.setattr("tda.engine.session.decode", spied_decode)
     monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=itertools.count().__next__))
-    model, attached, (prompts, continuations) = prefilled(name)
+    _, attached, (prompts, continuations) = prefilled(name)
     with torch.no_grad(), attached as run:
-        _, cache = prefill(model, prompts)
-        run.select()
+        session = Session(run, prompts, continuations)
+        session.prefill()
+        session.select()
         before = len(gathers)
-        tokens = window.decode_for(2, run, cache, continuations)  # the played clock ticks once a repetition
+        tokens = window.decode_for(2, session)  # the played clock ticks once a repetition
     count = continuations.shape[1] - 1
     assert tokens == len(steps) == 2 * count
     assert [length for length, _ in steps] == 2 * [prompts.shape[1] + step for step in range(count)]
@@ -486,7 +657,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
 
     plan = speed_only(monkeypatch, [])
     monkeypatch.setattr("tda.bench.rounds.gpu_use", fails)
-    prepared = prepare(plan, plan.subjects[0], Texts())
+    prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
     monkeypatch.setattr("tda.kernels.backend", lambda device: Backend("triton", "played"))
@@ -509,7 +680,7 @@ def test_a_gpu_without_samples_gives_reasons():
 @pytest.mark.gpu
 def test_a_gpu_tells_its_use_in_a_window():
     model = load_model("ref:swiglu", device="cuda").model
-    document = prepare(TINY, TINY.subjects[0], Texts()).timed[0]
+    document = prepare(TINY, TINY.subjects[0]).timed[0]
     found = window.gpu_use(model, method("griffin", 0.5), None, [document], "auto")
     assert set(found) == set(window.GPU_MEASUREMENTS)
     assert all(part.samples or part.missing for part in found.values())

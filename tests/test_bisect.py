@@ -13,6 +13,7 @@ from tda.cli import main as cli
 from tests.scratch import Cost, World, factors
 
 SPEED = ("--model", "shape:25m", "--method", "griffin", "--method", "tt", "-s", "0.5", "--blocks", "6")
+ONE = ("--model", "shape:25m", "--method", "griffin", "-s", "0.5", "--blocks", "6")
 TEXT = ("--model", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--split", "quality")
 GRIFFIN = "griffin 0.5 on shape:25m"
 SLOW = factors(griffin_decode_ms=1.1)
@@ -76,8 +77,8 @@ def test_between_the_ends_only_the_followed_case_runs_and_beside_both(
     bisect(made[0], made[-1], *SPEED)
     ends, rest = world.ran[: 3 * 6], world.ran[3 * 6 :]
     assert {task.build.commit for task in ends} == {made[0], made[-1]}
-    assert all(task.grid.options["method"] == ("griffin", "tt") for task in ends)
-    assert all(task.grid.options["method"] == ["griffin"] for task in rest)
+    assert {tuple(map(str, task.grid.options.methods)) for task in ends} == {("griffin", "tt")}
+    assert {tuple(map(str, task.grid.options.methods)) for task in rest} == {("griffin:sparsity=0.5",)}
     placing = [task.build.commit for task in rest if task.stage == "first"]
     for start in range(0, len(placing), 3):
         first, middle, last = placing[start : start + 3]
@@ -88,22 +89,21 @@ def test_between_the_ends_only_the_followed_case_runs_and_beside_both(
 
 
 CHANGES = {
-    "everything": (factors(all_decode_ms=1.1), "decode", None),
-    "improvement": (factors(griffin_decode_ms=0.9), "decode", None),
-    "selection": (factors(griffin_selection_ms=1.5), "select", None),
-    "prefill": (factors(all_prefill_ms=1.08), "prefill", None),
-    "memory": (factors(tt_peak_memory_bytes=1.05), "memory", None),
-    "everything, seen in one case": (factors(all_decode_ms=1.1), "decode", GRIFFIN),
-    "of one case": (factors(tt_decode_ms=1.5, griffin_decode_ms=1.06), "decode", GRIFFIN),
+    "everything": (factors(all_decode_ms=1.1), "decode", SPEED, None),
+    "improvement": (factors(griffin_decode_ms=0.9), "decode", SPEED, GRIFFIN),
+    "selection": (factors(griffin_selection_ms=1.5), "select", SPEED, GRIFFIN),
+    "prefill": (factors(all_prefill_ms=1.08), "prefill", SPEED, "dense on shape:25m"),
+    "memory": (factors(tt_peak_memory_bytes=1.05), "memory", SPEED, "tt 0.5 on shape:25m"),
+    "everything, seen in the named method": (factors(all_decode_ms=1.1), "decode", ONE, GRIFFIN),
+    "no method is named": (factors(cats_decode_ms=1.1), "decode", (*SPEED[:2], *SPEED[6:]), "cats 0.5 on shape:25m"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_split_is_followed(world: World, bisect: Callable[..., Told], change: str) -> None:
-    cost, split, case = CHANGES[change]
+    cost, split, words, case = CHANGES[change]
     made = history(world, 3, cost, count=6)
-    chosen = ("--case", case) if case else ()
-    code, rows, err = bisect(made[0], made[-1], *SPEED, "--split", split, *chosen)
+    code, rows, err = bisect(made[0], made[-1], *words, "--split", split)
     assert code == 0, err
     assert verdict(rows, made[3]) == "first bad"
     if case:
@@ -164,7 +164,7 @@ def test_a_case_that_fails_is_passed_over(world: World, bisect: Callable[..., To
 def test_a_level_in_the_middle_is_undecided_after_all_blocks(world: World, bisect: Callable[..., Told]) -> None:
     made = [world.commit(), world.commit(factors(griffin_decode_ms=1.049)), world.commit(SLOW)]
     world.noise = 0.01
-    code, rows, err = bisect(made[0], made[-1], *SPEED, "--case", GRIFFIN, "--max-blocks", 10)
+    code, rows, err = bisect(made[0], made[-1], *ONE, "--max-blocks", 10)
     assert code == 1
     assert verdict(rows, made[1]) == "undecided"
     assert f"undecided at {made[1][:10]}: between {made[0][:10]} (good) and {made[2][:10]} (bad)" in err
@@ -185,7 +185,7 @@ def test_a_block_in_which_an_end_failed_does_not_count(
         return unit
 
     monkeypatch.setattr("tda.regression.alternate.Runner.run", lambda runner, task: once(runner, task))
-    code, rows, _ = bisect(made[0], made[-1], *SPEED, "--case", GRIFFIN, "--max-blocks", 8)
+    code, rows, _ = bisect(made[0], made[-1], *ONE, "--max-blocks", 8)
     assert (code, verdict(rows, made[1])) == (1, "undecided")
     again = [paid for paid in world.paid if made[1][:10] in paid[0] and (paid[1], paid[-1]) == (made[0], 6)]
     assert len(again) == 2
@@ -212,7 +212,7 @@ def test_ends_alike_are_no_range(world: World, bisect: Callable[..., Told]) -> N
 def test_another_split_than_the_one_that_moved_is_not_followed(world: World, bisect: Callable[..., Told]) -> None:
     made = history(world, 2, SLOW, count=4)
     assert bisect(made[0], made[-1], *SPEED, "--split", "memory")[0] == 1
-    assert bisect(made[0], made[-1], *SPEED, "--case", "tt 0.5 on shape:25m")[0] == 1
+    assert bisect(made[0], made[-1], *SPEED[:2], "--method", "tt", *SPEED[6:])[0] == 1
 
 
 def test_a_step_that_fresh_blocks_do_not_show_is_not_named(
@@ -250,7 +250,7 @@ def test_mistakes_are_one_sentence(world: World, bisect: Callable[..., Told]) ->
             (made[0], made[2], *SPEED, "--split", "speed"),
             "split must be one of prefill, select, decode, memory, quality",
         ),
-        ((made[0], made[2], *SPEED, "--case", "tt 0.9 on shape:25m"), "no case 'tt 0.9 on shape:25m'"),
+        ((made[0], made[2], *SPEED, "--method", "tt:cett"), "a method is NAME or NAME:OPTION=VALUE,…"),
         ((made[0], made[2], *SPEED, "--split", "quality"), "quality needs a trained model"),
     ):
         code, _, err = bisect(*words)

@@ -18,6 +18,7 @@ from tda.bench.plan import PRESETS, Plan, Subject, plan_of
 from tda.bench.progress import Progress
 from tda.bench.run import Bench
 from tda.bench.traffic import Traffic
+from tda.config import BenchConfig
 from tda.records import merge
 from tda.results import load, load_left_out
 from tda.statistics import LEVEL, LOOKED_LEVEL, geometric, is_baseline, speedup
@@ -110,9 +111,8 @@ class Played:
         return load(self.folder).records
 
     def rounds(self, method: str, sparsity: float) -> int:
-        numbers = [
-            r.round for r in self.records if r.case.method == method and r.case.sparsity == sparsity and not r.control
-        ]
+        asked = (method, sparsity, None)
+        numbers = [r.round for r in self.records if (r.case.method, r.case.sparsity, r.case.control) == asked]
         return max(numbers, default=0)
 
 
@@ -243,7 +243,7 @@ def test_a_case_that_is_known_narrowly_gets_no_more_rounds(play):
 def test_rounds_go_where_intervals_are_wide(play):
     bench = play(0.1, scatter=0.04, precision=0.05)
     bench.run(600)
-    merged = {(r.case.method, r.case.sparsity, r.control): r for r in merge(bench.records)}
+    merged = {(r.case.method, r.case.sparsity, r.case.control): r for r in merge(bench.records)}
     dense = next(record for record in merged.values() if is_baseline(record))
     counts = set()
     for (name, _, _), record in merged.items():
@@ -311,7 +311,7 @@ def test_scoring_that_takes_longer_than_it_did_is_cut(play, monkeypatch, slow_fr
     scored = {len(record.samples("nll_nats")) for record in bench.records}
     assert len(scored) <= 1
     told = {name for item in load_left_out(bench.folder) for name in item.what.partition(" of ")[2].split(", ")}
-    found = {f"{r.case.method} {r.case.sparsity}" for r in bench.records if "selection_from" not in r.case.options}
+    found = {f"{r.case.method} {r.case.sparsity}" for r in bench.records if r.case.control is None}
     for name, sparsity in ESSENTIAL[1:]:
         assert (f"{name} {sparsity}" in found) != (f"{name} {sparsity}" in told)
 
@@ -330,14 +330,13 @@ def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most
     assert PRESETS["smoke"].budget_s == 50
     assert PRESETS["gpu"].budget_s == 180  # `make gpu-check` is to end within six minutes
     assert PRESETS["nightly"].budget_s is None
-    assert plan_of("default").most_rounds == budget.MOST_ROUNDS
-    assert plan_of("default", rounds=7).most_rounds == 7
-    assert plan_of("default", budget_s=None).budget_s is None
-    assert plan_of("default", budget_s=None).most_rounds == budget.MOST_ROUNDS
-    assert [plan_of(name, budget_s=None, precision=None).most_rounds for name in PRESETS] == [
-        preset.rounds for preset in PRESETS.values()
-    ]
-    assert plan_of("default", budget_s=30.0).budget_s == 30.0
+    assert plan_of(BenchConfig()).most_rounds == budget.MOST_ROUNDS
+    assert plan_of(BenchConfig(rounds=7)).most_rounds == 7
+    assert plan_of(BenchConfig(budget="none")).budget_s is None
+    assert plan_of(BenchConfig(budget="none")).most_rounds == budget.MOST_ROUNDS
+    assert plan_of(BenchConfig(budget="30s")).budget_s == 30.0
+    for name, preset in PRESETS.items():
+        assert plan_of(BenchConfig(preset=name, budget="none", precision="none")).most_rounds == preset.rounds
 
 
 def test_a_log_without_a_terminal_gets_lines_with_the_time_left(monkeypatch):

@@ -91,6 +91,21 @@ def test_calibrate_then_generate_and_eval_with_the_artifact(tda, tmp_path):
     assert rows["tda"]["sparse_share"] == 0.75  # three of four tokens: the first comes from the dense prefill
 
 
+def test_thresholds_of_any_options_serve_the_method_with_these_options(tda, tmp_path):
+    model = ("-m", "ref:swiglu", "--method")
+    few = ("--tokens", "32", "--documents", "2", "--out", tmp_path / "made.json")
+    code, _, err = tda("calibrate", *model, "tt:cett=0.2", *few)
+    assert code == 0, err
+    text = ("--thresholds", tmp_path / "made.json", "--prompt", "x", "--new-tokens", "2")
+    code, _, err = tda("generate", *model, "tt:cett=0.2", *text)
+    assert code == 0, err
+    assert "left out per layer" in err
+    assert tda("eval", *model, "tt:cett=0.2", "--thresholds", tmp_path / "made.json", *TINY)[0] == 0
+    code, _, err = tda("generate", *model, "tt:cett=0.1", *text)
+    assert code == 2
+    assert "cett" in err
+
+
 def test_eval_on_a_file_of_texts(tda, tmp_path):
     text = jsonl(tmp_path / "text.jsonl", [f"{number}. {SENTENCE}" for number in range(4)])
     code, out, err = tda("eval", "-m", "ref:relu", "--method", "griffin", "-s", "0.5", "--text", text, *TINY, "--json")
@@ -119,7 +134,15 @@ def test_version(tda):
 
 
 MISTAKES = {
-    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "0 <= sparsity < 1"),
+    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "sparsities.0: Input should be less than 1; got 1.5"),
+    "sparsity of a method": (["bench", "--method", "griffin:sparsity=7"], "0 <= sparsity < 1; got 7"),
+    "spec": (["bench", "--method", "griffin:rows"], "a method is NAME or NAME:OPTION=VALUE,…, each option once"),
+    "option of a method": (["eval", "-m", "ref:swiglu", "--method", "tda:cet=1"], "'tda' has no option 'cet'; it has"),
+    "value of an option": (
+        ["generate", "-m", "ref:swiglu", "--method", "tda:rows=no", "--prompt", "x"],
+        "rows must be",
+    ),
+    "budget": (["bench", "--budget", "soon"], "budget"),
     "method": (["bench", "--preset", "smoke", "--method", "griffon"], "unknown method 'griffon'; known: cats"),
     "model": (["bench", "-m", "ref:nothing"], "unknown reference model 'ref:nothing'; known: ref:"),
     "shape": (["bench", "-m", "shape:2b"], "unknown shape '2b'; known: shape:25m"),

@@ -1,10 +1,10 @@
 """`tda compare`: what moved between two commits or folders, what did not, and what cannot be said."""
 
+import functools
 import json
 import math
 import os
 import random
-import re
 import shlex
 import subprocess
 import sys
@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tda import device
+from tda.bench.plan import only, plan_of
+from tda.cases import Case
 from tda.cli import main as cli
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.config import BenchConfig
+from tda.records import Commit, Machine, Measurement, Record
+from tda.regression import folders, workbench
 from tda.regression.compare import Judged
-from tda.regression.config import load_config
+from tda.regression.config import GridConfig, load_config
 from tda.regression.detect import Pair
 from tda.regression.effects import Prior
 from tda.regression.floor import Floors, Series, floors_of, single
@@ -28,7 +31,6 @@ from tda.regression.folders import Folder, compare_folders
 from tda.regression.series import Key
 from tda.regression.units import History, Unit
 from tda.regression.wording import reproduce
-from tda.regression.workbench import Asked
 from tda.results import append
 from tests import nights
 from tests.scratch import Cost, World, factors
@@ -123,7 +125,7 @@ def test_a_scratch_world_is_the_same_on_every_machine(
     found = []
     for cores in (1, 64):
         machine = nights.MACHINE.model_copy(update={"cores": cores})
-        monkeypatch.setattr(device, "machine", lambda _, machine=machine: machine)
+        monkeypatch.setattr(workbench, "machine", lambda _, machine=machine: machine)
         world = World(tmp_path / str(cores), monkeypatch)
         _, rows, _ = tda("compare", world.commit(), world.commit(), *SPEED)
         found.append([{**row, "old": "", "new": ""} for row in rows])
@@ -184,7 +186,7 @@ def test_quality_is_measured_once_and_compared_by_document(world: World, tda: Ca
         assert quality[0]["nats"] == pytest.approx(cost.nats["griffin"])
     grids = [task.grid for task in world.ran]
     assert [grid.repeated for grid in grids] == [False] * 2 + [True] * 12
-    assert (grids[0].options["documents"], grids[-1].options["documents"]) == (40, 2)
+    assert (grids[0].options.documents, grids[-1].options.documents) == (40, 2)
 
 
 def test_a_case_that_fails_now_ends_with_1(world: World, tda: Callable[..., Told]) -> None:
@@ -213,7 +215,7 @@ def test_the_floor_is_the_controls_alone() -> None:
     for scatter in (0.01, 3.0):
         new = [nights.unit("b", [nights.record(decode_ms=8 + scatter * draw.random())], block=n) for n in range(1, 7)]
         judged = Judged([*old, *control, *new], Pair("b", "a"), "")
-        floors.add(judged.floor(Key("decode", DENSE)))
+        floors.add(judged.floor(Key("decode", nights.case(), grid="speed")))
     assert len(floors) == 1
 
 
@@ -290,35 +292,34 @@ def test_a_damaged_line_is_measured_again(world: World, tda: Callable[..., Told]
 # The command that a night prints.
 
 
-@pytest.mark.parametrize("case", [GRIFFIN, "tda 0.75 on ref:swiglu"])
-def test_the_command_that_a_night_prints_is_accepted(world: World, tda: Callable[..., Told], case: str) -> None:
-    config = load_config(ROOT / "benchmarks" / "nightly.toml")
-    command = shlex.split(reproduce(Pair(new=world.commit(), old=world.commit()), config, [case]))
+NIGHTLY = load_config(ROOT / "benchmarks" / "nightly.toml")
+
+
+@pytest.mark.parametrize("grid", NIGHTLY.grids, ids=lambda grid: str(grid.name))
+def test_the_command_that_a_night_prints_is_accepted(world: World, tda: Callable[..., Told], grid: GridConfig) -> None:
+    case = plan_of(grid.options).cases()[-1]
+    command = shlex.split(reproduce(Pair(new=world.commit(), old=world.commit()), NIGHTLY, grid.name, [case]))
     assert command[0] == "tda"
     code, rows, err = tda(*command[1:])
     assert code == 0, err
-    assert rows
-    grid = next(grid for grid in config.grids if case.rsplit(" on ", 1)[-1] in grid.options["model"])
+    assert str(case) in {row["case"] for row in rows}
     for task in world.ran:
-        own = {"documents": 2} if task.grid.repeated and "documents" in grid.options else {}
+        own = {"documents": 2} if task.grid.repeated and "documents" in grid.options.options() else {}
         own |= {} if task.grid.repeated else {"rounds": 1}
-        assert {name: _plain(value) for name, value in task.grid.options.items()} == {**grid.options, **own}
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+        assert task.grid.options == grid.options.model_copy(update=own)
 
 
 def test_one_case_is_measured_as_it_would_be_among_all() -> None:
-    asked = Asked({"preset": "smoke", "method": ["griffin", "tda"], "sparsity": [0.25, 0.5], "rounds": 3})
-    one = asked.narrowed("griffin 0.25 on ref:swiglu")
-    kept = {"model": ["ref:swiglu"], "method": ["griffin"], "sparsity": [0.25], "rounds": 3, "prompt_tokens": 128}
-    assert one.options.items() >= kept.items()
-    assert one.narrowed("griffin 0.25 on ref:swiglu").options == one.options
-    profiled = asked.narrowed("tda 0.5 on shape:0.1b")  # its sparsity per layer comes from ref:swiglu
-    assert "model" not in profiled.options
-    with pytest.raises(ValueError, match=r"no case 'tt 0\.5 on ref:swiglu' in what is measured; there are: dense on"):
-        asked.narrowed("tt 0.5 on ref:swiglu")
+    config = BenchConfig(preset="smoke", methods=("griffin", "tda"), sparsities=(0.25, 0.5), rounds=3)
+    for case in plan_of(config).cases():
+        narrow = only(config, [case])
+        cases = plan_of(narrow).cases()
+        assert case in cases
+        assert {one.method for one in cases} == {"dense", case.method}
+        assert narrow.rounds == 3
+        assert only(narrow, [case]) == narrow
+    profiled = next(case for case in plan_of(config).cases() if case.layer_sparsity_from)
+    assert "models" not in only(config, [profiled]).options()  # its sparsity per layer comes from ref:swiglu
 
 
 # Wrong use.
@@ -361,10 +362,13 @@ def a_record(case: Case, number: int, machine: Machine, dirty: bool, values: Map
     )
 
 
-def a_case(method: str = "griffin", **changes: Any) -> Case:
-    sparsity = 0.0 if method == "dense" else 0.5
-    given = {"model": "shape:25m", "method": method, "sparsity": sparsity, "prompt_tokens": 64, "new_tokens": 16}
-    return Case(**{**given, "dtype": "bfloat16", **changes})
+@functools.cache
+def a_case(method: str = "griffin", prompt_tokens: int = 64) -> Case:
+    """What a bench of it records, options included; "control" is that of dense."""
+    if method == "control":
+        return a_case("dense", prompt_tokens).model_copy(update={"control": "a_a"})
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": 16, "sparsities": 0.5}
+    return plan_of(BenchConfig(models="shape:25m", methods=method, **sizes)).cases()[-1]
 
 
 def folder(
@@ -377,20 +381,24 @@ def folder(
     dirty: bool = False,
     nll: float | None = None,
     memory: float = 1e8,
+    control: float | None = None,
+    stream: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """A results folder; `slow` says by what factor a method's decode is slower."""
+    """A results folder; `slow` says by what factor a method's decode is slower, `control` how dense's control is."""
     draw = np.random.default_rng([seed, len(path.name)])
-    for method in methods:
+    for method in (*methods, *(["control"] if control is not None else [])):
         case = a_case(method)
         first: dict[str, Sequence[float]] = {"peak_memory_bytes": [memory]}
         if nll is not None:
             first["nll_nats"] = [3 + nll + number for number in range(6)]
         lines = [a_record(case, 0, machine, dirty, first)]
         for number in range(1, rounds + 1):
-            factor = (slow or {}).get(method, 1.0)
+            factor = (slow or {}).get(method, 1.0) if method != "control" else control or 1.0
             times = (8 * factor * (1 + QUIET * draw.normal(size=4))).tolist()
             values = {"decode_ms": times, "prefill_ms": [20 * (1 + QUIET * draw.normal())]}
+            if stream is not None:
+                values["stream_gb_per_s"] = (stream * (1 + 0.02 * draw.normal(size=2))).tolist()
             if method == "griffin":
                 values |= {"selection_ms": [6 * (1 + QUIET * draw.normal())], "selection_digest": [1.0]}
             lines.append(a_record(case, number, machine, dirty, values))
@@ -423,9 +431,37 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_floor_nothing_is_judged(cache: Path, tda: Callable[..., Told]) -> None:
     old, new = folder(cache / "old"), folder(cache / "new", {"griffin": 1.5})
     code, rows, err = tda("compare", old, new)
-    assert code == 2
-    assert {row["verdict"] for row in rows} == {"no floor known"}
+    assert code == 3
+    assert {row["verdict"] for row in rows} == {"cannot tell"}
     assert f"`tda compare {old} {new} --measure-floor` measures it" in err
+    assert "cannot tell: memory of dense on shape:25m and" in err
+
+
+@pytest.mark.parametrize(("factor", "code", "verdict"), [(1.0, 0, set()), (1.3, 1, {"slower"}), (0.7, 0, {"faster"})])
+def test_the_controls_of_folders_give_a_floor(
+    cache: Path, tda: Callable[..., Told], factor: float, code: int, verdict: set[str]
+) -> None:
+    """FOLDER against FOLDER gave no verdict before: "no floor known", exit code 2."""
+    paths = folder(cache / "old", control=1.02), folder(cache / "new1", {"griffin": factor}, control=0.99)
+    ended, rows, err = tda("compare", *paths)
+    assert (ended, set(verdicts(rows).values())) == (code, verdict), err
+    floors = {row["split"]: row["floor"] for row in rows if row["case"].startswith("griffin")}
+    assert floors["decode"] == pytest.approx(np.hypot(0.02, 1 / 0.99 - 1), abs=0.01)
+    assert "floors come from the A/A controls in the folders" in err
+
+
+def test_two_modes_of_a_machine_are_named(cache: Path, tda: Callable[..., Told]) -> None:
+    """A whole folder in the slower of two speeds, 1.8 apart: 50 of 200 comparisons of one build differed."""
+    know()
+    told = set()
+    for seed in range(20):
+        paths = [
+            folder(cache / f"{name}{seed}", dict.fromkeys(("dense", "griffin"), mode), stream=40 / mode, seed=seed)
+            for name, mode in (("o", 1.0), ("nw", 1.8 if seed % 2 else 1.0))
+        ]
+        code, rows, err = tda("compare", *paths)
+        told.add((seed % 2, code, "cannot tell: two modes" in err, frozenset(verdicts(rows).values())))
+    assert told == {(0, 0, False, frozenset()), (1, 3, True, frozenset({"cannot tell"}))}
 
 
 def test_a_slowdown_counts_beyond_the_floor_of_single_processes(cache: Path, tda: Callable[..., Told]) -> None:
@@ -455,18 +491,19 @@ def test_a_faster_dense_alone_is_no_regression(cache: Path, tda: Callable[..., T
 def test_a_floor_that_hides_everything_is_said(cache: Path, tda: Callable[..., Told]) -> None:
     know(variance=1e-2, ratio_variance=1e-6)
     code, rows, err = tda("compare", folder(cache / "old"), folder(cache / "new1"))
-    floor = max(row["floor"] for row in rows)
-    assert code == 0
-    assert re.search(
-        rf"this machine is noisy: in \w+ of .* on shape:25m, nothing under {100 * floor:.0f}% can be seen", err
-    )
+    assert code == 3
+    told = {(row["split"], row["verdict"], row["floor"] is None) for row in rows}
+    hidden = {(split, "cannot tell", True) for split in ("decode", "prefill", "select", "memory")}
+    assert told == hidden | {("decode to dense", "same", False)}
+    assert "is not known there or over 50%" in err
 
 
 def test_a_method_slower_beside_an_unchanged_dense_is_one(cache: Path, tda: Callable[..., Told]) -> None:
     know(variance=1e-2, ratio_variance=1e-6)
     code, rows, _ = tda("compare", folder(cache / "old"), folder(cache / "new1", {"griffin": 1.1}))
     assert code == 1
-    assert verdicts(rows) == {(GRIFFIN, "decode to dense"): "slower"}
+    told = {place: verdict for place, verdict in verdicts(rows).items() if verdict != "cannot tell"}
+    assert told == {(GRIFFIN, "decode to dense"): "slower"}
 
 
 def test_memory_has_no_rounds_and_is_judged_by_the_floor(cache: Path, tda: Callable[..., Told]) -> None:
@@ -488,9 +525,9 @@ def test_quality_of_folders_is_paired_by_document(cache: Path, tda: Callable[...
 def test_too_few_rounds_give_no_verdict(cache: Path, tda: Callable[..., Told]) -> None:
     know()
     code, rows, err = tda("compare", folder(cache / "old", rounds=4), folder(cache / "new1", {"griffin": 2}, rounds=4))
-    assert code == 2
-    assert "too few rounds for an interval" in err
-    assert set(verdicts(rows).values()) == {"under 5 rounds"}
+    assert code == 3
+    assert "there are fewer than 5 rounds" in err
+    assert set(verdicts(rows).values()) == {"cannot tell"}
 
 
 def test_unlike_machines_are_refused_by_field(cache: Path, tda: Callable[..., Told]) -> None:
@@ -516,8 +553,8 @@ def test_what_is_dirty_lonely_failed_or_damaged_is_said(cache: Path, tda: Callab
     assert {row["case"] for row in rows} == {"dense on shape:25m"}
     assert {(row["old"], row["new"]) for row in rows} == {("cccccccccc", "cccccccccc with uncommitted changes")}
     assert "tt 0.5 on shape:25m fails: oom: full" in err
-    assert f"not compared, since failed in {new}: tt 0.5 on shape:25m (64+16 tokens)" in err
-    assert f"not compared, since not in {old}: griffin 0.5 on shape:25m (64+16 tokens)" in err
+    assert f"not compared, since failed in {new}: tt 0.5 on shape:25m" in err
+    assert f"not compared, since not in {old}: griffin 0.5 on shape:25m" in err
     assert "skipped" in err
 
 
@@ -608,7 +645,8 @@ def test_versions_of_this_package_share_a_machine() -> None:
 
 def test_a_comparison_of_commits_teaches_the_floor(world: World, tda: Callable[..., Told]) -> None:
     tda("compare", world.commit(), world.commit(factors(all_decode_ms=2)), *SPEED)
-    noise = Floors().known()[DECODE]
+    dense = plan_of(BenchConfig(models="shape:25m")).cases()[0]
+    noise = Floors().known()[Series.of(nights.MACHINE, Key("decode", dense))]
     assert noise.dof == 2 * 6 - 1  # both installs of the old one, six blocks
     assert math.sqrt(noise.variance) == pytest.approx(world.noise, rel=0.6)
 
@@ -623,17 +661,17 @@ def test_a_cache_that_cannot_be_written_stops_nothing(world: World, tda: Callabl
 def test_the_floor_of_folders_is_measured_on_request(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(device, "machine", lambda name: nights.MACHINE)
+    for module in (folders, workbench):
+        monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     old, new = folder(tmp_path / "old"), folder(tmp_path / "new1")
     code, rows, err = tda("compare", old, new, "--measure-floor", "--blocks", 5)
     assert (code, verdicts(rows)) == (0, {}), err
     assert len(world.paid) == len(set(world.paid)) == 2 * 5
     assert {task.role for task in world.ran} == {"commit", "control"}
     assert (world.ran[0].build.site / "tda").is_dir()
-    options = dict(world.ran[0].grid.options)
-    sizes = {"prompt_tokens": 64, "new_tokens": 16, "batch": 1, "dtype": "bfloat16", "rounds": 9}
-    assert options.items() >= {"model": ["shape:25m"], "sparsity": [0.5], **sizes}.items()
-    assert options["method"] == ["dense", "griffin"]
+    options = world.ran[0].grid.options.options()
+    sizes = {"prompt_tokens": 64, "new_tokens": 16, "batch": 1, "dtype": "bfloat16", "rounds": 5}
+    assert options.items() >= {"models": ["shape:25m"], "methods": ["dense"], **sizes}.items()
     assert tda("compare", old, new)[0] == 0  # it stays known
     assert tda("compare", old, new, "--measure-floor", "--blocks", 5)[0] == 0
     assert len(world.paid) == 2 * 5
@@ -642,7 +680,8 @@ def test_the_floor_of_folders_is_measured_on_request(
 def test_floors_of_unlike_sizes_are_measured_apart(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(device, "machine", lambda name: nights.MACHINE)
+    for module in (folders, workbench):
+        monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     paths = folder(tmp_path / "old"), folder(tmp_path / "new1")
     for path in paths:
         for method in ("dense", "griffin"):
@@ -650,8 +689,8 @@ def test_floors_of_unlike_sizes_are_measured_apart(
             times = {"decode_ms": [6.0], "prefill_ms": [30.0]}
             append(path, [a_record(case, n, nights.MACHINE, False, times) for n in range(1, 8)])
     tda("compare", *paths, "--measure-floor", "--blocks", 4)
-    grids = {task.grid.options["prompt_tokens"]: task.grid for task in world.ran}
-    assert {size: grid.options["rounds"] for size, grid in grids.items()} == {64: 9, 128: 7}
+    grids = {task.grid.options.prompt_tokens: task.grid.options for task in world.ran}
+    assert {size: options.rounds for size, options in grids.items()} == {64: 5, 128: 5}
     assert len(world.paid) == len(set(world.paid)) == 2 * 2 * 4
 
 
@@ -672,9 +711,11 @@ def test_comparing_folders_reads_every_setting_apart(cache: Path) -> None:
         case = a_case("griffin", prompt_tokens=128)
         append(path, [a_record(case, n, nights.MACHINE, False, {"decode_ms": [times]}) for n in range(1, 8)])
     found = compare_folders(*map(Folder.read, paths), Floors().known())
-    ratios = [row.ratio for row in found.rows if (row.case, row.split) == ("griffin 0.5 on shape:25m", "decode")]
-    assert ratios == [pytest.approx(1, abs=0.01), pytest.approx(2)]
-    assert "no between-process A/A floor of this machine is known for decode of griffin" in found.unjudged[0]
+    ratios = {
+        row.case.prompt_tokens: row.ratio for row in found.rows if (row.case.method, row.split) == ("griffin", "decode")
+    }
+    assert ratios == {64: pytest.approx(1, abs=0.01), 128: pytest.approx(2)}
+    assert found.unjudged[0].startswith("cannot tell: decode of griffin 0.5 on shape:25m")
 
 
 # For real.
@@ -694,10 +735,9 @@ def test_two_real_commits_of_this_repository(tmp_path: Path) -> None:
     words += ["--rounds", "1", "--blocks", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     first = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert first.returncode in (0, 1), first.stderr  # a busy machine may well show something in 4 blocks
+    assert first.returncode in (0, 1, 3), first.stderr  # a busy machine may well show something in 4 blocks
     rows = json.loads(first.stdout)
     assert {row["case"] for row in rows} == {DENSE, GRIFFIN}
-    assert all(row["floor"] is not None for row in rows)
     name = f"{old[:10]}-{_git(clone, 'rev-parse', 'HEAD')[:10]}"
     units, problems = History(tmp_path / "results" / "compare").units(name)
     assert problems == []

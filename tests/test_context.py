@@ -14,7 +14,7 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig
 import tda
 from tda.bench.measure import peak_memory, time_case
 from tda.bench.plan import Plan, Subject
-from tda.bench.prepare import Texts, prepare
+from tda.bench.prepare import prepare
 from tda.bench.profile import run_profile
 from tda.bench.run import Bench
 from tda.engine.context import ContextError, check_context, context_length
@@ -130,7 +130,7 @@ def test_of_several_models_only_that_which_is_too_short_is_refused(tmp_path):
     plan = replace(plan, subjects=(*plan.subjects, replace(plan.subjects[0], model="ref:swiglu")))
     console = Console(record=True, file=io.StringIO(), width=1000)
     records = Bench(plan, tmp_path / "results", console=console).run()
-    found = {(record.case.model, record.case.method): record for record in records if not record.control}
+    found = {(record.case.model, record.case.method): record for record in records if record.case.control is None}
     refused = found.pop((short, "dense"))
     assert refused.status == "error"
     assert "need 49 positions" in str(refused.reason)
@@ -145,27 +145,27 @@ def test_recall_questions_that_are_too_long_are_left_out_and_told(tmp_path):
     """They read at least 256 tokens before they ask, whatever the prompts' length."""
     plan = Plan((Subject("ref:swiglu", prompt_tokens=16, new_tokens=4),), methods=("tda",), documents=6)
     plan = replace(plan, sparsities=(0.5,), rounds=1, calibration_documents=2)
-    whole = prepare(plan, plan.subjects[0], Texts())
+    whole = prepare(plan, plan.subjects[0])
     lengths = sorted(len(question.context) + len(question.answer) - 1 for question in whole.questions)
     assert not whole.left_out
     few = str(altered.folder(tmp_path, max_position_embeddings=lengths[2]))
-    held = prepare(plan, replace(plan.subjects[0], model=few), Texts())
+    held = prepare(plan, replace(plan.subjects[0], model=few))
     assert len(held.questions) == sum(length <= lengths[2] for length in lengths)
     assert held.left_out == [f"{6 - len(held.questions)} of 6 recall questions are longer than its context"]
-    assert dict(held.methods)[held.methods[-1][0]].lengths[-1] <= lengths[2]
+    assert held.methods[-1][1].lengths[-1] <= lengths[2]
 
 
 def test_thresholds_of_a_context_that_is_no_power_of_two_are_made_from_text_that_it_holds(tmp_path):
     short = str(altered.folder(tmp_path, max_position_embeddings=48))
     plan = plan_on(short, 40, 9, methods=("tda",), calibration_documents=2)
-    made = dict(prepare(plan, plan.subjects[0], Texts()).methods)
-    assert [thresholds.lengths[-1] for thresholds in made.values() if thresholds] == [32]
+    made = prepare(plan, plan.subjects[0]).methods
+    assert [thresholds.lengths[-1] for _, thresholds, _ in made if thresholds] == [32]
 
 
 def test_a_profile_feeds_all_of_its_steps(tmp_path):
-    """It decodes eight tokens though a request of eight new ones feeds seven."""
+    """It decodes eight tokens, as a request of nine new ones does."""
     short = str(altered.folder(tmp_path, max_position_embeddings=48))
-    sizes: dict[str, Any] = {"model": [short], "method": ["dense"], "new_tokens": 8}
+    sizes: dict[str, Any] = {"models": [short], "methods": ["dense"], "new_tokens": 9}
     with pytest.raises(ValueError, match="41 prompt and 9 new tokens need 49 positions"):
         run_profile(tmp_path / "beyond", prompt_tokens=41, **sizes)
     assert not (tmp_path / "beyond").exists()

@@ -21,6 +21,7 @@ from test_reports_pages import (
     GPU,
     NEWER,
     Effect,
+    a_case,
     a_finding,
     a_record,
     an_alarm,
@@ -104,7 +105,8 @@ def write_nights(history: Path, hashes: list[str]) -> None:
         a_finding(CPU, hashes[7], hashes[SLOWER], night="2026-01-11", size=0.15, low=0.14, high=0.16,
                   sentence="Decode of griffin 0.5 on shape:25m became 15% slower."),
         a_finding(NEWER, hashes[10], hashes[WORSE], night="2026-01-15", split="quality", unit="nats/token", size=0.05,
-                  low=0.049, high=0.051, cases=("tda 0.5 on ref:swiglu",), sentence=f"TDA's text is worse. {EVIL}"),
+                  low=0.049, high=0.051, cases=(a_case("ref:swiglu", "tda", 0.5),),
+                  sentence=f"TDA's text is worse. {EVIL}"),
         a_finding(GPU, hashes[7], hashes[SLOWER], night="2026-01-16", size=0.151, low=0.14, high=0.16),
     )  # fmt: skip
     plans = (

@@ -22,7 +22,7 @@ from tests import profiles as made_profiles
 from tests.test_reporting import a_case, a_line
 
 ROUNDS = range(1, 7)
-FIGURES = ("gain_share", "break_even_tokens", "prefill_ratio", "bandwidth_share", "promise_kept")
+FIGURES = ("speedup_efficiency", "break_even_tokens", "prefill_ratio", "mbu", "promise_kept")
 
 
 def measured(name: str, samples: Iterable[float], groups: Iterable[int] = ROUNDS) -> Measurement:
@@ -83,10 +83,10 @@ def test_figures_are_those_of_the_runs_that_are_paired() -> None:
     griffin = record("griffin", 0.5, 40.0, streams=far, decode_ms=steps, selection_ms=chosen)
     value = {name: found.value for name in FIGURES if isinstance(found := figure(name, griffin, [dense]), Estimate)}
     paired = [40.0, 41.0, 39.0, 40.0, 42.0]
-    assert value["gain_share"] == pytest.approx(60 / gmean(paired) - 1)
+    assert value["speedup_efficiency"] == pytest.approx(60 / gmean(paired) - 1)
     assert value["break_even_tokens"] == pytest.approx((3 + 7.04) / (60 - mean(paired)))
     assert value["prefill_ratio"] == pytest.approx(1.03)
-    assert value["bandwidth_share"] == pytest.approx(0.8 * 40 / gmean(paired))
+    assert value["mbu"] == pytest.approx(0.8 * 40 / gmean(paired))
     n = griffin.case.new_tokens - 1
     ready = [100 + chosen + n * step for chosen, step in zip([7.0, 7.1, 6.9, 7.0, 7.2], paired, strict=True)]
     promised = mean((100 + n * 60) / one - 1 for one in ready)
@@ -108,7 +108,7 @@ def test_a_gain_that_is_none_says_so_and_not_that_rounds_lack() -> None:
     ("value", "verdict"), [(0.95, "strive"), (0.85, "must"), (0.7, "missed"), (float("nan"), "missed")]
 )
 def test_more_is_better(value: float, verdict: str) -> None:
-    assert Goal("griffin", "gain_share", "griffin", 0.5, 0.8, 0.9).verdict(value) == verdict
+    assert Goal("griffin", "speedup_efficiency", "griffin", 0.5, 0.8, 0.9).verdict(value) == verdict
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.9, "strive"), (1.03, "must"), (1.1, "missed")])
@@ -119,13 +119,13 @@ def test_less_is_better(value: float, verdict: str) -> None:
 def test_rows_of_a_bench_use_the_runs_that_have_a_pair() -> None:
     griffin = record("griffin", 0.5, 40.0, streams=(40, 40, 90, 40, 40, 40))
     found = {row["figure"]: row for row in rows("griffin", [record("dense", 0.0, 72.0), griffin])}
-    gain = found["gain_share"]
+    gain = found["speedup_efficiency"]
     assert (gain["value"], gain["low"], gain["high"]) == pytest.approx((0.8, 0.8, 0.8))
     assert (gain["rounds"], gain["rounds_measured"]) == (5, 6)
     assert (gain["decode_ms"], gain["dense_ms"], gain["ran"]) == (40.0, 72.0, "indexed · c")
     assert found["memory_ratio"]["verdict"] == "strive"
     text = markdown(pd.DataFrame(found.values()))
-    assert "| griffin | gain_share | griffin 0.5 | shape:1b, " in text
+    assert "| griffin | speedup_efficiency | griffin 0.5 | shape:1b, " in text
     assert "same within 15%" in text
     assert gain["commit"][:10] in text
     assert " | 0.8 [0.8, 0.8] | 5 of 6 | 0.8 | 0.95 | " in text
@@ -134,8 +134,8 @@ def test_rows_of_a_bench_use_the_runs_that_have_a_pair() -> None:
 def test_a_figure_that_no_round_gives_has_no_verdict() -> None:
     apart = record("griffin", 0.5, 40.0, streams=(80,) * 6)
     found = {row["figure"]: row for row in rows("griffin", [record("dense", 0.0, 60.0), apart])}
-    assert isnan(found["gain_share"]["value"])
-    assert (found["gain_share"]["rounds"], found["gain_share"]["verdict"]) == (0, "fewer than 5 rounds")
+    assert isnan(found["speedup_efficiency"]["value"])
+    assert (found["speedup_efficiency"]["rounds"], found["speedup_efficiency"]["verdict"]) == (0, "fewer than 5 rounds")
 
 
 def test_gaps_add_up_to_what_the_limit_leaves() -> None:
@@ -147,7 +147,7 @@ def test_gaps_add_up_to_what_the_limit_leaves() -> None:
 
 def test_other_benches_stay_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_bench(out: Path, **options: Any) -> list[Record]:
-        return [record("dense", 0.0, 60.0), record(options["method"][0], 0.5, 40.0)]
+        return [record("dense", 0.0, 60.0), record(options["methods"][0], 0.5, 40.0)]
 
     monkeypatch.setattr(decode.tda, "run_bench", run_bench, raising=False)
     own = record("dense", 0.0, 60.0).machine
@@ -159,7 +159,7 @@ def test_other_benches_stay_in_the_record(tmp_path: Path, monkeypatch: pytest.Mo
     table = pd.read_csv(tmp_path / "decode.csv")
     assert dict(table["run"].value_counts())["opt"] == 1
     assert len(table[table["run"] == "griffin"]) == len(set(table[table["run"] == "griffin"]["figure"])) + 1
-    assert "gain_share" in (tmp_path / "decode.md").read_text()
+    assert "speedup_efficiency" in (tmp_path / "decode.md").read_text()
 
 
 def test_a_record_of_another_machine_is_left_alone(

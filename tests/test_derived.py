@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tda.derived import DERIVED, NO_DENSE, NO_ROUND, Missing, derive, repaid, share_of_gain
-from tda.records import Case, Commit, Measurement, Record
+from tda.cases import Case
+from tda.derived import DERIVED, NO_DENSE, NO_ROUND, Missing, derive, efficiency_of, repaid
+from tda.records import Commit, Measurement, Record
 from tda.statistics import Estimate
 from tests.test_statistics import DRAWS, MACHINE, bounds, covered
 
@@ -72,20 +73,20 @@ def test_prefill_overhead_is_paired_and_may_be_negative() -> None:
     assert "this dense run" in reason("prefill_overhead_ms", DENSE)
 
 
-def test_gain_share_has_the_bounds_of_the_speed_up() -> None:
+def test_speedup_efficiency_has_the_bounds_of_the_speed_up() -> None:
     logs = np.log(np.divide(STEP["dense"], STEP["griffin"]))
     reach = stats.t.ppf(0.975, 5) * logs.std(ddof=1) / math.sqrt(6)
     expected = [(math.exp(logs.mean() + by) - 1) / (2 - 1) for by in (0, -reach, reach)]
-    found = known("gain_share")
-    assert known("limit_speedup") == Estimate(2.0, 2.0, 2.0, 6)
+    found = known("speedup_efficiency")
+    assert known("roofline_speedup") == Estimate(2.0, 2.0, 2.0, 6)
     assert [found.value, *bounds(found)] == pytest.approx(expected)
-    assert share_of_gain(Estimate(1.5, None, None, 3), 3.0) == Estimate(0.25, None, None, 3)
-    assert "no gain" in reason("gain_share", DENSE)
+    assert efficiency_of(Estimate(1.5, None, None, 3), 3.0) == Estimate(0.25, None, None, 3)
+    assert "no gain" in reason("speedup_efficiency", DENSE)
 
 
-def test_bandwidth_share_is_of_the_bandwidth_of_the_round() -> None:
+def test_mbu_is_of_the_bandwidth_of_the_round() -> None:
     shares = [2e8 / (step / 1000) / 50e9 for step in STEP["griffin"]]
-    assert known("bandwidth_share").value == pytest.approx(stats.gmean(shares))
+    assert known("mbu").value == pytest.approx(stats.gmean(shares))
 
 
 def test_break_even_is_what_is_spent_over_what_is_saved() -> None:
@@ -121,7 +122,7 @@ def test_what_may_never_be_repaid_has_no_upper_bound() -> None:
 def test_few_rounds_give_no_interval() -> None:
     few = record("griffin", decode_ms=STEP["griffin"][:3])
     assert known("break_even_tokens", few).low is None
-    assert known("gain_share", few).low is None
+    assert known("speedup_efficiency", few).low is None
     assert known("break_even_tokens", few).groups == 3
 
 
@@ -130,7 +131,7 @@ def test_what_cannot_be_derived_says_why() -> None:
         assert derive(name, GRIFFIN, None) == NO_DENSE
         absent = record("griffin", decode_ms=(), prefill_ms=(), bytes_per_token=())
         assert reason(name, absent) == "nothing is chosen per prompt", "the measurement's own reason"
-    assert reason("limit_speedup", record("griffin", bytes_per_token=None)) == "bytes_per_token was not recorded"
+    assert reason("roofline_speedup", record("griffin", bytes_per_token=None)) == "bytes_per_token was not recorded"
     assert reason("break_even_tokens", record("griffin", selection_ms=None)) == "selection_ms was not recorded"
     assert reason("break_even_tokens", DENSE) == "nothing is left out, so there is nothing to repay"
     apart = DENSE.model_copy(update={"measurements": {"prefill_ms": Measurement.of("prefill_ms", [80.0], [9])}})

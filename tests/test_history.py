@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tda.cases import Case, Inputs
 from tda.derived import derive
-from tda.records import Case, Commit, Machine, Measurement, Record, merge
+from tda.records import Commit, Machine, Measurement, Record, merge
 from tda.regression.history import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
 from tda.regression.units import History, Night, NightCommit, Unit
 from tda.results import append
@@ -186,7 +187,7 @@ class TestRecords:
         )
         assert (row.metric, row.unit, row.better, row.control) == ("decode_ms", "ms", "lower", False)
         assert row.date == pd.Timestamp("2026-05-05T05:05:05", tz="UTC")
-        unknown = ["night", "role", "stage", "grid", "subject", "missing"]
+        unknown = ["change", "night", "role", "stage", "grid", "subject", "missing"]
         assert all(row[column] is None for column in unknown)
         assert row.block is pd.NA
 
@@ -240,26 +241,26 @@ class TestRecords:
         ]
         table = from_records([written(tmp_path, *lines)])
         griffin, dense = (one for one in merge(lines))
-        for name in ("limit_speedup", "gain_share"):
+        for name in ("roofline_speedup", "speedup_efficiency"):
             row, found = only(table, metric=name, method="griffin"), derive(name, griffin, dense)
             assert isinstance(found, Estimate)
             assert (row.value, row.low, row.high, row.samples) == (found.value, found.low, found.high, ())
         assert set(table.frame[table.frame.method == "dense"].metric) == {
             "decode_ms",
+            "speedup",
             "bytes_per_token",
-            "limit_speedup",
+            "roofline_speedup",
         }
         alone = from_records([written(tmp_path / "alone", *lines[::2])]).frame
         assert set(alone.metric) == {"decode_ms", "bytes_per_token"}
 
     def test_samples_that_are_no_numbers(self, tmp_path: Path) -> None:
-        odd = {
-            "perplexity": Measurement.of("perplexity", [1.0, float("inf")]),
-            "power_w": Measurement.of("power_w", [np.nan]),
-        }
-        table = from_records([written(tmp_path, a_record(measurements=odd))])
-        assert np.isnan(only(table, metric="power_w").value)
-        assert np.isnan(only(table, metric="perplexity").value)
+        """A line with one is named and left out; the others are there."""
+        odd = {"perplexity": Measurement.of("perplexity", [1.0, float("inf")])}
+        table = from_records([written(tmp_path, a_record(1), a_record(2).model_copy(update={"measurements": odd}))])
+        assert only(table).groups == (1, 1, 1)
+        (problem,) = table.problems
+        assert "line 2 skipped: perplexity is inf" in problem
 
     def test_the_same_file_twice_counts_once(self, tmp_path: Path) -> None:
         one = written(tmp_path / "one", a_record(1), a_record(2))
@@ -270,7 +271,9 @@ class TestRecords:
 
     def test_contradicting_lines_are_told(self, tmp_path: Path) -> None:
         later = a_record(1, measurements={"decode_ms": Measurement.of("decode_ms", [99.0])})
-        table = from_records([written(tmp_path, a_record(1), later)])
+        again = from_records([written(tmp_path / "torn", a_record(1), later)])
+        assert (only(again).samples, again.problems) == ((99.0,), ())  # a torn round that was measured again
+        table = from_records([written(tmp_path / "one", a_record(1)), written(tmp_path / "two", later)])
         assert only(table).samples == (99.0,)
         assert table.problems == (
             "1 records repeat a case and round of the same machine and commit; of each the last counts",
@@ -285,7 +288,7 @@ class TestRecords:
             a_record(3, commit=Commit(hash=NEXT, dirty=False)),
             a_record(4, commit=Commit(hash=HASH, dirty=True)),
             a_record(5, commit=Commit()),
-            a_record(6, control=True),
+            a_record(6, a_case(control="a_a")),
         ]
         frame = from_records([written(tmp_path, *lines)]).frame
         frame = frame.sort_values("groups")
@@ -297,9 +300,9 @@ class TestRecords:
         assert only(Table(frame), machine=OTHER.fingerprint).machine_label == "A GPU, 4 cores, torch 2.13.0"
 
     def test_a_control_is_no_repeat_of_its_dense_run(self, tmp_path: Path) -> None:
-        dense = a_case("dense", 0.0)
-        table = from_records([written(tmp_path, a_record(1, dense), a_record(1, dense, control=True))])
-        assert list(table.frame.control) == [False, True]
+        dense, again = a_case("dense", 0.0), a_case("dense", 0.0, control="a_a")
+        table = from_records([written(tmp_path, a_record(1, dense), a_record(1, again))])
+        assert list(dict.fromkeys(table.frame.control)) == [False, True]
         assert table.problems == ()
 
     def test_dates_and_subjects_from_git(self, tmp_path: Path) -> None:
@@ -319,30 +322,48 @@ class TestRecords:
             from_records([], tmp_path / "out")
 
     def test_labels_tell_cases_apart(self, tmp_path: Path) -> None:
-        cases = [
-            a_case(options={"rows": "per_row"}),
-            a_case(options={"rows": "shared"}),
-            a_case(options={"rows": "per_row", "newer": 1}),
-            a_case(options={"rows": "per_row", "selection_from": "another kind"}),
-            a_case(options={"rows": "per_row", "layer_profile": "ref:swiglu"}),
-            a_case(batch=2, options={"rows": "shared"}),
-            a_case("random", options={"seed": 3}, seed=3),
-            a_case("tt", None, options={"cett": 0.2}),
-            a_case("dense", 0.0),
+        cases = {
+            "griffin 0.5 (rows=per_row)": a_case(options={"rows": "per_row"}),
+            "griffin 0.5 (rows=shared)": a_case(options={"rows": "shared"}),
+            "griffin 0.5 (another kind's prompt, rows=per_row)": a_case(
+                options={"rows": "per_row"}, control="cross_domain"
+            ),
+            "griffin 0.5 (rows=per_row, layers as ref:swiglu)": a_case(
+                options={"rows": "per_row"}, layer_sparsity_from="ref:swiglu"
+            ),
+            "griffin 0.5": a_case(batch=2, options={"rows": "per_row"}),  # its setting is another one
+            "random 0.5": a_case("random", options={"seed": 3}, seed=3),
+            "tt (cett=0.2)": a_case("tt", None, options={"cett": 0.2}),
+            "dense": a_case("dense", 0.0),
+        }
+        frame = from_records([written(tmp_path, *(a_record(case=case) for case in cases.values()))]).frame
+        frame = frame[frame.metric == "decode_ms"]
+        assert list(frame["name"]) == list(cases)
+        assert list(frame["case"]) == [f"{name} on shape:25m" for name in cases]
+        assert list(frame["case_key"]) == [case.key for case in cases.values()]
+        assert frame.series.nunique() == len(cases)
+        assert frame.sparsity.isna().tolist() == [case.sparsity is None for case in cases.values()]
+
+    def test_thresholds_of_other_texts_are_told_in_the_case(self, tmp_path: Path) -> None:
+        """They are the method's own affair: it is held against the one dense run."""
+        texts = [Inputs(text="t", calibration=name * 64) for name in ("a", "b")]
+        folders = [written(tmp_path / one.calibration[0], a_record(case=a_case("tda"), inputs=one)) for one in texts]
+        dense = written(tmp_path / "dense", a_record(case=a_case("dense", 0.0), inputs=Inputs(text="t")))
+        frame = from_records([*folders, dense]).frame
+        assert list(dict.fromkeys(frame.name)) == [
+            "tda 0.5 [calibration aaaaaaaa]",
+            "tda 0.5 [calibration bbbbbbbb]",
+            "dense",
         ]
-        frame = from_records([written(tmp_path, *(a_record(case=case) for case in cases))]).frame
-        assert list(frame["case"]) == [
-            "griffin 0.5 on shape:25m",
-            "griffin 0.5 on shape:25m (rows=shared)",
-            "griffin 0.5 on shape:25m",
-            "griffin 0.5 with another kind's selection on shape:25m",
-            "griffin 0.5 on shape:25m (layer_profile=ref:swiglu)",
-            "griffin 0.5 on shape:25m",
-            "random 0.5 on shape:25m",
-            "tt on shape:25m",
-            "dense on shape:25m",
-        ]
-        assert frame.sparsity.isna().tolist() == [False] * 7 + [True, False]
+        assert set(frame.setting) == {""}
+        assert frame.series.nunique() == 3
+
+    def test_sources_are_not_told_from_one_another(self, tmp_path: Path) -> None:
+        """asv knows no sizes: what stands for them there is nobody's size."""
+        written(tmp_path / "bench", a_record(case=a_case(model="ref:swiglu", options={"rows": "per_row"})))
+        asv_folder(tmp_path / "asv")
+        frame = load_history(tmp_path).frame
+        assert set(frame[frame.method == "griffin"].case) == {"griffin 0.5 on ref:swiglu"}
 
     def test_a_stand_in_of_a_gpu_is_refused(self, tmp_path: Path) -> None:
         fake = MACHINE.model_copy(update={"gpu": "FAKE GPU"})
@@ -367,13 +388,13 @@ class TestNights:
         history.keep(a_unit(2, stage="confirm", records=(a_record(), a_record(case=a_case("dense", 0.0)))))
         table = from_units(history)
         assert table.problems == ()
-        assert len(table.frame) == 4
+        assert len(table.frame) == 6
         row = only(table, role="control")
         told = row[["source", "night", "block", "role", "stage", "grid", "commit", "subject", "dirty"]]
         assert list(told) == ["nightly", "2026-03-02", 2, "control", "first", "speed", HASH, "Faster", False]
         assert row.date == pd.Timestamp("2026-03-01T02:00", tz="UTC")
         assert row.value == pytest.approx(11.125, rel=1e-3)
-        assert list(table.frame[table.frame.stage == "confirm"]["method"]) == ["griffin", "dense"]
+        assert list(dict.fromkeys(table.frame[table.frame.stage == "confirm"]["method"])) == ["griffin", "dense"]
 
     def test_a_place_measured_again_counts_once(self, tmp_path: Path) -> None:
         history = History(tmp_path)
@@ -625,6 +646,32 @@ def test_garbage_lines_never_hide_good_ones(lines: list[bytes], place: int) -> N
     griffin = table.frame[table.frame.method == "griffin"]
     assert only(Table(griffin)).samples == a_record(1).samples("decode_ms")
     assert all(str(path) in problem for problem in table.problems)
+
+
+ODD = (None, 5, [[1]], "selection_from", {"layer_profile": [1]})
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+@pytest.mark.parametrize("place", ["case", "options", "model", "control", "inputs", "measurements", "version"])
+def test_a_record_with_an_odd_part_hides_no_good_one(place: str, value: object, tmp_path: Path) -> None:
+    odd = a_record(8, a_case("tt")).model_dump(mode="json")
+    (odd["case"] if place in odd["case"] else odd)[place] = value
+    (tmp_path / "results.jsonl").write_text(f"{json.dumps(odd)}\n{a_record(1).model_dump_json()}\n")
+    table = from_records([tmp_path])
+    assert only(Table(table.frame[table.frame.method == "griffin"])).samples == a_record(1).samples("decode_ms")
+    assert len(table.problems) + (table.frame.method == "tt").any() == 1
+
+
+@pytest.mark.parametrize("value", [*ODD, [{"cases": 5}], [{"cases": [None]}], [{"cases": ["x"]}]], ids=str)
+def test_a_night_with_odd_findings_hides_no_good_one(value: object, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.write(Night(id="1", started=DAY, anchor=HASH))
+    history.write(Night(id="2", started=DAY, anchor=HASH))
+    path = tmp_path / "nights" / "1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "findings": value}))
+    nights, problems = history.nights()
+    assert [night.id for night in nights] == ["2"]
+    assert len(problems) == 1
 
 
 MICRO: dict[str, Any] = {

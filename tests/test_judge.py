@@ -9,20 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tda.cases import Inputs
 from tda.regression import detect, drift
+from tda.regression.alarms import replay
 from tda.regression.config import GridConfig, NightlyConfig
 from tda.regression.effects import effect, holm, prior, resolution
 from tda.regression.findings import Finding
 from tda.regression.judge import Judge
 from tda.regression.repository import CommitFacts, Repository
-from tda.regression.series import Blocks, Key, series_of
+from tda.regression.series import Blocks, Key, numbers
 from tests import nights
 
 BLOCKS = 8
 CONFIG = NightlyConfig(
     grids=(
-        GridConfig(name="speed", options={"preset": "smoke", "model": ["shape:25m"], "method": ["griffin", "tda"]}),
-        GridConfig(name="quality", repeated=False, options={"preset": "smoke", "model": ["ref:swiglu"]}),
+        GridConfig(name="speed", options={"preset": "smoke", "models": ["shape:25m"], "methods": ["griffin", "tda"]}),
+        GridConfig(name="quality", repeated=False, options={"preset": "smoke", "models": ["ref:swiglu"]}),
     )
 )
 METHODS = ("dense", "griffin", "tda")
@@ -110,7 +112,7 @@ def test_one_method_slower(tmp_path: Path) -> None:
     assert (finding.verdict, finding.split, finding.scope, finding.shape) == ("alarm", "decode", "method", "step")
     assert place(finding) == 4
     assert int(finding.good, 16) == 3
-    assert finding.cases == ("griffin 0.5 on shape:25m",)
+    assert finding.cases == (nights.case("griffin"),)
     assert finding.low is not None
     assert finding.high is not None
     assert finding.size is not None
@@ -126,7 +128,7 @@ def test_one_method_slower(tmp_path: Path) -> None:
 def test_everything_slower(tmp_path: Path) -> None:
     finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 1.1} if n >= 5 else {}))
     assert (finding.split, finding.scope, place(finding)) == ("decode", "everything", 5)
-    assert set(finding.cases) == {"dense on shape:25m", "griffin 0.5 on shape:25m", "tda 0.5 on shape:25m"}
+    assert set(finding.cases) == set(map(nights.case, METHODS))
 
 
 def test_the_same_time_on_everything_is_no_change_of_methods(tmp_path: Path) -> None:
@@ -144,26 +146,26 @@ def test_the_same_time_on_everything_is_no_change_of_methods(tmp_path: Path) -> 
 def test_everything_slower_where_dense_is_too_noisy_to_say(tmp_path: Path) -> None:
     """Methods moved and their ratio to dense did not: dense moved with them, sure or not."""
     draw = np.random.default_rng(3)
-    blocks, pair = Blocks(), detect.Pair("b", "a")
+    blocks, pair, still, moving = Blocks(), detect.Pair("b", "a"), nights.case(), nights.case("tda")
     for number in range(1, 9):
         for build, factor in (("a", 1.0), ("b", 1.1)):
             dense = 8 * factor * np.exp(draw.normal(0, 0.12))
             method = 6 * factor * np.exp(draw.normal(0, 0.005))
-            blocks.put(Key("decode", "dense on m"), (build, "commit"), number, dense)
-            blocks.put(Key("decode", "tda 0.5 on m"), (build, "commit"), number, method)
-            blocks.put(Key("decode", "tda 0.5 on m", True), (build, "commit"), number, method / dense)
+            blocks.put(Key("decode", still), (build, "commit"), number, dense)
+            blocks.put(Key("decode", moving), (build, "commit"), number, method)
+            blocks.put(Key("decode", moving, True), (build, "commit"), number, method / dense)
     found = detect.effects(blocks, pair, {})
     every = [detect.Suspect(pair, key, one) for key, one in found.items()]
     named = detect.changes(blocks, detect.confirm(blocks, every, {}), {}, detect.Rules())
     assert [(change.scope, change.split) for change in named] == [("everything", "decode")]
-    assert set(named[0].cases) == {"dense on m", "tda 0.5 on m"}
+    assert set(named[0].cases) == {still, moving}
     assert named[0].effect.size == pytest.approx(0.1, abs=0.02)
 
 
 def test_dense_alone_faster_is_no_alarm(tmp_path: Path) -> None:
     finding = only(findings(tmp_path, 8, lambda n, m: {"decode_ms": 0.9} if n >= 3 and m == "dense" else {}))
     assert (finding.verdict, finding.split, finding.scope, place(finding)) == ("improvement", "decode", "dense", 3)
-    assert finding.cases == ("dense on shape:25m",)
+    assert finding.cases == (nights.case(),)
     assert "for that reason only" in finding.sentence
 
 
@@ -174,7 +176,7 @@ def test_everything_and_a_method_more(tmp_path: Path) -> None:
     found = sure(findings(tmp_path, 8, levels))
     assert {(finding.scope, place(finding)) for finding in found} == {("everything", 4), ("method", 4)}
     own = next(finding for finding in found if finding.scope == "method")
-    assert own.cases == ("tda 0.5 on shape:25m",)
+    assert own.cases == (nights.case("tda"),)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_quality_alarms_on_sets_and_likelihood(tmp_path: Path) -> None:
     )
     worse, mended = sure(found)
     assert (worse.verdict, worse.split, worse.scope, place(worse)) == ("alarm", "quality", "method", 3)
-    assert worse.cases == ("tda 0.5 on ref:swiglu",)
+    assert worse.cases == (nights.case("tda", "ref:swiglu"),)
     assert worse.unit == "nats/token"
     assert worse.size == pytest.approx(0.05)
     assert (mended.verdict, place(mended)) == ("improvement", 4)
@@ -266,6 +268,66 @@ def test_sets_alone_are_an_alarm(tmp_path: Path) -> None:
     )
     assert (finding.verdict, finding.unit, finding.size, place(finding)) == ("alarm", "sets", None, 2)
     assert "6 of 6 documents" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdicts"),
+    [
+        ((3.0, 3.05, 3.0, 3.05), ("alarm", "improvement", "alarm")),
+        ((3.0, 2.95, 3.0), ("improvement", "alarm")),
+        ((3.0, 3.05, 3.02, 3.0), ("alarm", "improvement", "improvement")),
+    ],
+)
+def test_quality_that_is_worse_again_is_an_alarm(
+    tmp_path: Path, levels: tuple[float, ...], verdicts: tuple[str, ...]
+) -> None:
+    """A revert of a revert, and a gain that is lost: text is again what it was, and worse than before."""
+    found = findings(tmp_path, len(levels), nll=lambda n, m: levels[n] if m == "tda" else 3.0, digest=lambda n, m: 1.0)
+    assert tuple(one.verdict for one in sorted(found, key=place)) == verdicts
+
+
+def test_a_commit_that_scored_other_cases_is_no_return(tmp_path: Path) -> None:
+    """Until commit 2 the night scored another model: its text is not what the text is again at commit 3."""
+    made = []
+    for number, commit in enumerate(commits(4)):
+        model, nll = ("ref:swiglu" if number > 1 else "ref:gelu"), (3.05 if number == 3 else 3.0)
+        scored = nights.record("tda", model=model, nll=nll, digest=1.0)
+        made += [nights.unit(commit, [scored], grid="quality")]
+    night = nights.night(commits(4))
+    history = nights.history(tmp_path, night, made)
+    found = only(list(Judge(history, night, CONFIG, Line(commits(4))).findings()))
+    assert (found.verdict, place(found)) == ("alarm", 3)
+
+
+@pytest.mark.parametrize("other", [3.0, 2.9, 3.1])
+def test_sets_that_return_are_an_alarm_where_they_were_one(tmp_path: Path, other: float) -> None:
+    """Whether the text is better with the other sets, or worse."""
+    levels = {1.0: 3.0, 2.0: other}
+
+    def digest(number: int, method: str) -> float:
+        return (1.0, 2.0, 1.0, 2.0)[number] if method == "tda" else 1.0
+
+    found = findings(tmp_path, 4, nll=lambda n, m: levels[digest(n, m)], digest=digest)
+    assert [one.verdict for one in sorted(found, key=place)] == ["alarm", "improvement", "alarm"]
+
+
+@pytest.mark.parametrize("last", ["fixed", "open"])
+def test_quality_is_mended_case_by_case(tmp_path: Path, last: str) -> None:
+    """TDA by 0.05, Griffin by 0.001; the first is mended, then the second, exactly or not quite."""
+    levels = {"tda": (3.0, 3.05, 3.0, 3.0), "griffin": (3.0, 3.001, 3.001, 3.0 if last == "fixed" else 3.0005)}
+    found = findings(tmp_path, 4, nll=lambda n, m: levels[m][n] if m in levels else 3.0, digest=lambda n, m: 1.0)
+    for count, state in ((3, "open"), (4, last)):
+        night = nights.night(commits(4), findings=tuple(one for one in found if place(one) < count))
+        assert [alarm.state for alarm in replay([night], ())[0].alarms] == [state]
+
+
+def test_a_step_up_within_a_drift_down_is_told(tmp_path: Path) -> None:
+    def levels(number: int, method: str) -> dict[str, float]:
+        worse = 1.05 if number >= 5 else 1.0
+        return {"decode_ms": 0.985 ** min(max(number - 1, 0), 9) * worse} if method == "griffin" else {}
+
+    found = [(one.verdict, one.shape) for one in sure(findings(tmp_path, 12, levels)) if one.scope == "method"]
+    assert found == [("alarm", "step"), ("improvement", "drift")]
 
 
 def test_a_commit_that_was_not_measured_is_stepped_over(tmp_path: Path) -> None:
@@ -297,8 +359,9 @@ def test_machines_are_never_mixed(tmp_path: Path) -> None:
     assert not sure(list(Judge(history, nights.night(commits(5)), CONFIG, Line(commits(5))).findings()))
 
 
-def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
-    """Two nights, each too short to show it."""
+@pytest.mark.parametrize("told", [Inputs(), Inputs(documents="d" * 64)], ids=["alike", "told by the later builds"])
+def test_drift_is_seen_across_nights(tmp_path: Path, told: Inputs) -> None:
+    """Two nights, each too short to show it; builds of before records told their inputs go on in those of after."""
 
     def levels(number: int, method: str) -> dict[str, float]:
         return {"decode_ms": 1.015 ** min(max(number - 2, 0), 5)}
@@ -309,9 +372,12 @@ def test_drift_is_seen_across_nights(tmp_path: Path) -> None:
     history = nights.history(tmp_path, one, [u for u in made if u.commit in all_commits[:5]])
     late = [u for u in made if u.commit in (all_commits[0], *all_commits[4:]) or u.stage == "confirm"]
     for each in late:
-        history.keep(each.model_copy(update={"night": "n2"}))
+        records = tuple(record.model_copy(update={"inputs": told}) for record in each.records)
+        history.keep(each.model_copy(update={"night": "n2", "records": records}))
     found = sure(list(Judge(history, two, CONFIG, Line(all_commits)).findings()))
-    assert [finding.shape for finding in found if finding.split == "decode"] == ["drift"]
+    (drifted,) = (finding for finding in found if finding.split == "decode")
+    assert drifted.shape == "drift"
+    assert 0 < int(drifted.good, 16) < 4, "it began in the first night"
 
 
 # Numbers.
@@ -354,18 +420,18 @@ def test_holm_is_a_plain_rewrite(p_values: list[float]) -> None:
 
 
 def test_series_of_a_unit() -> None:
-    made = nights.unit("a" * 40, [nights.record("dense"), nights.record("griffin", decode_ms=6.0), nights.record("tt")])
-    found = series_of(made)
-    assert found[Key("decode", "griffin 0.5 on shape:25m", relative=True)] == pytest.approx(0.75)
-    assert found[Key("prefill", "dense on shape:25m")] == 20.0
-    assert found[Key("select", "griffin 0.5 on shape:25m")] == 6.0
-    assert Key("select", "tt 0.5 on shape:25m") not in found  # it chooses within decode
-    assert Key("prefill", "griffin 0.5 on shape:25m") not in found
+    found = numbers([nights.record("dense"), nights.record("griffin", decode_ms=6.0), nights.record("tt")])
+    dense, griffin, tt = map(nights.case, ("dense", "griffin", "tt"))
+    assert found[Key("decode", griffin, relative=True)] == pytest.approx(0.75)
+    assert found[Key("prefill", dense)] == 20.0
+    assert found[Key("select", griffin)] == 6.0
+    assert Key("select", tt) not in found  # it chooses within decode
+    assert Key("prefill", griffin) not in found
 
 
 def test_select_is_statistic_and_selection() -> None:
-    made = nights.unit("a" * 40, [nights.record("dense"), nights.record("griffin", statistic_ms=1.5)])
-    assert series_of(made)[Key("select", "griffin 0.5 on shape:25m")] == 7.5
+    found = numbers([nights.record("dense"), nights.record("griffin", statistic_ms=1.5)])
+    assert found[Key("select", nights.case("griffin"))] == 7.5
 
 
 def levels(values: object, night: int = 0) -> list[drift.Level]:

@@ -26,8 +26,8 @@ from benchmarks.peers.contestants import CONTESTANTS, Contestant, Made
 from benchmarks.peers.job import Engine, Job, OnToken, Plan, Report, Row, Served
 from benchmarks.peers.table import BASES, GOALS, contestant_rows, markdown, speedup
 from tda.engine.phases import prefill
+from tda.process import alone, finish
 from tda.records import Commit
-from tda.regression.alternate import alone, finish
 from tests import nights
 
 JOB = Job(model="shape:25m", prompt=(5, 6, 7), new_tokens=4, requests=2, threads=1)

@@ -18,11 +18,12 @@ from tda import spans
 from tda.contracts import Method
 from tda.device import RangeClock
 from tda.engine import attach
+from tda.engine.session import Session
 from tda.families import find_ffns
 from tda.kernels import native
 from tda.kernels.native.library import problem
 from tda.names import Execution
-from tda.profiler.capture import REQUESTS, STEPS, WARM_STEPS, Request, count, peaks, record, tabulate
+from tda.profiler.capture import REQUESTS, STEPS, WARM_STEPS, count, peaks, record, serve, tabulate
 from tda.profiler.counts import Counter, Spot
 from tda.profiler.kernels import Table, fitted
 from tda.profiler.overhead import Overhead, measure_overhead
@@ -340,7 +341,7 @@ def test_counts_of_a_dense_step(any_model: Any, kernel: str) -> None:
     """FLOPs of a decode step's linears, and the bytes that they read, by formula."""
     prompt = tiny.text(1, 6)
     with attach(any_model, tda.Dense(dense_kernel=kernel)) as run:
-        counter = count(Request(run, prompt, tiny.text(1, WARM_STEPS + STEPS)))
+        counter = count(Session(run, prompt, tiny.text(1, WARM_STEPS + STEPS + 1)))
     held = [(spot, number) for spot, number in counter.counts.items() if spot.phase == "decode"]
     linear = [number for spot, number in held if spot.part in WEIGHT_PARTS and number.flops]
     assert sum(number.flops or 0 for number in linear) == weights_flops(any_model)
@@ -396,7 +397,7 @@ def test_attention_on_a_cpu_is_counted_with_shared_heads(llama: Any) -> None:
     config, tokens = llama.config, 6
     assert config.num_key_value_heads < config.num_attention_heads
     with attach(llama, tda.Dense()) as run:
-        counter = count(Request(run, tiny.text(1, tokens), tiny.text(1, WARM_STEPS + STEPS)))
+        counter = count(Session(run, tiny.text(1, tokens), tiny.text(1, WARM_STEPS + STEPS + 1)))
     found = [n.flops for spot, n in counter.counts.items() if spot.phase == "prefill" and "dot_product" in spot.op]
     assert found == [config.num_hidden_layers * 4 * config.hidden_size * tokens**2]
 
@@ -421,8 +422,8 @@ def profiled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     if request.param.endswith("by torch"):
         monkeypatch.setattr(native, "problem", lambda ffns: "not wanted")
     with attach(model, method, tiny.thresholds("llama", method), execution=execution) as run:
-        served = Request(run, tiny.text(1, 8), tiny.text(1, WARM_STEPS + STEPS))
-        served.serve()
+        served = Session(run, tiny.text(1, 8), tiny.text(1, WARM_STEPS + STEPS + 1))
+        serve(served)
         record(served, tmp_path / "case" / "trace.json.gz")
         counter = count(served)
     return model, request.param, tabulate(tmp_path / "case" / "trace.json.gz", counter, FREE)
@@ -462,7 +463,7 @@ def test_recording_costs_something_and_is_known() -> None:
 
 def test_peaks_are_told_for_each_phase(llama: Any) -> None:
     with attach(llama, tda.Griffin(sparsity=0.5)) as run:
-        found = peaks(Request(run, tiny.text(1, 8), tiny.text(1, WARM_STEPS + STEPS)))
+        found = peaks(Session(run, tiny.text(1, 8), tiny.text(1, WARM_STEPS + STEPS + 1)))
     assert list(found) == ["prefill", "selection", "decode"]
     assert all((peak.bytes is None) != (peak.missing is None) for peak in found.values())
 

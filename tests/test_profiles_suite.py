@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tda.cases import Inputs
+from tda.config import BenchConfig
 from tda.profiler.difference import Change, difference, phase_differences, telling
 from tda.profiler.records import PYTHON, KernelRow, Profile
 from tda.profiler.store import KERNELS, MODULES, RECORD, TRACE
@@ -142,10 +144,10 @@ from pathlib import Path
 def run_profile(out, **options):
     site = Path(__file__).parent.parent
     with open(site.parent / "ran.log", "a") as log:
-        log.write(site.name + " " + options["word"] + "\\n")
+        log.write(site.name + " " + str(options["seed"]) + "\\n")
     shutil.copytree(site / "made", out, dirs_exist_ok=True)
 """
-QUESTION = Question("cases", {"word": "x"}, processes=2)
+QUESTION = Question("cases", BenchConfig(seed=1), processes=2)
 
 
 def build(folder: Path, commit: str, code: str = PROFILES, methods: Sequence[str] = ("dense", "griffin")) -> Build:
@@ -171,7 +173,7 @@ def take(folder: Path, builds: Sequence[Build], question: Question = QUESTION) -
 
 def test_commits_run_in_turn_and_lie_whole(tmp_path: Path) -> None:
     shelf, units, _ = take(tmp_path, [build(tmp_path, A), build(tmp_path, B)])
-    assert ran(tmp_path) == ["site-a x", "site-b x", "site-b x", "site-a x"]
+    assert ran(tmp_path) == ["site-a 1", "site-b 1", "site-b 1", "site-a 1"]
     assert [(unit.commit, unit.block, unit.status) for unit in units] == [
         *((A, 1, "ok"), (B, 1, "ok")),
         *((B, 2, "ok"), (A, 2, "ok")),
@@ -191,7 +193,7 @@ def test_what_is_whole_is_not_measured_again(tmp_path: Path) -> None:
     _, first, _ = take(tmp_path, builds)
     assert take(tmp_path, builds)[1] == first
     assert len(ran(tmp_path)) == 4
-    take(tmp_path, builds, Question("cases", {"word": "other"}, processes=1))
+    take(tmp_path, builds, Question("cases", BenchConfig(seed=2), processes=1))
     assert len(ran(tmp_path)) == 6, "another question is another session"
 
 
@@ -253,6 +255,14 @@ def test_processes_of_other_sessions_count_where_none_are_shared(tmp_path: Path)
     assert found.compare(B, "d" * 40) == []
 
 
+@pytest.mark.parametrize(("one", "other", "compared"), [("", "x", 1), ("x", "x", 1), ("", "", 1), ("x", "y", 0)])
+def test_builds_that_told_no_inputs_are_compared(tmp_path: Path, one: str, other: str, compared: int) -> None:
+    for commit, text in ((A, one), (B, other)):
+        made = profile("griffin", commit=commit).model_copy(update={"inputs": Inputs(documents=text or None)})
+        profiles.shelve(tmp_path, commit, [made])
+    assert len(read_shelves([tmp_path]).compare(A, B)) == compared
+
+
 def test_damaged_and_played_profiles_are_named(tmp_path: Path) -> None:
     profiles.session(tmp_path, {A: {}}, methods=("dense", "griffin", "tda"), processes=1)
     place = tmp_path / A / "cases-00000000-1"
@@ -311,7 +321,7 @@ def test_a_branch_keeps_tables_alone(tmp_path: Path) -> None:
 def test_the_committed_cases_are_right() -> None:
     for name in ("cases.toml", "cases-gpu.toml"):
         settings = load_profiles(ROOT / "profiles" / name)
-        assert {"griffin", "tda"} <= set(settings.options["method"])
+        assert {"griffin", "tda"} <= {spec.name for spec in settings.options.methods}
 
 
 SUITE = nights.FAKE + PROFILES.replace('site / "made"', 'site / "tda" / "made"')
@@ -334,7 +344,7 @@ def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
     new = repository.commit("Profiles", files={"tda/__init__.py": SUITE, "pyproject.toml": data})
     broken = repository.commit("Breaks", files={"pyproject.toml": "[project\n"})
     cases = tmp_path / "cases.toml"
-    cases.write_text('processes = 2\nkeep_traces = 1\n[options]\nword = "x"\n')
+    cases.write_text("processes = 2\nkeep_traces = 1\n[options]\nseed = 1\n")
     words = ["--repo", str(repository.folder), "--out", str(tmp_path / "out"), "--cases", str(cases)]
     words += ["--work", str(tmp_path / "work")]
     done = suite(old, new, *words)
@@ -376,11 +386,11 @@ SLEEP = planted.Edit(
 )
 CASES = """
 [options]
-model = ["shape:25m"]
-method = ["griffin"]
-sparsity = [0.5]
+models = ["shape:25m"]
+methods = ["griffin"]
+sparsities = [0.5]
 prompt_tokens = 32
-new_tokens = 8
+new_tokens = 9
 execution = "compact"
 """
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import tda
 from tda.engine.score import Scores
+from tda.methods import Griffin
 from tda.metrics import METRICS
+from tda.models import load_model
 from tda.quality import (
     Evaluator,
     calibration_batches,
@@ -374,3 +376,17 @@ def test_recall_scores_the_whole_answer_sparsely(model: Any, tokenizer: Any) -> 
         assert found["task_recall_nll"].samples[number] == pytest.approx(float(scores.nll.mean()), rel=1e-4)
         right = scores.logits[0].argmax(-1).tolist() == question.answer.tolist()
         assert found["task_recall_accuracy"].samples[number] == float(right)
+
+
+def test_a_document_has_the_set_that_it_has_alone_though_scored_with_others() -> None:
+    """Eight documents scored together shared one set with rows="shared", though each request is of one row."""
+    model, tokenizer = load_model("ref:swiglu")
+    documents = evaluation_documents(tokenizer, 32, 8, 6)
+    together = Evaluator(model, documents, batch=6).evaluate(Griffin(sparsity=0.5, rows="shared"), None)
+    alone = Evaluator(model, documents, batch=1).evaluate(Griffin(sparsity=0.5), None)
+    assert together.values["selection_digest"] == alone.values["selection_digest"]
+    assert together.values["nll_nats"] == pytest.approx(alone.values["nll_nats"], abs=1e-5)
+    pairs = Evaluator(model, documents, batch=6, together=2).evaluate(Griffin(sparsity=0.5, rows="shared"), None)
+    digests = pairs.values["selection_digest"]
+    assert digests[::2] == digests[1::2]
+    assert len(set(digests)) == 3

@@ -21,7 +21,7 @@ from matplotlib.text import Annotation
 
 from reports import profiled as profiled_module
 from reports import publisher, vendor
-from reports.blocks import DELTA, RATIO, SETS, Block, Level, Run, Stop, is_quality
+from reports.blocks import DELTA, RATIO, SETS, Block, CaseFacts, Level, Run, Stop, is_quality
 from reports.evidence import Evidence
 from reports.pages import PAGES, navigation
 from reports.pages import frontier as frontier_module
@@ -31,7 +31,8 @@ from reports.serve import server
 from reports.site import write_site
 from reports.trends import shows_in, trends
 from reports.words import change_text, level_text
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.cases import Case
+from tda.records import Commit, Machine, Measurement, Record
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.history import Table, load_history
 from tda.regression.profiles import Shelf
@@ -42,6 +43,7 @@ from tda.results import append, write_whole
 from tda.statistics import Estimate
 from tests import profiles
 from tests.nights import FakeRepository
+from tests.test_night import older_night
 
 CPU = Machine(
     cpu="Desk CPU", cores=2, threads=2, memory_bytes=24_000_000_000, python="3.12", torch="2.13", transformers="5.24",
@@ -71,7 +73,9 @@ def hashes(count: int) -> list[str]:
 
 
 def a_case(model: str, method: str, sparsity: float, device: str = "cpu") -> Case:
-    return Case(model=model, method=method, sparsity=sparsity, device=device, prompt_tokens=64, new_tokens=16)
+    dtype = "bfloat16" if model.startswith("shape:") else "float32"
+    told = {"model": model, "method": method, "sparsity": sparsity, "device": device, "dtype": dtype}
+    return Case(**told, prompt_tokens=64, new_tokens=16)
 
 
 def cases(model: str, sparsities: Iterable[float], device: str = "cpu") -> list[Case]:
@@ -165,7 +169,7 @@ def a_finding(machine: Machine, good: str, commit: str, **changes: Any) -> Findi
         "scope": "method",
         "shape": "step",
         "machine": machine.fingerprint,
-        "cases": ("griffin 0.5 on shape:25m",),
+        "cases": (a_case("shape:25m", "griffin", 0.5, "cuda" if machine.gpu else "cpu"),),
         "good": good,
         "commit": commit,
         "size": 0.12,
@@ -236,15 +240,15 @@ FINDINGS = (
     a_finding(CPU, A, B, size=0.25, low=0.23, high=0.27, night="2026-01-03", sentence=f"Griffin is slower. {EVIL}"),
     a_finding(GPU, A, B, size=0.24, low=0.22, high=0.26, night="2026-01-06"),
     a_finding(NEWER, B, C, split="quality", unit="nats/token", size=0.05, low=0.049, high=0.051, floor=None, p=None,
-              cases=("tda 0.25 on ref:swiglu", "tda 0.5 on ref:swiglu"), night="2026-01-05"),
+              cases=tuple(a_case("ref:swiglu", "tda", share) for share in (0.25, 0.5)), night="2026-01-05"),
     a_finding(NEWER, B, D, verdict="warning", split="prefill", scope="everything", size=0.02, low=-0.01, high=0.05,
-              cases=("dense on shape:25m",), night="2026-01-05", sentence="Prefill may be slower."),
+              cases=(a_case("shape:25m", "dense", 0.0),), night="2026-01-05", sentence="Prefill may be slower."),
 )  # fmt: skip
 ALARMS = (
     an_alarm(a_finding(CPU, A, B, split="memory", night="2026-01-02", sentence="Memory rose."), "fixed", fixed_by=C),
     an_alarm(FINDINGS[2], "acknowledged", reason="being looked at"),
     an_alarm(FINDINGS[0], "accepted", reason=f"wanted {EVIL}"),
-    an_alarm(FINDINGS[1]),
+    an_alarm(FINDINGS[1], remains=0.12),
 )
 
 
@@ -296,6 +300,12 @@ def block_of(evidence: Evidence, machine: Machine, model: str) -> Block:
                 if block.machine == machine.fingerprint and block.setting.startswith(model))  # fmt: skip
 
 
+def series(block: Block, label: str) -> str:
+    """The series that people call so."""
+    (found,) = [series for series, facts in block.cases.items() if facts.label == label]
+    return found
+
+
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[str, Page]:
     """All pages by their path below the site."""
@@ -315,7 +325,8 @@ def test_machines_and_sources_are_never_in_one_block(evidence: Evidence, tmp_pat
 
 
 def test_level_is_the_mean_over_processes(evidence: Evidence) -> None:
-    block, case = block_of(evidence, CPU, "shape:25m"), "griffin 0.5 on shape:25m"
+    block = block_of(evidence, CPU, "shape:25m")
+    case = series(block, "griffin 0.5 on shape:25m")
     level = block.level(case, "decode_ms", Stop(B, False))
     steps = [
         np.array(a_record(a_case("shape:25m", "griffin", 0.5), B, 2, machine=CPU, seed=block_number,
@@ -338,7 +349,7 @@ def test_levels_of_one_process_are_those_of_the_loader(tmp_path: Path) -> None:
     table = load_history(tmp_path)
     (block,) = Evidence.of(table).blocks
     for row in table.frame.itertuples():
-        level = block.level(row.case, row.metric, Stop(A, False))
+        level = block.level(row.series, row.metric, Stop(A, False))
         if np.isfinite(row.value):
             assert level.estimate is not None
             assert (level.estimate.value, level.unit) == (row.value, row.unit)
@@ -346,7 +357,7 @@ def test_levels_of_one_process_are_those_of_the_loader(tmp_path: Path) -> None:
                                                                  for bound in (row.low, row.high)]  # fmt: skip
         else:
             assert level.estimate is None, row.metric
-    accuracy = block.level("tda 0.5 on m", "task_recall_accuracy", Stop(A, False)).estimate
+    accuracy = block.level(series(block, "tda 0.5 on m"), "task_recall_accuracy", Stop(A, False)).estimate
     assert accuracy is not None
     assert accuracy.value == pytest.approx(7 / 12)
 
@@ -361,10 +372,10 @@ def test_ratio_to_dense_is_paired_by_round_of_one_process(evidence: Evidence) ->
             for method, sparsity in (("griffin", 0.5), ("dense", 0.0))
         )  # fmt: skip
         values.append(gmean(griffin / dense))
-    level = block.level("griffin 0.5 on shape:25m", RATIO, stop)
+    level = block.level(series(block, "griffin 0.5 on shape:25m"), RATIO, stop)
     assert level.estimate is not None
     assert level.estimate.value == pytest.approx(gmean(values))
-    assert block.level("dense on shape:25m", RATIO, stop).estimate is None
+    assert block.level(series(block, "dense on shape:25m"), RATIO, stop).estimate is None
 
 
 def test_quality_is_paired_by_document_and_comes_from_perplexity_too(tmp_path: Path) -> None:
@@ -379,14 +390,15 @@ def test_quality_is_paired_by_document_and_comes_from_perplexity_too(tmp_path: P
         folder.mkdir(parents=True)
         append(folder, held)
         (block,) = Evidence.load(folder.parent).blocks
-        level = block.level("griffin 0.5 on m", DELTA, Stop(A, False))
+        level = block.level(series(block, "griffin 0.5 on m"), DELTA, Stop(A, False))
         assert level.estimate is not None
         assert level.estimate.value == pytest.approx(expected)
         assert level.estimate.low is not None
 
 
 def test_change_is_paired_by_process(evidence: Evidence) -> None:
-    block, case = block_of(evidence, CPU, "shape:25m"), "griffin 0.5 on shape:25m"
+    block = block_of(evidence, CPU, "shape:25m")
+    case = series(block, "griffin 0.5 on shape:25m")
     change = block.change(case, "decode_ms", Stop(B, False), Stop(A, False))
     new, old = ({run.process: run.estimate.value for run in block.runs(case, "decode_ms", Stop(commit, False))}
                 for commit in (B, A))  # fmt: skip
@@ -408,10 +420,10 @@ def test_what_follows_from_samples_is_shown_beside_them(tmp_path: Path) -> None:
         if one.case.method in read
     ])  # fmt: skip
     (block,) = Evidence.load(tmp_path).blocks
-    assert "gain_share" in block.metrics
-    assert block.unit("gain_share") == "ratio"
-    assert block.level("griffin 0.5 on m", "gain_share", Stop(A, False)).estimate is not None
-    assert block.level("dense on m", "gain_share", Stop(A, False)).missing == "not measured"
+    assert "speedup_efficiency" in block.metrics
+    assert block.unit("speedup_efficiency") == "ratio"
+    assert block.level(series(block, "griffin 0.5 on m"), "speedup_efficiency", Stop(A, False)).estimate is not None
+    assert block.level(series(block, "dense on m"), "speedup_efficiency", Stop(A, False)).missing == "not measured"
 
 
 def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
@@ -426,7 +438,8 @@ def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
 
 
 def test_change_without_a_shared_process_has_no_interval(evidence: Evidence) -> None:
-    block, case = block_of(evidence, CPU, "shape:25m"), "griffin 0.5 on shape:25m"
+    block = block_of(evidence, CPU, "shape:25m")
+    case = series(block, "griffin 0.5 on shape:25m")
     lonely = {key: [run for run in runs if key[2].commit != B or run.process[3] == 1]
               for key, runs in block._runs.items()}  # fmt: skip
     other = {key: [run for run in runs if key[2].commit != A or run.process[3] == 2] for key, runs in lonely.items()}
@@ -446,7 +459,7 @@ def test_dirty_and_clean_numbers_of_a_commit_are_apart(tmp_path: Path) -> None:
                         for case in cases("m", (0.5,))])  # fmt: skip
     (block,) = Evidence.load(tmp_path).blocks
     assert block.stops == [Stop(A, False), Stop(A, True)]
-    clean, dirty = (block.level("griffin 0.5 on m", "decode_ms", stop).estimate for stop in block.stops)
+    clean, dirty = (block.level(series(block, "griffin 0.5 on m"), "decode_ms", stop).estimate for stop in block.stops)
     assert clean is not None
     assert dirty is not None
     assert dirty.value == pytest.approx(2 * clean.value, rel=1e-3)
@@ -457,7 +470,8 @@ def test_dirty_and_clean_numbers_of_a_commit_are_apart(tmp_path: Path) -> None:
 def test_control_runs_are_no_levels(tmp_path: Path) -> None:
     dense = a_record(a_case("m", "dense", 0.0), A, 0, machine=CPU, seed=1)
     slow = {"decode_ms": Measurement.of("decode_ms", [99.0])}
-    control = dense.model_copy(update={"control": True, "measurements": slow})
+    again = dense.case.model_copy(update={"control": "a_a"})
+    control = dense.model_copy(update={"case": again, "measurements": slow})
     second = Unit(night="n", commit=A, role="control", grid="g", block=1, order=0, status="ok", seconds=1.0,
                   records=(dense.model_copy(update={"measurements": slow}),),
                   started="2026-01-01T00:00:00+00:00")  # fmt: skip
@@ -465,10 +479,10 @@ def test_control_runs_are_no_levels(tmp_path: Path) -> None:
     history.keep(second)
     history.keep(second.model_copy(update={"role": "commit", "order": 1, "records": (dense, control)}))
     (block,) = Evidence.load(tmp_path).blocks
-    level = block.level("dense on m", "decode_ms", Stop(A, False))
+    level = block.level(series(block, "dense on m"), "decode_ms", Stop(A, False))
     assert level.estimate is not None
     assert level.estimate.value < 30
-    assert len(block.runs("dense on m", "decode_ms", Stop(A, False))) == 1
+    assert len(block.runs(series(block, "dense on m"), "decode_ms", Stop(A, False))) == 1
 
 
 def test_a_ratio_is_paired_where_rounds_hold_every_case_alone(tmp_path: Path) -> None:
@@ -479,7 +493,7 @@ def test_a_ratio_is_paired_where_rounds_hold_every_case_alone(tmp_path: Path) ->
     ratios = {}
     for source in ("bench", "micro"):
         (block,) = Evidence.of(Table(table.frame.assign(source=source))).blocks
-        ratios[source] = block.level("griffin 0.5 on m", RATIO, Stop(A, False)).estimate
+        ratios[source] = block.level(series(block, "griffin 0.5 on m"), RATIO, Stop(A, False)).estimate
     assert ratios["bench"] is not None
     assert ratios["micro"] is None
 
@@ -490,8 +504,8 @@ def test_masked_runs_have_no_speed(tmp_path: Path) -> None:
     folder.mkdir()
     append(folder, [record.model_copy(update={"execution": "masked"})])
     (block,) = Evidence.load(tmp_path).blocks
-    assert "skip nothing" in block.level("griffin 0.5 on m", "decode_ms", Stop(A, False)).missing
-    assert block.level("griffin 0.5 on m", "nll_nats", Stop(A, False)).estimate is not None
+    assert "skip nothing" in block.level(series(block, "griffin 0.5 on m"), "decode_ms", Stop(A, False)).missing
+    assert block.level(series(block, "griffin 0.5 on m"), "nll_nats", Stop(A, False)).estimate is not None
 
 
 def test_history_goes_along_the_branch_whatever_dates_say(tmp_path: Path) -> None:
@@ -524,6 +538,21 @@ def test_short_hashes_are_unique(tmp_path: Path) -> None:
     assert [commit.short for commit in Evidence.load(tmp_path).commits] == ["abababab", twins[1]]
 
 
+def test_alarms_of_an_older_history_are_those_of_its_nights(tmp_path: Path) -> None:
+    """Their findings hold labels: the night's own units tell the cases. One that none has is named and left out."""
+    (night,), _ = older_night(tmp_path, ("griffin 0.5 on shape:25m",)).nights()
+    (finding,) = night.findings
+    told = json.loads(Alarms(alarms=(an_alarm(finding, "accepted", reason="wanted"),)).model_dump_json())
+    told["alarms"][0]["finding"]["cases"] = ["griffin 0.5 on shape:25m"]
+    lost = {**told["alarms"][0], "id": "0123456789"}
+    write_whole(tmp_path / "alarms.json", json.dumps({"alarms": [*told["alarms"], lost]}))
+    evidence = Evidence.load(tmp_path)
+    assert [(alarm.id, alarm.state, alarm.finding) for alarm in evidence.alarms] == [(finding.key, "accepted", finding)]
+    assert evidence.states[finding.key].reason == "wanted"
+    (problem,) = (problem for problem in evidence.problems if "alarms.json" in problem)
+    assert "alarm 0123456789 skipped" in problem
+
+
 def test_damaged_alarms_are_named(tmp_path: Path) -> None:
     write_whole(tmp_path / "alarms.json", "{broken")
     evidence = Evidence.load(tmp_path)
@@ -535,7 +564,7 @@ def test_damaged_alarms_are_named(tmp_path: Path) -> None:
 
 
 def a_spot(method: str, x: float, y: float, sparsity: float = 0.5) -> Spot:
-    facts = frontier_module.CaseFacts(f"{method} {sparsity} on m", method, sparsity)
+    facts = CaseFacts("", None, "", f"{method} {sparsity} on m", f"{method} {sparsity}", method, sparsity)
     return Spot(facts, *(Estimate(value, None, None, 1) for value in (x, y)))
 
 
@@ -649,11 +678,12 @@ def test_no_line_crosses_a_break_or_a_failed_commit(evidence: Evidence) -> None:
 def test_findings_stand_at_their_commit_in_the_panels_of_their_cases(evidence: Evidence) -> None:
     trend = trend_of(evidence, CPU, "shape:25m")
     slower, fixed = FINDINGS[0], ALARMS[0].finding
-    assert trend.findings("griffin 0.5 on shape:25m", "decode_ms") == [slower]
-    assert trend.findings("griffin 0.5 on shape:25m", RATIO) == [slower]
-    assert trend.findings("griffin 0.5 on shape:25m", "peak_memory_bytes") == [fixed]
-    assert trend.findings("tda 0.5 on shape:25m", "decode_ms") == []
-    assert trend.findings("dense on shape:25m", "prefill_ms") == [FINDINGS[3]]
+    facts = {one.label: one for block in trend.blocks for one in block.cases.values()}
+    assert trend.findings(facts["griffin 0.5 on shape:25m"], "decode_ms") == [slower]
+    assert trend.findings(facts["griffin 0.5 on shape:25m"], RATIO) == [slower]
+    assert trend.findings(facts["griffin 0.5 on shape:25m"], "peak_memory_bytes") == [fixed]
+    assert trend.findings(facts["tda 0.5 on shape:25m"], "decode_ms") == []
+    assert trend.findings(facts["dense on shape:25m"], "prefill_ms") == [FINDINGS[3]]
     with matplotlib.rc_context(STYLE):
         axes = over_time_module.draw(trend, "decode_ms").axes[1]
     marks = {(float(line.get_xdata()[0]), line.get_marker(), line.get_markerfacecolor()) for line in axes.lines
@@ -671,12 +701,12 @@ def test_what_moves_dense_too_is_no_change_of_the_ratio() -> None:
 def test_kept_sets_step_where_they_change(evidence: Evidence) -> None:
     trend = trend_of(evidence, NEWER, "ref:swiglu")
     newer = block_of(evidence, NEWER, "ref:swiglu")
-    assert [dot.text for dot in trend.dots(newer, "tda 0.5 on ref:swiglu", SETS)] == [
+    assert [dot.text for dot in trend.dots(newer, series(newer, "tda 0.5 on ref:swiglu"), SETS)] == [
         "set 1",
         "set 2",
         "set 2",
     ]
-    assert {dot.text for dot in trend.dots(newer, "griffin 0.5 on ref:swiglu", SETS)} == {"set 1"}
+    assert {dot.text for dot in trend.dots(newer, series(newer, "griffin 0.5 on ref:swiglu"), SETS)} == {"set 1"}
 
 
 # Pages.
@@ -748,7 +778,7 @@ def test_alarms_are_sorted_by_what_they_want(pages: dict[str, Page]) -> None:
     assert "2 alarms to look at: 1 open and 1 acknowledged." in page.text
     states = re.findall(r'<article class="finding (\w+)"', page.source)
     assert states == ["open", "acknowledged", "warning", "accepted", "fixed"]
-    for words in ("+24% [+22, +26]", "after 00c0ffee , up to and including 02c0ffee",
+    for words in ("+24% [+22, +26]", "remains of it +12%", "after 00c0ffee , up to and including 02c0ffee",
                   "decode of the named cases, a step",
                   "+0.050 [+0.049, +0.051] nats per token", "tda compare 00c0ffeec0 02c0ffeec0 --method griffin",
                   "being looked at", "fixed by 03c0ffee", "A/A floor of this machine 2.0%"):  # fmt: skip
@@ -920,6 +950,17 @@ def test_alarms_lead_to_what_explains_them(pages: dict[str, Page]) -> None:
     slower = next(card for card in led if "Griffin is slower" in card)
     assert "in ffn appeared, which is" in slower
     assert 'href="profile/02c0ffee/since-00c0ffee.html"' in slower
+
+
+def test_profiles_of_two_requests_are_told_apart(tmp_path: Path) -> None:
+    for batch in (1, 4):
+        profiles.session(tmp_path / "profiles", {A: {}, B: {}}, name=f"cases-{batch}", machine=CPU, methods=("tda",),
+                         batch=batch)  # fmt: skip
+    write_site(Evidence.load(tmp_path, order=HASHES), tmp_path / "html")
+    names = ["tda 0.5 (batch 1) on shape:25m", "tda 0.5 (batch 4) on shape:25m"]
+    difference = (tmp_path / "html" / "profile" / "02c0ffee" / "since-00c0ffee.html").read_text()
+    assert re.findall(r"<h2>([^<]+?) <small>", difference) == names
+    assert ", ".join(names) in (tmp_path / "html" / "profiles.html").read_text()
 
 
 def test_commits_that_did_not_run_in_turn_are_compared_with_a_warning(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_commits_are_resolved_from_anywhere_inside(scratch: nights.FakeRepositor
 
 
 def test_a_folder_outside_a_checkout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no git checkout"):
+    with pytest.raises(ValueError, match=r"no git checkout can be read at .*not a git repository"):
         Repository(tmp_path)
 
 
@@ -67,8 +67,6 @@ def test_commits_come_oldest_first_along_what_was_merged(scratch: nights.FakeRep
     assert repository.between(None, "HEAD") == line
     assert repository.between(line[1], line[3]) == line[2:]
     assert repository.between(line[3], line[3]) == []
-    assert repository.parent(line[2]) == line[1]
-    assert repository.parent(line[0]) is None
     assert repository.is_ancestor(line[0], line[3])
     assert not repository.is_ancestor(line[3], line[0])
     with pytest.raises(ValueError, match="is no ancestor of"):
@@ -80,14 +78,6 @@ def test_facts_of_a_commit(scratch: nights.FakeRepository, line: list[str]) -> N
     assert facts.hash == line[1]
     assert facts.subject == "Second: with | signs"
     assert facts.date.startswith("20")
-
-
-def test_only_tracked_files_make_it_dirty(scratch: nights.FakeRepository, line: list[str]) -> None:
-    repository = Repository(scratch.folder)
-    (scratch.folder / "untracked").touch()
-    assert not repository.is_dirty()
-    (scratch.folder / "pyproject.toml").write_text("")
-    assert repository.is_dirty()
 
 
 def test_export_gives_the_commit_and_not_the_checkout(
@@ -131,7 +121,7 @@ def test_a_branch_is_begun_saved_and_opened_again(scratch: nights.FakeRepository
     again = open_history(repository, BRANCH)
     assert [night.id for night in again.history.nights()[0]] == ["n1"]
     assert git(scratch.folder, "rev-parse", "--abbrev-ref", "HEAD") == "main"
-    assert not repository.is_dirty()
+    assert not git(scratch.folder, "status", "--porcelain", "--untracked-files=no")
 
     shutil.rmtree(scratch.folder / WORKTREE)  # `make clean`, or a fresh checkout
     assert [night.id for night in open_history(repository, BRANCH).history.nights()[0]] == ["n1"]
@@ -152,7 +142,7 @@ def test_a_branch_that_only_the_remote_has_is_gone_on_with(
 def test_another_branch_there_is_refused(scratch: nights.FakeRepository, line: list[str]) -> None:
     repository = Repository(scratch.folder)
     open_history(repository, BRANCH)
-    with pytest.raises(ValueError, match="has the branch 'history' checked out, not 'other'"):
+    with pytest.raises(ValueError, match="has 'history' checked out, not 'other'"):
         open_history(repository, "branch:other")
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tda.records import Case, Commit, Machine, Measurement, Record
+from tda.cases import Case, Control
+from tda.records import Commit, Machine, Measurement, Record
 from tda.statistics import (
     MIN_GROUPS,
     RESAMPLES,
@@ -42,11 +43,10 @@ def times(samples: Sequence[float], groups: Sequence[int] | None = None) -> Meas
     return Measurement.of("decode_ms", samples, groups or range(len(samples)))
 
 
-def record(measurement: Measurement, method: str = "dense", control: bool = False) -> Record:
+def record(measurement: Measurement, method: str = "dense", control: Control | None = None) -> Record:
     return Record(
-        case=Case(model="m", method=method, prompt_tokens=4, new_tokens=4),
+        case=Case(model="m", method=method, control=control, prompt_tokens=4, new_tokens=4),
         round=0,
-        control=control,
         commit=Commit(),
         machine=MACHINE,
         status="ok",
@@ -280,14 +280,14 @@ def test_speedup_is_dense_over_sparse() -> None:
 def test_the_floor_of_two_runs_alone_is_their_t_interval() -> None:
     dense = record(times([1.0] * 6))
     ratios = [0.98, 1.01, 1.02, 0.99, 1.0, 1.0]
-    floor = noise_floor(record(times(ratios), control=True), dense)
+    floor = noise_floor(record(times(ratios), control="a_a"), dense)
     logs = [math.log(ratio) for ratio in ratios]
     assert floor == pytest.approx(math.expm1(stats.t.ppf(0.975, 5) * statistics.stdev(logs) / math.sqrt(6)))
 
 
 def test_the_floor_is_no_less_than_what_the_control_differs_by() -> None:
     dense = record(times([1.0] * 6))
-    assert noise_floor(record(times([1.05] * 6), control=True), dense) == pytest.approx(0.05)
+    assert noise_floor(record(times([1.05] * 6), control="a_a"), dense) == pytest.approx(0.05)
     assert noise_floor(dense, dense) == 0
 
 
@@ -323,5 +323,5 @@ def test_a_noisy_method_does_not_make_more_of_the_floor_wrong() -> None:
 
 def test_baseline() -> None:
     assert is_baseline(record(times([1.0])))
-    assert not is_baseline(record(times([1.0]), control=True))
+    assert not is_baseline(record(times([1.0]), control="a_a"))
     assert not is_baseline(record(times([1.0]), "griffin"))

@@ -164,7 +164,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tda
 
     folder = tmp_path_factory.mktemp("traces")
-    tda.run_profile(folder, model=["ref:swiglu"], method=["griffin"], sparsity=[0.5], prompt_tokens=16, new_tokens=8)
+    tda.run_profile(
+        folder, models=["ref:swiglu"], methods=["griffin"], sparsities=[0.5], prompt_tokens=16, new_tokens=9
+    )
     return folder
 
 

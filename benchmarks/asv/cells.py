@@ -41,9 +41,10 @@ def tabulate(text: str, stopped: str | None = None, seconds: float = 0.0) -> Tab
     table: Table = {"cells": {}, "stopped": stopped, "seconds": seconds}
     for line in _lines(text):
         case = line["case"]
-        if "selection_from" in case["options"]:  # a control of quality, no cell of the grid
+        control = case.get("control") or ("cross_domain" if "selection_from" in case["options"] else None)
+        if control == "cross_domain":  # a control of quality, no cell of the grid
             continue
-        key = (case["model"], case["method"], case["sparsity"], line["control"])
+        key = (case["model"], case["method"], case["sparsity"], bool(control or line.get("control")))
         found = table["cells"].setdefault(key, {"samples": {}, "missing": {}, "failure": None})
         if line["status"] == "ok":
             _add(found, line)

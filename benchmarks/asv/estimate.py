@@ -42,7 +42,7 @@ def pilot(preset: str, cells: dict[str, Any]) -> float:
     from benchmarks.forecast import whole
 
     with tempfile.TemporaryDirectory() as folder:
-        call = f"import tda; tda.run_bench({folder!r}, preset={preset!r}, sparsity=[{SPARSITY}], rounds=1)"
+        call = f"import tda; tda.run_bench({folder!r}, preset={preset!r}, sparsities=[{SPARSITY}], rounds=1)"
         begin = time.monotonic()
         subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=True)
         wall = time.monotonic() - begin

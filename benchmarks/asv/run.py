@@ -10,17 +10,18 @@ RESULTS = "results.jsonl"
 def run(folder: Path, preset: str) -> str | None:
     """Fill a results folder; the child's last words if the run ended early, None if it did not.
 
-    A child that was killed is started again: the bench notes the cell in which it died and goes on after it. One that
-    dies without having added a line would die so for ever.
+    A child that was killed is started again: the bench tries the cell in which it died alone, and gives up one that
+    dies there too. One that dies twice without having added a line would die so for ever.
     """
     command = [sys.executable, "-c", f"import tda; tda.run_bench({str(folder)!r}, preset={preset!r})"]
-    before = -1
+    before, deaths = -1, 0
     while True:
         child = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if child.returncode == 0:
             return None
         size = _size(folder / RESULTS)
-        if child.returncode > 0 or size == before:
+        deaths = deaths + 1 if size == before else 0
+        if child.returncode > 0 or deaths == 2:
             return child.stderr.strip() or f"the measuring process was ended by signal {-child.returncode}"
         before = size
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import tda
+from tda.cases import Case
 from tda.methods import METHODS, method
-from tda.records import Case
 
 MODEL, DTYPE = "shape:25m", "bfloat16"
 PROMPT_TOKENS, NEW_TOKENS = 64, 32

@@ -48,7 +48,7 @@ def test_ffn(clock: Clock, subject: Subject, method: Any, execution: str) -> Non
     reads = (method.reads.gate, method.reads.up, method.reads.down) if skips else (False,) * 3
     share = float(kept.double().mean())
     moved, full = ffn_bytes(ffn, reads, share), ffn_bytes(ffn, (False,) * 3, 1.0)
-    facts = {"achieved_sparsity": 1 - share, "limit_speedup": full / moved}
+    facts = {"achieved_sparsity": 1 - share, "roofline_speedup": full / moved}
     clock.note("ffn_ms", subject.case(method, execution), execution=executed, bytes_moved=moved, **facts)
 
 

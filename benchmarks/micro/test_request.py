@@ -41,5 +41,5 @@ def test_decode(clock: Clock, subject: Subject, method: Any) -> None:
         decode_traffic(subject.model, run.ffns, method, [1 - share for share in shares], cached, 1).total
         for shares in (left_out, [0.0] * len(left_out))
     )
-    facts = {"achieved_sparsity": achieved, "limit_speedup": full / traffic}
+    facts = {"achieved_sparsity": achieved, "roofline_speedup": full / traffic}
     clock.note("decode_ms", subject.case(method), execution=execution, bytes_moved=traffic, **facts)

@@ -14,18 +14,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tda.bench.plan import plan_of
 from tda.regression import detect, drift
 from tda.regression.config import load_config
 from tda.regression.detect import Rules
 from tda.regression.effects import prior, resolution
-from tda.regression.series import Blocks, Build, Key, series_of
+from tda.regression.series import Blocks, Build, Key, numbers
 from tda.regression.units import History
+from tda.regression.wording import named
 
 RECORDS = Path(__file__).resolve().parent.parent / "records" / "nightly"
 NIGHTS = 1000
 POWER_NIGHTS = 200
 COMMITS = 20
 CONFIG = load_config(Path(__file__).resolve().parent.parent / "nightly.toml")
+PROOF = load_config(Path(__file__).resolve().parent / "proof.toml")
 SIZES = (0.02, 0.05, 0.10, 0.20)
 POWER_COMMITS = 6
 
@@ -47,20 +50,24 @@ def export(history: History) -> pd.DataFrame:
     for night in history.nights()[0]:
         for unit in history.units(night.id)[0]:
             if unit.stage == "first" and unit.status == "ok":
-                for key, value in series_of(unit).items():
-                    rows.append((night.id, unit.grid, unit.block, unit.order, *key, value))
+                for key, value in numbers(unit.records, unit.grid).items():
+                    told = (key.split, str(key.case), key.relative, value)
+                    rows.append((night.id, unit.grid, unit.block, unit.order, *told))
     frame = pd.DataFrame(rows, columns=["night", "grid", "block", "order", "split", "case", "relative", "value"])
     return frame[frame["grid"] == "speed"]
 
 
 def pool(frame: pd.DataFrame) -> Pool:
     """The table as blocks of processes."""
+    cases = {str(case): case for grid in PROOF.grids for case in plan_of(grid.options).cases()}
     blocks: Pool = []
     for _, block in frame.groupby(["night", "block"], sort=True):
         processes = []
         for _, process in block.groupby("order", sort=True):
             rows = zip(process["split"], process["case"], process["relative"], process["value"], strict=True)
-            processes.append({Key(split, case, bool(relative)): float(value) for split, case, relative, value in rows})
+            processes.append(
+                {Key(split, cases[case], bool(relative)): float(value) for split, case, relative, value in rows}
+            )
         blocks.append(processes)
     return blocks
 
@@ -105,7 +112,7 @@ def false_alarms(measured: Pool, nights: int) -> pd.DataFrame:
     rows = []
     for number in range(nights):
         for change in judge(measured, COMMITS, np.random.default_rng(number)):
-            row = {"night": number, "split": change.split, "cases": "; ".join(change.cases), "size": change.effect.size}
+            row = {"night": number, "split": change.split, "cases": named(change.cases), "size": change.effect.size}
             rows.append({**row, "p": change.p})
     return pd.DataFrame(rows, columns=["night", "split", "cases", "size", "p"])
 
@@ -113,12 +120,12 @@ def false_alarms(measured: Pool, nights: int) -> pd.DataFrame:
 def power(measured: Pool, nights: int) -> pd.DataFrame:
     """Share of nights in which a change of one series is found at its commit, by size, and the series' A/A floor."""
     rows = []
-    for key in sorted(measured[0][0]):
+    for key in sorted(measured[0][0], key=str):
         if key.relative:
             continue  # its ratio to dense moves along
         for size in SIZES:
             found = [_found(measured, key, size, number) for number in range(nights)]
-            rows.append({"split": key.split, "case": key.case, "size": size, "found": float(np.mean(found))})
+            rows.append({"split": key.split, "case": str(key.case), "size": size, "found": float(np.mean(found))})
         rows[-1]["floor"] = floor(measured, key)
     frame = pd.DataFrame(rows)
     frame["floor"] = frame.groupby(["split", "case"])["floor"].transform("max")

@@ -13,8 +13,10 @@ from benchmarks.peers.child import Order
 from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.job import Plan, Report, Row
 from tda.limits import stream_gb_per_s
-from tda.regression.alternate import GIVE_UP, Ended, alone, finish
+from tda.process import Ended, alone, finish
+from tda.regression.alternate import GIVE_UP
 from tda.results import append_lines, read_lines, write_whole
+from tda.schedule import mirrored
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN, ROWS, REPORT = "plan.json", "rows.jsonl", "report.json"
@@ -96,7 +98,7 @@ def held(out: Path) -> list[Row]:
 
 def sequence(contestants: tuple[str, ...], number: int) -> tuple[str, ...]:
     """The order of a block: odd ones go forward, even ones backward, so that a linear drift of the machine cancels."""
-    return contestants if number % 2 else contestants[::-1]
+    return tuple(mirrored(contestants, number))
 
 
 def failures(rows: list[Row]) -> Counter[str]:

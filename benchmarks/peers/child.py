@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks.peers.job import Engine, Job, Report, Served
-from tda.records import Frozen
+from tda.cases import Frozen
 from tda.results import write_whole
 
 PACKAGES = ("torch", "transformers", "torchao", "xllamacpp", "gguf")

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tda.records import Commit, Frozen, Machine
-from tda.regression.units import UnitStatus
+from tda.cases import Frozen
+from tda.process import ProcessStatus
+from tda.records import Commit, Machine
 
 OnToken = Callable[[int], None]
 
@@ -100,7 +101,7 @@ class Row(Frozen):
     block: int = Field(ge=1)
     order: int = Field(ge=0)
     stream_gb_per_s: float
-    status: UnitStatus
+    status: ProcessStatus
     reason: str | None = None
     started: str
     seconds: float

@@ -54,12 +54,15 @@ def _headline(alarms: Sequence[Alarm]) -> str:
 def card(evidence: Evidence, finding: Finding) -> dict[str, object]:
     """A finding as it is shown: its state, its size in words, and where else it is seen."""
     alarm = evidence.states.get(finding.key)
+    left = finding.model_copy(update={"size": alarm and alarm.remains, "low": None, "high": None})
     return {
         "id": finding.key,
         "finding": finding,
         "alarm": alarm,
         "state": standing(finding, alarm),
+        "cases": ", ".join(evidence.labels.get(case.key, str(case)) for case in finding.cases),
         "size": size_text(finding),
+        "remains": None if left.size is None else size_text(left),
         "floor": None if finding.floor is None else percent(finding.floor).lstrip("+"),
         "machine": evidence.label_of(finding.machine),
         "figure": place_of(evidence, finding),

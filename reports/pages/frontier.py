@@ -101,7 +101,7 @@ def spots(block: Block, view: View, stop: Stop) -> list[Spot]:
 
 
 def _on_axis(block: Block, facts: CaseFacts, metric: str, stop: Stop) -> Estimate | None:
-    found = block.level(facts.label, metric, stop).estimate
+    found = block.level(facts.series, metric, stop).estimate
     if found is None and facts.method == "dense" and metric in BY_DEFINITION:
         return Estimate(BY_DEFINITION[metric], None, None, 1)
     return found
@@ -181,8 +181,8 @@ def _row(block: Block, spot: Spot, found: Sequence[Spot], stop: Stop, old: Stop 
     best = dominator(spot, found)
     cells = []
     for metric, relative in ((RATIO, True), ("decode_ms", True), (DELTA, False), (KL, False)):
-        change = None if old is None else block.change(spot.facts.label, metric, stop, old)
-        level = block.level(spot.facts.label, metric, stop)
+        change = None if old is None else block.change(spot.facts.series, metric, stop, old)
+        level = block.level(spot.facts.series, metric, stop)
         text = level_text(level, signed=metric == DELTA)
         if level.estimate is None and spot.is_dense and metric in BY_DEFINITION:
             text = f"{BY_DEFINITION[metric]:g}"
@@ -245,10 +245,10 @@ def _layer(figure: Figure, axes: Axes, evidence: Evidence, path: Journey, place:
     before = path.before(place)
     held = set(axes.get_children())
     found = path.spots(place)
-    old = {} if before is None else {spot.facts.label: spot for spot in path.spots(before)}
+    old = {} if before is None else {spot.facts.series: spot for spot in path.spots(before)}
     for spot in found:
-        if spot.facts.label in old:
-            _ghost(axes, old[spot.facts.label], spot)
+        if spot.facts.series in old:
+            _ghost(axes, old[spot.facts.series], spot)
     _points(axes, found)
     labelled = [spot for spot in found if not spot.is_dense]
     label_points(figure, axes, [_point(spot) for spot in labelled])

@@ -61,7 +61,7 @@ def _plot(trend: Trend, metric: str) -> dict[str, object]:
     cases = trend.cases(metric)
     slug = f"{trend.slug}-{metric}"
     dirty = {dot.stop.commit for block in trend.blocks for case in cases
-             for dot in trend.dots(block, case.label, metric) if dot.stop.dirty}  # fmt: skip
+             for dot in trend.dots(block, case.series, metric) if dot.stop.dirty}  # fmt: skip
     return {
         "slug": slug,
         "heading": heading(metric),
@@ -96,7 +96,7 @@ def _panel(axes: Axes, trend: Trend, facts: CaseFacts, metric: str) -> None:
     for place in _failed(trend):
         axes.axvspan(place - 0.5, place + 0.5, color=BAND, linewidth=0, zorder=0.5)
     colour = look(facts.method).colour
-    held = [trend.dots(block, facts.label, metric) for block in trend.blocks]
+    held = [trend.dots(block, facts.series, metric) for block in trend.blocks]
     for dots in held:
         _line(axes, trend, dots, colour)
     seen = [dot for dots in held for dot in dots]
@@ -104,7 +104,7 @@ def _panel(axes: Axes, trend: Trend, facts: CaseFacts, metric: str) -> None:
     newest = max(seen, key=lambda dot: (dot.place, not dot.stop.dirty))
     axes.set_title(facts.short, loc="left", fontsize=8.5, color=colour, pad=3.5, y=1)
     axes.set_title(newest.text, loc="right", fontsize=8, color=MUTED, fontweight="normal", pad=3.5, y=1)
-    for finding in trend.findings(facts.label, metric):
+    for finding in trend.findings(facts, metric):
         _mark(axes, trend, finding)
 
 

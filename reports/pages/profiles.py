@@ -10,15 +10,16 @@ from matplotlib.figure import Figure
 from reports.evidence import Evidence, KnownCommit
 from reports.pages import File, Sheet, page
 from reports.profiled import NEWEST, Pair, alike, page_of, pairs, profiled, shown, standing_for
+from tda.cases import Case
 from tda.profiler.difference import Change, PhaseChange, telling
 from tda.profiler.records import KernelRow
 from tda.profiler.store import KERNELS, MODULES, TRACE
-from tda.records import Case
 from tda.regression.explain import headline, name_of
 from tda.regression.profiles import Compared, Kept
+from tda.regression.wording import named
 from tda.reporting.figures import INK, case_axes, inline, label_axes, plain_ticks, row_text, to_svg
 from tda.reporting.profiles.figures import step_figure
-from tda.reporting.profiles.groups import PIECES, Group, Shown, piece_of
+from tda.reporting.profiles.groups import PIECES, Group, piece_of, together
 from tda.reporting.style import rank
 from tda.reporting.viewer import VIEWER, viewer_page
 from tda.spans import PHASES
@@ -53,11 +54,12 @@ def profiles_page(evidence: Evidence) -> Iterator[Sheet | File]:
 
 def _listed(evidence: Evidence, commit: KnownCommit, compared: Sequence[Pair]) -> dict[str, object]:
     kept = evidence.profiles.by_commit[commit.hash]
+    held = list(dict.fromkeys(one.case for one in kept))
     return {
         "commit": commit,
         "page": page_of(commit) if commit in shown(evidence) else None,
         "pairs": [pair for pair in compared if pair.new == commit],
-        "cases": list(dict.fromkeys(one.label for one in kept)),
+        "cases": [named([case], held) for case in held],
         "processes": len({(one.unit.night, one.unit.block) for one in kept}),
         "traces": sum(one.trace is not None for one in kept),
     }
@@ -92,7 +94,7 @@ class _Files:
             return found | {"missing": "no viewer: speedscope could not be had when this was published"}
         if f"{home}/{VIEWER}" not in self.published:
             try:
-                content = viewer_page(trace, speedscope, f"{kept.label}, {commit.short}").encode()
+                content = viewer_page(trace, speedscope, f"{kept.case}, {commit.short}").encode()
             except (ValueError, OSError) as error:
                 return found | {"missing": f"no viewer: {error}"}
             self._publish(f"{home}/{VIEWER}", content)
@@ -122,7 +124,7 @@ def _order(case: Case) -> tuple[object, ...]:
 
 
 def _group(evidence: Evidence, commit: KnownCommit, number: int, kept: list[Kept], files: _Files) -> dict[str, object]:
-    group = Group(number, tuple(Shown(one.folder, one.profile) for one in kept))
+    group = Group(number, together([(one.folder, one.profile) for one in kept]))
     case, machine = group.first.case, group.first.machine
     slug = f"p{commit.short}-{number}"
     return {
@@ -193,13 +195,15 @@ def _kernels(kept: Kept) -> list[tuple[KernelRow, str]]:
 
 def _difference(evidence: Evidence, pair: Pair, files: _Files) -> dict[str, object]:
     found = evidence.profiles.compare(pair.old.hash, pair.new.hash)
-    named = {name for finding in pair.findings for name in finding.cases}
-    found.sort(
-        key=lambda one: (one.label not in named, one.after[0].profile.case.model, _order(one.after[0].profile.case))
-    )
+    alarmed = {case for finding in pair.findings for case in finding.cases}
+    found.sort(key=lambda one: (one.case not in alarmed, one.case.model, _order(one.case)))
+    among = [one.case for one in found]
     return {
         "pair": pair,
-        "cases": [_case(evidence, pair, number, one, files) for number, one in enumerate(found, start=1)],
+        "cases": [
+            _case(evidence, pair, number, one, files) | {"label": named([one.case], among)}
+            for number, one in enumerate(found, start=1)
+        ],
         "colours": KINDS,
     }
 
@@ -210,7 +214,6 @@ def _case(evidence: Evidence, pair: Pair, number: int, compared: Compared, files
     ]
     return {
         "slug": f"case-{number}",
-        "label": compared.label,
         "first": next((change for change in compared.changes if change.kind != "same"), None),
         "paired": compared.paired,
         "many": (len(compared.before), len(compared.after)),

@@ -2,51 +2,46 @@
 
 import os
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from tda import device as facts
 from tda import kernels
 from tda.bench.budget import middle
 from tda.bench.plan import Plan
 from tda.bench.store import Place
+from tda.cases import Case, Inputs, first_problem
 from tda.contracts import Method
-from tda.records import SELECTION_FROM, Case, Record, Status
+from tda.records import Record, Status
 from tda.thresholds import Thresholds
 
-OTHER_KIND = "another kind"
+PROCESS = uuid.uuid4().hex[:8]
+"""Name of this process in its records: rounds of several say more than rounds of one."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A case with what it takes to run it; `control` is the second dense run of a round."""
+    """A case with what it takes to run it, and what it is taken on."""
 
     case: Case
+    inputs: Inputs
     method: Method
     thresholds: Thresholds | None
-    control: bool = False
 
     @property
-    def other_kind(self) -> bool:
-        """Whether its selections come from another document's prompt."""
-        return self.case.options.get(SELECTION_FROM) == OTHER_KIND
-
-    @property
-    def series(self) -> tuple[str, bool]:
+    def series(self) -> tuple[str, str]:
         """As of a record: what tells it from the other cells."""
-        return self.case.key, self.control
+        return self.case.key, self.inputs.key
 
-    @property
-    def name(self) -> str:
-        """Method and sparsity, e.g. ``"griffin 0.5"``."""
-        dial = "" if self.method.name == "dense" or self.case.sparsity is None else f" {self.case.sparsity:.3g}"
-        if self.control:
-            return f"{self.method.name} (A/A control)"
-        return f"{self.method.name}{dial}" + (f" on {OTHER_KIND}'s prompt" if self.other_kind else "")
+    def place(self, number: int) -> Place:
+        """Where its record of a round belongs."""
+        return Place(self.case, self.inputs, number)
 
 
 @dataclass(frozen=True)
@@ -77,30 +72,36 @@ def essential(plan: Plan, cells: Sequence[Cell]) -> int:
 def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
     """Dense, the methods at the middle sparsity, dense's control, int8, the methods at other ones, then controls."""
     if cell.method.name == "dense":
-        return (1, 0.005) if cell.control else (0, 0.0)
+        return (1, 0.005) if cell.case.control else (0, 0.0)
     away = 0.01 if cell.case.sparsity is None else abs(cell.case.sparsity - middle(plan.sparsities))
-    return (1 if cell.method.name in plan.speed_methods and not cell.other_kind else 2), away
+    return (1 if cell.method.name in plan.speed_methods and not cell.case.control else 2), away
 
 
 def new_record(
     plan: Plan, place: Place, status: Status, span: Span, *, generation: str | None = None, **found: Any
 ) -> Record:
-    """A record of now, on this machine, of this commit; `generation` says how the model's own generate was run."""
-    return Record(
-        case=place.case,
-        round=place.round,
-        control=place.control,
-        commit=facts.commit(),
-        machine=facts.machine(plan.device),
-        status=status,
-        conditions={
+    """A record of now, on this machine, of this commit; `generation` says how the model's own generate was run.
+
+    One whose numbers cannot be true is a failure with the reason.
+    """
+    shared: dict[str, Any] = {
+        "case": place.case,
+        "inputs": place.inputs,
+        "round": place.round,
+        "commit": facts.commit(),
+        "machine": facts.machine(plan.device),
+        "conditions": {
+            "process": PROCESS,
             "threads": float(torch.get_num_threads()),
             "load_average": os.getloadavg()[0],
             "precision": plan.precision,
             "kernels": str(kernels.backend(plan.device)),
             **({} if generation is None else {"generation": generation}),
         },
-        started=span.started,
-        seconds=span.seconds,
-        **found,
-    )
+        "started": span.started,
+        "seconds": span.seconds,
+    }
+    try:
+        return Record(status=status, **shared, **found)
+    except ValidationError as error:
+        return Record(status="error", reason=first_problem(error), **shared)

@@ -14,10 +14,11 @@ from tda import limits
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method, PromptMethod, TokenMethod
 from tda.device import PeakMemory, RangeClock, Stopwatch
-from tda.engine import Run, attach
-from tda.engine.phases import Prefilled, decode, prefill
+from tda.engine import attach
 from tda.engine.plain import plain
 from tda.engine.score import Scores, token_nll
+from tda.engine.session import Session
+from tda.finite import check_logits
 from tda.names import Execution
 from tda.quality import Document, rows_of, selection_digest
 from tda.spans import recording
@@ -136,12 +137,12 @@ def pace(
     stream_s, begin = clock.ms / 1000, time.monotonic()
     with plain(model), attach(model, method, execution=execution) as run:
         attached_s = time.monotonic() - begin
-        _serve(run, prompts, continuations[:, :2])
-        with clock.timing():
-            _, cache = prefill(model, prompts)
+        session = Session(run, prompts, continuations)
+        session.serve(1)
+        session.watch = lambda phase: clock.timing()
+        session.prefill()
         prefill_s = clock.ms / 1000
-        with clock.timing():
-            decode(model, continuations[:, :1], cache)
+        next(session.steps())
     return Pace(attached_s + 2 * stream_s, prefill_s, clock.ms / 1000)
 
 
@@ -165,57 +166,59 @@ def time_case(
     prompts, continuations = rows_of(documents, device)
     clock, stream = Stopwatch(device), stream or limits.Stream(device)
     with plain(model), attach(model, method, thresholds, execution=execution) as run:
-        _serve(run, prompts, continuations)
+        session = Session(run, prompts, continuations)
+        session.serve(WARM_UP_TOKENS)
         gc.collect()
         watch = Watch(device)
-        passes, (first, cache) = _prefill_passes(run, prompts, device)
+        passes, first = _prefill_passes(session)
         before = stream.gb_per_s()
-        steps = _decode_steps(run, continuations, cache, keep_logits=keep_logits)
+        steps = _decode_steps(session, keep_logits=keep_logits)
         after = stream.gb_per_s()
         ran: dict[str, Any] = {  # before generate: what is told is of the timed steps
             "execution": run.execution or "dense",
             "backend": run.backend,
             "achieved_sparsity": tuple(run.achieved_sparsity()),
-            "traffic": _traffic(run, prompts, continuations, steps),
+            "traffic": _traffic(session, steps),
             "digest": selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
         }
         with clock.timing():
             generate(model, prompts, continuations.shape[1])
+        logits = torch.cat([first, *steps.logits], 1) if keep_logits else None
+        if logits is not None:
+            check_logits(model, logits, torch.ones_like(continuations, dtype=torch.bool))
         return Timing(
             passes=passes,
             generation_ms=clock.ms,
             decode_ms=steps.ms,
-            logits=torch.cat([first, *steps.logits], 1) if keep_logits else None,
+            logits=logits,
             streams_gb_per_s=(before, after),
             change=watch.read(),
             **ran,
         )
 
 
-def _prefill_passes(run: Run, prompts: Tensor, device: torch.device) -> tuple[Passes, Prefilled]:
-    """Serve the prompt anew until there are passes enough; the last one's cache is there for decode."""
+def _prefill_passes(session: Session) -> tuple[Passes, Tensor]:
+    """Serve the prompt anew until there are passes enough; the last one's cache is there for decode, and its logits."""
+    device = session.device
     passes, clock, whole, ranges = Passes(), Stopwatch(device), Stopwatch(device), RangeClock(device)
+    session.watch = lambda phase: clock.timing()
     started = time.monotonic()
     with recording(ranges, profiler=False):
         for number in range(MOST_PASSES):
             if number >= PASSES and time.monotonic() - started > PASSES_MS / 1000:
                 break
-            last = None  # a cache at a time
             with whole.timing():
-                with clock.timing():
-                    last = prefill(run.model, prompts)
-                last.logits[:, -1].argmax(-1).tolist()
+                logits = session.prefill()
+                logits[:, -1].argmax(-1).tolist()
             passes.prefill.append(clock.ms)
             passes.first_token.append(whole.ms)
-            with clock.timing():
-                run.select()
+            session.select()
             found = ranges.read()
             if "selection" in found:
                 passes.selection.append(clock.ms)
             for name in found.keys() & RANGES.keys():
                 getattr(passes, RANGES[name]).append(found[name])
-    assert last is not None
-    return passes, last
+    return passes, logits
 
 
 def generate(model: Any, prompts: Tensor, new_tokens: int) -> None:
@@ -223,14 +226,6 @@ def generate(model: Any, prompts: Tensor, new_tokens: int) -> None:
     model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
     )
-
-
-def _serve(run: Run, prompts: Tensor, continuations: Tensor) -> None:
-    """Serve a short request that nothing is read of; as in any other, the last token is fed to no pass."""
-    _, cache = prefill(run.model, prompts)
-    run.select()
-    for token in continuations[:, :-1].split(1, dim=1)[:WARM_UP_TOKENS]:
-        decode(run.model, token, cache)
 
 
 @dataclass
@@ -242,25 +237,25 @@ class _Steps:
     read: list[list[float]] = field(default_factory=list)
 
 
-def _decode_steps(run: Run, continuations: Tensor, cache: Any, *, keep_logits: bool) -> _Steps:
-    """Feed the continuations [B, G] but for their last token, each step timed; the run counts these steps alone."""
-    steps, clock = _Steps(), Stopwatch(continuations.device)
+def _decode_steps(session: Session, *, keep_logits: bool) -> _Steps:
+    """Feed the continuations, each step timed; the run counts these steps alone."""
+    steps, clock, run = _Steps(), Stopwatch(session.device), session.run
+    session.watch = lambda phase: clock.timing()
     run.restart_count()
-    for token in continuations[:, :-1].split(1, dim=1):
-        with clock.timing():
-            logits = decode(run.model, token, cache)
+    for logits in session.steps():
         steps.ms.append(clock.ms)
         if keep_logits:
             steps.logits.append(logits)
-        if len(token) > 1 and (isinstance(run.method, TokenMethod) or not steps.read):
+        if len(logits) > 1 and (isinstance(run.method, TokenMethod) or not steps.read):
             steps.read.append([float(layer.any(0).double().mean()) for layer in run.selection()])
     return steps
 
 
-def _traffic(run: Run, prompts: Tensor, continuations: Tensor, steps: _Steps) -> Traffic:
+def _traffic(session: Session, steps: _Steps) -> Traffic:
     """Bytes of a decode step with what was read in the timed ones, on average: for a batch, the union over its rows."""
+    run, prompts = session.run, session.prompts
     kept = [mean(layer) for layer in zip(*steps.read, strict=True)]
-    cached = prompts.shape[1] + continuations.shape[1] / 2
+    cached = prompts.shape[1] + session.continuations.shape[1] / 2
     kept = kept or [1 - share for share in run.achieved_sparsity()]
     return decode_traffic(run.model, run.ffns, run.method, kept, cached, len(prompts))
 
@@ -279,7 +274,7 @@ def peak_memory(
     gc.collect()
     peak = PeakMemory(device)
     with plain(model), attach(model, method, thresholds, execution=execution) as run:
-        _serve(run, prompts, continuations)
+        Session(run, prompts, continuations).serve(WARM_UP_TOKENS)
     return (None, peak.problem) if peak.problem else (peak.read(), None)
 
 

@@ -1,15 +1,19 @@
 """What a bench run measures: models, methods, sizes; the presets; and the cases that follow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from tda.bench.budget import MOST_ROUNDS
+from torch import nn
+
+from tda.bench.budget import MOST_ROUNDS, parse_fraction, parse_seconds
+from tda.cases import Case, Control, MethodSpec
+from tda.config import BenchConfig
 from tda.contracts import EXECUTIONS, Method, check_choice
-from tda.methods import METHODS, method, takes_sparsity
-from tda.models import is_shape, needs_training
+from tda.methods import METHODS, build
+from tda.models import LoadedModel, is_shape, needs_training
 from tda.names import Execution, Preset
-from tda.records import LAYER_PROFILE, Case
 
 MISSION = ("dense", "tt", "griffin", "tda", "cats", "int8")
 
@@ -28,7 +32,7 @@ class Subject:
         Type of weights and activations.
     quality, speed : bool
         What is measured: scores over documents, timed rounds.
-    layer_profile : str or None
+    layer_sparsity_from : str or None
         A model of the same plan whose achieved sparsity per layer this one is run with.
     """
 
@@ -38,7 +42,7 @@ class Subject:
     dtype: str = "float32"
     quality: bool = True
     speed: bool = True
-    layer_profile: str | None = None
+    layer_sparsity_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.quality:
@@ -57,10 +61,13 @@ class Plan:
     ----------
     subjects : tuple of Subject
         The models.
-    methods, sparsities : tuple
-        Crossed for quality; methods that are not defined for a model's FFN are left out and named.
+    methods : tuple of MethodSpec or Method
+        Those without a sparsity of their own are crossed with `sparsities`; those that are not defined for a model's
+        FFN are left out and named.
+    sparsities : tuple of float
+        Of these methods.
     speed_methods : tuple of str
-        Methods that are timed: controls cost what Griffin costs.
+        Names of methods that are timed: controls cost what Griffin costs.
     rounds : int
         Timed rounds; each runs every case once.
     documents : int
@@ -69,6 +76,14 @@ class Plan:
         Documents that thresholds are made from.
     batch, device, execution, seed
         As in a record's case.
+    text, calibration_text : Path or None
+        JSONL files to evaluate and calibrate on; None is the built-in stream.
+    revision : str or None
+        Branch, tag or commit of hub models.
+    trust_remote_code : bool
+        As for `tda.load_model`.
+    loaded : mapping
+        Models by name that are in memory already.
     budget_s : float or None
         Seconds after which everything is to have ended; None is no limit.
     precision : float or None
@@ -79,7 +94,7 @@ class Plan:
     """
 
     subjects: tuple[Subject, ...]
-    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
+    methods: tuple[MethodSpec | Method | str, ...] = field(default_factory=lambda: tuple(METHODS))
     sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
     speed_methods: tuple[str, ...] = MISSION
     rounds: int = 7
@@ -89,6 +104,11 @@ class Plan:
     device: str = "cpu"
     execution: Execution = "auto"
     seed: int = 0
+    text: Path | None = None
+    calibration_text: Path | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    loaded: Mapping[str, LoadedModel] = field(default_factory=dict)
     budget_s: float | None = None
     precision: float | None = None
     most_rounds: int = 0
@@ -103,10 +123,21 @@ class Plan:
         list(self.build())
 
     def build(self) -> Iterator[Method]:
-        """Every method at every sparsity, those without one once; dense first, asked or not: every ratio needs it."""
-        for name in dict.fromkeys(("dense", *self.methods)):
-            for sparsity in dict.fromkeys(self.sparsities) if takes_sparsity(name) else (0.0,):
-                yield method(name, sparsity, **self._options(name))
+        """Every method, each once; dense first, asked or not: every ratio needs it."""
+        asked = [one for spec in self.methods for one in self._built(spec)]
+        kinds = dict(METHODS)
+        for one in dict.fromkeys([*self._built("dense"), *asked]):
+            kind = kinds.setdefault(one.name, type(one))
+            if type(one) is not kind:
+                own, other = type(one).__name__, kind.__name__
+                raise ValueError(f"{own} is named as {other} is, {one.name!r}; give it a name of its own")
+            yield one
+
+    def _built(self, asked: MethodSpec | Method | str) -> list[Method]:
+        if isinstance(asked, Method):
+            return [asked]
+        spec = MethodSpec.parse(asked) if isinstance(asked, str) else asked
+        return build(spec.model_copy(update={"options": {**self._options(spec.name), **spec.options}}), self.sparsities)
 
     def _options(self, name: str) -> dict[str, Any]:
         """Dense runs on the methods' kernels: else a ratio to it would count better kernels as a method's gain."""
@@ -114,16 +145,15 @@ class Plan:
             return {"dense_kernel": "torch" if self.execution == "masked" else "own"}
         return {"seed": self.seed} if name == "random" else {}
 
-    def case(self, subject: Subject, built: Method, extra: dict[str, Any] | None = None) -> Case:
+    def case(self, subject: Subject, built: Method, control: Control | None = None) -> Case:
         """The case of one method on one model."""
-        options = {**built.options, **(extra or {})}
-        if subject.layer_profile is not None and built.needs_thresholds:
-            options[LAYER_PROFILE] = subject.layer_profile
         return Case(
             model=subject.model,
             method=built.name,
-            options=options,
+            options=built.options,
             sparsity=built.sparsity,
+            control=control,
+            layer_sparsity_from=subject.layer_sparsity_from if built.needs_thresholds else None,
             execution=self.execution,
             device=self.device,
             dtype=subject.dtype,
@@ -133,13 +163,19 @@ class Plan:
             seed=self.seed,
         )
 
+    def cases(self) -> list[Case]:
+        """Every case, controls aside."""
+        return [self.case(subject, built) for subject in self.subjects for built in self.build()]
+
 
 def _reference(name: str, **sizes: Any) -> Subject:
     return Subject(f"ref:{name}", **{"prompt_tokens": 256, "new_tokens": 128, "speed": False, **sizes})
 
 
 def _shape(name: str, **options: Any) -> Subject:
-    return Subject(f"shape:{name}", **{"dtype": "bfloat16", "quality": False, "layer_profile": "ref:swiglu", **options})
+    return Subject(
+        f"shape:{name}", **{"dtype": "bfloat16", "quality": False, "layer_sparsity_from": "ref:swiglu", **options}
+    )
 
 
 PRESETS: dict[Preset, Plan] = {
@@ -195,63 +231,124 @@ PRESETS: dict[Preset, Plan] = {
 }
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that are not None; lists as tuples."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value is not None
-    }
-
-
 SIZES = ("prompt_tokens", "new_tokens", "dtype")
 """Options that are fields of every `Subject`."""
-LIMITS = ("budget_s", "precision")
-"""Options whose None is a value: no limit."""
-FIELDS = {"method": "methods", "sparsity": "sparsities"}
-"""Fields of a `Plan` that an option calls otherwise."""
+SAME = ("sparsities", "documents", "calibration_documents", "batch", "device", "execution", "seed", "text",
+        "calibration_text", "revision", "trust_remote_code")  # fmt: skip
+"""Options that a `Plan` calls by the same name."""
 
 
-def plan_of(preset: Preset = "default", model: Sequence[str] | None = None, **options: Any) -> Plan:
-    """A preset, changed by what is given; None and empty lists are not given.
+def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
+    """A preset, changed by what is asked.
+
+    Models take the place of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
+    achieved sparsity per layer of the first trained one. Methods that are named are timed too.
 
     Parameters
     ----------
-    preset : str
-        One of `PRESETS`.
-    model : sequence of str
-        Models instead of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
-        achieved sparsity per layer of the first trained one.
-    **options
-        As of `tda.run_bench` and ``tda bench``. Methods that are named are timed too.
+    config : BenchConfig
+        What is asked.
+    methods : sequence of Method
+        Further methods.
 
     Raises
     ------
     ValueError
         If a value is not accepted.
-    TypeError
-        If an option is not known.
     """
-    check_choice("preset", preset, tuple(PRESETS))
-    wanted = {name: value for name, value in given(**options).items() if value != ()}
-    wanted |= {name: options[name] for name in LIMITS if name in options}
-    if "rounds" in wanted:
-        wanted["most_rounds"] = wanted["rounds"]
-    if "method" in wanted:
-        wanted["speed_methods"] = wanted["method"]
-    sizes = {name: wanted.pop(name) for name in SIZES if name in wanted}
-    plan, models = PRESETS[preset], model or ()
+    plan = PRESETS[config.preset]
+    changes: dict[str, Any] = {name: value for name in SAME if (value := getattr(config, name)) not in (None, ())}
+    if config.rounds is not None:
+        changes |= {"rounds": config.rounds, "most_rounds": config.rounds}
+    named: tuple[MethodSpec | Method, ...] = (*config.methods, *methods)
+    if named:
+        changes |= {"methods": named, "speed_methods": tuple(dict.fromkeys(method.name for method in named))}
+    if config.budget is not None:
+        changes["budget_s"] = parse_seconds(config.budget)
+    if config.precision is not None:
+        changes["precision"] = parse_fraction(config.precision)
     subjects = plan.subjects
-    if models:
-        trained = [name for name in models if not is_shape(name)]
+    if config.models:
+        trained = [name for name in config.models if not is_shape(name)]
         profile = trained[0] if trained else None
-        subjects = tuple(_subject(name, profile) for name in sorted(dict.fromkeys(models), key=is_shape))
-    return replace(
-        plan,
-        subjects=tuple(replace(subject, **sizes) for subject in subjects),
-        **{FIELDS.get(name, name): value for name, value in wanted.items()},
-    )
+        subjects = tuple(_subject(name, profile) for name in sorted(config.models, key=is_shape))
+    sizes = {name: value for name in SIZES if (value := getattr(config, name)) is not None}
+    return replace(plan, subjects=tuple(replace(subject, **sizes) for subject in subjects), **changes)
+
+
+def plan_for(
+    models: Sequence[str | nn.Module | tuple[nn.Module, Any]],
+    methods: Sequence[str | MethodSpec | Method],
+    options: Mapping[str, Any],
+) -> Plan:
+    """The plan of options in Python, where models and methods may be objects.
+
+    Raises
+    ------
+    ValueError
+        If an option is wrong, two models have one name, or models in memory are not on one device.
+    """
+    objects = [LoadedModel(*one) if isinstance(one, tuple) else LoadedModel(one, None)
+               for one in models if not isinstance(one, str)]  # fmt: skip
+    loaded = {_name_of(one.model): one for one in objects}
+    names = [one for one in models if isinstance(one, str)] + list(loaded)
+    if len(loaded) < len(objects) or len(set(names)) < len(names):
+        raise ValueError(f"two models have one name; set model.config._name_or_path; got {', '.join(names)}")
+    specs = [one for one in methods if not isinstance(one, Method)]
+    config = BenchConfig.of({**options, "models": names, "methods": specs})
+    plan = plan_of(config, [one for one in methods if isinstance(one, Method)])
+    if not loaded:
+        return plan
+    subjects = tuple(_of_object(one, loaded.get(one.model)) for one in plan.subjects)
+    devices = sorted({str(next(one.model.parameters()).device) for one in objects})
+    asked = config.device or devices[0]
+    if len(devices) > 1 or asked not in (devices[0], devices[0].partition(":")[0]):
+        raise ValueError(f"models in memory stay where they are, on one device: {', '.join(devices)}; got {asked!r}")
+    return replace(plan, subjects=subjects, loaded=loaded, device=devices[0])
+
+
+def _name_of(model: Any) -> str:
+    return str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+
+
+def _of_object(subject: Subject, loaded: LoadedModel | None) -> Subject:
+    """A model in memory has its own type; without a tokenizer it has no text, so no quality."""
+    if loaded is None:
+        return subject
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    return replace(subject, dtype=dtype, quality=subject.quality and loaded.tokenizer is not None)
+
+
+def only(config: BenchConfig, cases: Sequence[Case]) -> BenchConfig:
+    """The configuration that measures some cases of one setting alone, and the dense run that they are compared with.
+
+    Raises
+    ------
+    ValueError
+        If the cases ask for unlike requests.
+    """
+    first = cases[0]
+    if len({(case.setting, case.execution) for case in cases}) > 1:
+        raise ValueError("cases of several settings are no one configuration")
+    changes: dict[str, Any] = {name: getattr(first, name) for name in ("batch", "device", "execution", "seed")}
+    profile = next((case.layer_sparsity_from for case in cases if case.layer_sparsity_from is not None), None)
+    if profile is None or not {case.key for case in cases} <= {case.key for case in plan_of(config).cases()}:
+        changes |= {name: getattr(first, name) for name in SIZES}
+        changes["models"] = tuple(dict.fromkeys(name for name in (profile, first.model) if name is not None))
+    changes = {**config.options(), **changes, "sparsities": ()}
+    plan = plan_of(BenchConfig.of({**changes, "methods": ()}))
+    methods = [_asked(plan, case.spec) for case in cases if not case.is_baseline] or [_asked(plan, first.spec)]
+    return BenchConfig.of({**changes, "methods": methods})
+
+
+def _asked(plan: Plan, spec: MethodSpec) -> MethodSpec:
+    """A spec without what the plan gives by itself: builds of before methods had options cannot be asked for it."""
+    usual = plan._built(spec.name)[0].options
+    told = {name: value for name, value in spec.options.items() if name not in usual or usual[name] != value}
+    return spec.model_copy(update={"options": told})
 
 
 def _subject(model: str, profile: str | None) -> Subject:
     if is_shape(model):
-        return Subject(model, prompt_tokens=128, dtype="bfloat16", quality=False, layer_profile=profile)
+        return Subject(model, prompt_tokens=128, dtype="bfloat16", quality=False, layer_sparsity_from=profile)
     return Subject(model)

@@ -1,9 +1,8 @@
 """Everything a model needs before it is measured: weights, documents and thresholds."""
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from tda import device as facts
 from tda.bench.budget import NO_END, Deadline
 from tda.bench.plan import Plan, Subject
 from tda.calibration import calibrate_all
+from tda.cases import Inputs, MethodSpec, digest_of
 from tda.contracts import FFN, Method
 from tda.engine.context import check_context, context_length, fits
 from tda.engine.identity import identify
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
 from tda.limits import matmul_tflop_per_s
+from tda.methods import spec_of
 from tda.models import is_shape, load_model, parameter_count
+from tda.models.digest import weights_digest
 from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
-from tda.quality.documents import read_jsonl
+from tda.quality.documents import read_jsonl, text_facts
 from tda.quality.recall import Question
 from tda.thresholds import Thresholds
 
-Profile = Mapping[tuple[str, float | None], Sequence[float]]
-"""Achieved sparsity per layer, by method and asked sparsity."""
+Profile = Mapping[MethodSpec, Sequence[float]]
+"""Achieved sparsity per layer, by method."""
 LOADED_AND_HASHED_S = 10.0
 """Seconds to fill and identify a billion random weights, about."""
 RANDOM_CALIBRATION = 8
@@ -48,8 +51,8 @@ class Prepared:
         Documents for the timed rounds, `batch` for each.
     questions : list of Question
         Recall items; empty where quality is measured on the user's own text, or not at all.
-    methods : list of (Method, Thresholds or None)
-        What is measured on it.
+    methods : list of (Method, Thresholds or None, Inputs)
+        What is measured on it, and on which inputs.
     left_out : list of str
         Why a method is not defined for this model, and which questions are too long for it.
     """
@@ -59,52 +62,38 @@ class Prepared:
     scored: list[Document]
     timed: list[Document]
     questions: list[Question]
-    methods: list[tuple[Method, Thresholds | None]]
+    methods: list[tuple[Method, Thresholds | None, Inputs]]
     left_out: list[str]
 
 
-@dataclass(frozen=True)
-class Texts:
-    """JSONL files to evaluate and calibrate on; None is the built-in stream."""
-
-    evaluation: Path | None = None
-    calibration: Path | None = None
-
-    def check(self) -> None:
-        """Raise ValueError if both files hold one and the same text."""
-        if self.evaluation is None or self.calibration is None:
-            return
-        evaluated = {_digest(text) for text in read_jsonl(self.evaluation)}
-        shared = {text for text in read_jsonl(self.calibration) if _digest(text) in evaluated}
-        if shared:
-            raise ValueError(
-                f"{self.evaluation} and {self.calibration} share {len(shared)} texts, e.g. {min(shared)[:40]!r}; "
-                "evaluation and calibration text must be disjoint"
-            )
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+def check_texts(plan: Plan) -> None:
+    """Raise ValueError if evaluation and calibration files hold one and the same text."""
+    if plan.text is None or plan.calibration_text is None:
+        return
+    shared = set(read_jsonl(plan.text)) & set(read_jsonl(plan.calibration_text))
+    if shared:
+        raise ValueError(
+            f"{plan.text} and {plan.calibration_text} share {len(shared)} texts, e.g. {min(shared)[:40]!r}; "
+            "evaluation and calibration text must be disjoint"
+        )
 
 
 def prepare(
     plan: Plan,
     subject: Subject,
-    texts: Texts,
     *,
     folder: Path | None = None,
     profile: Profile | None = None,
     artifact: Thresholds | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     deadline: Deadline = NO_END,
-    trust_remote_code: bool = False,
 ) -> Prepared:
     """Load a subject's model, cut its documents, and calibrate what needs it.
 
     Parameters
     ----------
-    plan, subject, texts
-        What is to be measured, on which model and text.
+    plan, subject
+        What is to be measured, on which model.
     folder : Path, optional
         Where thresholds are kept, and found by the next run.
     profile : mapping, optional
@@ -115,8 +104,6 @@ def prepare(
         Told in a sentence what takes long.
     deadline : Deadline
         When calibration is to have ended.
-    trust_remote_code : bool
-        As for `tda.load_model`.
 
     Raises
     ------
@@ -127,33 +114,60 @@ def prepare(
     OutOfTimeError
         If calibration takes longer than there is time.
     """
-    texts.check()
-    model, tokenizer = load_model(
-        subject.model, dtype=subject.dtype, device=plan.device, trust_remote_code=trust_remote_code
+    check_texts(plan)
+    model, tokenizer = plan.loaded.get(subject.model) or load_model(
+        subject.model,
+        dtype=subject.dtype,
+        device=plan.device,
+        revision=plan.revision,
+        trust_remote_code=plan.trust_remote_code,
     )
     check_context(model, subject.prompt_tokens, subject.new_tokens)
     scored = plan.documents if subject.quality else 0
     timed = plan.rounds * plan.batch if subject.speed else 0
-    if is_shape(subject.model):
+    if tokenizer is None:
         vocabulary = text_config(model).vocab_size
         documents = random_documents(vocabulary, subject.prompt_tokens, subject.new_tokens, timed, plan.seed)
     else:
         documents = evaluation_documents(
-            tokenizer, subject.prompt_tokens, subject.new_tokens, scored + timed, text=texts.evaluation
+            tokenizer, subject.prompt_tokens, subject.new_tokens, scored + timed, text=plan.text
         )
-    asks = subject.quality and texts.evaluation is None
+    asks = subject.quality and plan.text is None
     asked = recall_questions(tokenizer, plan.documents) if asks else []
     questions = [question for question in asked if fits(model, len(question.context), len(question.answer))]
     methods, left_out = _defined(plan, find_ffns(model)[0])
     if len(questions) < len(asked):
         left_out.append(f"{len(asked) - len(questions)} of {len(asked)} recall questions are longer than its context")
     prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out)
-    calibration = _Calibration(plan, subject, prepared, texts, folder, profile, artifact, deadline)
+    inputs = _inputs(plan, subject, prepared)
+    calibration = _Calibration(plan, subject, prepared, inputs, folder, profile, artifact, deadline)
     thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():
         made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
-    prepared.methods = [(method, thresholds.get(_name(method))) for method in methods]
+    prepared.methods = [
+        (method, thresholds.get(_name(method)), inputs.model_copy(update={"calibration": calibration.digest(method)}))
+        for method in methods
+    ]
     return prepared
+
+
+def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:
+    """What every method of a model is measured on."""
+    name, digest, size = ("random tokens", None, None) if prepared.tokenizer is None else text_facts(plan.text)
+    documents = prepared.scored or prepared.timed[:1]
+    return Inputs(
+        text=digest,
+        text_name=name,
+        text_bytes=size,
+        documents=_tokens_digest(torch.cat([document.prompt, document.continuation]) for document in documents),
+        weights=weights_digest(prepared.model) if subject.model in plan.loaded or not is_shape(subject.model) else None,
+        revision=getattr(prepared.model.config, "_commit_hash", None),
+        change=facts.commit().change,
+    )
+
+
+def _tokens_digest(rows: Iterable[torch.Tensor]) -> str:
+    return digest_of([row.tolist() for row in rows])
 
 
 def expected_seconds(plan: Plan, subject: Subject) -> float:
@@ -180,8 +194,7 @@ def _defined(plan: Plan, ffn: FFN) -> tuple[list[Method], list[str]]:
 
 
 def _name(method: Method) -> str:
-    digest = hashlib.sha256(json.dumps(method.calibrated, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{method.name}-{digest}"
+    return f"{method.name}-{digest_of(method.calibrated, 8)}"
 
 
 @dataclass(frozen=True)
@@ -191,7 +204,7 @@ class _Calibration:
     plan: Plan
     subject: Subject
     prepared: Prepared
-    texts: Texts
+    inputs: Inputs
     folder: Path | None
     profile: Profile | None
     artifact: Thresholds | None
@@ -211,29 +224,37 @@ class _Calibration:
         made = calibrate_all(
             model,
             [needed[name] for name in missing],
-            self.deadline.each(self._batches()),
+            self.deadline.each(self._batches),
             layer_sparsity=[self._shares(needed[name]) for name in missing],
             progress=False,
         )
         for name, thresholds in zip(missing, made, strict=True):
             if self.folder is not None:
-                thresholds.save(self._path(name))
+                thresholds.save(self._path(name, needed[name]))
             found[name] = thresholds
         return found
 
-    def _path(self, name: str) -> Path:
+    def digest(self, method: Method) -> str | None:
+        """Hash of what a method's thresholds follow from; None where it has none."""
+        if not method.needs_thresholds:
+            return None
+        if self.artifact is not None and self.artifact.method == method.calibrated:
+            return digest_of(self.artifact.model_dump(mode="json", exclude={"versions"}))
+        rows = (row for batch in self._batches for row in batch["input_ids"])
+        return digest_of([_tokens_digest(rows), self._shares(method)])
+
+    def _path(self, name: str, method: Method) -> Path:
+        """Where thresholds are kept that follow from equal text, weights and code."""
         assert self.folder is not None
-        plan, subject = self.plan, self.subject
-        what = [subject.model, subject.dtype, self._length(), plan.calibration_documents, plan.seed]
-        stem = hashlib.sha256(json.dumps([*what, str(self.texts.calibration)]).encode()).hexdigest()[:8]
-        return self.folder / f"{stem}-{name}.json"
+        what = [self.digest(method), self.subject.dtype, self.inputs.weights, self.inputs.change]
+        return self.folder / f"{digest_of(what, 8)}-{name}.json"
 
     def _kept(self, name: str, method: Method) -> Thresholds | None:
         thresholds = self.artifact
         if thresholds is None or thresholds.method != method.calibrated:
-            if self.folder is None or not self._path(name).is_file():
+            if self.folder is None or not self._path(name, method).is_file():
                 return None
-            thresholds = Thresholds.load(self._path(name))
+            thresholds = Thresholds.load(self._path(name, method))
         thresholds.check_model(identify(self.prepared.model, find_ffns(self.prepared.model)))
         thresholds.check_method(method.calibrated)
         return thresholds
@@ -244,13 +265,15 @@ class _Calibration:
         held, positions = 1 << (longest - 1).bit_length(), context_length(text_config(self.prepared.model))
         return held if positions is None else min(held, positions)
 
+    @cached_property
     def _batches(self) -> list[dict[str, torch.Tensor]]:
-        if is_shape(self.subject.model):
+        """Calibration text as tokens."""
+        if self.prepared.tokenizer is None:
             vocabulary = text_config(self.prepared.model).vocab_size
             documents = random_documents(vocabulary, self._length(), 0, RANDOM_CALIBRATION, self.plan.seed + 1)
             return [{"input_ids": torch.stack([document.prompt for document in documents])}]
         count = self.plan.calibration_documents
-        return calibration_batches(self.prepared.tokenizer, self._length(), count, text=self.texts.calibration)
+        return calibration_batches(self.prepared.tokenizer, self._length(), count, text=self.plan.calibration_text)
 
     def _shares(self, method: Method) -> list[float] | None:
         """Share that each layer is to leave out: another model's, stretched over this model's depth.
@@ -258,12 +281,12 @@ class _Calibration:
         None leaves it to the method. Random weights make an error level meaningless, so a shape without another model
         to imitate shares the sparsity evenly.
         """
-        if self.profile is None or method.sparsity is None or method.name == "static_mean":
+        if self.profile is None or method.name == "static_mean":
             return None
         layers = len(find_ffns(self.prepared.model))
-        known = self.profile.get((method.name, method.sparsity))
+        known = self.profile.get(spec_of(method))
         if known is None:
-            return [method.sparsity] * layers
+            return None if method.sparsity is None else [method.sparsity] * layers
         depth = (np.arange(layers) + 0.5) / layers
         given = (np.arange(len(known)) + 0.5) / len(known)
         return [float(share) for share in np.interp(depth, given, known)]

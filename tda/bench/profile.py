@@ -8,26 +8,32 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from torch import nn
 
 from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, time_case
 from tda.bench.outcome import doubts
-from tda.bench.plan import Plan, Subject, plan_of
-from tda.bench.prepare import Prepared, Texts, prepare
+from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.prepare import Prepared, prepare
+from tda.cases import Case, Inputs, MethodSpec, describe, digest_of
 from tda.contracts import Method
 from tda.engine import attach
 from tda.engine.context import check_context
 from tda.engine.plain import notice, plain
+from tda.engine.session import Session
 from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape
-from tda.names import Dtype, Execution
-from tda.profiler.capture import STEPS, WARM_STEPS, Request, count, memory_snapshot, peaks, record, tabulate
+from tda.names import Execution
+from tda.profiler.capture import STEPS, WARM_STEPS, count, memory_snapshot, peaks, record, serve, tabulate
 from tda.profiler.overhead import Overhead, measure_overhead
 from tda.profiler.records import Profile, Timed
 from tda.profiler.store import MEMORY, TRACE, write_profile
 from tda.quality import Document, rows_of
-from tda.records import Case, join_flags
+from tda.records import join_flags
+from tda.schedule import balanced
 from tda.telemetry import Sampler, Telemetry
 from tda.thresholds import Thresholds
 
@@ -39,18 +45,10 @@ WINDOW_S = 1.0
 def run_profile(
     out: Path | str,
     *,
-    model: Sequence[str] = (),
-    method: Sequence[str] = (),
-    sparsity: Sequence[float] = (),
-    prompt_tokens: int | None = None,
-    new_tokens: int | None = None,
-    batch: int | None = None,
-    dtype: Dtype | None = None,
-    device: str | None = None,
-    execution: Execution | None = None,
-    seed: int | None = None,
-    trust_remote_code: bool = False,
+    models: Sequence[str | nn.Module | tuple[nn.Module, Any]] = (),
+    methods: Sequence[str | MethodSpec | Method] = (),
     say: Callable[[str], None] = lambda sentence: None,
+    **options: Any,
 ) -> list[Profile]:
     """Profile a matrix of cases as ``tda profile`` does, without its page: what suites call.
 
@@ -60,6 +58,8 @@ def run_profile(
     ----------
     out : Path or str
         Folder; each case gets one of its own in it, replaced if it is there.
+    models, methods, **options
+        As of `tda.run_bench`, as far as they ask for cases.
     say : callable
         Told in a sentence what is going on.
 
@@ -75,30 +75,17 @@ def run_profile(
     OSError
         If the folder cannot be written.
     """
-    plan = plan_of(
-        "smoke",
-        model or ("ref:swiglu",),
-        method=tuple(method) or ("griffin", "tda"),
-        sparsity=tuple(sparsity),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        dtype=dtype,
-        device=device,
-        execution=execution,
-        seed=seed,
-    )
+    asked = {"preset": "smoke", **options}
+    plan = plan_for(models or ("shape:0.3b",), methods or ("griffin", "tda"), asked)
     facts.torch_device(plan.device)
-    subjects = tuple(replace(subject, quality=False, layer_profile=None) for subject in plan.subjects)
+    subjects = tuple(replace(subject, quality=False, layer_sparsity_from=None) for subject in plan.subjects)
     plan = replace(plan, subjects=subjects, rounds=ROUNDS)
     if notice := kernels.notice(plan.device):
         say(notice)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells of its own stages on stderr
     overhead = measure_overhead()
     return [
-        profile
-        for subject in subjects
-        for profile in _SubjectProfile(plan, subject, Path(out), overhead, say, trust_remote_code).run()
+        profile for subject in subjects for profile in _SubjectProfile(plan, subject, Path(out), overhead, say).run()
     ]
 
 
@@ -111,36 +98,34 @@ class _SubjectProfile:
     out: Path
     overhead: Overhead
     say: Callable[[str], None]
-    trust_remote_code: bool
 
     def run(self) -> list[Profile]:
         """All passes of all cases."""
-        if self.subject.new_tokens < WARM_STEPS + STEPS:
+        least = WARM_STEPS + STEPS + 1
+        if self.subject.new_tokens < least:
             raise ValueError(
-                f"a profile decodes {WARM_STEPS} and then {STEPS} tokens, so it needs at least {WARM_STEPS + STEPS} "
+                f"a profile decodes {WARM_STEPS} and then {STEPS} tokens after the first, so it needs at least {least} "
                 f"new tokens; got {self.subject.new_tokens}"
             )
         self.say(f"{self.subject.model}: loading")
         prepared = prepare(
             self.plan,
             self.subject,
-            Texts(),
             profile={} if is_shape(self.subject.model) else None,
             say=self.say,
-            trust_remote_code=self.trust_remote_code,
         )
         for sentence in prepared.left_out:
             self.say(f"{self.subject.model}: {sentence}; left out")
         if told := notice(prepared.model):
             self.say(f"{self.subject.model}: {told}")
-        check_context(prepared.model, self.subject.prompt_tokens, WARM_STEPS + STEPS + 1)  # all of these steps are fed
+        check_context(prepared.model, self.subject.prompt_tokens, least)
         timed = self._time(prepared)
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
         profiles = []
-        for (method, thresholds), timings in zip(prepared.methods, timed, strict=True):
+        for (method, thresholds, inputs), timings in zip(prepared.methods, timed, strict=True):
             self.say(f"{self.subject.model}: profiling {method.name}")
-            profiles.append(self._profile(prepared, method, thresholds, timings, peak))
+            profiles.append(self._profile(prepared, method, thresholds, inputs, timings, peak))
         return profiles
 
     def _execution(self, method: Method) -> Execution:
@@ -153,11 +138,11 @@ class _SubjectProfile:
     def _time(self, prepared: Prepared) -> list[list[Timing]]:
         """The timing pass: every case once a round, each second round in reverse."""
         taken: list[list[Timing]] = [[] for _ in prepared.methods]
-        for number in range(ROUNDS):
-            self.say(f"{self.subject.model}: timing, round {number + 1} of {ROUNDS}")
-            cells = list(zip(prepared.methods, taken, strict=True))
-            for (method, thresholds), timings in cells if number % 2 == 0 else reversed(cells):
-                documents = self._documents(prepared, number)
+        cells = list(zip(prepared.methods, taken, strict=True))
+        for number in range(1, ROUNDS + 1):
+            self.say(f"{self.subject.model}: timing, round {number} of {ROUNDS}")
+            for (method, thresholds, _), timings in balanced(cells, number, f"{self.plan.seed}/{self.subject.model}"):
+                documents = self._documents(prepared, number - 1)
                 execution = self._execution(method)
                 timings.append(time_case(prepared.model, method, thresholds, documents, execution, keep_logits=False))
         return taken
@@ -167,29 +152,31 @@ class _SubjectProfile:
         prepared: Prepared,
         method: Method,
         thresholds: Thresholds | None,
+        inputs: Inputs,
         timings: Sequence[Timing],
         peak: float,
     ) -> Profile:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         case = self.plan.case(self.subject, method)
-        folder = self.out / folder_name(case)
+        folder = self.out / folder_name(case, inputs)
         shutil.rmtree(folder, ignore_errors=True)
         device = next(prepared.model.parameters()).device
         prompts, continuations = rows_of(self._documents(prepared, 0), device)
         execution = self._execution(method)
         with plain(prepared.model), attach(prepared.model, method, thresholds, execution=execution) as run:
-            request = Request(run, prompts, continuations)
-            request.serve()
-            memory = peaks(request)
-            telemetry = _watch(request)
-            plain_us = record(request, folder / TRACE)
-            counter = count(request)
+            session = Session(run, prompts, continuations)
+            serve(session)
+            memory = peaks(session)
+            telemetry = _watch(session)
+            plain_us = record(session, folder / TRACE)
+            counter = count(session)
             if device.type == "cuda":
-                memory_snapshot(request, folder / MEMORY)
+                memory_snapshot(session, folder / MEMORY)
         table = tabulate(folder / TRACE, counter, self.overhead, plain_us)
         traffic = timings[0].traffic
         profile = Profile(
             case=case,
+            inputs=inputs,
             commit=facts.commit(),
             machine=facts.machine(self.plan.device),
             started=started,
@@ -222,16 +209,16 @@ class _SubjectProfile:
         return profile
 
 
-def _watch(request: Request) -> Telemetry:
+def _watch(session: Session) -> Telemetry:
     """The telemetry pass: requests served again and again while the sampler runs."""
-    with Sampler(request.device) as sampler:
+    with Sampler(session.device) as sampler:
         begin = datetime.now(UTC)
         while (datetime.now(UTC) - begin).total_seconds() < WINDOW_S:
-            request.serve()
+            serve(session)
     return sampler.telemetry
 
 
-def folder_name(case: Case) -> str:
-    """Name of a case's folder: its model, method and sparsity, and a few letters of its key."""
-    words = [case.model, case.method, *([] if case.method == "dense" else [f"{case.sparsity:g}"])]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.") + f"-{case.key[:6]}"
+def folder_name(case: Case, inputs: Inputs) -> str:
+    """Name of a case's folder: what people call it, and a few letters that no other case and inputs have."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{case.model}-{describe(case, model=False)}").strip("-.")
+    return f"{words}-{digest_of([case.key, inputs.key], 6)}"

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +15,16 @@ from tda.bench.cells import Cell, Span, essential, new_record
 from tda.bench.measure import Timing, as_scores, pace, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.stage import Stage
-from tda.bench.store import Place
 from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
 from tda.engine.plain import told
 from tda.engine.score import Scores, score
+from tda.finite import NotFiniteError
 from tda.limits import Stream
 from tda.methods import method as build_method
 from tda.metrics import METRICS
-from tda.quality import rows_of
+from tda.quality import measured, rows_of
 from tda.records import Measurement, Record
+from tda.schedule import balanced
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
 
 Took = tuple[Cell, Timing, Span]
@@ -50,7 +50,7 @@ class Rounds:
         """Seconds that a round of dense will take; a shape gets fewer new tokens where its cases fit with them only."""
         stage = self.stage
         stage.progress.stage(f"{stage.subject.model}: one pass of dense", 0)
-        dense = next(built for built, _ in stage.prepared.methods if built.name == "dense")
+        dense = next(built for built, *_ in stage.prepared.methods if built.name == "dense")
         found = pace(stage.prepared.model, dense, stage.documents(1), stage.execution(dense), self._own_stream())
         asked = stage.subject.new_tokens
         if stage.subject.quality:
@@ -83,7 +83,7 @@ class Rounds:
             active = [cell for cell in active if cell.series not in ended]
             if number > self._last_round(active):
                 return
-            if not any(self.stage.store.missing(Place(cell.case, cell.control, number)) for cell in active):
+            if not any(self.stage.store.missing(cell.place(number)) for cell in active):
                 continue
             wanted = max(MIN_GROUPS - number + 1, 1)
             seconds = self.deadline.left * MARGIN
@@ -116,7 +116,7 @@ class Rounds:
         plan = self.stage.plan
         return plan.most_rounds if any(cell.method.name != "dense" for cell in active) else plan.rounds
 
-    def _narrow(self, cells: Sequence[Cell]) -> set[tuple[str, bool]]:
+    def _narrow(self, cells: Sequence[Cell]) -> set[tuple[str, str]]:
         """Series whose speed-up has an interval as narrow as asked, so that they need no more rounds."""
         precision = self.stage.plan.precision
         if precision is None:
@@ -124,9 +124,11 @@ class Rounds:
         records = {record.series: record for record in self.stage.store.merged()}
         found = set()
         for cell in cells:
-            alike = (record for record in records.values() if record.case.setting == cell.case.setting)
-            dense, own = next(filter(is_baseline, alike), None), records.get(cell.series)
-            if cell.method.name == "dense" or own is None or dense is None:
+            own = records.get(cell.series)
+            if cell.method.name == "dense" or own is None:
+                continue
+            dense = next((one for one in records.values() if is_baseline(one) and one.setting == own.setting), None)
+            if dense is None:
                 continue
             ratio = speedup(own, dense)
             if ratio is None or ratio.low is None or ratio.high is None:
@@ -138,14 +140,11 @@ class Rounds:
     def _round(self, cells: Sequence[Cell], number: int, rounds: int) -> list[Took]:
         """Run every case once, then append the round's records together: they are paired with its dense run.
 
-        `rounds` is how many there will be, as far as is known now. The order is drawn for two rounds at a time, the
-        second the mirror of the first.
+        `rounds` is how many there will be, as far as is known now.
         """
-        order = [(cell, Place(cell.case, cell.control, number)) for cell in cells]
+        order = [(cell, cell.place(number)) for cell in cells]
         if number > 1 or not self.deadline.is_set:  # in a first round that time may cut, what is worth most comes first
-            random.Random(f"{self.stage.plan.seed}/{self.stage.subject.model}/{(number - 1) // 2}").shuffle(order)
-        if number % 2 == 0:
-            order.reverse()
+            order = balanced(order, number, f"{self.stage.plan.seed}/{self.stage.subject.model}")
         took: list[Took] = []
         for done, (cell, place) in enumerate(order):
             if self.deadline.left <= 0:
@@ -187,7 +186,7 @@ class Rounds:
         if self.stage.plan.device == "cpu":
             return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
         try:
-            with self.stage.store.running(Place(cell.case, cell.control, number)):
+            with self.stage.store.running(cell.place(number)):
                 return gpu_use(
                     self.stage.prepared.model,
                     cell.method,
@@ -206,17 +205,19 @@ class Rounds:
         span: Span,
         number: int,
         rounds: int,
-        reference: Scores | None,
+        reference: Scores | str | None,
     ) -> Record:
         measurements = self._gpu_use(cell, number) | speed(timing)
         first = self.stage.plan.documents + (number - 1) * self.stage.plan.batch
-        if reference is not None:
+        if isinstance(reference, str):
+            measurements |= absent(dict.fromkeys(METRICS, reference))
+        elif reference is not None:
             measurements |= self._timed_quality(timing, number, first, reference)
         if timing.digest is not None and number <= self.stage.plan.rounds:
             measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [first])
         return new_record(
             self.stage.plan,
-            Place(cell.case, cell.control, number),
+            cell.place(number),
             "ok",
             span,
             generation=told(self.stage.prepared.model, self.stage.subject.new_tokens),
@@ -224,20 +225,21 @@ class Rounds:
             achieved_sparsity=timing.achieved_sparsity,
             execution=timing.execution,
             backend=timing.backend,
-            flags=doubts(timing, self.stage.plan.device, rounds),
+            flags=doubts(timing, self.stage.plan.device, rounds) | self.stage.text_flags(cell),
         )
 
     def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:
         return rows_of(self.stage.documents(number), next(self.stage.prepared.model.parameters()).device)
 
-    def _reference(self, number: int) -> Scores:
-        """Dense scores of a round's documents: what every case of the round is compared with."""
-        return score(self.stage.prepared.model, build_method("dense"), *self._round_rows(number))
+    def _reference(self, number: int) -> Scores | str:
+        """Dense scores of a round's documents, what every case of the round is compared with; or why there are none."""
+        try:
+            return score(self.stage.prepared.model, build_method("dense"), *self._round_rows(number))
+        except NotFiniteError as error:
+            return f"dense has no score: {error}"
 
     def _timed_quality(self, timing: Timing, number: int, first: int, reference: Scores) -> dict[str, Measurement]:
         """Quality of the very tokens that were timed, against a dense pass over the same documents."""
         scores = as_scores(timing, self._round_rows(number)[1])
         groups = range(first, first + self.stage.plan.batch)
-        return {
-            name: Measurement.of(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()
-        }
+        return {name: measured(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()}

@@ -5,20 +5,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 
 from tda import device as facts
 from tda import kernels
-from tda.bench.budget import NO_END, Deadline, duration, parse_fraction, parse_seconds
+from tda.bench.budget import NO_END, Deadline, duration
 from tda.bench.cells import Span, new_record
-from tda.bench.plan import Plan, Subject, plan_of
-from tda.bench.prepare import Texts, expected_seconds
+from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.prepare import expected_seconds
+from tda.bench.probe import dies_alone
 from tda.bench.progress import Progress
-from tda.bench.store import Store
+from tda.bench.store import Place, Store
 from tda.bench.subject import measure
-from tda.names import Dtype, Execution, Preset
+from tda.cases import MethodSpec
+from tda.contracts import Method
+from tda.process import alone
 from tda.records import LeftOut, Record
 
 
@@ -32,12 +37,8 @@ class Bench:
         What to measure.
     out : Path
         Results folder; an interrupted run's records there are kept and completed.
-    texts : Texts
-        JSONL files instead of the built-in streams.
     console : Console
         Where progress and notices go.
-    trust_remote_code : bool
-        As for `tda.load_model`.
     deadline : Deadline
         When measuring is to have ended; set where the plan has a budget.
     command : str
@@ -46,9 +47,7 @@ class Bench:
 
     plan: Plan
     out: Path
-    texts: Texts = field(default_factory=Texts)
     console: Console = field(default_factory=lambda: Console(stderr=True))
-    trust_remote_code: bool = False
     deadline: Deadline = field(default_factory=Deadline)
     command: str = "tda.run_bench with the same options and no budget"
 
@@ -58,20 +57,22 @@ class Bench:
         Raises
         ------
         ValueError
-            If the folder holds results of another commit or machine, or a model, method or text is wrong.
+            If the folder holds results of another commit or machine, another bench runs there, or a model, method or
+            text is wrong.
         OSError
             If the folder cannot be written.
         """
+        facts.machine(self.plan.device)  # a device that is not here is said before anything is written
+        with alone(self.out):
+            return self._run()
+
+    def _run(self) -> list[Record]:
         say = self.console.print
         if notice := kernels.notice(self.plan.device):
             say(f"[yellow]{escape(notice)}")
         machine, commit = facts.machine(self.plan.device), facts.commit()
         store = Store(self.out, machine, commit, lambda text: say(f"[yellow]{escape(text)}"))
-        died = store.left_running()
-        if died is not None:
-            reason = "the process died while it ran this case (killed, or out of memory)"
-            store.keep([new_record(self.plan, died, "crash", Span.since(time.monotonic()), reason=reason)])
-            say(f"[yellow]an earlier run died in {died.case.method} on {died.case.model}; noted")
+        self._look_at(store, store.left_running())
         store.note_left_out([])
         with Progress(self.console, self.deadline) as progress:
             left_out: list[LeftOut] = []
@@ -84,19 +85,29 @@ class Bench:
                 left_out += measure(
                     self.plan,
                     subject,
-                    self.texts,
                     self.out,
                     store,
                     progress,
                     say,
                     deadline,
                     self.command,
-                    trust_remote_code=self.trust_remote_code,
                 )
                 store.note_left_out(left_out)
                 gc.collect()
             store.note_left_out(left_out)
         return store.merged()
+
+    def _look_at(self, store: Store, died: Place | None) -> None:
+        """Try the case in which an earlier run was killed in a process of its own: if that dies too, it is given up."""
+        if died is None:
+            return
+        started = time.monotonic()
+        self.console.print(escape(f"an earlier run was killed in {died.case}: trying it alone"))
+        reason = dies_alone(self.plan, died.case)
+        if reason is not None:
+            told = f"it ends the process, alone too: {reason}"
+            store.keep([new_record(self.plan, died, "crash", Span.since(started), reason=told)])
+            self.console.print(f"[red]{escape(f'{died.case} is given up: {told}')}")
 
 
 def _no_time(plan: Plan, subject: Subject, deadline: Deadline) -> str | None:
@@ -117,22 +128,9 @@ def _weight(subject: Subject) -> int:
 def run_bench(
     out: Path | str,
     *,
-    preset: Preset = "default",
-    model: Sequence[str] = (),
-    method: Sequence[str] = (),
-    sparsity: Sequence[float] = (),
-    prompt_tokens: int | None = None,
-    new_tokens: int | None = None,
-    batch: int | None = None,
-    rounds: int | None = None,
-    documents: int | None = None,
-    calibration_documents: int | None = None,
-    dtype: Dtype | None = None,
-    device: str | None = None,
-    execution: Execution | None = None,
-    seed: int | None = None,
-    budget: str | None = None,
-    precision: str | None = None,
+    models: Sequence[str | nn.Module | tuple[nn.Module, Any]] = (),
+    methods: Sequence[str | MethodSpec | Method] = (),
+    **options: Any,
 ) -> list[Record]:
     """Measure a matrix as ``tda bench`` does, without its page: what suites call, on older commits too.
 
@@ -140,11 +138,14 @@ def run_bench(
     ----------
     out : Path or str
         Results folder; an interrupted run's records there are kept and completed.
-    preset : str
-        The matrix; what else is given changes it, with the names and meaning of the command's options.
-    budget, precision : str, optional
-        Time after which all is to have ended, e.g. ``"5m"``, and the half-width of a speed-up's interval that is narrow
-        enough, e.g. ``"2%"``. Without them, unlike the command's presets, everything is measured as often as asked.
+    models : sequence
+        Names as on the command line, models, or pairs of a model and its tokenizer. A model without a tokenizer gets a
+        speed on random tokens, and no quality.
+    methods : sequence
+        Specs such as ``"tda:statistic=max"``, or methods.
+    **options
+        The other fields of `tda.config.BenchConfig`: the command's options by the same names. Without a `budget` and a
+        `precision`, unlike the command's presets, everything is measured as often as asked.
 
     Returns
     -------
@@ -158,23 +159,6 @@ def run_bench(
     OSError
         If the folder cannot be written.
     """
-    plan = plan_of(
-        preset,
-        model,
-        method=tuple(method),
-        sparsity=tuple(sparsity),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        rounds=rounds,
-        documents=documents,
-        calibration_documents=calibration_documents,
-        dtype=dtype,
-        device=device,
-        execution=execution,
-        seed=seed,
-        budget_s=parse_seconds(budget or "none"),
-        precision=parse_fraction(precision or "none"),
-    )
+    plan = plan_for(models, methods, {"budget": "none", "precision": "none", **options})
     deadline = NO_END if plan.budget_s is None else Deadline(time.monotonic() + plan.budget_s)
     return Bench(plan, Path(out), console=Console(stderr=True, quiet=True), deadline=deadline).run()

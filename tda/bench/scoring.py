@@ -11,7 +11,6 @@ from rich.markup import escape
 from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, OutOfTimeError, Taken, take
 from tda.bench.cells import Cell, essential
 from tda.bench.stage import Stage
-from tda.bench.store import Place
 from tda.methods import method as build_method
 from tda.quality import Document, Evaluation, Evaluator, recall
 
@@ -37,9 +36,11 @@ class Scoring:
     def run(self, cells: Sequence[Cell], deadline: Deadline) -> None:
         """Score cells on as many documents as fit: all alike, so that they can be compared."""
         model, documents = self.stage.subject.model, self.stage.prepared.scored
-        cells = [cell for cell in cells if not cell.control and self._lacks_quality(cell, deadline)]
-        evaluator = Evaluator(self.stage.prepared.model, documents, batch=SCORED_TOGETHER)
-        begun: dict[tuple[str, bool], Evaluation] = {}
+        cells = [cell for cell in cells if cell.case.control != "a_a" and self._lacks_quality(cell, deadline)]
+        evaluator = Evaluator(
+            self.stage.prepared.model, documents, batch=SCORED_TOGETHER, together=self.stage.plan.batch
+        )
+        begun: dict[tuple[str, str], Evaluation] = {}
         costs: list[float] = []
         self.stage.progress.stage(f"{model}: quality, first documents", len(cells))
         kept, looks = essential(self.stage.plan, cells), deadline.part(0.5)
@@ -50,7 +51,7 @@ class Scoring:
             started = time.monotonic()
             begun[cell.series] = Evaluation()
             self.stage.guarded(
-                Place(cell.case, cell.control, 0),
+                cell.place(0),
                 functools.partial(
                     evaluator.add, begun[cell.series], 0, cell.method, cell.thresholds, self._source(cell)
                 ),
@@ -79,7 +80,7 @@ class Scoring:
             end = self.end if number < kept else deadline
             finish = functools.partial(self._finish, evaluator, batches, begun[cell.series], cell, end)
             try:
-                self.stage.guarded(Place(cell.case, cell.control, 0), finish)
+                self.stage.guarded(cell.place(0), finish)
             except OutOfTimeError:
                 self.stage.leave_out(chosen[number:], "quality", "it took longer than the first look promised")
                 break
@@ -87,7 +88,7 @@ class Scoring:
 
     def _lacks_quality(self, cell: Cell, deadline: Deadline) -> bool:
         """Whether a cell has no quality yet; without a deadline, whether it has it on fewer documents than asked."""
-        place = Place(cell.case, cell.control, 0)
+        place = cell.place(0)
         found = self.stage.store.found(place)
         if found is None or deadline.is_set:
             return self.stage.store.missing(place)
@@ -106,7 +107,7 @@ class Scoring:
     def _source(self, cell: Cell) -> Sequence[Document] | None:
         """Documents that a control's selections are taken from."""
         scored = self.stage.prepared.scored
-        return [*scored[1:], scored[0]] if cell.other_kind else None
+        return [*scored[1:], scored[0]] if cell.case.control == "cross_domain" else None
 
     def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: Cell, end: Deadline) -> None:
         """Score the rest of the documents, ask for recall, and keep a record."""
@@ -115,7 +116,7 @@ class Scoring:
             evaluator.add(result, number, cell.method, cell.thresholds, self._source(cell))
         measurements = result.measurements()
         questions = self.stage.prepared.questions[: batches * SCORED_TOGETHER]
-        if questions and not cell.other_kind and end.left > 0:
+        if questions and cell.case.control is None and end.left > 0:
             measurements |= recall(self.stage.prepared.model, cell.method, cell.thresholds, questions)
         measurements |= self.stage.memory(cell) if self.stage.is_timed(cell) else {}
         ran = "dense" if cell.method.name == "dense" else "masked"

@@ -15,11 +15,12 @@ from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared
 from tda.bench.progress import Progress
 from tda.bench.store import Place, Store
+from tda.cases import describe
 from tda.contracts import Method
 from tda.metrics import METRICS
 from tda.names import Execution
 from tda.quality import Document
-from tda.records import SPEED, LeftOut, Measurement, Status
+from tda.records import SPEED, Flag, FlagName, LeftOut, Measurement, Status
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Stage:
     def leave_out(self, cells: Sequence[Cell], what: str, reason: str) -> None:
         """Note that there was no time for something of some cells."""
         if cells:
-            named = ", ".join(dict.fromkeys(cell.name for cell in cells))
+            among = [self.plan.case(self.subject, built) for built, *_ in self.prepared.methods]
+            named = ", ".join(describe(cell.case, among, model=False) for cell in cells)
             self.note(f"{what} of {named}", reason)
 
     def note(self, what: str, reason: str) -> None:
@@ -68,7 +70,7 @@ class Stage:
     def is_timed(self, cell: Cell) -> bool:
         """Whether a cell is among the timed ones."""
         wanted = cell.method.name in ("dense", *self.plan.speed_methods)  # every ratio needs dense
-        return self.subject.speed and wanted and cell.method.fast and not cell.other_kind
+        return self.subject.speed and wanted and cell.method.fast and cell.case.control != "cross_domain"
 
     def execution(self, method: Method) -> Execution:
         """The asked execution, or "auto" for a method that cannot run it."""
@@ -100,25 +102,39 @@ class Stage:
         """Keep the record of round 0."""
         for name, measurement in absent(self._reasons(cell)).items():
             measurements.setdefault(name, measurement)
-        place = Place(cell.case, cell.control, 0)
         self.store.keep(
             [
                 new_record(
                     self.plan,
-                    place,
+                    cell.place(0),
                     "ok",
                     Span.since(started),
                     measurements=measurements,
                     achieved_sparsity=achieved,
+                    flags=self.text_flags(cell),
                     **ran,
                 )
             ]
         )
 
+    def text_flags(self, cell: Cell) -> dict[FlagName, Flag]:
+        """Whether the built-in stories were used for a model that they were not made for."""
+        model, plan = self.subject.model, self.plan
+        if model.startswith("ref:") or self.prepared.tokenizer is None:
+            return {}
+        used = ["scored"] if self.subject.quality and plan.text is None else []
+        used += ["calibrated"] if cell.method.needs_thresholds and plan.calibration_text is None else []
+        options = {"scored": "--text", "calibrated": "--calibration-text"}
+        told = f"{' and '.join(used) or 'not used:'} on built-in stories of another kind than the model's text"
+        wanted = f"; give {' and '.join(options[one] for one in used)}" if used else ""
+        return {"built_in_text": Flag(raised=bool(used), detail=told + wanted)}
+
     def _reasons(self, cell: Cell) -> dict[str, str]:
         """Why a measurement that was not taken is missing."""
         subject = self.subject
         noise = f"{subject.model} has random weights: its text is noise"
+        if subject.quality:  # the A/A control of one that is scored
+            noise = "not scored: its text is that of dense"
         per_token = "chosen per token: no set per prompt"
         reasons = dict.fromkeys(METRICS, noise) | {"selection_digest": per_token if subject.quality else noise}
         if self.is_timed(cell):
@@ -147,8 +163,7 @@ class Stage:
                 status: Status = "oom" if _is_out_of_memory(error) else "error"
                 reason = f"{type(error).__name__}: {error}"
                 self.store.keep([new_record(self.plan, place, status, Span.since(started), reason=reason)])
-                told = f"{place.case.method} on {place.case.model} failed: {reason.splitlines()[0]}"
-                self.say(f"[red]{escape(told)}")
+                self.say(f"[red]{escape(f'{place.case} failed: {reason.splitlines()[0]}')}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,27 +2,29 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from tda.records import Case, Commit, LeftOut, Machine, Record, json_schema, merge
+from tda.cases import Case, Inputs
+from tda.records import Commit, LeftOut, Machine, Record, json_schema, merge
 from tda.results import LEFT_OUT, append, load, results_path, write_whole
 
 SCHEMA = "results.schema.json"
 """JSON schema of a line of the results, written beside them."""
 ATTEMPTS = 2
-"""A case that failed or ended the process this often in a round is left out of later runs."""
+"""A case that failed this often in a round is left out of later runs."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record belongs: a case, or its A/A control, in one round."""
+    """Where a record belongs: a case, what it is taken on, and the round."""
 
     case: Case
-    control: bool
+    inputs: Inputs
     round: int
 
 
@@ -49,6 +51,7 @@ class Store:
     def __init__(self, folder: Path, machine: Machine, commit: Commit, say: Callable[[str], None]) -> None:
         self.folder = folder
         self._records: list[Record] = []
+        self._asked: set[tuple[str, str]] = set()
         folder.mkdir(parents=True, exist_ok=True)
         append(folder, [])
         write_whole(folder / SCHEMA, json.dumps(json_schema(), indent=1) + "\n")
@@ -56,7 +59,10 @@ class Store:
         for problem in found.problems:
             say(f"{problem}; what it held is measured again")
         for record in found.records:
-            for what, then, now in (("commit", record.commit, commit), ("machine", record.machine, machine)):
+            for what, then, now in (
+                ("commit", {"hash": record.commit.hash}, {"hash": commit.hash}),
+                ("machine", vars(record.machine), vars(machine)),
+            ):
                 if then != now:
                     raise ValueError(
                         f"{results_path(folder)} holds results of another {what} ({_difference(then, now)}); "
@@ -74,17 +80,36 @@ class Store:
         append(self.folder, records)
         self._records += records
 
-    def merged(self) -> list[Record]:
-        """Everything that the folder holds, the rounds of each case joined."""
-        return merge(self._records)
+    def merged(self, *, asked: bool = False) -> list[Record]:
+        """What the folder holds, or of it what this run asks for, the rounds of each case joined."""
+        return merge(record for record in self._records if not asked or record.series in self._asked)
 
     def missing(self, place: Place) -> bool:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
-        there = [record for record in self._records if _place(record) == place]
-        return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS
+        self._asked.add((place.case.key, place.inputs.key))
+        there = [record for record in self._records if _is_at(record, place)]
+        return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS and not self.gave_up(place)
 
-    def hopeless(self, series: tuple[str, bool]) -> bool:
-        """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none."""
+    def gave_up(self, place: Place) -> bool:
+        """Whether a case ended a process in which nothing else ran."""
+        same = (record for record in self._records if record.series == (place.case.key, place.inputs.key))
+        return any(record.status == "crash" for record in same)
+
+    def reused(self, cells: Iterable[tuple[Case, Inputs]]) -> str | None:
+        """How many results of an earlier run stand for cells of this one, and why others do not; None without any."""
+        now = {case.key: inputs for case, inputs in cells}
+        earlier = [one for one in self._records[: self._earlier] if one.status == "ok" and one.case.key in now]
+        others = [one for one in earlier if one.inputs.key != now[one.case.key].key]
+        if not earlier:
+            return None
+        why = dict.fromkeys(word for one in others for word in one.inputs.unlike(now[one.case.key]))
+        told = f"{len(earlier) - len(others)} results of an earlier run are reused"
+        return told + (f"; {len(others)} are not, and stay beside those of now: {', '.join(why)}" if others else "")
+
+    def hopeless(self, series: tuple[str, str]) -> bool:
+        """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none, or crashed."""
+        if any(record.series == series and record.status == "crash" for record in self._records):
+            return True
 
         def failed(records: Sequence[Record]) -> int:
             return sum(1 for record in records if record.round and record.series == series and record.status != "ok")
@@ -96,7 +121,7 @@ class Store:
     def found(self, place: Place) -> Record | None:
         """The last good record of a place."""
         good = (record for record in reversed(self._records) if record.status == "ok")
-        return next((record for record in good if _place(record) == place), None)
+        return next((record for record in good if _is_at(record, place)), None)
 
     def note_left_out(self, items: Sequence[LeftOut]) -> None:
         """Write beside the results what there was no time for."""
@@ -105,8 +130,8 @@ class Store:
     @contextlib.contextmanager
     def running(self, place: Place) -> Iterator[None]:
         """Leave a marker while a case runs, so that the next run knows if the process died in it."""
-        marker = {"case": place.case.model_dump(mode="json"), "control": place.control, "round": place.round}
-        write_whole(self._marker, json.dumps(marker))
+        parts = {"case": place.case.model_dump(mode="json"), "inputs": place.inputs.model_dump(mode="json")}
+        write_whole(self._marker, json.dumps({**parts, "round": place.round}))
         try:
             yield
         finally:
@@ -120,15 +145,15 @@ class Store:
         self._marker.unlink()
         try:
             left = json.loads(text)
-            return Place(Case.model_validate(left["case"]), left["control"], left["round"])
+            return Place(Case.model_validate(left["case"]), Inputs.model_validate(left["inputs"]), left["round"])
         except (ValueError, KeyError, TypeError, ValidationError):
             return None
 
 
-def _place(record: Record) -> Place:
-    return Place(record.case, record.control, record.round)
+def _is_at(record: Record, place: Place) -> bool:
+    """Whether a record fills a place; what its text is called does not matter."""
+    return (record.case, record.round) == (place.case, place.round) and record.inputs.key == place.inputs.key
 
 
-def _difference(then: object, now: object) -> str:
-    one, other = (vars(part) for part in (then, now))
-    return ", ".join(f"{name} {one[name]!r} there, {other[name]!r} here" for name in one if one[name] != other[name])
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {then[name]!r} there, {now[name]!r} here" for name in then if then[name] != now[name])

@@ -9,33 +9,31 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from tda import device as facts
 from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError
-from tda.bench.cells import OTHER_KIND, Cell, Span, by_worth, essential, new_record
+from tda.bench.cells import Cell, Span, by_worth, essential, new_record
 from tda.bench.plan import Plan, Subject
-from tda.bench.prepare import Texts, prepare
+from tda.bench.prepare import prepare
 from tda.bench.progress import Progress
 from tda.bench.rounds import Rounds
 from tda.bench.scoring import Scoring
 from tda.bench.stage import Stage
 from tda.bench.store import Place, Store
-from tda.engine.context import ContextError
+from tda.cases import Control, Inputs, MethodSpec
 from tda.engine.plain import notice
-from tda.methods import method as build_method
-from tda.records import SELECTION_FROM, LeftOut
+from tda.finite import NotFiniteError
+from tda.records import LeftOut
 
 
 def measure(
     plan: Plan,
     subject: Subject,
-    texts: Texts,
     folder: Path,
     store: Store,
     progress: Progress,
     say: Callable[[str], None],
     deadline: Deadline,
     command: str,
-    *,
-    trust_remote_code: bool = False,
 ) -> list[LeftOut]:
     """Measure one model of a plan, as far as there is time; return what there was no time for.
 
@@ -43,8 +41,6 @@ def measure(
     ----------
     plan, subject
         What is measured.
-    texts : Texts
-        JSONL files instead of the built-in streams.
     folder : Path
         The results folder.
     store : Store
@@ -57,13 +53,12 @@ def measure(
         When this model's measuring is to have ended.
     command : str
         What measures that which there was no time for.
-    trust_remote_code : bool
-        As for `tda.load_model`.
 
     Raises
     ------
     ValueError
-        As `prepare`; of several models, one whose context is too short for the request is a failed record instead.
+        As `prepare`; a model that is not finite, and of several models one that cannot be prepared, is a failed record
+        instead.
     """
     progress.stage(f"{subject.model}: loading and calibrating", 0)
     started = time.monotonic()
@@ -71,22 +66,21 @@ def measure(
         prepared = prepare(
             plan,
             subject,
-            texts,
             folder=folder / "thresholds",
             profile=_profile(subject, store),
             say=say,
             deadline=deadline,
-            trust_remote_code=trust_remote_code,
         )
     except OutOfTimeError:
         reason = "calibration takes longer than there is time"
         return [LeftOut(model=subject.model, what="everything", reason=reason, command=command)]
-    except ContextError as error:
-        if len(plan.subjects) == 1:
+    except Exception as error:  # one bad model of several is a record, and the others go on
+        if len(plan.subjects) == 1 and not isinstance(error, NotFiniteError):
             raise
-        dense = Place(plan.case(subject, next(plan.build())), control=False, round=0)
-        store.keep([new_record(plan, dense, "error", Span.since(started), reason=str(error))])
-        say(f"[red]{escape(f'{subject.model} is not measured: {error}')}")
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        dense = Place(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
+        store.keep([new_record(plan, dense, "error", Span.since(started), reason=reason)])
+        say(f"[red]{escape(f'{subject.model} is not measured: {reason}')}")
         return []
     stage = Stage(plan, subject, prepared, store, progress, say, command)
     gc.collect()
@@ -105,11 +99,17 @@ def measure(
 def _run(stage: Stage, deadline: Deadline) -> None:
     """Measure what needs no repetition, then the timed rounds."""
     rounds = Rounds(stage, deadline)
-    dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
+    try:
+        dense_s = rounds.pace() if deadline.is_set and stage.subject.speed else 0.0
+    except NotFiniteError:
+        dense_s = 0.0  # every case that meets it again is a record that tells of it
     cells = by_worth(stage.plan, _cells(stage))
+    if told := stage.store.reused((cell.case, cell.inputs) for cell in cells):
+        stage.say(escape(f"{stage.subject.model}: {told}"))
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.subject.quality:
         Scoring(stage, deadline).run(cells, deadline.part(1 / 3) if timed else deadline)
+        _remembered(stage, [cell for cell in timed if cell.case.control], deadline)
     else:
         timed = _remembered(stage, timed, deadline)
     if timed:
@@ -119,30 +119,26 @@ def _run(stage: Stage, deadline: Deadline) -> None:
 def _cells(stage: Stage) -> list[Cell]:
     """Every case, with dense's control where it is timed, and the controls of quality."""
     plan, subject = stage.plan, stage.subject
-    cells = [Cell(plan.case(subject, built), built, thresholds) for built, thresholds in stage.prepared.methods]
-    dense = [cell for cell in cells if cell.method.name == "dense" and stage.is_timed(cell)]
-    controls = [replace(cell, control=True) for cell in dense]
-    return [*cells, *controls, *(_other_kind(stage) if subject.quality else [])]
+    cells = [Cell(plan.case(subject, built), inputs, built, made) for built, made, inputs in stage.prepared.methods]
+    controls = [_control(cell, "a_a") for cell in cells if cell.method.name == "dense" and stage.is_timed(cell)]
+    if subject.quality and len({document.kind for document in stage.prepared.scored}) > 1:
+        controls += [_control(cell, "cross_domain") for cell in cells if cell.method.name == "griffin"]
+    return [*cells, *controls]
 
 
-def _other_kind(stage: Stage) -> list[Cell]:
-    """Griffin with the selection of another kind's prompt: what a prompt's own selection is worth."""
-    kinds = {document.kind for document in stage.prepared.scored}
-    if len(kinds) < 2 or "griffin" not in stage.plan.methods:
-        return []
-    built = [build_method("griffin", sparsity) for sparsity in dict.fromkeys(stage.plan.sparsities)]
-    extra = {SELECTION_FROM: OTHER_KIND}
-    return [Cell(stage.plan.case(stage.subject, method, extra), method, None) for method in built]
+def _control(cell: Cell, control: Control) -> Cell:
+    """A cell's second run, or with the selection of another kind's prompt: what a prompt's own selection is worth."""
+    return replace(cell, case=cell.case.model_copy(update={"control": control}))
 
 
-def _profile(subject: Subject, store: Store) -> dict[tuple[str, float | None], Sequence[float]] | None:
+def _profile(subject: Subject, store: Store) -> dict[MethodSpec, Sequence[float]] | None:
     """Achieved sparsity per layer of the model that this one is to imitate; empty for other shapes."""
-    if subject.layer_profile is None:
+    if subject.layer_sparsity_from is None:
         return {} if not subject.quality else None
     return {
-        (record.case.method, record.case.sparsity): record.achieved_sparsity
-        for record in store.merged()
-        if record.case.model == subject.layer_profile and record.achieved_sparsity
+        record.case.spec: record.achieved_sparsity
+        for record in store.merged(asked=True)
+        if record.case.model == subject.layer_sparsity_from and record.achieved_sparsity
     }
 
 
@@ -155,9 +151,8 @@ def _remembered(stage: Stage, cells: Sequence[Cell], deadline: Deadline) -> list
             stage.leave_out(cells[number : max(number, kept)], "memory", "no time")
             stage.leave_out(cells[max(number, kept) :], "memory and speed", "no time for a first pass")
             return list(cells[: max(number, kept)])
-        place = Place(cell.case, cell.control, 0)
-        if stage.store.missing(place):
-            stage.guarded(place, functools.partial(_remember, stage, cell))
+        if stage.store.missing(cell.place(0)):
+            stage.guarded(cell.place(0), functools.partial(_remember, stage, cell))
         stage.progress.advance()
     return list(cells)
 

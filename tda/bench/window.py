@@ -5,12 +5,12 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tda.contracts import Method
-from tda.engine import Run, attach
-from tda.engine.phases import decode, prefill
+from tda.engine import attach
 from tda.engine.plain import plain
+from tda.engine.session import Session
 from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.records import Measurement
@@ -38,26 +38,25 @@ def gpu_use(
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
     with plain(model), attach(model, method, thresholds, execution=execution) as run:
-        _, cache = prefill(model, prompts)
-        run.select()
+        session = Session(run, prompts, continuations)
+        session.prefill()
+        session.select()
         torch.cuda.synchronize(device)
         with Sampler(device) as sampler:
-            tokens = decode_for(WINDOW_S, run, cache, continuations)
+            tokens = decode_for(WINDOW_S, session)
     return measurements(sampler.telemetry, tokens)
 
 
-def decode_for(seconds: float, run: Run, cache: object, continuations: Tensor) -> int:
-    """Decode the same continuations [B, G] on a prompt's cache until so much time has passed; the number of tokens."""
-    end = time.monotonic() + seconds
+def decode_for(seconds: float, session: Session) -> int:
+    """Decode a request's continuations again and again until so much time has passed; the number of tokens."""
+    end, cache = time.monotonic() + seconds, session.cache
     prompt = copy.deepcopy(vars(cache))
     tokens = 0
     while not tokens or time.monotonic() < end:
         vars(cache).update(copy.deepcopy(prompt))  # the same object, by which the run knows the request
-        for step in range(continuations.shape[1] - 1):
-            decode(run.model, continuations[:, step : step + 1], cache)
-            tokens += len(continuations)
-        if continuations.is_cuda:
-            torch.cuda.synchronize(continuations.device)
+        tokens += sum(len(logits) for logits in session.steps())
+        if session.device.type == "cuda":
+            torch.cuda.synchronize(session.device)
     return tokens
 
 

@@ -23,6 +23,7 @@ from tda.engine.rotary import Rotary
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
 from tda.families import check_model, find_ffns
+from tda.finite import NotFiniteError, explained
 from tda.kernels.products import widening
 from tda.methods.static_mean import StaticMean
 from tda.methods.tda import TDA
@@ -62,7 +63,7 @@ def calibrate(
     ------
     TypeError, ValueError
         If the method needs no thresholds, there is no text, or a batch has the wrong form or is longer than the
-        model's context.
+        model's context. NotFiniteError if what it measures on the text is not finite.
     """
     return calibrate_all(model, [method], batches, layer_sparsity=[layer_sparsity], progress=progress)[0]
 
@@ -110,7 +111,10 @@ def _calibrate(
         if _collects(method) not in collectors:
             collectors[_collects(method)] = _collector(method, len(ffns))
     sources = {key: next(m.activation for m in methods if _collects(m) == key) for key in collectors}
-    text = _pass(model, ffns, collectors, sources, batches, rotary, progress)
+    try:
+        text = _pass(model, ffns, collectors, sources, batches, rotary, progress)
+    except NotFiniteError as error:
+        raise explained(model, str(error)) from None
     return [
         _thresholds(model, ffns, method, collectors[_collects(method)], text, shares)
         for method, shares in zip(methods, given, strict=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tda.calibration.histogram import Histogram
 from tda.contracts import FFN, TokenMethod
+from tda.finite import NotFiniteError, not_finite
 from tda.methods.static_mean import StaticMean
 from tda.methods.tda import TDA
 
@@ -47,6 +48,12 @@ class Collector(ABC):
     def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
         """See one layer of one batch: the activation it looks at [B, T, F], FFN inputs x [B, T, D]."""
 
+    def _checked(self, ffn: FFN, values: Tensor) -> Tensor:
+        """What is measured of a layer's neurons, if it is finite."""
+        if found := not_finite(values):
+            raise NotFiniteError(f"layer {ffn.index}: what calibration text gives of its neurons holds {found}")
+        return values
+
     def _sampled(self, batch: Batch, row: int) -> Tensor:
         """Which tokens of a row are sampled: spread evenly, the first token left out where there are others."""
         columns = batch.mask[row].nonzero().squeeze(1)
@@ -66,7 +73,7 @@ class TokenCollector(Collector):
     def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
         """Count the importance of all tokens but each row's first, which is never decoded."""
         decodable = batch.mask & (batch.positions > 0)
-        self.histograms[ffn.index].add(self.method.importance(ffn, a[decodable]))
+        self.histograms[ffn.index].add(self._checked(ffn, self.method.importance(ffn, a[decodable])))
         for row in range(len(a)):
             if len(self.samples[ffn.index]) < SAMPLE_PROMPTS:
                 columns = self._sampled(batch, row)
@@ -97,9 +104,8 @@ class PromptCollector(Collector):
             first, last = int(columns[0]), int(columns[-1]) + 1
             statistic.add(a[:, first:last], inside[:, first:last])
             whole = batch.lengths >= length
-            self.histograms[ffn.index].setdefault(length, Histogram()).add(
-                self.method.relative_magnitude(ffn, statistic)[whole]
-            )
+            R = self._checked(ffn, self.method.relative_magnitude(ffn, statistic)[whole])
+            self.histograms[ffn.index].setdefault(length, Histogram()).add(R)
             if ffn.index == 0:
                 self.prompts[length] = self.prompts.get(length, 0) + int(whole.sum())
             begin, length = length, length * 2
@@ -134,7 +140,7 @@ class MeanCollector(Collector):
         """Add the batch's prompts."""
         statistic = self.method.calibration_statistic(ffn)
         statistic.add(a, batch.mask)
-        s = (statistic.value() / statistic.tokens.unsqueeze(1)).sqrt().sum(0)
+        s = self._checked(ffn, (statistic.value() / statistic.tokens.unsqueeze(1)).sqrt().sum(0))
         held = self.sums[ffn.index]
         self.sums[ffn.index] = s if held is None else held + s
         self.prompts += len(a) if ffn.index == 0 else 0

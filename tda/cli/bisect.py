@@ -7,29 +7,15 @@ from typing import Annotated
 import typer
 
 from tda.cli import options as o
+from tda.config import BenchConfig
 
 
+@o.configured("budget", "precision")
 def bisect(
     good: Annotated[str, typer.Argument(metavar="GOOD", help="A commit before the change.")],
     bad: Annotated[str, typer.Argument(metavar="BAD", help="A commit after it.")],
+    config: BenchConfig,
     split: Annotated[str, typer.Option(help="What changed: prefill, select, decode, memory or quality.")] = "decode",
-    case: Annotated[
-        str | None, typer.Option(help="Whose, e.g. 'griffin 0.5 on shape:25m'; else the plainest change.")
-    ] = None,
-    preset: o.PresetOrNone = None,
-    model: o.Models = None,
-    method: o.Methods = None,
-    sparsity: o.Sparsities = None,
-    prompt_tokens: o.PromptTokens = None,
-    new_tokens: o.NewTokens = None,
-    batch: o.Batch = None,
-    rounds: o.Rounds = None,
-    documents: o.Documents = None,
-    calibration_documents: o.CalibrationDocuments = None,
-    dtype: o.DtypeOrNone = None,
-    device: o.DeviceOrNone = None,
-    execution: o.ExecutionOrNone = None,
-    seed: o.Seed = None,
     blocks: o.Blocks = 8,
     max_blocks: Annotated[int, typer.Option(min=4, help="Processes of a commit between the ends, at most.")] = 24,
     repo: o.Repo = Path("."),
@@ -40,39 +26,23 @@ def bisect(
 ) -> None:
     """Narrow a range of commits by measuring only what decides; exit 0 if the commit is found, 1 if it is not.
 
-    The ends are compared as `tda compare` does. A commit between them runs in the same blocks as both, until it is
-    plain whose side it is on; one that does not build or run is skipped. The commit that is found is confirmed in
-    fresh blocks, which give its size. An interrupted search goes on with the same command.
+    Where methods are named, the plainest change of these is followed, else of any case. The ends are compared as
+    `tda compare` does. A commit between them runs in the same blocks as both, until it is plain whose side it is on;
+    one that does not build or run is skipped. The commit that is found is confirmed in fresh blocks, which give its
+    size. An interrupted search goes on with the same command.
     """
-    from tda.bench.plan import given
     from tda.regression.bisect import Wanted
     from tda.regression.bisect import bisect as search
     from tda.regression.repository import Repository
-    from tda.regression.workbench import Asked, CommitBench
+    from tda.regression.workbench import CommitBench
 
-    asked = given(
-        preset=preset,
-        model=model,
-        method=method,
-        sparsity=sparsity,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        rounds=rounds,
-        documents=documents,
-        calibration_documents=calibration_documents,
-        dtype=dtype,
-        device=device,
-        execution=execution,
-        seed=seed,
-    )
     repository = Repository(repo)
     bench = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say, repository=repository)
-    wanted = Wanted(split, case, blocks, max_blocks)
+    wanted = Wanted(split, blocks, max_blocks)
     with o.measuring(work):
-        found = search(bench, repository.resolve(good), repository.resolve(bad), Asked(asked), wanted)
+        found = search(bench, repository.resolve(good), repository.resolve(bad), config, wanted)
     rows = [
-        {"commit": commit[:10], "subject": repository.facts(commit).subject, **asdict(row)}
+        {"commit": commit[:10], "subject": repository.facts(commit).subject, **asdict(row), "case": str(row.case)}
         for commit, row in found.tried
     ]
     o.print_rows(rows, as_json=as_json, title=f"{good} .. {bad}")

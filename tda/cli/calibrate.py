@@ -1,41 +1,39 @@
 """``tda calibrate``: thresholds from text."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tda.cli import options as o
-from tda.names import Allocation
 
 
 def calibrate(
     model: o.OneModel,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the artifact goes.")],
     method: o.OneMethod = "tda",
-    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share left out; .5 if no --cett.")] = None,
-    cett: Annotated[float | None, typer.Option(help="Error level (CETT) of all layers instead of a sparsity.")] = None,
-    allocation: Annotated[Allocation | None, typer.Option(help="How layers share it (tt and tda).")] = None,
+    sparsity: o.OneSparsity = None,
     text: o.CalibrationText = None,
     tokens: Annotated[int, typer.Option(help="Tokens of a document: the longest prompt that is meant.")] = 512,
     documents: Annotated[int, typer.Option(help="Documents.")] = 64,
     dtype: o.DtypeName = "float32",
     device: o.Device = "cpu",
+    revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Find a method's thresholds on text that is not evaluated on."""
     from tda.calibration import calibrate as find
-    from tda.methods import method as build
     from tda.models import load_model, needs_training
     from tda.quality import calibration_batches
     from tda.results import check_writable
 
     check_writable(out)
     needs_training(model, "thresholds")
-    given: dict[str, Any] = {"cett": cett, "allocation": allocation}
-    built = build(method, sparsity, **{name: value for name, value in given.items() if value is not None})
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    built = o.one_method(method, sparsity)
+    loaded, tokenizer = load_model(
+        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
     thresholds = find(loaded, built, calibration_batches(tokenizer, tokens, documents, text=text))
     thresholds.save(out)
     layers = range(thresholds.model.layers)

@@ -6,33 +6,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tda.cases import describe
 from tda.cli import options as o
+from tda.config import BenchConfig
 
 if TYPE_CHECKING:
     from tda.regression.compare import Comparison
-    from tda.regression.workbench import Asked, CommitBench, Workbench
+    from tda.regression.workbench import CommitBench, Workbench
 
 
+@o.configured("budget", "precision")
 def compare(
     old: Annotated[str, typer.Argument(metavar="A", help="The old one: a commit, or a folder of results.")],
     new: Annotated[str, typer.Argument(metavar="B", help="The new one, of the same kind.")],
-    preset: o.PresetOrNone = None,
-    model: o.Models = None,
-    method: o.Methods = None,
-    sparsity: o.Sparsities = None,
-    prompt_tokens: o.PromptTokens = None,
-    new_tokens: o.NewTokens = None,
-    batch: o.Batch = None,
-    rounds: o.Rounds = None,
-    documents: o.Documents = None,
-    calibration_documents: o.CalibrationDocuments = None,
-    dtype: o.DtypeOrNone = None,
-    device: o.DeviceOrNone = None,
-    execution: o.ExecutionOrNone = None,
-    seed: o.Seed = None,
+    config: BenchConfig,
     blocks: o.Blocks = 8,
     measure_floor: Annotated[
-        bool, typer.Option("--measure-floor", help="Folders: first learn what processes of one build differ by.")
+        bool,
+        typer.Option(
+            "--measure-floor", help="Folders: first learn in 2 minutes what processes of one build differ by."
+        ),
     ] = False,
     repo: o.Repo = Path("."),
     out: o.Units = o.UNITS,
@@ -44,36 +37,20 @@ def compare(
 
     Commits are installed and run in alternating fresh processes, A twice, which gives this comparison its floor; a
     change must hold at 1% over all series together and be at least 1%. Folders are one process each: they are held
-    against what single processes of one build differ by on their machine; where that is not known, the exit code is 2.
-    An interrupted comparison goes on with the same command.
+    against what single processes of one build differ by on their machine, as far as that was measured, else against
+    the A/A controls that they hold. "cannot tell" is a verdict, and where nothing is worse, exit code 3. An interrupted
+    comparison goes on with the same command.
     """
-    from tda.bench.plan import given
     from tda.regression.folders import is_folder
     from tda.regression.repository import Repository
-    from tda.regression.workbench import Asked, CommitBench, Workbench
+    from tda.regression.workbench import CommitBench, Workbench
 
-    asked = given(
-        preset=preset,
-        model=model,
-        method=method,
-        sparsity=sparsity,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        rounds=rounds,
-        documents=documents,
-        calibration_documents=calibration_documents,
-        dtype=dtype,
-        device=device,
-        execution=execution,
-        seed=seed,
-    )
     folders = [name for name in (old, new) if is_folder(name)]
     if len(folders) == 1:
         other = new if folders == [old] else old
         raise ValueError(f"{folders[0]} is a folder of results and {other} is none: give two folders or two commits")
     if folders:
-        if asked:
+        if asked := config.options():
             raise ValueError(f"two folders are compared by what they hold; {', '.join(asked)} is for commits")
         bench = Workbench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say)
         found = _folders(bench, Path(old), Path(new), blocks if measure_floor else None)
@@ -81,7 +58,7 @@ def compare(
         if measure_floor:
             raise ValueError("--measure-floor is for folders: commits are compared beside a control of their own")
         commits = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say, repository=Repository(repo))
-        found = _commits(commits, old, new, Asked(asked), blocks)
+        found = _commits(commits, old, new, config, blocks)
     _tell(found, as_json=as_json)
 
 
@@ -95,7 +72,7 @@ def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "C
     return compare_folders(*folders, bench.floors.known())
 
 
-def _commits(bench: "CommitBench", old: str, new: str, asked: "Asked", blocks: int) -> "Comparison":
+def _commits(bench: "CommitBench", old: str, new: str, config: BenchConfig, blocks: int) -> "Comparison":
     from tda.regression.compare import compare_commits
 
     try:
@@ -103,11 +80,12 @@ def _commits(bench: "CommitBench", old: str, new: str, asked: "Asked", blocks: i
     except ValueError as error:
         raise ValueError(f"{error}, and no results there") from None
     with o.measuring(bench.work):
-        return compare_commits(bench, before, after, asked, blocks)
+        return compare_commits(bench, before, after, config, blocks)
 
 
 def _tell(found: "Comparison", *, as_json: bool) -> None:
-    rows = [asdict(row) for row in found.rows]
+    cases = [row.case for row in found.rows]
+    rows = [{**asdict(row), "case": describe(row.case, cases)} for row in found.rows]
     if as_json:
         rows = [{"old": found.old, "new": found.new, **row} for row in rows]
     o.print_rows(rows, as_json=as_json, title=f"{found.old} → {found.new}")
@@ -116,7 +94,7 @@ def _tell(found: "Comparison", *, as_json: bool) -> None:
     if found.worse:
         raise typer.Exit(1)
     if found.unjudged:
-        raise typer.Exit(2)
+        raise typer.Exit(3)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,7 +1,5 @@
 """``tda doctor``: what this machine is fit to measure."""
 
-import json
-
 import typer
 
 from tda.cli import options as o
@@ -17,7 +15,7 @@ def doctor(device: o.Device = "cpu", as_json: o.AsJson = False) -> None:
 
     found = check_up(device, o.say)
     if as_json:
-        typer.echo(json.dumps({**found.model_dump(mode="json"), "verdict": verdict(found)}, indent=1))
+        o.print_json({**found.model_dump(mode="json"), "verdict": verdict(found)})
         return
     o.print_rows(rows(found), as_json=False)
     for sentence in verdict(found):

@@ -6,69 +6,58 @@ from typing import Annotated, Any
 import typer
 
 from tda.cli import options as o
+from tda.config import BenchConfig
 from tda.names import Protocol
 
 
+@o.configured(
+    *("preset", "models", "batch", "rounds", "budget", "precision", "execution"),
+    prompt_tokens=256,
+    new_tokens=128,
+    documents=48,
+    calibration_documents=64,
+)
 def evaluate(
     model: o.OneModel,
-    method: o.Methods = None,
-    sparsity: o.Sparsities = None,
-    prompt_tokens: o.PromptTokens = 256,
-    new_tokens: o.NewTokens = 128,
-    documents: o.Documents = 48,
-    calibration_documents: o.CalibrationDocuments = 64,
-    text: o.Text = None,
-    calibration_text: o.CalibrationText = None,
+    config: BenchConfig,
     thresholds: o.ThresholdsFile = None,
     protocol: Annotated[Protocol, typer.Option(help="Which tokens are computed sparsely: see `tda.score`.")] = "decode",
-    seed: o.Seed = None,
-    dtype: o.DtypeName = "float32",
-    device: o.Device = "cpu",
-    trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Perplexity, KL to dense and agreement with dense, on documents cut into prompt and continuation."""
     from rich.console import Console
 
     from tda import kernels
-    from tda.bench.plan import Plan, Subject, given
-    from tda.bench.prepare import Texts, prepare
+    from tda.bench.plan import plan_of
+    from tda.bench.prepare import prepare
+    from tda.cases import describe
     from tda.models import needs_training
     from tda.quality import Evaluator
     from tda.thresholds import Thresholds
 
     needs_training(model, "quality")
-    sizes = given(prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype)
-    wanted = given(
-        methods=method,
-        sparsities=sparsity,
-        documents=documents,
-        calibration_documents=calibration_documents,
-        device=device,
-        seed=seed,
-    )
-    plan = replace(Plan((Subject(model, speed=False, **sizes),)), **wanted)
+    plan = plan_of(config.model_copy(update={"models": (model,)}))
+    subject = replace(plan.subjects[0], speed=False)
     artifact = None if thresholds is None else Thresholds.load(thresholds)
-    o.warn(kernels.notice(device))
+    o.warn(kernels.notice(plan.device))
     console = Console(stderr=True)
     with console.status("calibrating and scoring"):
-        prepared = prepare(
-            plan,
-            plan.subjects[0],
-            Texts(text, calibration_text),
-            artifact=artifact,
-            say=console.print,
-            trust_remote_code=trust_remote_code,
-        )
+        prepared = prepare(plan, subject, artifact=artifact, say=console.print)
         for sentence in prepared.left_out:
             console.print(f"[yellow]{sentence}; left out")
         evaluator = Evaluator(prepared.model, prepared.scored, protocol=protocol)
-        results = [(built, evaluator.evaluate(built, made)) for built, made in prepared.methods]
+        results = [(built, evaluator.evaluate(built, made)) for built, made, _ in prepared.methods]
     dense = results[0][1]
+    cases = [plan.case(subject, built) for built, _ in results]
+    names = [describe(case, cases, sparsity=False, model=False) for case in cases]
     rows: list[dict[str, Any]] = [
-        {"method": built.name, "sparsity": built.sparsity, **result.summary(dense)} for built, result in results
+        {"method": name, "sparsity": case.sparsity, **found.summary(dense)}
+        for name, case, (_, found) in zip(names, cases, results, strict=True)
     ]
     o.print_rows(rows, as_json=as_json, title=f"{model}: {plan.documents} documents, protocol {protocol}")
+    for case, (_, result) in zip(cases, results, strict=True):
+        for name, found in result.measurements().items():
+            o.warn(found.missing and f"{describe(case, cases, model=False)} has no {name}: {found.missing}")
 
 
 def add_to(app: typer.Typer) -> None:

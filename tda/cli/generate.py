@@ -17,7 +17,7 @@ def generate(
         ),
     ],
     method: o.OneMethod = "dense",
-    sparsity: o.OneSparsity = 0.5,
+    sparsity: o.OneSparsity = None,
     thresholds: o.ThresholdsFile = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -25,6 +25,7 @@ def generate(
     dtype: o.DtypeName = "float32",
     device: o.Device = "cpu",
     execution: o.ExecutionName = "auto",
+    revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write text with a method attached; what it left out is told at the end."""
@@ -35,17 +36,18 @@ def generate(
     from tda.engine import attach
     from tda.engine.context import check_context
     from tda.engine.plain import notice, plain
-    from tda.methods import method as build
     from tda.models import load_model, needs_training
     from tda.quality.documents import encode
     from tda.thresholds import Thresholds
 
     needs_training(model, "text")
     o.warn(kernels.notice(device))
-    built = build(method, sparsity)
+    built = o.one_method(method, sparsity)
     artifact = None if thresholds is None else Thresholds.load(thresholds)
     loaded: Any
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = load_model(
+        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
     tokens = encode(tokenizer, prompt, control_words=True).unsqueeze(0).to(loaded.device)
     if not tokens.numel():
         raise ValueError(f"the prompt is empty, and the tokenizer of {model} has no BOS to begin with; expected text")

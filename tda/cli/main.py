@@ -29,7 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure what dynamic activation saves in a decoder, and what it costs.\n\n"
-    "Exit codes: 0 done, 1 a regression or a failed case, 2 wrong use, 130 interrupted, 143 ended by SIGTERM.",
+    "Exit codes: 0 done, 1 a regression, a failed case or numbers that are not finite, 2 wrong use, "
+    "3 a comparison that cannot tell, 130 interrupted, 143 ended by SIGTERM.",
 )
 
 
@@ -59,7 +60,7 @@ def main() -> None:
             app()
         except (ValueError, OSError) as error:
             typer.echo(f"tda: {error}", err=True)
-            sys.exit(2)
+            sys.exit(1 if isinstance(error, FloatingPointError) else 2)  # numbers that broke are no wrong use
 
 
 if __name__ == "__main__":

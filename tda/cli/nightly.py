@@ -51,7 +51,7 @@ def nightly(
     except KeyboardInterrupt:
         typer.echo("tda: interrupted; what is measured is kept. The same command goes on.", err=True)
         raise
-    told = write_account(place.history, decisions, out)
+    told = write_account(place.history, decisions, out, settings.smallest_change)
     place.save(f"Night {night.id if night else 'without new commits'}")
     for problem in told.problems:
         typer.echo(f"tda: {problem}", err=True)

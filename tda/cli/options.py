@@ -1,46 +1,36 @@
 """What several commands share: options, how tables are printed, how measuring ends."""
 
+import functools
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from tda.names import Dtype, Execution, Preset
+from tda.cases import MethodSpec
+from tda.config import BenchConfig, flag_of
+from tda.names import Dtype, Execution
 
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, shape:NAME, a folder or a hub id; repeatable."
-    ),
-]
+if TYPE_CHECKING:
+    from tda.contracts import Method
+
 OneModel = Annotated[str, typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, a folder or a hub id.")]
-Methods = Annotated[
-    list[str] | None, typer.Option("--method", metavar="NAME", help="A method (see `tda methods`); repeatable.")
+OneMethod = Annotated[
+    str, typer.Option("--method", metavar="NAME[:OPTION=VALUE,…]", help="A method (see `tda methods`).")
 ]
-OneMethod = Annotated[str, typer.Option("--method", metavar="NAME", help="A method (see `tda methods`).")]
-Sparsities = Annotated[
-    list[float] | None,
-    typer.Option("--sparsity", "-s", help="Share of neurons left out, 0 <= s < 1; repeatable."),
+OneSparsity = Annotated[
+    float | None, typer.Option("--sparsity", "-s", help="Fraction of neurons left out, 0 <= s < 1; else 0.5.")
 ]
-OneSparsity = Annotated[float, typer.Option("--sparsity", "-s", help="Share of neurons left out, 0 <= s < 1.")]
-PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a prompt.")]
-NewTokens = Annotated[int | None, typer.Option(help="Tokens decoded after it.")]
-Documents = Annotated[int | None, typer.Option(help="Documents scored.")]
-CalibrationDocuments = Annotated[int | None, typer.Option(help="Documents that thresholds are made from.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Type of weights and activations.")]
-DtypeOrNone = Annotated[Dtype | None, typer.Option("--dtype", help="Type of weights and activations.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
-DeviceOrNone = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
 ExecutionName = Annotated[Execution, typer.Option("--execution", help="How it runs; auto takes the fastest right way.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of random methods, documents and the order of cases.")]
-Text = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help='JSONL file with {"text": ...} lines to evaluate on; else the built-in stream.'),
-]
+Seed = Annotated[int | None, typer.Option(help="Seed of what is drawn.")]
 CalibrationText = Annotated[
     Path | None, typer.Option(metavar="FILE", help="JSONL file to calibrate on; else the built-in stream.")
 ]
@@ -48,15 +38,10 @@ ThresholdsFile = Annotated[
     Path | None, typer.Option("--thresholds", metavar="FILE", help="Artifact of `tda calibrate`.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let a hub repository bring code that runs on this machine.")
 ]
-PresetOrNone = Annotated[
-    Preset | None, typer.Option("--preset", help="The matrix; other options change it. Else default.")
-]
-Batch = Annotated[int | None, typer.Option(help="Requests served together.")]
-Rounds = Annotated[int | None, typer.Option(help="Timed rounds of a process.")]
-ExecutionOrNone = Annotated[Execution | None, typer.Option("--execution", help="Execution; else auto.")]
 Repo = Annotated[Path, typer.Option("--repo", metavar="DIR", help="Checkout whose commits are measured.")]
 Units = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Units; the same command goes on with what is there.")
@@ -68,6 +53,62 @@ UNITS = Path("results/compare")
 WORK = Path(".cache/nightly")
 PIPE_WIDTH = 200
 """Columns of a table that no terminal shows."""
+
+
+def configured(*left_out: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `BenchConfig` in place of its parameter `config`, which gets what was asked.
+
+    Parameters
+    ----------
+    *left_out : str
+        Fields that the command does not take.
+    **defaults
+        Values of fields where nothing is asked.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        names = [name for name in BenchConfig.model_fields if name not in left_out]
+
+        @functools.wraps(command)
+        def call(**given: Any) -> None:
+            asked = {name: given.pop(name) for name in names}
+            asked = {name: value for name, value in asked.items() if value is not None and value is not False}
+            command(**given, config=BenchConfig.of({**defaults, **asked}))
+
+        own = inspect.signature(command, eval_str=True).parameters
+        place = list(own).index("config")
+        shown = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own.values()]
+        shown[place : place + 1] = [_parameter(name) for name in names]
+        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return call
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """A field of `BenchConfig` as typer takes it: what is not given is None."""
+    field = BenchConfig.model_fields[name]
+    extra: Any = field.json_schema_extra
+    option = typer.Option(*extra["flags"] or [flag_of(name)], help=field.description, metavar=extra["metavar"])
+    kind, default = (bool, False) if field.annotation is bool else (_kind(field.annotation), None)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _kind(annotation: Any) -> Any:
+    """What is typed for a field: lists for tuples, text for specs; without limits, which the schema checks."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return list[_kind(get_args(annotation)[0])] | None  # type: ignore[misc]
+    return str if annotation is MethodSpec else annotation
+
+
+def one_method(text: str, sparsity: float | None) -> "Method":
+    """The method of a spec, at a sparsity where one is given beside it."""
+    from tda.methods import build
+
+    return build(MethodSpec.parse(text), [] if sparsity is None else [sparsity])[0]
 
 
 def say(sentence: str) -> None:
@@ -84,7 +125,7 @@ def warn(notice: str | None) -> None:
 @contextmanager
 def measuring(work: Path) -> Iterator[None]:
     """Measure commits alone in a working folder; one that cannot be measured is a sentence and exit code 1."""
-    from tda.regression.alternate import alone
+    from tda.process import alone
     from tda.regression.workbench import NotMeasuredError
 
     try:
@@ -106,12 +147,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str |
     rows : sequence of dict
         Equal keys in each; None shows as "–".
     as_json : bool
-        Whether to print a JSON list instead.
+        Whether to print a JSON list instead, with null for what is not finite.
     title : str, optional
         Above the table.
     """
     if as_json:
-        typer.echo(json.dumps(list(rows), indent=1))
+        print_json(rows)
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -128,6 +169,19 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str |
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
     console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print as JSON, with null for what is not finite: JSON has no word for it."""
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

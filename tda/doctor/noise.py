@@ -6,26 +6,26 @@ from pathlib import Path
 
 from pydantic import Field
 
+from tda.cases import Frozen, MethodSpec
+from tda.config import BenchConfig
 from tda.doctor.budget import Budget
-from tda.records import Frozen
 from tda.regression.alternate import Grid
 from tda.regression.builds import Build
-from tda.regression.compare import split_name
 from tda.regression.effects import Effect, Prior
 from tda.regression.floor import MIN_PROCESSES, Floor, floors_of, single
 from tda.regression.folders import INSTALLED
+from tda.regression.series import split_name
 from tda.regression.units import Unit
-from tda.regression.workbench import Asked, NotMeasuredError, Workbench, check_measured
+from tda.regression.workbench import NotMeasuredError, Workbench, check_measured, speed_grid
 
-TINY = {
-    "preset": "smoke",
-    "model": ["shape:25m"],
-    "method": ["griffin"],
-    "sparsity": [0.5],
-    "prompt_tokens": 64,
-    "new_tokens": 16,
-    "rounds": 3,
-}
+TINY = BenchConfig(
+    preset="smoke",
+    models=("shape:25m",),
+    methods=(MethodSpec.parse("griffin:sparsity=0.5"),),
+    prompt_tokens=64,
+    new_tokens=16,
+    rounds=3,
+)
 """What a process measures: a case of the nightly run."""
 PAIRS = 4
 """Processes of either copy, where the time is enough for them."""
@@ -53,7 +53,7 @@ def measure_noise(device: str, budget: Budget, say: Callable[[str], None]) -> tu
         If they fail, or the time is not enough for them.
     """
     with tempfile.TemporaryDirectory(prefix="tda-doctor-") as folder:
-        units, why = _processes(Path(folder), Asked({**TINY, "device": device}).speed, budget, say)
+        units, why = _processes(Path(folder), speed_grid(TINY.model_copy(update={"device": device})), budget, say)
     check_measured(units, INSTALLED)
     well, wanted = sum(unit.status == "ok" for unit in units), 2 * PAIRS
     if well < MIN_PROCESSES:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from tda.doctor.checkup import Checkup
 from tda.doctor.noise import BLOCKS, Noise
-from tda.regression.compare import BLIND
 
+BLIND = 0.2
+"""A change of this size should be seen: a machine that needs a larger one is too noisy."""
 TOLD = 3
 """Neighbours that are named."""
 

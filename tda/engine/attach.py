@@ -62,7 +62,7 @@ def attach(
     ------
     TypeError, ValueError
         If an argument is wrong, the architecture unsupported, thresholds missing or foreign, or another method is
-        attached. Nothing is attached then.
+        attached; NotFiniteError if a weight or what it computes is not finite. Nothing is attached then.
     """
     if not isinstance(method, Method):
         raise TypeError(f"method must be a tda method such as tda.Griffin(sparsity=0.5), got {method!r}")

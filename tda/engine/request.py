@@ -172,7 +172,7 @@ class Request:
     def keep(self, kept: Sequence[Tensor]) -> list[Tensor]:
         """Hold a selection."""
         self.kept = list(kept)
-        self.left_out = torch.stack([1 - layer.double().mean(1) for layer in self.kept])
+        self.left_out = 1 - torch.stack([layer.mean(1, dtype=torch.float64) for layer in self.kept])
         return self.kept
 
 

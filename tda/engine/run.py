@@ -18,6 +18,7 @@ from tda.engine.request import PREFILL_INSIDE, Request
 from tda.engine.rotary import Rotary
 from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
 from tda.engine.unseen import Unseen
+from tda.finite import check_statistics
 from tda.names import Execution, Ran
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
@@ -393,6 +394,8 @@ class Run:
             imposed = request.rows if self._imposed is None else len(self._imposed[0])
             if imposed != request.rows:
                 raise ValueError(f"the imposed sets are of {imposed} rows, and the batch has {request.rows}")
+            if self._imposed is None:
+                check_statistics(self.model, request.statistics)
             kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
             request.execution = self._choose_execution(request)
         self._load(request, kept)

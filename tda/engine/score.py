@@ -1,5 +1,6 @@
 """Score continuations teacher-forced, under a protocol that says which tokens are computed sparsely."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -13,6 +14,7 @@ from tda.engine.phases import decode, prefill
 from tda.engine.plain import plain
 from tda.engine.run import Run
 from tda.engine.transformers_api import new_cache
+from tda.finite import check_logits
 from tda.names import Execution, Protocol
 from tda.thresholds import Thresholds
 
@@ -43,6 +45,17 @@ class Scores:
     logits: Tensor
     achieved_sparsity: tuple[float, ...] = ()
     selection: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scores"]) -> "Scores":
+        """Scores of several batches of equal lengths as one."""
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "sparse", "valid", "logits")
+        }
+        shares = [part.achieved_sparsity for part in parts]
+        achieved = tuple(sum(layer) / len(layer) for layer in zip(*shares, strict=True))
+        selection = tuple(torch.cat(layer) for layer in zip(*(part.selection for part in parts), strict=True))
+        return cls(**tensors, achieved_sparsity=achieved, selection=selection)
 
     @property
     def sparse_share(self) -> float:
@@ -92,7 +105,7 @@ def score(
     ------
     ValueError
         If shapes or masks do not fit, the model has fewer positions than the text, or the text shares a document or
-        window with the calibration text.
+        window with the calibration text. NotFiniteError if logits or a prompt's statistic are not finite.
     """
     check_choice("protocol", protocol, get_args(Protocol))
     prompt_mask = _check_mask("prompt", prompt_ids, prompt_mask)
@@ -119,6 +132,7 @@ def score(
             logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
         achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
         selection = tuple(run.selection()) if isinstance(method, PromptMethod) else ()
+    check_logits(model, logits, continuation_mask)
     nll = token_nll(logits, continuation_ids).masked_fill(~continuation_mask, 0)
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
 

@@ -14,6 +14,7 @@ from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
 from tda.engine.plain import plain
 from tda.engine.transformers_api import attention_function, text_config
+from tda.finite import check_weights, explained, not_finite
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
 from tda.kernels.native.step import Step
@@ -65,11 +66,13 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
     Raises
     ------
     ValueError
-        If a layer disagrees: the model does more in its FFN than its family declares.
+        If a layer disagrees: the model does more in its FFN than its family declares. NotFiniteError if a weight, or
+        what the probe gives, is not finite.
     """
     same = structure(model)
     if same is not None and _CHECKED.get(model) == same:
         return
+    check_weights(model)
     seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     overrides = Overrides()
     for ffn in ffns:
@@ -77,9 +80,12 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
             overrides.later(hook.remove)
     try:
         with plain(model), widening(model):
-            model(input_ids=_probe(model), use_cache=False)
+            logits = model(input_ids=_probe(model), use_cache=False).logits
             for ffn in ffns:
+                _check_finite(model, ffn, *seen[ffn.index])
                 _compare(ffn, *seen[ffn.index])
+            if found := not_finite(logits):
+                raise explained(model, f"the logits of a probe of {PROBE_TOKENS} tokens hold {found}")
     finally:
         overrides.undo()
     if same is not None:
@@ -153,6 +159,13 @@ def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> list[An
         ffn.down.register_forward_pre_hook(activated),
         (ffn.block or ffn.down).register_forward_hook(leaving),
     ]
+
+
+def _check_finite(model: nn.Module, ffn: FFN, x: Tensor, z: Tensor, y: Tensor) -> None:
+    for what, values in (("input", x), ("z", z), ("output", y)):
+        if found := not_finite(values):
+            where = f"layer {ffn.index}: the {what} of its FFN on a probe of {PROBE_TOKENS} tokens"
+            raise explained(model, f"{where} holds {found}")
 
 
 def _compare(ffn: FFN, x: Tensor, z: Tensor, y: Tensor) -> None:

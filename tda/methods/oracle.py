@@ -1,5 +1,6 @@
 """The per-token oracle: what no selection that must be made beforehand can beat."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +34,6 @@ class Oracle(TokenMethod):
         return a.abs().float() * ffn.down_norms
 
     def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
-        """Top k of each token."""
+        """Top k of each token; a nan is kept, so that logits tell of it."""
         assert self.sparsity is not None
-        return keep_top(importance, kept_count(self.sparsity, ffn.F))
+        return keep_top(importance.nan_to_num(math.inf, math.inf), kept_count(self.sparsity, ffn.F))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tda.device import torch_device
+from tda.finite import check_weights
 from tda.kernels.pages import rehome
 from tda.models.configuration import check_fields, parameters
 from tda.models.memory import check_memory
@@ -48,6 +49,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model by name.
@@ -60,6 +62,8 @@ def load_model(
         Type of weights and activations.
     device : str or torch.device
         E.g. "cpu", "cuda".
+    revision : str, optional
+        Branch, tag or commit of a hub id; else its main branch.
     trust_remote_code : bool
         Whether a hub repository may bring code that runs here.
 
@@ -71,21 +75,23 @@ def load_model(
     Raises
     ------
     ValueError
-        If the name, dtype or device is unknown, the folder or hub id holds no model of a supported family, or there is
-        not enough memory.
+        If the name, dtype or device is unknown, the folder or hub id holds no model of a supported family, a weight is
+        not finite, or there is not enough memory.
     """
     kind = _dtype(dtype)
     where = torch_device(device)
     if is_shape(name):
         return LoadedModel(_shape(name, kind, where), None)
     path = str(_reference(name)) if name.startswith("ref:") else name
-    config, count = _configuration(name, path, trust_remote_code)
+    hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    config, count = _configuration(name, path, hub)
     with _loading(name):
         for place in {torch.device("cpu"), where}:
             check_memory(count, kind, place)
-    tokenizer = _tokenizer(name, path, config.get_text_config().vocab_size, trust_remote_code)
-    model = _weights(name, path, config, kind, trust_remote_code)
-    return LoadedModel(model.to(where).eval(), tokenizer)
+    tokenizer = _tokenizer(name, path, config.get_text_config().vocab_size, hub)
+    model = _weights(name, path, config, kind, hub).to(where).eval()
+    check_weights(model, f"cannot load model {name!r}: ")
+    return LoadedModel(model, tokenizer)
 
 
 def _shape(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -95,23 +101,23 @@ def _shape(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return build_shape(name.removeprefix("shape:"), dtype, device)
 
 
-def _configuration(name: str, path: str, trust_remote_code: bool) -> tuple[Any, int]:
+def _configuration(name: str, path: str, hub: dict[str, Any]) -> tuple[Any, int]:
     """The checked configuration of a folder or hub id, and how many parameters it makes."""
     from transformers import AutoConfig, PreTrainedConfig
 
     with _loading(name):
-        check_fields(PreTrainedConfig.get_config_dict(path)[0])
+        check_fields(PreTrainedConfig.get_config_dict(path, revision=hub["revision"])[0])
     with _loading(name, "its config.json makes no model: "):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        return config, parameters(config, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, **hub)
+        return config, parameters(config, trust_remote_code=hub["trust_remote_code"])
 
 
-def _tokenizer(name: str, path: str, vocabulary: int, trust_remote_code: bool) -> Any:
+def _tokenizer(name: str, path: str, vocabulary: int, hub: dict[str, Any]) -> Any:
     """The tokenizer, set to pad on the left. Tokens that were added to its own may be more than the model knows."""
     from transformers import AutoTokenizer
 
     with _loading(name, "its tokenizer cannot be loaded: "):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
     with _loading(name):
         if tokenizer.vocab_size > vocabulary:
             raise ValueError(f"its tokenizer has {tokenizer.vocab_size} tokens; its config.json has {vocabulary}")
@@ -121,7 +127,7 @@ def _tokenizer(name: str, path: str, vocabulary: int, trust_remote_code: bool) -
     return tokenizer
 
 
-def _weights(name: str, path: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+def _weights(name: str, path: str, config: Any, dtype: torch.dtype, hub: dict[str, Any]) -> nn.Module:
     """The model with its weights on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -134,7 +140,7 @@ def _weights(name: str, path: str, config: Any, dtype: torch.dtype, trust_remote
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
-                trust_remote_code=trust_remote_code,
+                **hub,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )

@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from tda.cases import Case, Frozen, Inputs
 from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
-from tda.records import Case, Commit, Flag, FlagName, Frozen, Machine
+from tda.records import Commit, Flag, FlagName, Machine
 from tda.telemetry import Telemetry
 
 PROFILE_VERSION: Literal[1] = 1
@@ -100,6 +101,7 @@ class Profile(Frozen):
 
     version: Literal[1] = PROFILE_VERSION
     case: Case
+    inputs: Inputs = Inputs()
     commit: Commit
     machine: Machine
     started: str

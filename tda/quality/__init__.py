@@ -1,7 +1,7 @@
 """Quality: documents, and methods scored on them against the dense model."""
 
 from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents, rows_of
-from tda.quality.evaluate import Evaluation, Evaluator, selection_digest
+from tda.quality.evaluate import Evaluation, Evaluator, measured, selection_digest
 from tda.quality.recall import recall, recall_questions
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Evaluator",
     "calibration_batches",
     "evaluation_documents",
+    "measured",
     "random_documents",
     "recall",
     "recall_questions",

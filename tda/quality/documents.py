@@ -1,5 +1,6 @@
 """Documents as tokens: a prompt and its continuation, from JSONL text or from the built-in streams."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tda.reference import text as builtin
 
+BUILT_IN = "built-in stories"
 COARSE_BYTES = 8
 """More bytes than tokens have on average, so that a built-in document is long enough for a token count."""
 MARGIN = 64
@@ -150,6 +152,22 @@ def _ids(tokenizer: Any, content: str, at_most: int | None, control_words: bool)
         if size >= len(content) or (at_most is not None and len(ids) >= at_most + MARGIN):
             return ids
         size *= 4
+
+
+def text_facts(text: Path | None) -> tuple[str, str, int]:
+    """Name, digest and bytes of an evaluation text; of the built-in stream, those of what generates it.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read.
+    """
+    path = Path(builtin.__file__) if text is None else text
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"no text at {path}: {error.strerror}") from error
+    return BUILT_IN if text is None else text.name, hashlib.sha256(content).hexdigest()[:16], len(content)
 
 
 def read_jsonl(path: Path) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from tda.contracts import Method
 from tda.engine.score import Scores, score
+from tda.finite import NotFiniteError
 from tda.methods import METHODS
 from tda.metrics import METRICS
 from tda.names import Protocol
@@ -49,22 +50,22 @@ class Evaluation:
 
     def measurements(self) -> dict[str, Measurement]:
         """The values as measurements, a group per document."""
-        return {name: Measurement.of(name, values, self.documents) for name, values in self.values.items()}
+        return {name: measured(name, values, self.documents) for name, values in self.values.items()}
 
     def summary(self, dense: "Evaluation") -> dict[str, float | str | None]:
         """Means over documents, with the interval of the difference to dense."""
         found = self.measurements()
-        means = {name: sum(part.samples) / len(part.samples) for name, part in found.items()}
+        means = {name: sum(part.samples) / len(part.samples) if part.samples else None for name, part in found.items()}
+        nll = means["nll_nats"]
         delta = paired_difference(found["nll_nats"], dense.measurements()["nll_nats"])
-        assert delta is not None
         layers = self.achieved_sparsity
         return {
             "achieved_sparsity": sum(layers) / len(layers),
-            "perplexity": math.exp(means["nll_nats"]),
-            "nll_nats": means["nll_nats"],
-            "delta_nll_nats": delta.value,
-            "delta_low": delta.low,
-            "delta_high": delta.high,
+            "perplexity": math.exp(nll) if nll is not None and found["perplexity"].samples else None,
+            "nll_nats": nll,
+            "delta_nll_nats": None if delta is None else delta.value,
+            "delta_low": None if delta is None else delta.low,
+            "delta_high": None if delta is None else delta.high,
             "kl_to_dense_nats": means["kl_to_dense_nats"],
             "top1_disagreement": means["top1_disagreement"],
             "sparse_share": self.sparse_share,
@@ -82,6 +83,8 @@ class Evaluator:
         Of equal lengths.
     batch : int
         Documents per pass.
+    together : int
+        Documents that share a set where a method has one for all rows of a batch.
     protocol : str
         As for `tda.score`.
     advance : callable
@@ -94,10 +97,12 @@ class Evaluator:
         documents: Sequence[Document],
         *,
         batch: int = 8,
+        together: int = 1,
         protocol: Protocol = "decode",
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
+        self.together = together
         self.protocol = protocol
         self.advance = advance
         self.batches = [documents[start : start + batch] for start in range(0, len(documents), batch)]
@@ -135,7 +140,9 @@ class Evaluator:
         batch = self.batches[number]
         start = sum(len(before) for before in self.batches[:number])
         chosen = None if select_on is None else select_on[start : start + len(batch)]
-        scores = self._score(method, thresholds, batch, chosen)
+        size = self.together if shares_rows(method) else len(batch)
+        parts = [(batch[at : at + size], chosen and chosen[at : at + size]) for at in range(0, len(batch), size)]
+        scores = Scores.joined([self._score(method, thresholds, *part) for part in parts])
         dense = scores if method.name == "dense" else self._dense_scores(number)
         for name, metric in METRICS.items():
             result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
@@ -165,15 +172,33 @@ class Evaluator:
         device = next(self.model.parameters()).device
         prompts, continuations = rows_of(documents, device)
         selecting = None if select_on is None else rows_of(select_on, device)[0]
-        return score(
-            self.model,
-            method,
-            prompts,
-            continuations,
-            thresholds,
-            protocol=self.protocol,
-            selection_ids=selecting,
-        )
+        try:
+            return score(
+                self.model,
+                method,
+                prompts,
+                continuations,
+                thresholds,
+                protocol=self.protocol,
+                selection_ids=selecting,
+            )
+        except NotFiniteError as error:
+            numbers = f"{documents[0].number} to {documents[-1].number}"
+            raise NotFiniteError(f"{method.name} on documents {numbers}: {error}") from None
+
+
+def shares_rows(method: Method) -> bool:
+    """Whether all rows of a batch share one set: what is scored together then matters."""
+    return method.options.get("rows") == "shared"
+
+
+def measured(name: str, values: Sequence[float], documents: Iterable[int]) -> Measurement:
+    """A score's samples, one per document; missing, with the reason, where one is beyond what a float holds."""
+    numbers = list(documents)
+    broken = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
+    if broken is None:
+        return Measurement.of(name, values, numbers)
+    return Measurement.absent(name, f"that of document {numbers[broken]} is {values[broken]}")
 
 
 def selection_digest(selection: Sequence[Tensor], row: int) -> float:

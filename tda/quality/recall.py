@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tda.contracts import Method
 from tda.engine.score import Scores, score
 from tda.quality.documents import bytes_per_token, encode
+from tda.quality.evaluate import measured, shares_rows
 from tda.records import Measurement
 from tda.reference.text import recall_items
 from tda.thresholds import Thresholds
@@ -52,14 +53,15 @@ def recall(
     """
     accuracy: list[float] = []
     nll: list[float] = []
-    for start in range(0, len(questions), ROWS):
-        scores, answers = _score(model, method, thresholds, questions[start : start + ROWS])
+    together = 1 if shares_rows(method) else ROWS
+    for start in range(0, len(questions), together):
+        scores, answers = _score(model, method, thresholds, questions[start : start + together])
         right = (scores.logits.argmax(-1) == answers) | ~scores.valid
         accuracy += right.all(1).double().tolist()
         nll += (scores.nll.double().sum(1) / scores.valid.sum(1)).tolist()
     groups = range(len(questions))
     samples = {"task_recall_accuracy": accuracy, "task_recall_nll": nll}
-    return {name: Measurement.of(name, values, groups) for name, values in samples.items()}
+    return {name: measured(name, values, groups) for name, values in samples.items()}
 
 
 def _score(

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from tda.cases import describe
 from tda.regression.alarms import raised_in
 from tda.regression.explain import SPLIT_PHASES, explanation, headline, main_changes, name_of
 from tda.regression.findings import Alarm, Alarms, Finding
 from tda.regression.profiles import Profiles
-from tda.regression.units import Night, NightCommit
-from tda.regression.wording import short
+from tda.regression.series import split_name
+from tda.regression.units import Night, NightCommit, Seen
+from tda.regression.wording import named, relative, short
 
 TOLD_ROWS = 6
 """Rows of a kernel table that are attached to an alarm."""
@@ -34,9 +36,10 @@ def account(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Pro
     parts += _list("Not confirmed", (f for f in night.findings if f.verdict == "warning"))
     earlier = [alarm for alarm in alarms.alarms if alarm not in raised]
     if earlier:
-        rows = (f"| {a.state} | `{a.id}` | {_cell(a.finding.sentence)} | {_cell(a.reason or '')} |" for a in earlier)
+        rows = (f"| {a.state} | `{a.id}` | {_what(a)} | {_cell(a.reason or '')} |" for a in earlier)
         parts.append("\n".join(["## Known alarms\n", "| state | alarm | what | why |", "|---|---|---|---|", *rows]))
     parts.append(_commits(night.commits))
+    parts += _seen(night.seen)
     if problems:
         parts.append("\n".join(["## Skipped\n", *(f"- {_cell(problem)}" for problem in problems)]))
     return "\n\n".join(parts) + "\n"
@@ -50,6 +53,7 @@ def _head(night: Night, raised: Sequence[Alarm]) -> str:
     return (
         f"# Night {night.id}: {many}\n\n"
         f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; anchor `{short(night.anchor)}`."
+        + "".join(f"\n\n**{_cell(note[0].upper() + note[1:])}.**" for note in night.notes)
     )
 
 
@@ -61,13 +65,22 @@ def _alarm(alarm: Alarm) -> str:
     span = f"`{short(finding.good)}` (good) .. `{short(finding.commit)}` (bad)"
     decision = f'[[decision]]\nalarm = "{alarm.id}"\nstate = "accepted"  # or "acknowledged"\nreason = ""'
     return (
-        f"## {_cell(finding.sentence)}\n\n"
+        f"## {_what(alarm)}\n\n"
         f"- alarm `{alarm.id}`{reopened}, split **{finding.split}**, {finding.shape}, {span}{floor}{chance}\n"
-        f"- cases: {_cell(', '.join(finding.cases))}\n"
+        f"- cases: {_cell(named(finding.cases))}\n"
         f"- again: `{finding.reproduce}`\n\n"
         "Intended, or known? Commit to `benchmarks/decisions.toml`:\n\n"
         f"```toml\n{decision}\n```"
     )
+
+
+def _what(alarm: Alarm) -> str:
+    """What an alarm says, and what remains of it where it was mended in part."""
+    told = _cell(alarm.finding.sentence)
+    if alarm.remains is None:
+        return told
+    size = relative if alarm.finding.unit == "ratio" else "{:+.3g} nats a token".format
+    return f"{told} {size(alarm.remains)} remains of {size(alarm.finding.size or 0.0)}."
 
 
 def _explained(finding: Finding, profiles: Profiles) -> str:
@@ -76,7 +89,7 @@ def _explained(finding: Finding, profiles: Profiles) -> str:
     if compared is None:
         return ""
     many = f"{len(compared.before)} and {len(compared.after)} processes{' in turn' if compared.paired else ''}"
-    lines = [f"\n\nProfiled, {_cell(compared.label)}, {many}:\n"]
+    lines = [f"\n\nProfiled, {_cell(str(compared.case))}, {many}:\n"]
     phases = [one.phase for one in compared.phases if one.phase in SPLIT_PHASES[finding.split]]
     lines += [f"- {_cell(headline(compared, phase))}" for phase in phases]
     changes = main_changes(finding, compared, TOLD_ROWS)
@@ -95,6 +108,20 @@ def _explained(finding: Finding, profiles: Profiles) -> str:
 def _list(title: str, findings: Iterable[Finding]) -> list[str]:
     lines = [f"- {_cell(finding.sentence)} `{finding.reproduce}`" for finding in findings]
     return ["\n".join([f"## {title}\n", *lines])] if lines else []
+
+
+def _seen(seen: Sequence[Seen]) -> list[str]:
+    """What the night could not have seen: changes below the floor of each series."""
+    if not seen:
+        return []
+    cases = [one.case for one in seen]
+    rows = [
+        f"| {_cell(describe(one.case, cases))} | {one.grid} | {split_name(one.split, one.relative)} | "
+        f"{'cannot tell' if one.floor is None else f'{one.floor:.1%}'} |"
+        for one in seen
+    ]
+    head = ["## What this night could not have seen: changes below\n", "| case | grid | what | change |"]
+    return ["\n".join([*head, "|---|---|---|---|", *rows])]
 
 
 def _commits(commits: Iterable[NightCommit]) -> str:

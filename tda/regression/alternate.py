@@ -4,47 +4,23 @@ In a block every build runs once; odd blocks go forward, even ones backward, so 
 neighbours in time and a linear drift of the machine cancels.
 """
 
-import fcntl
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Protocol
 
+from tda.config import BenchConfig
+from tda.process import Ended, call
 from tda.records import Record, merge
-from tda.regression.builds import Build, last_words
-from tda.regression.units import Role, Stage, Unit, UnitStatus
+from tda.regression.builds import Build
+from tda.regression.units import Role, Stage, Unit
 from tda.results import RESULTS, Loaded, load
+from tda.schedule import mirrored
 
 GIVE_UP = 2
 """A commit whose processes failed this often is not tried again."""
-COMPLAINT = "stderr.txt"
-"""What a process complained of."""
-CHILD = """
-import json, os, sys, threading
-from pathlib import Path
-order = json.loads(sys.argv[1])
-# The parent holds our standard input: when it dies, however it dies, we end too, and disturb no later measurement.
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(70)), daemon=True).start()
-import tda
-if not Path(tda.__file__).is_relative_to(order["site"]):
-    sys.exit(f"measured the wrong build: {tda.__file__}")
-call = getattr(tda, order["call"], None)
-if call is None:
-    sys.exit(f"this commit has no tda.{order['call']}: it is older than the suite")
-call(order["out"], **order["options"])
-sys.stdout.flush()
-os._exit(0)
-"""
-"""What a process runs: the public call of the build that is on its path, and nothing of the parent's own code."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +31,14 @@ class Grid:
     ----------
     name : str
         Name in units and tables.
-    options : mapping
-        Keyword arguments of `tda.run_bench`.
+    options : BenchConfig
+        What is asked of `tda.run_bench`.
     repeated : bool
         Whether it runs once in every block (speed), or once for a commit (quality, which repeats exactly).
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: BenchConfig
     repeated: bool = True
 
 
@@ -82,7 +58,7 @@ class Task:
         """As `Unit.place`."""
         return self.build.commit, self.role, self.grid.name, self.stage, self.block
 
-    def unit(self, night: str, ended: "Ended", records: Sequence[Record] = ()) -> Unit:
+    def unit(self, night: str, ended: Ended, records: Sequence[Record] = ()) -> Unit:
         """What it is once its process has ended."""
         return Unit(
             night=night,
@@ -95,74 +71,6 @@ class Task:
             records=tuple(records),
             **ended._asdict(),
         )
-
-
-class Ended(NamedTuple):
-    """How a process ended.
-
-    Attributes
-    ----------
-    status : str
-        As a unit's.
-    reason : str or None
-        Why, if it did not end well.
-    started : str
-        When it began.
-    seconds : float
-        How long it took.
-    """
-
-    status: UnitStatus
-    reason: str | None
-    started: str
-    seconds: float
-
-
-def call(build: Build, name: str, out: Path, options: Mapping[str, Any], timeout_s: float) -> Ended:
-    """Have a build make a public call, ``tda.NAME(out, **options)``, in a process of its own.
-
-    What the process complained of stays in ``stderr.txt`` in the folder `out`, which must be there.
-    """
-    site = str(build.site.resolve())
-    order = {"site": site, "call": name, "out": str(out.resolve()), "options": dict(options)}
-    command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
-    return finish(command, out, {**os.environ, "PYTHONPATH": site}, timeout_s)
-
-
-def finish(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
-    """Run a command in a folder to its end, or to the end of its time.
-
-    It holds a pipe from us as its standard input, so it can tell when we die. What it complained of stays in
-    ``stderr.txt`` in the folder.
-    """
-    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    complaint = folder / COMPLAINT
-    with open(complaint, "wb") as errors:
-        status, reason = _wait(command, timeout_s, errors, folder, environment)
-    if status in ("error", "crash"):
-        said = last_words(complaint.read_text(errors="replace"), lines=1) or "it said nothing"
-        reason = f"{reason}: {said}"
-    return Ended(status, reason, started, round(time.monotonic() - begin, 2))
-
-
-def _wait(
-    command: Sequence[str], timeout_s: float, errors: IO[bytes], folder: Path, environment: Mapping[str, str]
-) -> tuple[UnitStatus, str | None]:
-    """Run a command to its end, or to the end of its time; it never outlives us."""
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder, env=environment
-    ) as process:
-        try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return "timeout", f"no end after {timeout_s:.0f} s"
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode == 0:
-        return "ok", None
-    return "crash" if process.returncode < 0 else "error", f"exit code {process.returncode}"
 
 
 class Runs(Protocol):
@@ -197,7 +105,7 @@ class Runner:
         out.mkdir(parents=True, exist_ok=True)
         for left in (RESULTS, "running.json"):  # of a process that was killed
             (out / left).unlink(missing_ok=True)
-        ended = call(task.build, "run_bench", out, task.grid.options, self.timeout_s)
+        ended = call(task.build.site, "run_bench", out, task.grid.options, self.timeout_s)
         found = load(out) if (out / RESULTS).is_file() else Loaded([], [])
         if ended.status == "ok" and (found.problems or not found.records):
             ended = ended._replace(status="error", reason="; ".join(found.problems) or "it measured nothing")
@@ -206,8 +114,8 @@ class Runner:
 
 def block(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, number: int) -> list[Task]:
     """Tasks of one block, in the order in which they run."""
-    ordered = list(builds) if number % 2 else list(reversed(builds))
-    return [Task(build, role, grid, stage, number, place) for place, (build, role) in enumerate(ordered)]
+    ordered = enumerate(mirrored(builds, number))
+    return [Task(build, role, grid, stage, number, place) for place, (build, role) in ordered]
 
 
 def design(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, blocks: int) -> Iterator[Task]:
@@ -252,24 +160,6 @@ def measure(
             failures[commit] += 1
             say(f"{commit[:10]}: {unit.status}: {unit.reason}")
     return [held[task.place] for task in tasks if task.place in held]
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a lock on a working folder: two measurements at once would disturb each other's numbers.
-
-    Raises
-    ------
-    ValueError
-        If another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another measurement is running in {folder}") from None
-        yield
 
 
 def clear(work: Path) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
-from tda.records import label
+from tda.bench.plan import only
+from tda.cases import Case
+from tda.config import BenchConfig
 from tda.regression import detect
 from tda.regression.alternate import GIVE_UP
 from tda.regression.compare import Judged, Row, quality_row
@@ -20,7 +22,7 @@ from tda.regression.quality import QualityMove, quality_moves
 from tda.regression.series import Blocks, Key
 from tda.regression.units import Unit
 from tda.regression.wording import WHAT, short
-from tda.regression.workbench import Asked, CommitBench, NotMeasuredError, check_measured
+from tda.regression.workbench import CommitBench, NotMeasuredError, check_measured, quality_grid, speed_grid
 
 LEVEL = 0.99
 """Level of the interval that must not hold the middle."""
@@ -169,7 +171,7 @@ class SpeedProbe:
         Where commits are measured.
     good, bad : str
         The ends.
-    asked : Asked
+    config : BenchConfig
         What is measured: the case that is followed, and dense.
     key : Key
         The series.
@@ -184,7 +186,7 @@ class SpeedProbe:
     bench: CommitBench
     good: str
     bad: str
-    asked: Asked
+    config: BenchConfig
     key: Key
     effect: Effect
     noise: Prior
@@ -207,7 +209,7 @@ class SpeedProbe:
         builds = [self.bench.install(name) for name in commits]
         row = self._undecided
         for blocks in range(GIVE_UP, self.most + 1):
-            units = self.bench.run("-".join(map(short, commits)), builds, self.asked.speed, blocks)
+            units = self.bench.run("-".join(map(short, commits)), builds, speed_grid(self.config), blocks)
             self._check(units, commit)
             row = self._placed(_complete(units, commits), commit)
             if row.verdict != "undecided":
@@ -236,7 +238,7 @@ class SpeedProbe:
         """As `Probe.step`."""
         builds = [self.bench.install(name) for name in (before, found)]
         name = f"{short(before)}-{short(found)}"
-        units = self.bench.run(name, builds, self.asked.speed, self.blocks, stage="confirm")
+        units = self.bench.run(name, builds, speed_grid(self.config), self.blocks, stage="confirm")
         values = detect.differences(Blocks(units, "confirm"), self.key, Pair(found, before))
         if len(values) < MIN_BLOCKS:
             return None
@@ -250,7 +252,7 @@ class SpeedProbe:
 
     def _row(self, change: Effect, verdict: str) -> Row:
         low, high = change.bounds()
-        return Row(self.key.case, self.key.split, 1 + change.size, low=1 + low, high=1 + high, verdict=verdict)
+        return Row(self.key.case, self.key.split, ratio=1 + change.size, low=1 + low, high=1 + high, verdict=verdict)
 
 
 def _complete(units: Sequence[Unit], commits: Sequence[str]) -> Blocks:
@@ -268,7 +270,7 @@ class QualityProbe:
 
     Attributes
     ----------
-    bench, good, bad, asked
+    bench, good, bad, config
         As for `SpeedProbe`.
     move : QualityMove
         What BAD differs from GOOD by.
@@ -277,7 +279,7 @@ class QualityProbe:
     bench: CommitBench
     good: str
     bad: str
-    asked: Asked
+    config: BenchConfig
     move: QualityMove
 
     @property
@@ -292,7 +294,7 @@ class QualityProbe:
 
     def place(self, commit: str) -> Row:
         """As `Probe.place`: the end that it is as, or nearer to."""
-        scored = [label(one.case) for one in self.bench.text(commit, self.asked) if one.samples("nll_nats")]
+        scored = [one.case for one in self.bench.text(commit, self.config) if one.samples("nll_nats")]
         if self.move.case not in scored:
             raise NotMeasuredError(f"{short(commit)} gives no quality of {self.move.case}")
         to_good, to_bad = (self._move(commit, end) for end in (self.good, self.bad))
@@ -307,7 +309,7 @@ class QualityProbe:
         return quality_row(move) if move is not None else None
 
     def _move(self, new: str, old: str) -> QualityMove | None:
-        moves = quality_moves(*(self.bench.text(commit, self.asked) for commit in (new, old)))
+        moves = quality_moves(*(self.bench.text(commit, self.config) for commit in (new, old)))
         return next((move for move in moves if move.case == self.move.case), None)
 
 
@@ -329,14 +331,11 @@ class Wanted:
     ----------
     split : str
         What changed.
-    case : str or None
-        Label of the case; None is the one whose change is the plainest.
     blocks, most : int
         Processes of either end, and of a commit between them at most.
     """
 
     split: str
-    case: str | None = None
     blocks: int = 8
     most: int = 24
 
@@ -345,7 +344,7 @@ class Wanted:
             raise ValueError(f"split must be one of {', '.join(get_args(Split))}; got {self.split!r}")
 
 
-def bisect(bench: CommitBench, good: str, bad: str, asked: Asked, wanted: Wanted) -> Bisected:
+def bisect(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Bisected:
     """Find the commit at which something changed.
 
     Parameters
@@ -354,7 +353,7 @@ def bisect(bench: CommitBench, good: str, bad: str, asked: Asked, wanted: Wanted
         Where commits are measured and units are kept.
     good, bad : str
         Full hashes of the ends.
-    asked : Asked
+    config : BenchConfig
         What is measured of the ends; of the commits between them only the case that is followed.
     wanted : Wanted
         What is looked for.
@@ -369,10 +368,9 @@ def bisect(bench: CommitBench, good: str, bad: str, asked: Asked, wanted: Wanted
     line = [good, *bench.repository.between(good, bad)]
     if len(line) < 2:
         raise ValueError(f"{short(good)} and {short(bad)} are one commit")
-    asked = asked.narrowed(wanted.case) if wanted.case is not None else asked
     follow = _follow_quality if wanted.split == "quality" else _follow_speed
     try:
-        probe = follow(bench, good, bad, asked, wanted)
+        probe = follow(bench, good, bad, config, wanted)
     except AlikeError as error:
         return Bisected(None, (), f"{error} between {short(good)} and {short(bad)}.")
     return Bisect(line, probe, lambda commit: bench.repository.facts(commit).subject, bench.say).run()
@@ -382,27 +380,34 @@ class AlikeError(Exception):
     """The ends do not differ in what is looked for; the text says in what."""
 
 
-def _follow_speed(bench: CommitBench, good: str, bad: str, asked: Asked, wanted: Wanted) -> Probe:
+def _is_asked(case: Case, config: BenchConfig, split: str) -> bool:
+    """Whether a case is of a method that was named, if any was: dense runs beside them all, and has their prefill."""
+    return not config.methods or split == "prefill" or case.method in {spec.name for spec in config.methods}
+
+
+def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
     """The plainest change of a time or of memory, one for the worse if there is any."""
-    judged = Judged(bench.against(good, bad, asked, wanted.blocks), Pair(bad, good), "")
-    followed = [key for key in judged.effects if key.split == wanted.split and wanted.case in (None, key.case)]
+    judged = Judged(bench.against(good, bad, config, wanted.blocks), Pair(bad, good), "")
+    split = wanted.split
+    followed = [key for key in judged.effects if key.split == split and _is_asked(key.case, config, split)]
     sure = [one.suspect for one in judged.sure if one.suspect.key in followed]
     if not sure:
         floors = sorted(floor for floor in map(judged.floor, followed) if floor is not None)
         beyond = f" beyond floors of {floors[0]:.1%} to {floors[-1]:.1%}" if floors else ""
-        raise AlikeError(f"{wanted.split} does not differ{beyond}")
+        raise AlikeError(f"{split} does not differ{beyond}")
     chosen = max(sure, key=lambda one: (one.effect.log_ratio > 0, -one.effect.p, abs(one.effect.log_ratio)))
     key, noise = chosen.key, judged.noise[chosen.key]
-    narrow = asked.narrowed(key.case)
+    narrow = only(config, [key.case])
+    key = key._replace(grid=speed_grid(narrow).name)
     return SpeedProbe(bench, good, bad, narrow, key, chosen.effect, noise, wanted.blocks, wanted.most)
 
 
-def _follow_quality(bench: CommitBench, good: str, bad: str, asked: Asked, wanted: Wanted) -> Probe:
+def _follow_quality(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
     """The text that moved most."""
-    if asked.quality is None:
+    if quality_grid(config) is None:
         raise ValueError("quality needs a trained model, e.g. --model ref:swiglu; shapes have random weights")
-    moves = quality_moves(*(bench.text(commit, asked) for commit in (bad, good)))
-    moves = [move for move in moves if wanted.case in (None, move.case)]
+    moves = quality_moves(*(bench.text(commit, config) for commit in (bad, good)))
+    moves = [move for move in moves if _is_asked(move.case, config, wanted.split)]
     if not moves:
         raise AlikeError("quality does not differ")
-    return QualityProbe(bench, good, bad, asked, max(moves, key=_distance))
+    return QualityProbe(bench, good, bad, config, max(moves, key=_distance))

@@ -1,6 +1,5 @@
 """Where a history lives: a folder, or a branch of its own that is checked out in one."""
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,11 @@ from tda.regression.units import History
 PREFIX = "branch:"
 WORKTREE = Path("results/history")
 """Where a history branch is checked out: the same folder that asv's settings and the dashboard read."""
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
-"""Git's hash of a tree without files."""
+IDENTITY = {
+    f"GIT_{role}_{fact}": told
+    for role in ("AUTHOR", "COMMITTER")
+    for fact, told in (("NAME", "tda nightly"), ("EMAIL", "nightly@localhost"))
+}
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Place:
         """Commit what changed on the branch; pushing it is the caller's."""
         if self.branch is None:
             return
-        self.branch.git("add", "--all")
-        if self.branch.git("status", "--porcelain"):
-            identity = ("-c", "user.name=tda nightly", "-c", "user.email=nightly@localhost")
-            self.branch.git(*identity, "commit", "--quiet", "--message", message)
+        self.branch.git("add", "--all", "--force")  # whatever a user ignores in every repository
+        tree = self.branch.git("write-tree")
+        if tree != self.branch.git("rev-parse", "HEAD^{tree}"):
+            made = self.branch.git("commit-tree", tree, "-p", "HEAD", "-m", message, **IDENTITY)
+            self.branch.git("update-ref", "HEAD", made)
 
 
 def open_history(repository: Repository, name: str) -> Place:
@@ -42,28 +45,27 @@ def open_history(repository: Repository, name: str) -> Place:
     if not name.startswith(PREFIX):
         return Place(History(Path(name)))
     branch, folder = name.removeprefix(PREFIX), repository.folder / WORKTREE
+    repository.git("check-ref-format", "--branch", branch)
     if not (folder / ".git").exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} holds a history already; move it away before it becomes the branch {branch}")
-        if not _exists(repository, branch):
-            identity = ("-c", "user.name=tda nightly", "-c", "user.email=nightly@localhost")
-            root = repository.git(*identity, "commit-tree", EMPTY_TREE, "-m", "History of nights")
-            repository.git("branch", branch, root)
+        _begin(repository, branch)
         repository.git("worktree", "prune")  # the folder may have been deleted by hand
         repository.git("worktree", "add", "--quiet", str(folder), branch)
-    place = Place(History(folder), Repository(folder))
-    there = place.branch.git("rev-parse", "--abbrev-ref", "HEAD") if place.branch is not None else ""
+    checkout = Repository(folder)
+    there = checkout.git("rev-parse", "--symbolic-full-name", "HEAD").removeprefix("refs/heads/")
     if there != branch:
-        raise ValueError(f"{folder} has the branch {there!r} checked out, not {branch!r}")
-    return place
+        raise ValueError(f"{folder} has {there!r} checked out, not {branch!r}")
+    return Place(History(folder), checkout)
 
 
-def _exists(repository: Repository, branch: str) -> bool:
-    """Whether a branch is there; one that only the remote has is made from it."""
-    refs = ["git", "-C", str(repository.folder), "show-ref", "--verify", "--quiet"]
-    if subprocess.run([*refs, f"refs/heads/{branch}"]).returncode == 0:
-        return True
-    if subprocess.run([*refs, f"refs/remotes/origin/{branch}"]).returncode:
-        return False
-    repository.git("branch", "--track", branch, f"origin/{branch}")
-    return True
+def _begin(repository: Repository, branch: str) -> None:
+    """Make a branch that is not there; one that only the remote has is made from it."""
+    remote = f"refs/remotes/origin/{branch}"
+    if repository.has(f"refs/heads/{branch}"):
+        return
+    if repository.has(remote):
+        repository.git("branch", "--track", branch, remote)
+    else:
+        root = repository.git("commit-tree", repository.git("mktree"), "-m", "History of nights", **IDENTITY)
+        repository.git("branch", "--no-track", branch, root)

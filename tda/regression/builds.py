@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tda.process import last_words
 from tda.records import BUILD_STAMP, Commit
 from tda.regression.repository import Repository
 
@@ -85,16 +86,10 @@ class Builds:
         if done.returncode or not package.is_dir():
             raise BuildFailedError(last_words(done.stderr) or f"the installer ended with {done.returncode}")
         stamp = Commit(hash=commit, dirty=False)
-        (package / BUILD_STAMP).write_text(stamp.model_dump_json())
+        (package / BUILD_STAMP).write_text(stamp.model_dump_json(exclude_none=True))  # older commits read it
 
     def _thin(self) -> None:
         """Delete what nobody used for long: old builds, and what a killed installer left."""
         for path in self.folder.iterdir():
             if time.time() - path.stat().st_mtime > KEPT_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def last_words(text: str, lines: int = 2) -> str:
-    """The end of an installer's or interpreter's complaint, without empty lines and rules."""
-    told = [line.strip() for line in text.splitlines() if any(sign.isalnum() for sign in line)]
-    return " / ".join(told[-lines:])

@@ -3,26 +3,30 @@
 What its two installs differ by is the between-process A/A noise of this very comparison.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from tda.records import Record, label
+from tda.cases import Case
+from tda.config import BenchConfig
+from tda.records import Record
 from tda.regression import detect
 from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import resolution
 from tda.regression.findings import Split
+from tda.regression.floor import two_modes
 from tda.regression.quality import QualityMove, quality_moves
-from tda.regression.series import Blocks, Key
+from tda.regression.series import Blocks, Key, split_name
 from tda.regression.units import Unit
 from tda.regression.wording import short, speed_sentence
-from tda.regression.workbench import Asked, CommitBench
+from tda.regression.workbench import CommitBench, quality_grid
+from tda.statistics import BLIND, MIN_GROUPS
 
 RULES = Rules()
-BLIND = 0.2
-"""A floor above this is worth a sentence: "same" then says little."""
+CANNOT_TELL = "cannot tell"
+"""Verdict on a series whose noise is not known, or hides what one would want to see."""
 
 
 # What a comparison says.
@@ -32,12 +36,14 @@ BLIND = 0.2
 class Row:
     """One series of a case: a ratio (new over old) for times and memory, a difference in nats a token for quality.
 
-    `low` and `high` bound the 95% interval; `floor` is the relative change that lies within the between-process A/A
-    noise; `p` is corrected for all series together (commits only).
+    `text` names the evaluation text where a case was measured on several; `low` and `high` bound the 95% interval;
+    `floor` is the relative change that lies within the between-process A/A noise; `p` is corrected for all series
+    together (commits only).
     """
 
-    case: str
+    case: Case
     split: str
+    text: str | None = None
     ratio: float | None = None
     nats: float | None = None
     low: float | None = None
@@ -45,6 +51,9 @@ class Row:
     floor: float | None = None
     p: float | None = None
     verdict: str = "same"
+
+    def __str__(self) -> str:
+        return f"{self.split} of {self.case}"
 
 
 @dataclass(frozen=True)
@@ -73,24 +82,24 @@ class Comparison:
     unjudged: tuple[str, ...] = ()
 
 
-def split_name(split: Split, relative: bool) -> str:
-    """What a table calls a series."""
-    return "decode to dense" if relative else split
-
-
 def speed_verdict(split: Split, up: bool) -> str:
     """What a table says of a series that moved."""
     words = ("more", "less") if split == "memory" else ("slower", "faster")
     return words[0] if up else words[1]
 
 
-def blind(rows: Iterable[Row]) -> list[str]:
-    """A sentence where noise hides what one would want to see."""
-    floors = [(row.floor, f"{row.split} of {row.case}") for row in rows if row.floor is not None and row.floor > BLIND]
-    if not floors:
-        return []
-    worst, name = max(floors)
-    return [f"this machine is noisy: in {name}, nothing under {worst:.0%} can be seen"]
+def unjudged(rows: Mapping[Key, Row], modes: bool) -> Iterator[str]:
+    """Why some series cannot be told: two modes of the machine, or noise that is not known or hides everything."""
+    left = [key for key, row in rows.items() if row.verdict == CANNOT_TELL]
+    if modes:
+        yield "cannot tell: two modes. The machine ran at two speeds; times at one say nothing of times at the other"
+        left = [key for key in left if key.relative]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        yield (
+            f"cannot tell: {left[0]}{more}. The noise of this machine is not known there or over {BLIND:.0%}, or there "
+            f"are fewer than {MIN_GROUPS} rounds"
+        )
 
 
 def quality_row(move: QualityMove) -> Row:
@@ -111,9 +120,7 @@ def newly_failed(old: Iterable[Record], new: Iterable[Record]) -> list[str]:
     """A sentence for each case that always fails now and did not before."""
     before, now = failed_cases(old), failed_cases(new)
     return [
-        f"{label(record.case)} fails: {record.status}: {record.reason}"
-        for key, record in now.items()
-        if key not in before
+        f"{record.case} fails: {record.status}: {record.reason}" for key, record in now.items() if key not in before
     ]
 
 
@@ -127,7 +134,7 @@ def failed_cases(records: Iterable[Record]) -> dict[str, Record]:
 # Commits.
 
 
-def compare_commits(bench: CommitBench, old: str, new: str, asked: Asked, blocks: int) -> Comparison:
+def compare_commits(bench: CommitBench, old: str, new: str, config: BenchConfig, blocks: int) -> Comparison:
     """Measure two commits against each other.
 
     Parameters
@@ -146,9 +153,9 @@ def compare_commits(bench: CommitBench, old: str, new: str, asked: Asked, blocks
     """
     if old == new:
         raise ValueError(f"{short(old)} and {short(new)} are one commit")
-    bench.say(f"{3 * blocks} processes{' for speed, 2 for quality' if asked.quality else ''}")
-    before, after = (bench.text(commit, asked) for commit in (old, new))
-    units = bench.against(old, new, asked, blocks)
+    bench.say(f"{3 * blocks} processes{' for speed, 2 for quality' if quality_grid(config) else ''}")
+    before, after = (bench.text(commit, config) for commit in (old, new))
+    units = bench.against(old, new, config, blocks)
     judged = Judged(units, Pair(new, old), bench.repository.facts(new).subject)
     moves = quality_moves(after, before)
     records = {
@@ -156,13 +163,13 @@ def compare_commits(bench: CommitBench, old: str, new: str, asked: Asked, blocks
         for commit, text in ((old, before), (new, after))
     }
     failed = newly_failed(records[old], records[new])
-    rows = tuple(judged.rows())
     return Comparison(
         old=short(old),
         new=short(new),
-        rows=(*rows, *map(quality_row, moves)),
-        told=(*judged.told(), *failed, *blind(rows)),
+        rows=(*judged.rows.values(), *map(quality_row, moves)),
+        told=(*judged.told(), *failed),
         worse=judged.is_worse or quality_is_worse(moves) or bool(failed),
+        unjudged=tuple(unjudged(judged.rows, judged.modes)),
     )
 
 
@@ -195,7 +202,14 @@ class Judged:
         noise = self.noise.get(key)
         if noise is None:
             return None
-        return resolution(noise, len(detect.differences(self.blocks, key, self.pair))).floor()
+        floor = resolution(noise, len(detect.differences(self.blocks, key, self.pair))).floor()
+        return floor if floor <= BLIND else None
+
+    @property
+    def modes(self) -> bool:
+        """Whether the processes ran at two speeds."""
+        decode = (key for key in self.blocks.keys if key.split == "decode" and key.case.is_baseline)
+        return any(two_modes([v for build in self.blocks.of(key).values() for v in build.values()]) for key in decode)
 
     def _is_beyond(self, key: Key) -> bool:
         floor, found = self.floor(key), self.effects[key]
@@ -214,22 +228,27 @@ class Judged:
     def told(self) -> list[str]:
         """What moved, and which series have too few blocks with a sensible value."""
         left = [key for key in self.blocks.keys if key not in self.effects]
-        names = [f"{split_name(key.split, key.relative)} of {key.case} has too few values to compare" for key in left]
-        return [*(speed_sentence(change, self.subject) for change in self.changes), *names]
+        names = [f"{key} has too few values to compare" for key in left]
+        cases = {key.case for key in self.blocks.keys}
+        return [*(speed_sentence(change, self.subject, cases) for change in self.changes), *names]
 
-    def rows(self) -> Iterator[Row]:
+    @cached_property
+    def rows(self) -> dict[Key, Row]:
         """Every series, moved or not."""
         moved = {one.suspect.key for one in self.sure}
-        for one in self.tested:
-            key, found = one.suspect.key, one.suspect.effect
-            low, high = found.bounds()
-            yield Row(
-                case=key.case,
-                split=split_name(key.split, key.relative),
-                ratio=1 + found.size,
-                low=1 + low,
-                high=1 + high,
-                floor=self.floor(key),
-                p=one.p,
-                verdict=speed_verdict(key.split, found.log_ratio > 0) if key in moved else "same",
-            )
+        return {one.suspect.key: self._row(one.suspect, one.p, moved) for one in self.tested}
+
+    def _row(self, suspect: Suspect, p: float, moved: Collection[Key]) -> Row:
+        key, found, floor = suspect.key, suspect.effect, self.floor(suspect.key)
+        low, high = found.bounds()
+        verdict = speed_verdict(key.split, found.log_ratio > 0) if key in moved else "same"
+        return Row(
+            case=key.case,
+            split=split_name(key.split, key.relative),
+            ratio=1 + found.size,
+            low=1 + low,
+            high=1 + high,
+            floor=floor,
+            p=p,
+            verdict=CANNOT_TELL if floor is None else verdict,
+        )

@@ -2,22 +2,23 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from tda.records import Frozen
+from tda.cases import Frozen, first_problem
+from tda.config import BenchConfig
 from tda.regression.effects import MIN_BLOCKS
 
 Settings = TypeVar("Settings", bound=Frozen)
 
 
 class GridConfig(Frozen):
-    """One grid: options of `tda.run_bench`, once in every block (speed) or once a commit (quality)."""
+    """One grid: what is asked of `tda.run_bench`, once in every block (speed) or once a commit (quality)."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     repeated: bool = True
-    options: dict[str, Any]
+    options: BenchConfig
 
 
 class Extra(Frozen):
@@ -64,7 +65,7 @@ class ProfilesConfig(Frozen):
     processes: int = Field(default=2, ge=1, description="of each commit, in turn, where several are compared")
     timeout_s: float = Field(default=900.0, gt=0)
     keep_traces: int = Field(default=10, ge=1, description="commits that keep their traces: those profiled last")
-    options: dict[str, Any] = Field(default_factory=dict, description="of tda.run_profile")
+    options: BenchConfig = BenchConfig()
 
 
 class Decision(Frozen):
@@ -110,5 +111,4 @@ def _load(path: Path, kind: type[Settings]) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"{path}: {first_problem(error)}") from None

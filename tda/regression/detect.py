@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tda.cases import Case
 from tda.regression.effects import MIN_BLOCKS, Effect, Prior, Values, effect, holm, prior
 from tda.regression.findings import Scope, Shape, Split, Verdict
 from tda.regression.series import Blocks, Key
@@ -128,12 +129,13 @@ def confirm(fresh: Blocks, suspected: Sequence[Suspect], priors: Mapping[Key, Pr
 
 @dataclass(frozen=True)
 class Change:
-    """What moved together between two builds."""
+    """What moved together between two builds, in one grid."""
 
     pair: Pair
+    grid: str
     split: Split
     scope: Scope
-    cases: tuple[str, ...]
+    cases: tuple[Case, ...]
     effect: Effect
     p: float
     along: tuple[str, ...] = ()
@@ -145,35 +147,41 @@ class Change:
 
 
 def changes(fresh: Blocks, confirmed: Sequence[Confirmed], priors: Mapping[Key, Prior], rules: Rules) -> list[Change]:
-    """Name what moved: everything alike, dense alone, or methods of their own; one change for each split and scope."""
+    """Name what moved: everything alike, dense alone, or methods of their own; one for each grid, split and scope."""
     found = []
     for pair in dict.fromkeys(one.suspect.pair for one in confirmed if one.holds):
         sure = {one.suspect.key: one.p for one in confirmed if one.holds and one.suspect.pair == pair}
-        found += _Naming(pair, effects(fresh, pair, priors), sure, rules, _ratios(fresh, pair)).changes()
+        held, ratios = effects(fresh, pair, priors), _ratios(fresh, pair)
+        for grid in dict.fromkeys(key.grid for key in sure):
+            own = {key: one for key, one in held.items() if key.grid == grid}
+            found += _Naming(pair, grid, own, sure, rules, ratios).changes()
     return found
 
 
-def _ratios(blocks: Blocks, pair: Pair) -> dict[str, float]:
+def _ratios(blocks: Blocks, pair: Pair) -> dict[Key, float]:
     """Decode of each method over dense in the older build: median over blocks."""
-    held = {key.case: blocks.of(key).get((pair.old, "commit"), {}) for key in blocks.keys if key.relative}
-    return {case: float(np.median(list(values.values()))) for case, values in held.items() if values}
+    held = {key: blocks.of(key).get((pair.old, "commit"), {}) for key in blocks.keys if key.relative}
+    return {key: float(np.median(list(values.values()))) for key, values in held.items() if values}
+
+
+def _absolute(key: Key) -> Key:
+    """The series of the time whose ratio to dense a series is."""
+    return key._replace(relative=False)
 
 
 @dataclass(frozen=True)
 class _Naming:
     pair: Pair
+    grid: str
     effects: Mapping[Key, Effect]
     sure: Mapping[Key, float]
     rules: Rules
-    ratios: Mapping[str, float]
+    ratios: Mapping[Key, float]
 
     def changes(self) -> list[Change]:
         found = self._decode()
-        slower = any(change.scope == "everything" for change in found)
-        splits: tuple[Split, ...] = ("prefill", "memory") if slower else ("prefill", "select", "memory")
-        for split in splits:  # where everything is slower, selection is too
-            found += self._plain(split)
-        return found
+        common = [change.effect for change in found if change.scope == "everything"]
+        return found + self._plain("prefill") + self._plain("select", common) + self._plain("memory")
 
     def _moved(self, key: Key) -> Effect | None:
         found = self.effects.get(key)
@@ -189,66 +197,69 @@ class _Naming:
         main = max(sure, key=lambda key: abs(self.effects[key].log_ratio) / (self.effects[key].error or 1e-9))
         cases = tuple(dict.fromkeys(key.case for key in keys))
         least = min(self.sure[key] for key in sure)
-        return [Change(self.pair, split, scope, cases, self.effects[main], least, tuple(along))]
+        return [Change(self.pair, self.grid, split, scope, cases, self.effects[main], least, tuple(along))]
 
-    def _plain(self, split: Split) -> list[Change]:
+    def _plain(self, split: Split, common: Sequence[Effect] = ()) -> list[Change]:
+        """What moved of a split; what moved as everything did is no change of its own."""
         keys = [key for key in self.effects if key.split == split]
-        moved = [key for key in keys if self._moved(key) is not None]
+        moved = [key for key in keys if self._moved(key) and not any(self._follows(key, shift) for shift in common)]
         every = split == "prefill" or (split == "memory" and len(moved) == len(keys))
         return self._change(split, "everything" if every else "method", moved)
 
     def _decode(self) -> list[Change]:
-        absolute = {key.case: key for key in self.effects if key.split == "decode" and not key.relative}
-        relative = {key.case: key for key in self.effects if key.relative}
-        if not any(key in self.sure for key in (*absolute.values(), *relative.values())):
+        keys = [key for key in self.effects if key.split == "decode"]
+        if not any(key in self.sure for key in keys):
             return []
-        found: list[Change] = []
-        own = {case: key for case, key in relative.items() if self._moved(key) is not None}
-        for setting in dict.fromkeys(case.split(" on ", 1)[-1] for case in absolute):
-            found += self._setting(
-                {case: key for case, key in absolute.items() if case.endswith(f" on {setting}")},
-                {case: key for case, key in relative.items() if case.endswith(f" on {setting}")},
-                {case: key for case, key in own.items() if case.endswith(f" on {setting}")},
-            )
-        return found
+        settings: dict[str, list[Key]] = {}
+        for key in keys:
+            settings.setdefault(key.case.setting, []).append(key)
+        return [change for members in settings.values() for change in self._setting(members)]
 
-    def _setting(self, absolute: dict[str, Key], relative: dict[str, Key], own: dict[str, Key]) -> list[Change]:
-        """Decode of one model: common mode, dense alone, or methods."""
-        dense = next((key for key in absolute.values() if key.is_dense), None)
+    def _setting(self, keys: Sequence[Key]) -> list[Change]:
+        """Decode of one model and request: common mode, dense alone, or methods."""
+        absolute = [key for key in keys if not key.relative]
+        relative = [key for key in keys if key.relative and _absolute(key) in absolute]
+        own = [key for key in relative if self._moved(key) is not None]
+        dense = next((key for key in absolute if key.case.is_baseline), None)
         shift = self._moved(dense) if dense is not None else None
         if shift is None or dense is None:
-            cases = [case for case in relative if case in own or self._moved(absolute[case]) is not None]
-            if dense is not None and cases and not any(case in own or self._apart(absolute[case]) for case in cases):
-                return self._change("decode", "everything", [*(absolute[case] for case in cases), dense])
-            return self._change("decode", "method", [key for case in cases for key in (relative[case], absolute[case])])
-        own = {case: key for case, key in own.items() if not self._as_dense(case, self.effects[key], shift)}
-        still = [c for c in own if abs(self.effects[absolute[c]].log_ratio) < OWN_SHARE * abs(shift.log_ratio)]
+            moved = [key for key in relative if key in own or self._moved(_absolute(key)) is not None]
+            if dense is not None and moved and not any(key in own or self._apart(key) for key in moved):
+                return self._change("decode", "everything", [*map(_absolute, moved), dense])
+            return self._change("decode", "method", [one for key in moved for one in (key, _absolute(key))])
+        own = [key for key in own if not self._as_dense(key, shift)]
+        still = [k for k in own if abs(self.effects[_absolute(k)].log_ratio) < OWN_SHARE * abs(shift.log_ratio)]
         if relative and len(still) == len(relative):
-            ratios = [relative[case] for case in still]
-            return self._with_witness("dense", dense, [dense], ratios)
-        alike = [key for case, key in absolute.items() if case not in own]
-        prefill = next((key for key in self.effects if key.split == "prefill" and key.case == dense.case), None)
-        along = ("prefill",) if prefill is not None and self._moved(prefill) is not None else ()
+            return self._with_witness("dense", dense, [dense], still)
+        alike = [key for key in absolute if key._replace(relative=True) not in own]
+        prefill = self.effects.get(dense._replace(split="prefill"))
+        along = ("prefill",) if prefill is not None and self._moved(dense._replace(split="prefill")) is not None else ()
         common = self._with_witness("everything", dense, alike, alike, along)
-        return common + self._change("decode", "method", list(own.values()))
+        return common + self._change("decode", "method", own)
 
-    def _as_dense(self, case: str, own: Effect, shift: Effect) -> bool:
+    def _follows(self, key: Key, shift: Effect) -> bool:
+        """Whether a series moved as everything did: the same way, and no more than that."""
+        own = self.effects[key]
+        low, _ = sorted(map(abs, own.bounds(1 - MEMBER)))
+        return own.log_ratio * shift.log_ratio > 0 and low <= abs(shift.size)
+
+    def _as_dense(self, key: Key, shift: Effect) -> bool:
         """Whether a method moved as dense did: by about the same share, or by as many milliseconds.
 
         The same time is a greater share of a shorter step, so its ratio to dense moves by something from 0 to that.
         """
+        own = self.effects[key]
         if abs(own.log_ratio) <= OWN_SHARE * abs(shift.log_ratio):
             return True
-        if case not in self.ratios:
+        if key not in self.ratios:
             return False
-        same_time = math.log(max(1 + shift.size / self.ratios[case], 1e-6)) - shift.log_ratio
+        same_time = math.log(max(1 + shift.size / self.ratios[key], 1e-6)) - shift.log_ratio
         low, high = own.bounds(1 - MEMBER)
         return low <= math.expm1(max(same_time, 0.0)) and high >= math.expm1(min(same_time, 0.0))
 
     def _apart(self, key: Key) -> bool:
         """Whether a method's ratio to dense moved rather as the method did than not at all: dense stood still."""
-        ratio = self.effects.get(key._replace(relative=True))
-        return ratio is None or abs(ratio.log_ratio) > 0.5 * abs(self.effects[key].log_ratio)
+        return abs(self.effects[key].log_ratio) > 0.5 * abs(self.effects[_absolute(key)].log_ratio)
 
     def _with_witness(
         self, scope: Scope, dense: Key, keys: Sequence[Key], witnesses: Sequence[Key], along: Sequence[str] = ()
@@ -258,4 +269,4 @@ class _Naming:
         if not sure:
             return []
         cases = tuple(dict.fromkeys(key.case for key in keys))
-        return [Change(self.pair, "decode", scope, cases, self.effects[dense], min(sure), tuple(along))]
+        return [Change(self.pair, self.grid, "decode", scope, cases, self.effects[dense], min(sure), tuple(along))]

@@ -1,13 +1,12 @@
 """What changed in the kernels of an alarm's two commits, as profiles of both tell it."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
+from tda.bench.plan import only
+from tda.config import BenchConfig
 from tda.profiler.difference import Change, telling
-from tda.records import Case, label
 from tda.regression.findings import Finding, Split
 from tda.regression.profiles import Compared, Profiles
-from tda.regression.units import Unit
 from tda.spans import PHASES
 
 SPLIT_PHASES: Mapping[Split, tuple[str, ...]] = {
@@ -17,8 +16,6 @@ SPLIT_PHASES: Mapping[Split, tuple[str, ...]] = {
     "memory": PHASES,
 }
 """Phases in which a finding of a split shows; one of quality shows in none."""
-SIZES = ("prompt_tokens", "new_tokens", "batch", "dtype", "device", "execution", "seed")
-"""Fields of a case that are options of `tda.run_profile` by the same names."""
 
 
 def explainable(finding: Finding) -> bool:
@@ -26,17 +23,9 @@ def explainable(finding: Finding) -> bool:
     return finding.verdict == "alarm" and finding.split in SPLIT_PHASES
 
 
-def options_of(finding: Finding, units: Iterable[Unit]) -> dict[str, Any] | None:
-    """Options that profile the first of a finding's cases; None where no unit of the night has any of them."""
-    cases = {label(record.case): record.case for unit in units for record in unit.records}
-    found = next((cases[name] for name in finding.cases if name in cases), None)
-    return None if found is None else _options(found)
-
-
-def _options(case: Case) -> dict[str, Any]:
-    dial = {} if case.method == "dense" else {"sparsity": [case.sparsity]}
-    sizes = case.model_dump(mode="json", include=set(SIZES))
-    return {"model": [case.model], "method": [case.method], **dial, **sizes}
+def options_of(finding: Finding) -> BenchConfig:
+    """What profiles the first of a finding's cases."""
+    return only(BenchConfig(), finding.cases[:1])
 
 
 def explanation(finding: Finding, profiles: Profiles) -> Compared | None:
@@ -46,9 +35,9 @@ def explanation(finding: Finding, profiles: Profiles) -> Compared | None:
     found = [
         compared
         for compared in profiles.compare(finding.good, finding.commit)
-        if compared.label in finding.cases and compared.machine == finding.machine
+        if compared.case in finding.cases and compared.machine == finding.machine
     ]
-    return min(found, key=lambda one: (not one.paired, finding.cases.index(one.label)), default=None)
+    return min(found, key=lambda one: (not one.paired, finding.cases.index(one.case)), default=None)
 
 
 def main_changes(finding: Finding, compared: Compared, most: int) -> list[Change]:

@@ -7,7 +7,7 @@ older commit, or of the present installation. It includes the drift of the machi
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field
 from scipy import stats
 
-from tda.records import Frozen, Machine, label
+from tda.cases import Frozen
+from tda.records import Machine
 from tda.regression.effects import Prior
 from tda.regression.findings import Split
-from tda.regression.series import Key, series_of
+from tda.regression.series import Key, numbers
 from tda.regression.units import Unit
 from tda.results import append_lines, read_lines
 
@@ -35,6 +36,11 @@ class Series(NamedTuple):
     case: str
     split: Split
     relative: bool = False
+
+    @classmethod
+    def of(cls, machine: Machine, key: Key) -> "Series":
+        """Of a series on a machine, whatever grid and text it was measured in."""
+        return cls(machine.fingerprint, key.case.key, key.split, key.relative)
 
 
 class Floor(Frozen):
@@ -63,24 +69,19 @@ def unlike(one: Machine, other: Machine) -> str:
 
 def floors_of(source: str, units: Iterable[Unit], commit: str) -> list[Floor]:
     """The noise of one commit's processes, both installs of it, in the first blocks."""
-    values: dict[tuple[Series, str], list[float]] = defaultdict(list)
+    values: dict[tuple[Series, str], dict[Key, list[float]]] = defaultdict(lambda: defaultdict(list))
     for unit in units:
         if unit.commit == commit and unit.stage == "first" and unit.status == "ok":
-            for key, series, value in _numbers(unit):
-                values[series, key.case].append(value)
+            for key, value in numbers(unit.records, unit.grid).items():
+                values[Series.of(unit.records[0].machine, key), str(key.case)][key].append(value)
     found = []
-    for (series, told), numbers in values.items():
-        if len(numbers) >= MIN_PROCESSES:
-            variance, dof = float(np.log(numbers).var(ddof=1)), len(numbers) - 1
-            found.append(Floor(source=source, **series._asdict(), label=told, variance=variance, dof=dof))
+    for (series, told), grids in values.items():
+        logs = [np.log(held) for held in grids.values() if len(held) >= MIN_PROCESSES]
+        if logs:
+            noise = _pool([Prior(float(one.var(ddof=1)), len(one) - 1) for one in logs])
+            told_of = series._asdict() | {"source": source, "label": told}
+            found.append(Floor(**told_of, variance=noise.variance, dof=int(noise.dof)))
     return found
-
-
-def _numbers(unit: Unit) -> Iterator[tuple[Key, Series, float]]:
-    cases = {label(record.case): record for record in unit.records}
-    for key, value in series_of(unit).items():
-        record = cases[key.case]
-        yield key, Series(record.machine.fingerprint, record.case.key, key.split, key.relative), value
 
 
 class Floors:
@@ -120,7 +121,7 @@ class Floors:
         return read_lines(self.path, Floor)[0] if self.path.is_file() else []
 
 
-def _pool(floors: Sequence[Floor]) -> Prior:
+def _pool(floors: Sequence[Floor | Prior]) -> Prior:
     dof = np.array([floor.dof for floor in floors], dtype=np.float64)
     variances = np.array([floor.variance for floor in floors])
     return Prior(float(dof @ variances / dof.sum()), float(dof.sum()))
@@ -129,3 +130,26 @@ def _pool(floors: Sequence[Floor]) -> Prior:
 def single(noise: Prior, level: float = 0.99) -> float:
     """The relative change that one process against one other stays within at this level when nothing changed."""
     return float(np.expm1(stats.t.ppf((1 + level) / 2, noise.dof) * np.sqrt(2 * noise.variance)))
+
+
+APART = 1.2
+"""Two modes are at least this far apart, as a ratio."""
+SEPARATION = 3.5
+"""Ashman's D of two modes: one bell cut in two has 2.7."""
+SMALLER = 0.2
+"""Share of the values that the smaller mode has: fewer are outliers."""
+
+
+def two_modes(*sides: Sequence[float]) -> bool:
+    """Whether positive values (times, bandwidths) lie in two groups that are far apart and narrow.
+
+    The best cut of their logarithms in two is held against Ashman, Bird and Zepf, Astronomical Journal 108 (1994).
+    """
+    logs = np.sort(np.log([value for side in sides for value in side]))
+    least = max(2, int(np.ceil(SMALLER * len(logs))))
+    cuts = [(logs[:place], logs[place:]) for place in range(least, len(logs) - least + 1)]
+    if not cuts:
+        return False
+    low, high = min(cuts, key=lambda cut: sum(float(((part - part.mean()) ** 2).sum()) for part in cut))
+    apart = float(high.mean() - low.mean())
+    return apart > np.log(APART) and 2**0.5 * apart > SEPARATION * float(np.hypot(low.std(), high.std()))

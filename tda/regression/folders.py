@@ -1,35 +1,48 @@
 """Two folders of results, case by case: one process each, held against the noise that is known of their machine."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from tda.records import FAKE, LAYER_PROFILE, Case, Machine, Record, label, merge
+import numpy as np
+
+from tda.bench.plan import only
+from tda.cases import describe
+from tda.config import BenchConfig
+from tda.device import machine
+from tda.records import FAKE, Machine, Record, merge
 from tda.regression.builds import Build
 from tda.regression.compare import (
+    CANNOT_TELL,
+    RULES,
     Comparison,
     Row,
-    blind,
     failed_cases,
     newly_failed,
     quality_is_worse,
     quality_row,
     speed_verdict,
-    split_name,
+    unjudged,
 )
 from tda.regression.detect import FAMILY
 from tda.regression.effects import Prior
-from tda.regression.findings import Split
-from tda.regression.floor import Series, single, unlike
+from tda.regression.floor import Series, single, two_modes, unlike
 from tda.regression.quality import quality_moves
+from tda.regression.series import Key, round_values, split_name
 from tda.regression.wording import short
-from tda.regression.workbench import Asked, Workbench, check_measured
+from tda.regression.workbench import Workbench, check_measured, speed_grid
 from tda.results import load, results_path
-from tda.statistics import MIN_GROUPS, Estimate, by_group, is_baseline, unpaired_ratio
+from tda.statistics import BLIND, MIN_GROUPS, is_baseline, noise_floor, unpaired_ratio
 
 INSTALLED = "installed"
 """What the present installation is called where it is measured against itself."""
+
+
+MEASURED_S = 120.0
+"""What measuring a floor takes at most, about."""
+Identity = tuple[str, str]
+"""Key of a case, and of what it was measured on."""
 
 
 @dataclass(frozen=True)
@@ -81,41 +94,15 @@ class Folder:
         return short(commit.hash or "no commit") + (" with uncommitted changes" if commit.dirty else "")
 
     @cached_property
-    def cases(self) -> dict[str, Record]:
-        """Good records by the key of their case, controls aside."""
-        return {one.case.key: one for one in self.records if one.status == "ok" and not one.control}
+    def cases(self) -> dict[Identity, Record]:
+        """Good records by case and inputs, controls aside."""
+        good = (one for one in self.records if one.status == "ok" and one.case.control is None)
+        return {(one.case.key, one.inputs.data): one for one in good}
 
-    def values(self, case: str) -> Iterator[tuple[Split, bool, Sequence[float]]]:
-        """Series of a case, one value a round: as `tda.regression.series` defines them for units."""
-        record = self.cases[case]
-        if record.samples("peak_memory_bytes"):
-            yield "memory", False, _rounds(record, "peak_memory_bytes")
-        if not record.samples("decode_ms"):
-            return
-        yield "decode", False, _rounds(record, "decode_ms")
-        if is_baseline(record):
-            yield "prefill", False, _rounds(record, "prefill_ms")
-            return
-        if record.samples("selection_ms"):
-            yield "select", False, _selections(record)
-        dense = self._dense(record.case)
-        if dense is not None:
-            one, other = (by_group(part.measurements["decode_ms"]) for part in (record, dense))
-            yield "decode", True, [one[number] / other[number] for number in one.keys() & other.keys()]
-
-    def _dense(self, case: Case) -> Record | None:
-        same = (one for one in self.cases.values() if is_baseline(one) and one.case.setting == case.setting)
-        return next((one for one in same if one.samples("decode_ms")), None)
-
-
-def _rounds(record: Record, name: str) -> list[float]:
-    return list(by_group(record.measurements[name]).values())
-
-
-def _selections(record: Record) -> list[float]:
-    """Statistic and selection of each round."""
-    names = [name for name in ("selection_ms", "statistic_ms") if record.samples(name)]
-    return list(map(sum, zip(*(_rounds(record, name) for name in names), strict=True)))
+    @cached_property
+    def values(self) -> dict[Key, dict[int, float]]:
+        """Its series, a value a round."""
+        return round_values(self.records)
 
 
 def is_folder(name: str) -> bool:
@@ -141,73 +128,116 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
     differences = unlike(old.machine, new.machine)
     if differences:
         raise ValueError(f"{old.path} and {new.path} were taken on unlike machines: {differences}")
-    both = [case for case in old.cases if case in new.cases]
-    if not both:
-        raise ValueError(f"{old.path} and {new.path} have no good case in common: nothing to compare")
-    paired = [one for case in both for one in _paired(old, new, case)]
-    judged = [(one, one.row(noise.get(one.series), len(paired))) for one in paired]
-    rows = [row for _, row in judged]
+    if not old.cases.keys() & new.cases.keys():
+        alike = {case for case, _ in old.cases} & {case for case, _ in new.cases}
+        texts = ": the cases that both have are of other texts, calibration or weights" if alike else ""
+        raise ValueError(f"{old.path} and {new.path} have no good case in common{texts or ': nothing to compare'}")
+    both = {key: (old.values[key], values) for key, values in new.values.items() if key in old.values}
+    modes = two_modes(_streams(old), _streams(new))
+    known = _Floors(old, new, noise, len(both))
+    names = {record.inputs.data: record.inputs.text_name for record in new.cases.values()}
+    several = len({one.setting for one in new.cases.values()}) > len({one.case.setting for one in new.cases.values()})
+    rows = {
+        key: replace(_row(key, *values, floor=known.of(key), modes=modes), text=names[key.inputs] if several else None)
+        for key, values in both.items()
+    }
     moves = quality_moves(new.records, old.records)
     failed = newly_failed(old.records, new.records)
     return Comparison(
         old=old.name,
         new=new.name,
-        rows=(*rows, *map(quality_row, moves)),
-        told=(*old.problems, *new.problems, *failed, *_lonely(old, new), *blind(rows)),
-        worse=_speed_is_worse(judged) or quality_is_worse(moves) or bool(failed),
-        unjudged=(*_without_floor(rows, old, new), *_without_interval(rows)),
+        rows=(*rows.values(), *map(quality_row, moves)),
+        told=(*old.problems, *new.problems, *failed, *_lonely(old, new), *known.told()),
+        worse=_speed_is_worse(rows) or quality_is_worse(moves) or bool(failed),
+        unjudged=tuple(unjudged(rows, modes)),
     )
 
 
-UNKNOWN, FEW = "no floor known", f"under {MIN_GROUPS} rounds"
+def _row(key: Key, old: Mapping[int, float], new: Mapping[int, float], *, floor: float | None, modes: bool) -> Row:
+    """A series of both folders, judged against a floor."""
+    ratio = unpaired_ratio(list(new.values()), list(old.values()))
+    low, high = (ratio.value, ratio.value) if key.split == "memory" else (ratio.low, ratio.high)  # one peak a process
+    verdict = CANNOT_TELL
+    if low is not None and high is not None and floor is not None and not (modes and not key.relative):
+        if low > 1 + floor or high < 1 / (1 + floor):
+            verdict = speed_verdict(key.split, low > 1) if abs(np.log(ratio.value)) >= RULES.smallest else "same"
+        elif high / low < (1 + BLIND) ** 2:
+            verdict = "same"
+    split = split_name(key.split, key.relative)
+    return Row(key.case, split, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
 
 
 @dataclass(frozen=True)
-class _Paired:
-    """One series in both folders."""
+class _Floors:
+    """What processes of one build differ by: as far as it was learnt, else by the folders' own controls."""
 
-    series: Series
-    case: Case
-    ratio: Estimate
+    old: Folder
+    new: Folder
+    noise: Mapping[Series, Prior]
+    tested: int
 
-    def row(self, noise: Prior | None, tested: int) -> Row:
-        """Judged against the floor of one process against one other, at a level for all series together."""
-        case, split = label(self.case), split_name(self.series.split, self.series.relative)
-        floor = single(noise, 1 - FAMILY / tested) if noise is not None else None
-        ratio, verdict = self.ratio, self._verdict(floor)
-        return Row(case, split, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
+    def of(self, key: Key) -> float | None:
+        """The floor of a series; None where nothing tells it, or where it hides everything."""
+        learnt = self._learnt(key)
+        floor = self._of_controls(key) if learnt is None else single(learnt, 1 - FAMILY / self.tested)
+        return floor if floor is not None and floor <= BLIND else None
 
-    def _verdict(self, floor: float | None) -> str:
-        low, high = self.ratio.low, self.ratio.high
-        if self.series.split == "memory":  # one peak a process, and no rounds
-            low = high = self.ratio.value
-        if low is None or high is None:
-            return FEW
-        if floor is None:
-            return UNKNOWN
-        if low > 1 + floor or high < 1 / (1 + floor):
-            return speed_verdict(self.series.split, low > 1)
-        return "same"
+    def told(self) -> list[str]:
+        """Where the floors are from, if it matters."""
+        if all(self._learnt(key) is not None for key in self.new.values if key in self.old.values):
+            return []
+        return [
+            "floors come from the A/A controls in the folders, each within one process; what differs from process to "
+            f"process is not in them: `tda compare {self.old.path} {self.new.path} --measure-floor` measures it in "
+            f"{MEASURED_S / 60:.0f} minutes"
+        ]
+
+    def _learnt(self, key: Key) -> Prior | None:
+        """Noise of the series, or of dense in its setting: the machine's own."""
+        found = self.noise.get(Series.of(self.new.machine, key))
+        if found is not None or key.case.is_baseline:
+            return found
+        dense = next((k for k in self.new.values if k.case.is_baseline and k.case.setting == key.case.setting), None)
+        if dense is None:
+            return None
+        split = "decode" if key.split == "select" else key.split
+        return self.noise.get(Series.of(self.new.machine, dense._replace(split=split)))
+
+    def _of_controls(self, key: Key) -> float | None:
+        floors = [self._of_control(folder, key) for folder in (self.old, self.new)]
+        known = [floor for floor in floors if floor is not None]
+        return float(np.hypot(*np.expm1(np.log1p(known)))) if len(known) == len(floors) else None
+
+    def _of_control(self, folder: Folder, key: Key) -> float | None:
+        """What dense differs from itself by in one folder."""
+        alike = [one for one in folder.records if one.status == "ok" and one.case.setting == key.case.setting]
+        dense = next((one for one in alike if is_baseline(one)), None)
+        control = next((one for one in alike if one.case.control == "a_a"), None)
+        if dense is None or control is None:
+            return None
+        if key.split == "memory":
+            peaks = [one.samples("peak_memory_bytes") for one in (dense, control)]
+            return abs(peaks[0][0] / peaks[1][0] - 1) if all(peaks) else None
+        name = "prefill_ms" if key.split == "prefill" else "decode_ms"
+        return noise_floor(
+            control, dense, [one for one in alike if one.case.control is None and one is not dense], name
+        )
 
 
-def _paired(old: Folder, new: Folder, case: str) -> Iterator[_Paired]:
-    before = {(split, relative): values for split, relative, values in old.values(case)}
-    for split, relative, values in new.values(case):
-        other = before.get((split, relative))
-        if values and other:
-            series = Series(new.machine.fingerprint, case, split, relative)
-            yield _Paired(series, new.cases[case].case, unpaired_ratio(values, other))
+def _streams(folder: Folder) -> list[float]:
+    """Stream bandwidth around every timed round."""
+    return [value for one in folder.records for value in one.samples("stream_gb_per_s")]
 
 
-def _speed_is_worse(judged: Sequence[tuple[_Paired, Row]]) -> bool:
+def _speed_is_worse(rows: Mapping[Key, Row]) -> bool:
     """A ratio to dense that rose because dense became faster is no regression."""
     faster = {
-        one.case.setting
-        for one, row in judged
-        if one.case.method == "dense" and one.series.split == "decode" and row.verdict == "faster"
+        key.case.setting
+        for key, row in rows.items()
+        if key.case.is_baseline and key.split == "decode" and row.verdict == "faster"
     }
-    bad = [one for one, row in judged if row.verdict in ("slower", "more")]
-    return any(not one.series.relative or one.case.setting not in faster for one in bad)
+    bad = [key for key, row in rows.items() if row.verdict in ("slower", "more")]
+    return any(not key.relative or key.case.setting not in faster for key in bad)
 
 
 def _lonely(old: Folder, new: Folder) -> list[str]:
@@ -216,39 +246,32 @@ def _lonely(old: Folder, new: Folder) -> list[str]:
     for one, other in ((old, new), (new, old)):
         failed = failed_cases(other.records)
         alone = [record.case for key, record in one.cases.items() if key not in other.cases]
+        among = [record.case for record in (*one.cases.values(), *other.cases.values())]
         for what, cases in (
             ("failed in", [case for case in alone if case.key in failed]),
             ("not in", [case for case in alone if case.key not in failed]),
         ):
-            names = ", ".join(f"{label(case)} ({case.prompt_tokens}+{case.new_tokens} tokens)" for case in cases)
+            names = ", ".join(describe(case, among) for case in cases)
             told += [f"not compared, since {what} {other.path}: {names}"] if names else []
     return told
-
-
-def _without_floor(rows: Iterable[Row], old: Folder, new: Folder) -> list[str]:
-    names = [f"{row.split} of {row.case}" for row in rows if row.verdict == UNKNOWN]
-    if not names:
-        return []
-    return [
-        f"no between-process A/A floor of this machine is known for {_first(names)}, and two processes of one build "
-        f"differ too. `tda compare {old.path} {new.path} --measure-floor` measures it; comparing commits does, too"
-    ]
-
-
-def _without_interval(rows: Iterable[Row]) -> list[str]:
-    names = [f"{row.split} of {row.case}" for row in rows if row.verdict == FEW]
-    return [f"too few rounds for an interval of {_first(names)}; {MIN_GROUPS} are needed"] if names else []
-
-
-def _first(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 # The floor of folders.
 
 
-def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int) -> None:
-    """Learn what the cases of two folders differ by from process to process of the present installation.
+def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int, seconds: float = MEASURED_S) -> None:
+    """Learn what dense differs by from process to process of the present installation, in each setting of two folders.
+
+    Parameters
+    ----------
+    bench : Workbench
+        Where processes run.
+    old, new : Folder
+        What is to be compared.
+    blocks : int
+        Processes of either install in a setting, at most.
+    seconds : float
+        Time after which no process is begun that would not end in it.
 
     Raises
     ------
@@ -259,35 +282,21 @@ def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int) -> No
     """
     site = Path(__file__).parents[2]
     builds = [Build(INSTALLED, copy, site) for copy in ("control", "commit")]
-    for asked in _settings(old, new):
-        differences = unlike(new.machine, asked.machine)
+    configs = _dense(old, new)
+    for place, config in enumerate(configs):
+        differences = unlike(new.machine, machine(config.device or "cpu"))
         if differences:
             raise ValueError(f"{new.path} was taken on another machine than this one: {differences}")
-        units = bench.run(INSTALLED, builds, asked.speed, blocks)
+        grid = speed_grid(config)
+        part = seconds / len(configs)
+        bench.say(f"setting {place + 1} of {len(configs)}: processes of dense for {part:.0f} s")
+        units = bench.run_for(INSTALLED, builds, grid, blocks, part)
         check_measured(units, INSTALLED)
-        bench.learn(asked.speed.name, units, INSTALLED)
+        bench.learn(grid.name, units, INSTALLED)
 
 
-def _settings(old: Folder, new: Folder) -> list[Asked]:
-    """What to run so that every timed case of both folders runs: one grid for each model and size."""
-    grids: dict[str, list[Record]] = {}
-    for key, record in new.cases.items():
-        if key in old.cases and record.samples("decode_ms"):
-            case = record.case
-            grids.setdefault(f"{case.setting} {case.execution}", []).append(record)
-    return [_asked(records) for records in grids.values()]
-
-
-def _asked(records: Sequence[Record]) -> Asked:
-    case = records[0].case
-    profiles = [one.case.options[LAYER_PROFILE] for one in records if LAYER_PROFILE in one.case.options]
-    shared = ("prompt_tokens", "new_tokens", "batch", "dtype", "device", "execution", "seed")
-    return Asked(
-        {
-            "model": list(dict.fromkeys([*profiles, case.model])),
-            "method": list(dict.fromkeys(one.case.method for one in records)),
-            "sparsity": sorted({one.case.sparsity for one in records if one.case.method != "dense"}) or [0.5],
-            "rounds": max(len(by_group(one.measurements["decode_ms"])) for one in records),
-            **{name: getattr(case, name) for name in shared},
-        }
-    )
+def _dense(old: Folder, new: Folder) -> list[BenchConfig]:
+    """What runs dense in every timed setting of both folders."""
+    timed = {record.setting: record.case for key, record in new.cases.items()
+             if key in old.cases and is_baseline(record) and record.samples("decode_ms")}  # fmt: skip
+    return [only(BenchConfig(rounds=MIN_GROUPS, documents=MIN_GROUPS), [case]) for case in timed.values()]

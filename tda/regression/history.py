@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from tda.cases import UNTOLD, Case, Frozen, Inputs, describe, first_problem, taken_for
 from tda.derived import DERIVED, Missing, derive
-from tda.records import FAKE, LAYER_PROFILE, Case, Frozen, Machine, Measurement, Record, label, merge
+from tda.records import FAKE, Machine, Measurement, Record, merge
 from tda.regression.repository import Repository
 from tda.regression.units import NIGHTS, History, Night, Unit
 from tda.results import RESULTS, load, results_path
@@ -29,11 +30,11 @@ from tda.statistics import Estimate, bootstrap, by_group, is_baseline, perplexit
 COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("source", "machine", "machine_label", "commit"), "object"),
     "date": "datetime64[us, UTC]",
-    **dict.fromkeys(("subject", "dirty", "night"), "object"),
+    **dict.fromkeys(("subject", "dirty", "change", "night"), "object"),
     "block": "Int64",
     **dict.fromkeys(("role", "stage", "grid", "model", "method"), "object"),
     "sparsity": "float64",
-    **dict.fromkeys(("case", "dtype", "device", "execution"), "object"),
+    **dict.fromkeys(("case", "name", "case_key", "series", "setting", "dtype", "device", "execution"), "object"),
     **dict.fromkeys(("batch", "prompt_tokens", "new_tokens"), "Int64"),
     "control": "bool",
     **dict.fromkeys(("metric", "unit", "better", "samples", "groups"), "object"),
@@ -45,7 +46,7 @@ ASV, BENCH, MICRO = "asv", "bench", "micro"
 """Folders of a history beside its nights."""
 
 Row = dict[str, Any]
-"""One row. Its `case` stays a `Case` until all rows are known, so that labels can tell all of them apart."""
+"""One row. `case` stays a `Case`, and `series` its `Inputs`, until all rows are known: words must tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ class Table:
         - `source` is "nightly", "bench", "asv" or "micro"; `machine` a fingerprint, equal for numbers that may be
           compared; `machine_label` says it in words.
         - `commit` is the full hash, `date` its moment in UTC (the moment of measuring where nothing tells the
-          commit's), `dirty` whether tracked files differed from it.
-        - `case` is a label such as "griffin 0.5 on shape:25m"; `execution` what really ran.
+          commit's), `dirty` whether there was uncommitted change, and `change` the digest of it, where it is told.
+        - `case` is what people call it, such as "griffin 0.5 on shape:25m", and `name` the same without the model;
+          `series` is equal for what is compared across commits: equal grid, `case_key` (`tda.cases.Case.key`) and
+          inputs. `setting` tells grid, seed or text where one model and size was measured with several; `execution` is
+          what really ran.
         - `samples` are all raw samples, `groups` the round or document of each. `value` is the geometric mean of the
           groups' medians for what is timed or sized, their mean for quality, NaN for a hash; `low` and `high` bound its
           95% interval over groups, NaN where there are too few. What is derived from a case and dense
@@ -167,9 +171,8 @@ class _Reading:
     def of(cls, repo: Path | None) -> "_Reading":
         reading = cls()
         if repo is not None:
-            log = Repository(repo).git("log", "--all", "--format=%H%x09%cI%x09%s")
-            for commit, date, subject in (line.split("\t", 2) for line in log.split("\n") if line):
-                reading.learn(commit, _moment(date), subject)
+            for told in Repository(repo).all_facts():
+                reading.learn(told.hash, _moment(told.date), told.subject)
         return reading
 
     def learn(self, commit: str, date: datetime | None, subject: str | None) -> None:
@@ -209,8 +212,7 @@ def _moment(text: str | None) -> datetime | None:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        return first_problem(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).strip().split("\n")[0] or type(error).__name__
@@ -226,36 +228,53 @@ def _machine(machine: Machine) -> Row:
     return {"machine": machine.fingerprint, "machine_label": words}
 
 
-def _case(case: Case, execution: str | None) -> Row:
+def _case(case: Case, execution: str | None, inputs: Inputs = Inputs()) -> Row:  # noqa: B008
     """Columns of a case; `execution` is what really ran, where that is known."""
     named = {name: getattr(case, name) for name in ("model", "method", "sparsity", *_SIZES)}
-    return named | {"case": case, "execution": execution}
+    return named | {"case": case, "series": inputs, "execution": execution}
 
 
 def _label(rows: Iterable[Row]) -> None:
-    """Put labels in the place of cases.
-
-    Where unlike cases share one, the first keeps it, so that nights' labels are those of their findings; to the
-    others' is added what tells them from the first.
-    """
-    first: dict[tuple[object, ...], Case] = {}
-    labels: dict[int, str] = {}
+    """Put words in the place of cases and inputs, told from others of one request; what is no case is its own name."""
+    measured = []
     for row in rows:
-        case = row["case"]
-        if not isinstance(case, Case):
-            continue
-        if id(case) not in labels:
-            plain = label(case)
-            known = first.setdefault((plain, *(getattr(case, name) for name in _SIZES)), case)
-            labels[id(case)] = plain + _telling(case, known)
-        row["case"] = labels[id(case)]
+        if isinstance(row["case"], Case):
+            measured.append(row)
+        else:
+            row |= dict.fromkeys(("name", "case_key", "series"), row["case"])
+    keys: dict[_Request, dict[Case, str]] = defaultdict(dict)
+    inputs: dict[tuple[_Request, str, Case], dict[str, Inputs]] = defaultdict(dict)
+    for row in measured:
+        keys[_request(row)].setdefault(row["case"], row["case"].key)
+        inputs[_request(row), row["grid"], row["case"]][row["series"].data] = row["series"]
+    names = {
+        (request, case): [describe(case, cases, model=model) for model in (True, False)]
+        for request, cases in keys.items()
+        for case in cases
+    }
+    settings: dict[_Request, tuple[set[str], ...]] = defaultdict(lambda: (set(), set(), set()))
+    for row in measured:
+        request, case = _request(row), row["case"]
+        known, key = inputs[request, row["grid"], case], keys[request][case]
+        own = known[taken_for(row["series"].data, known)]
+        several = len({one.calibration for one in known.values()} - {None}) > 1
+        told = f" [calibration {(own.calibration or 'not told')[:8]}]" if several else ""
+        row |= dict(zip(("case", "name"), (name + told for name in names[request, case]), strict=True))
+        row |= {"case_key": key, "series": f"{row['grid'] or ''}/{key}/{own.data}"}
+        row["setting"] = (f"grid {row['grid']}", f"seed {case.seed}", str(own))
+        for seen, word in zip(settings[request], row["setting"], strict=True):
+            seen.add(word)
+    for row in measured:
+        words = zip(row["setting"], settings[_request(row)], strict=True)
+        row["setting"] = ", ".join(word for word, seen in words if len(seen - {UNTOLD}) > 1)
 
 
-def _telling(case: Case, first: Case) -> str:
-    """Options that differ from the first case's; one that a commit does not know yet does not count."""
-    own, others = ({LAYER_PROFILE: None, "seed": one.seed, **one.options} for one in (case, first))
-    told = [f"{name}={value}" for name, value in own.items() if others.get(name, value) != value]
-    return f" ({', '.join(told)})" if told else ""
+_Request = tuple[Any, ...]
+
+
+def _request(row: Row) -> _Request:
+    """What was asked of a model, as the pages call it before settings are told apart."""
+    return tuple(row[name] for name in ("source", "model", *_SIZES))
 
 
 def _nothing(status: str, reason: str | None) -> Row:
@@ -339,20 +358,21 @@ def _failed_unit(reading: _Reading, unit: Unit, place: Row, night: Night | None)
 
 
 def _record_rows(reading: _Reading, paths: Iterable[Path]) -> Iterator[Row]:
-    held: dict[tuple[object, ...], dict[tuple[object, ...], Record]] = defaultdict(dict)
+    held: dict[tuple[object, ...], dict[tuple[object, ...], tuple[Path, Record]]] = defaultdict(dict)
     repeated = 0
-    for record in itertools.chain.from_iterable(_read_records(reading, path) for path in paths):
-        rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty]
-        place = (*record.series, record.round)
-        before = rounds.get(place)
-        if before is not None and before.status == record.status == "ok" and before != record:
-            repeated += 1
-        if before is None or before.status != "ok" or record.status == "ok":
-            rounds[place] = record
+    for path in paths:
+        for record in _read_records(reading, path):
+            rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty, record.inputs.change]
+            place = (*record.series, record.round)
+            origin, before = rounds.get(place, (path, None))
+            if before is not None and path != origin and before != record and before.status == record.status == "ok":
+                repeated += 1
+            if before is None or before.status != "ok" or record.status == "ok":
+                rounds[place] = path, record
     if repeated:
         told = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"
         reading.problems.append(told)
-    for records in (merge(rounds.values()) for rounds in held.values()):
+    for records in (merge(record for _, record in rounds.values()) for rounds in held.values()):
         yield from _rows_of(reading, records, {"source": "bench"}, records[0].commit.hash)
 
 
@@ -371,16 +391,17 @@ def _read_records(reading: _Reading, path: Path) -> list[Record]:
 
 def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
     """One row per measurement of each record, and per number that follows from it; one alone where it failed."""
-    dense = {one.case.setting: one for one in records if one.status == "ok" and is_baseline(one)}
+    dense = {one.setting: one for one in records if one.status == "ok" and is_baseline(one)}
     for record in records:
         shared = place | _machine(record.machine) | reading.commit(commit, record.commit.dirty, record.started)
-        shared |= _case(record.case, record.execution or record.case.execution) | {"control": record.control}
+        shared |= _case(record.case, record.execution or record.case.execution, record.inputs)
+        shared |= {"control": record.case.control == "a_a", "change": record.inputs.change}
         if record.status != "ok":
             yield shared | _nothing(record.status, record.reason)
             continue
         for name, measurement in record.measurements.items():
             yield shared | _metric(name, measurement)
-        baseline = dense.get(record.case.setting)
+        baseline = dense.get(record.setting)
         if record.samples("decode_ms") and baseline is not None:
             yield from (shared | row for row in _derived_rows(record, baseline))
 

@@ -5,17 +5,22 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from tda.cases import Case
 from tda.records import Record
 from tda.regression import detect, drift
 from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Rules, Suspect
 from tda.regression.effects import Effect, Prior, resolution
-from tda.regression.findings import Finding
-from tda.regression.quality import QualityMove, quality_moves, scope_of
+from tda.regression.findings import Finding, Verdict
+from tda.regression.quality import QualityMove, quality_moves, same_text, scope_of
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
-from tda.regression.units import History, Night, Unit
-from tda.regression.wording import quality_sentence, reproduce, speed_sentence, warning_sentence
+from tda.regression.units import History, Night, NightCommit, Seen, Unit
+from tda.regression.wording import failure_sentence, quality_sentence, reproduce, speed_sentence, warning_sentence
+from tda.statistics import BLIND
+
+_Place = tuple[str, Case]
+"""A case in its grid."""
 
 
 class Judge:
@@ -127,19 +132,33 @@ class Judge:
         confirmed = detect.confirm(fresh, self.suspects, self.priors)
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self._line)
         found = [self._speed(change) for change in changes]
-        held = {(one.suspect.pair.new, one.suspect.key.split) for one in confirmed if one.holds}
-        doubtful = {(o.suspect.pair, o.suspect.key[:2]): o.suspect for o in confirmed if not o.holds}
-        found += [self._warning(one) for one in doubtful.values() if (one.pair.new, one.key.split) not in held]
+        held = {(one.suspect.pair.new, one.suspect.key.split, one.suspect.key.grid) for one in confirmed if one.holds}
+        doubtful = [one.suspect for one in confirmed if not one.holds]
+        once = {(one.pair, one.key._replace(relative=False)): one for one in doubtful}
+        found += [self._warning(o) for o in once.values() if (o.pair.new, o.key.split, o.key.grid) not in held]
         found += self._quality()
+        found += self._failures()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self._line)}
         return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
 
+    def seen(self) -> tuple[Seen, ...]:
+        """What the night could see of each series: the between-process A/A floor of its confirming blocks."""
+        found = []
+        for key in self.first.keys:
+            noise = self.priors.get(key)
+            floor = None if noise is None else resolution(noise, self.config.confirm_blocks).floor()
+            told = floor if floor is not None and floor <= BLIND else None
+            found.append(Seen(case=key.case, grid=key.grid, split=key.split, relative=key.relative, floor=told))
+        return tuple(found)
+
     def _speed(self, change: Change) -> Finding:
-        split_keys = [key for key in self.priors if key.split == change.split and key.case in change.cases]
-        floors = [resolution(self.priors[key], self.config.confirm_blocks).floor() for key in split_keys]
+        keys = [key for key in self.priors if (key.split, key.grid) == (change.split, change.grid)]
+        moved = [self.priors[key] for key in keys if key.case in change.cases]
+        floors = [resolution(noise, self.config.confirm_blocks).floor() for noise in moved]
         return self._finding(
             change.pair,
+            change.grid,
             change.cases,
             change.effect,
             verdict=change.verdict,
@@ -147,26 +166,28 @@ class Judge:
             scope=change.scope,
             p=change.p,
             floor=max(floors, default=None),
-            sentence=speed_sentence(change, self._subject(change.pair.new)),
+            sentence=speed_sentence(change, self._subject(change.pair.new), self._cases(change.grid)),
         )
 
     def _warning(self, suspect: Suspect) -> Finding:
         return self._finding(
             suspect.pair,
+            suspect.key.grid,
             (suspect.key.case,),
             suspect.effect,
             verdict="warning",
             split=suspect.key.split,
             scope="method",
-            sentence=warning_sentence(suspect),
+            sentence=warning_sentence(suspect, self._cases(suspect.key.grid)),
         )
 
-    def _finding(self, pair: Pair, cases: tuple[str, ...], effect: Effect, **told: Any) -> Finding:
+    def _finding(self, pair: Pair, grid: str, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
         """A finding of speed or memory."""
         low, high = effect.bounds()
         return Finding(
             shape=pair.shape,
             machine=self.machine,
+            grid=grid,
             cases=cases,
             good=pair.old,
             commit=pair.new,
@@ -175,42 +196,104 @@ class Judge:
             low=low,
             high=high,
             night=self.night.id,
-            reproduce=reproduce(pair, self.config, cases),
+            reproduce=reproduce(pair, self.config, grid, cases),
             **told,
         )
+
+    def _cases(self, grid: str) -> set[Case]:
+        """What was measured in a grid."""
+        return {key.case for key in self.first.keys if key.grid == grid}
 
     def _subject(self, commit: str) -> str:
         return self.repository.facts(commit).subject
 
+    # What fails.
+
+    def _failures(self) -> list[Finding]:
+        """Cases that fail in every process of a commit and ran before it, and those that run again."""
+        found: list[Finding] = []
+        ended = [commit for commit in self.night.commits if commit.status in ("measured", "crashed")]
+        running: dict[_Place, None] = {}
+        down: dict[_Place, None] = {}
+        for number, commit in enumerate(ended):
+            ran, failed = self._places(commit)
+            if commit.status == "crashed":
+                failed = dict.fromkeys(running, commit.reason or "no reason given")
+            broken, again = [one for one in running if one in failed], [one for one in ran if one in down]
+            told: tuple[tuple[list[_Place], Verdict], ...] = ((broken, "alarm"), (again, "improvement"))
+            for places, verdict in told:
+                if places:
+                    pair = Pair(commit.hash, ended[number - 1].hash)
+                    found.append(self._failure(pair, places, verdict, failed.get(places[0])))
+            down = {one: None for one in (*down, *failed) if one not in ran}
+            running = {one: None for one in (*running, *ran) if one not in failed}
+        return found
+
+    def _places(self, commit: NightCommit) -> tuple[list[_Place], dict[_Place, str]]:
+        """Cases of a commit that ran in some process, and cases that failed in all of them, with the reason."""
+        units = (unit for unit in self.history.units(self.night.id)[0] if unit.commit == commit.hash)
+        own = [unit for unit in units if (unit.role, unit.stage) == ("commit", "first")]
+        seen = [(unit.grid, record) for unit in own for record in unit.records if record.case.control is None]
+        ran = dict.fromkeys((grid, record.case) for grid, record in seen if record.status == "ok")
+        failed = {(grid, one.case): f"{one.status}: {one.reason}" for grid, one in seen if (grid, one.case) not in ran}
+        return list(ran), failed
+
+    def _failure(self, pair: Pair, places: Sequence[_Place], verdict: Verdict, reason: str | None) -> Finding:
+        grid, cases = places[0][0], list(dict.fromkeys(case for _, case in places))
+        return Finding(
+            verdict=verdict,
+            split="failure",
+            scope="method",
+            shape="step",
+            machine=self.machine,
+            grid=grid,
+            cases=tuple(cases),
+            good=pair.old,
+            commit=pair.new,
+            size=None,
+            unit="cases",
+            night=self.night.id,
+            sentence=failure_sentence(pair, cases, reason, self._subject(pair.new)),
+            reproduce=reproduce(pair, self.config, grid, cases),
+        )
+
     # Quality.
 
     def _quality(self) -> list[Finding]:
-        once = {grid.name for grid in self.config.grids if not grid.repeated}
-        texts: dict[str, list[Record]] = {}
+        texts: dict[str, dict[str, list[Record]]] = {grid.name: {} for grid in self.config.grids if not grid.repeated}
         for unit in itertools.chain(*self._earlier_units, self._units()):
-            if unit.grid in once and unit.status == "ok" and _ran_on(unit, self.machine):
-                texts[unit.commit] = list(unit.records)
+            if unit.grid in texts and unit.status == "ok" and _ran_on(unit, self.machine):
+                texts[unit.grid][unit.commit] = list(unit.records)
         found = []
-        for pair in self.pairs:
-            moves = quality_moves(texts.get(pair.new, []), texts.get(pair.old, []))
+        for (grid, held), pair in itertools.product(texts.items(), self.pairs):
+            moves = quality_moves(held.get(pair.new, []), held.get(pair.old, []))
             if moves:
-                found.append(self._quality_finding(pair, moves, texts))
+                found.append(self._quality_finding(pair, grid, moves, held))
         return found
 
-    def _quality_finding(self, pair: Pair, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]) -> Finding:
-        """The case that moved most speaks for all; what is as an earlier commit was is mended."""
-        before = self._line[: self._line.index(pair.old)]
-        back = next((c for c in reversed(before) if c in texts and not quality_moves(texts[pair.new], texts[c])), None)
+    def _quality_finding(
+        self, pair: Pair, grid: str, moves: Sequence[QualityMove], texts: Mapping[str, list[Record]]
+    ) -> Finding:
+        """The case that moved most speaks for all; text that was there first, and is no worse, is mended."""
+        cases = [move.case for move in moves]
+        line = [commit for commit in self._line[: self._line.index(pair.new)] if commit in texts]
+        since, held = (
+            next((place for place, known in enumerate(line) if same_text(texts[end], texts[known], cases)), len(line))
+            for end in (pair.new, pair.old)
+        )
+        back = line[since] if since < len(line) else None
         worst = max(moves, key=lambda move: move.nll.value if move.nll is not None else 0.0)
         nll = worst.nll
-        better = all(move.sets == 0 and move.nll is not None and move.nll.value < 0 for move in moves)
+        shifts = [move.nll.value if move.nll is not None and not move.sets else 0.0 for move in moves]
+        better, worse = max(shifts) < 0, min(shifts) > 0
         return Finding(
-            verdict="improvement" if back is not None or better else "alarm",
+            verdict="improvement" if (since < held and not worse) or better else "alarm",
             split="quality",
             scope=scope_of(moves, texts[pair.new]),
             shape="step",
             machine=self.machine,
-            cases=tuple(move.case for move in moves),
+            grid=grid,
+            cases=tuple(cases),
             good=pair.old,
             commit=pair.new,
             size=nll.value if nll is not None else None,
@@ -218,8 +301,11 @@ class Judge:
             low=nll.low if nll is not None else None,
             high=nll.high if nll is not None else None,
             night=self.night.id,
-            sentence=quality_sentence(pair, worst, moves, back, self._subject(pair.new)),
-            reproduce=reproduce(pair, self.config, tuple(move.case for move in moves)),
+            back=back,
+            sentence=quality_sentence(
+                pair, worst, moves, back, self._subject(pair.new), [record.case for record in texts[pair.new]]
+            ),
+            reproduce=reproduce(pair, self.config, grid, cases),
         )
 
 
@@ -229,11 +315,12 @@ def _ran_on(unit: Unit, machine: str) -> bool:
 
 
 def _without_parts(changes: Sequence[Change], line: Sequence[str]) -> list[Change]:
-    """Leave out what is a part of a drift: a small step, or a shorter drift, of the same things within its range."""
+    """Leave out the parts of a drift: changes of the same things within its range, in its direction."""
     place = {commit: number for number, commit in enumerate(line)}
 
     def covers(wide: Change, part: Change) -> bool:
-        if wide is part or wide.pair.shape != "drift" or (wide.split, wide.scope) != (part.split, part.scope):
+        alike = (wide.grid, wide.split, wide.scope, wide.verdict) == (part.grid, part.split, part.scope, part.verdict)
+        if wide is part or wide.pair.shape != "drift" or not alike:
             return False
         inside = place[wide.pair.old] <= place[part.pair.old] and place[part.pair.new] <= place[wide.pair.new]
         return inside and bool(set(wide.cases) & set(part.cases)) and wide.pair != part.pair

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tda.process import alone
 from tda.records import Machine
 from tda.regression import alternate
 from tda.regression.alternate import Grid, Runner, Task
@@ -63,7 +64,7 @@ class NightRun:
 
     def run(self) -> Night | None:
         """Measure and judge; None where there is nothing new."""
-        with alternate.alone(self.history.folder), alternate.alone(self.work):
+        with alone(self.history.folder), alone(self.work):
             self._deadline = time.monotonic() + 60 * self.config.cap_minutes
             night = self._unfinished() or self._new()
             if night is None:
@@ -160,10 +161,10 @@ class NightRun:
     def _measured(self, night: Night) -> Night:
         builds, night = self._build(night)
         runner = Runner(night.id, self._children(night), timeout_s=self.config.unit_timeout_s)
-        try:
-            control, anchor = builds.install(night.anchor, "control"), builds.install(night.anchor)
-        except BuildFailedError as error:
-            raise ValueError(f"the anchor {night.anchor[:10]} does not build: {error}") from None
+        night = self._anchored(night, builds)
+        if not any(commit.status == "measured" for commit in night.commits):
+            return night
+        control, anchor = builds.install(night.anchor, "control"), builds.install(night.anchor)
         order = [commit.hash for commit in night.commits if commit.status == "measured"]
         design: list[tuple[Build, Role]] = [(control, "control"), (anchor, "commit")]
         design += [(builds.install(commit), "commit") for commit in order if commit != night.anchor]
@@ -187,7 +188,7 @@ class NightRun:
                 if grid.repeated:
                     fresh += alternate.design(again, grid, "confirm", self.config.confirm_blocks)
             self._measure(runner, night, fresh)
-        return night.model_copy(update={"findings": judge.findings()})
+        return night.model_copy(update={"findings": judge.findings(), "seen": judge.seen()})
 
     def _build(self, night: Night) -> tuple[Builds, Night]:
         builds = Builds(self.repository, self.work / "builds")
@@ -201,6 +202,23 @@ class NightRun:
                     commit = commit.model_copy(update={"status": "build failed", "reason": str(error)})
             commits.append(commit)
         return builds, night.model_copy(update={"commits": tuple(commits)})
+
+    def _anchored(self, night: Night, builds: Builds) -> Night:
+        """The night with an anchor that builds: where its own no longer does, the oldest commit that it measures."""
+        try:
+            builds.install(night.anchor)
+        except BuildFailedError as error:
+            told = f"the anchor {night.anchor[:10]} no longer builds ({error})"
+        else:
+            return night
+        measured = [commit.hash for commit in night.commits if commit.status == "measured"]
+        if measured:
+            told += f"; {measured[0][:10]} takes its place, and slow changes are looked for from it on"
+        self.say(told)
+        update = {"anchor": measured[0] if measured else night.anchor, "notes": (*night.notes, told)}
+        night = night.model_copy(update=update)
+        self.history.write(night)
+        return night
 
     def _measure(self, runner: Runner, night: Night, tasks: Sequence[Task]) -> None:
         alternate.measure(tasks, runner, self.history.units(night.id)[0], self.history.keep, self.say)
@@ -239,16 +257,12 @@ class NightRun:
         if not self.config.alarm_processes or night.machine is None:
             return
         shelf, builds = Shelf(self.history.folder / SHELF), Builds(self.repository, self.work / "builds")
-        units = self.history.units(night.id)[0]
         for finding in filter(explainable, night.findings):
-            options = options_of(finding, units)
-            if options is None:
-                continue
             if time.monotonic() + 2 * self.config.alarm_processes * PROFILE_SECONDS > self._deadline:
                 self.say(f"no time left to profile what changed at {finding.commit[:10]}")
                 continue
             self.say(f"profiling {finding.cases[0]} at {finding.good[:10]} and {finding.commit[:10]}")
-            question = Question("alarm", options, self.config.alarm_processes, self.config.unit_timeout_s)
+            question = Question("alarm", options_of(finding), self.config.alarm_processes, self.config.unit_timeout_s)
             pair = [builds.install(commit) for commit in (finding.good, finding.commit)]
             capture(shelf, question, pair, night.machine.fingerprint, self.say)
 

@@ -7,21 +7,23 @@ and never in part. Processes of one session ran in turn, so the drift of the mac
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from pydantic import ValidationError
 
+from tda.cases import Case, taken_for
+from tda.config import BenchConfig
+from tda.process import COMPLAINT, call
 from tda.profiler.difference import Change, PhaseChange, difference, phase_differences
 from tda.profiler.records import Profile
 from tda.profiler.store import MEMORY, RECORD, TRACE, read_profile
-from tda.records import FAKE, label
-from tda.regression.alternate import COMPLAINT, Grid, Task, call, design, measure
+from tda.records import FAKE
+from tda.regression.alternate import Grid, Task, design, measure
 from tda.regression.builds import Build
 from tda.regression.units import History, Unit
 from tda.regression.wording import short
@@ -60,9 +62,9 @@ class Kept:
     profile: Profile
 
     @property
-    def label(self) -> str:
-        """What its case is called across commits."""
-        return label(self.profile.case)
+    def case(self) -> Case:
+        """Its case."""
+        return self.profile.case
 
     @property
     def trace(self) -> Path | None:
@@ -88,9 +90,9 @@ class Compared:
     paired: bool
 
     @property
-    def label(self) -> str:
-        """What the case is called across commits."""
-        return self.after[0].label
+    def case(self) -> Case:
+        """The case."""
+        return self.after[0].case
 
     @property
     def machine(self) -> str:
@@ -147,13 +149,20 @@ class Profiles:
 
     def compare(self, old: str, new: str) -> list[Compared]:
         """Every case that two commits share on one machine; processes that ran in turn alone, where there are any."""
-        before, after = (self._by_case(commit) for commit in (old, new))
-        return [_compared(before[key], after[key]) for key in after if key in before]
+        before, found = self._by_case(old), []
+        for place, held in self._by_case(new).items():
+            for inputs, after in held.items():
+                known = before.get(place, {})
+                same = known.get(taken_for(inputs, known))
+                found += [_compared(same, after)] if same is not None else []
+        return found
 
-    def _by_case(self, commit: str) -> dict[tuple[str, str], list[Kept]]:
-        found: dict[tuple[str, str], list[Kept]] = {}
+    def _by_case(self, commit: str) -> dict[tuple[str, str], dict[str, list[Kept]]]:
+        """By machine and case, then by inputs."""
+        found: dict[tuple[str, str], dict[str, list[Kept]]] = {}
         for kept in self.by_commit.get(commit, ()):
-            found.setdefault((kept.profile.machine.fingerprint, kept.profile.case.key), []).append(kept)
+            place = (kept.profile.machine.fingerprint, kept.case.key)
+            found.setdefault(place, {}).setdefault(kept.profile.inputs.data, []).append(kept)
         return found
 
 
@@ -276,8 +285,8 @@ class Question:
     ----------
     name : str
         First word of the names of its sessions.
-    options : mapping
-        Keyword arguments of `tda.run_profile`.
+    options : BenchConfig
+        What is asked of `tda.run_profile`.
     processes : int
         Fresh processes of each build.
     timeout_s : float
@@ -285,13 +294,13 @@ class Question:
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: BenchConfig
     processes: int = 1
     timeout_s: float = 900.0
 
     def session(self, commits: Sequence[str], machine: str) -> str:
         """Name that is equal for equal questions about equal commits on one machine, so that none is paid twice."""
-        text = json.dumps([list(commits), self.options, machine], sort_keys=True)
+        text = json.dumps([list(commits), self.options.options(), machine], sort_keys=True)
         ends = dict.fromkeys(map(short, (commits[0], commits[-1])))
         return "-".join((self.name, *ends, hashlib.sha256(text.encode()).hexdigest()[:8]))
 
@@ -308,7 +317,7 @@ class _Profiler:
         part = self.shelf.part(self.session, task)
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         part.mkdir(parents=True)
-        ended = call(task.build, CALL, part, task.grid.options, self.timeout_s)
+        ended = call(task.build.site, CALL, part, task.grid.options, self.timeout_s)
         if ended.status == "ok" and not any(part.glob(f"*/{RECORD}")):
             ended = ended._replace(status="error", reason="it profiled nothing")
         if ended.status == "ok":

@@ -6,6 +6,7 @@ from pathlib import Path
 from tda.regression.account import account
 from tda.regression.alarms import raised_in, replay
 from tda.regression.config import load_decisions
+from tda.regression.detect import Rules
 from tda.regression.findings import Alarm
 from tda.regression.profiles import SHELF, Shelf
 from tda.regression.units import History
@@ -24,8 +25,10 @@ class Told:
     problems: tuple[str, ...]
 
 
-def write_account(history: History, decisions: Path, out: Path) -> Told:
+def write_account(history: History, decisions: Path, out: Path, smallest: float = Rules.smallest) -> Told:
     """Write the newest finished night's account and the alarms as they stand.
+
+    Relative changes below `smallest` are not worth telling.
 
     Raises
     ------
@@ -36,7 +39,7 @@ def write_account(history: History, decisions: Path, out: Path) -> Told:
     finished = [night for night in nights if night.finished]
     if not finished:
         raise ValueError(f"no night has finished in {history.folder}")
-    alarms, unknown = replay(finished, load_decisions(decisions))
+    alarms, unknown = replay(finished, load_decisions(decisions), smallest)
     write_whole(history.folder / ALARMS, alarms.model_dump_json(indent=1) + "\n")
     raised = tuple(raised_in(alarms, finished[-1].id))
     ends = {commit for alarm in raised for commit in (alarm.finding.good, alarm.finding.commit)}

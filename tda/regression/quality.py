@@ -4,10 +4,12 @@ Both repeat bit for bit on one machine, so one measurement of a commit is enough
 a changed hash of the sets, or a likelihood that moved by more than rounding, is a change.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from tda.records import Record, label
+from tda.cases import Case, taken_for
+from tda.records import Record
 from tda.regression.findings import Scope
 from tda.statistics import Estimate, by_group, paired_difference
 
@@ -21,8 +23,8 @@ class QualityMove:
 
     Attributes
     ----------
-    case : str
-        Label of the case.
+    case : Case
+        Whose.
     nll : Estimate or None
         Change of the mean negative log likelihood in nats a token, paired by document; None where it is only rounding.
     sets : int
@@ -31,7 +33,7 @@ class QualityMove:
         Documents that both commits scored.
     """
 
-    case: str
+    case: Case
     nll: Estimate | None
     sets: int
     documents: int
@@ -39,18 +41,31 @@ class QualityMove:
 
 def quality_moves(new: Iterable[Record], old: Iterable[Record]) -> list[QualityMove]:
     """Compare the records of two commits, case by case; cases that only one of them has are left out."""
-    before = {record.case.key: record for record in _scored(old)}
+    before: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in _scored(old):
+        before[record.case.key][record.inputs.data] = record
     found = []
     for record in _scored(new):
-        other = before.get(record.case.key)
+        held = before[record.case.key]
+        other = held.get(taken_for(record.inputs.data, held))
         move = _move(record, other) if other is not None else None
         if move is not None:
             found.append(move)
     return found
 
 
+def same_text(new: Iterable[Record], old: Iterable[Record], cases: Collection[Case]) -> bool:
+    """Whether these cases are in both commits, and none of them moved."""
+    after, before = ([one for one in _scored(records) if one.case in cases] for records in (new, old))
+    return {one.case.key for one in after} <= {one.case.key for one in before} and not quality_moves(after, before)
+
+
 def _scored(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if record.status == "ok" and not record.control and record.samples("nll_nats")]
+    return [
+        record
+        for record in records
+        if record.status == "ok" and record.case.control != "a_a" and record.samples("nll_nats")
+    ]
 
 
 def _move(new: Record, old: Record) -> QualityMove | None:
@@ -59,7 +74,7 @@ def _move(new: Record, old: Record) -> QualityMove | None:
     moved = any(abs(one[document] - other[document]) > ROUNDING for document in common)
     nll = paired_difference(new.measurements["nll_nats"], old.measurements["nll_nats"]) if moved else None
     sets = _changed_sets(new, old)
-    return QualityMove(label(new.case), nll, sets, len(common)) if nll is not None or sets else None
+    return QualityMove(new.case, nll, sets, len(common)) if nll is not None or sets else None
 
 
 def _changed_sets(new: Record, old: Record) -> int:
@@ -71,6 +86,6 @@ def _changed_sets(new: Record, old: Record) -> int:
 
 def scope_of(moves: Sequence[QualityMove], records: Iterable[Record]) -> Scope:
     """Whether dense moved (then the model or the text did), or methods alone."""
-    if any(move.case.startswith("dense ") for move in moves):
+    if any(move.case.method == "dense" for move in moves):
         return "everything" if len(moves) == len(_scored(records)) else "dense"
     return "method"

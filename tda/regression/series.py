@@ -1,12 +1,13 @@
 """Units to series: one number a process, for each thing that may move."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tda.records import Record, label
+from tda.cases import Case, taken_for
+from tda.records import Record
 from tda.regression.effects import Values
 from tda.regression.findings import Split
 from tda.regression.units import Role, Stage, Unit
@@ -14,53 +15,72 @@ from tda.statistics import by_group, is_baseline
 
 
 class Key(NamedTuple):
-    """A series: what is measured, on which case, and whether as a ratio to the dense run of the same process."""
+    """A series: what is measured, of which case and inputs, and whether as a ratio to dense of the same process.
+
+    Attributes
+    ----------
+    split : str
+        What is measured.
+    case : Case
+        Of what.
+    relative : bool
+        Whether it is a ratio.
+    grid : str
+        The grid that it was measured in.
+    inputs : str
+        `tda.cases.Inputs.data`.
+    """
 
     split: Split
-    case: str
+    case: Case
     relative: bool = False
+    grid: str = ""
+    inputs: str = ""
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether it is of the baseline that ratios are taken to."""
-        return self.case.startswith("dense ")
+    def __str__(self) -> str:
+        return f"{split_name(self.split, self.relative)} of {self.case}"
 
 
-def series_of(unit: Unit) -> dict[Key, float]:
-    """The numbers of one process.
+def split_name(split: Split, relative: bool) -> str:
+    """What people call what is measured."""
+    return "decode to dense" if relative else split
+
+
+def numbers(records: Iterable[Record], grid: str = "") -> dict[Key, float]:
+    """The numbers of one process, from its records.
 
     Prefill is that of dense. Select is what a method does of its own before decode: its statistic and its selection,
     both clocked; per-token methods choose within decode.
     """
-    return dict(_values([record for record in unit.records if record.status == "ok" and not record.control]))
+    return {key: float(np.median(list(rounds.values()))) for key, rounds in round_values(records, grid).items()}
 
 
-def _values(records: list[Record]) -> Iterator[tuple[Key, float]]:
-    for record in records:
-        case = label(record.case)
-        if record.samples("peak_memory_bytes"):
-            yield Key("memory", case), _level(record, "peak_memory_bytes")
-        if not record.samples("decode_ms"):
-            continue
-        yield Key("decode", case), _level(record, "decode_ms")
-        if is_baseline(record):
-            yield Key("prefill", case), _level(record, "prefill_ms")
-            continue
-        if record.samples("selection_ms"):
-            yield Key("select", case), _level(record, "selection_ms") + _statistic_ms(record)
-        dense = next((one for one in records if is_baseline(one) and one.case.setting == record.case.setting), None)
-        if dense is not None and dense.samples("decode_ms"):
-            yield Key("decode", case, relative=True), _level(record, "decode_ms") / _level(dense, "decode_ms")
+def round_values(records: Iterable[Record], grid: str = "") -> dict[Key, dict[int, float]]:
+    """Every series of one process, a value for each round: the median of its samples."""
+    good = [record for record in records if record.status == "ok" and record.case.control is None]
+    return {key: rounds for record in good for key, rounds in _of(record, good, grid) if rounds}
 
 
-def _statistic_ms(record: Record) -> float:
-    """What the statistic takes; nothing for methods that have none."""
-    return _level(record, "statistic_ms") if record.samples("statistic_ms") else 0.0
+def _of(record: Record, records: Sequence[Record], grid: str) -> Iterator[tuple[Key, dict[int, float]]]:
+    def key(split: Split, *, relative: bool = False) -> Key:
+        return Key(split, record.case, relative, grid, record.inputs.data)
+
+    decode = _rounds(record, "decode_ms")
+    yield key("memory"), _rounds(record, "peak_memory_bytes")
+    yield key("decode"), decode
+    if is_baseline(record):
+        yield key("prefill"), _rounds(record, "prefill_ms")
+    elif decode:
+        selection, statistic = _rounds(record, "selection_ms"), _rounds(record, "statistic_ms")
+        yield key("select"), {number: value + statistic.get(number, 0.0) for number, value in selection.items()}
+        dense = next((one for one in records if is_baseline(one) and one.setting == record.setting), None)
+        below = _rounds(dense, "decode_ms") if dense is not None else {}
+        ratios = {number: value / below[number] for number, value in decode.items() if number in below}
+        yield key("decode", relative=True), ratios
 
 
-def _level(record: Record, name: str) -> float:
-    """Median over rounds of the medians within a round."""
-    return float(np.median(list(by_group(record.measurements[name]).values())))
+def _rounds(record: Record, name: str) -> dict[int, float]:
+    return by_group(record.measurements[name]) if record.samples(name) else {}
 
 
 Build = tuple[str, Role]
@@ -79,8 +99,11 @@ class Blocks:
         self._values: dict[Key, dict[Build, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
         for unit in units:
             if unit.stage == stage and unit.status == "ok":
-                for key, value in series_of(unit).items():
+                for key, value in numbers(unit.records, unit.grid).items():
                     self.put(key, (unit.commit, unit.role), unit.block, value)
+        for key in [key for key in self._values if not key.inputs]:
+            for build, values in self._values.pop(key).items():
+                self._values[self._standing_for(key)][build] |= values
 
     def put(self, key: Key, build: Build, block: int, value: float) -> None:
         """Add the number of one process."""
@@ -89,11 +112,16 @@ class Blocks:
     @property
     def keys(self) -> list[Key]:
         """All series, in a fixed order."""
-        return sorted(self._values)
+        return sorted(self._values, key=lambda key: (str(key), key.case.key, key.grid, key.inputs))
 
     def of(self, key: Key) -> Mapping[Build, Mapping[int, float]]:
-        """Values of one series by build and block."""
-        return self._values.get(key, {})
+        """Values of one series by build and block, whether or not its builds told their inputs."""
+        return self._values.get(key) or self._values.get(self._standing_for(key), {})
+
+    def _standing_for(self, key: Key) -> Key:
+        """The same series where inputs are not told: in these blocks, or by who asks."""
+        known = {other.inputs for other in self._values if other._replace(inputs="") == key._replace(inputs="")}
+        return key._replace(inputs=taken_for(key.inputs, known))
 
     def differences(self, key: Key, new: Build, old: Build) -> Values:
         """Log ratios of two builds over the blocks that both ran in."""

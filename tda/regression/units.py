@@ -4,18 +4,22 @@ A `Unit` is a line of ``HISTORY/nights/NIGHT.jsonl``, appended when its process 
 ``NIGHT.json`` beside it, written whole. A night that was killed goes on with what its units say is done.
 """
 
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from tda.records import Frozen, Machine, Record
-from tda.regression.findings import Finding
+from tda.cases import Case, Frozen
+from tda.process import ProcessStatus
+from tda.records import Machine, Record
+from tda.regression.findings import Finding, Split, former_label
 from tda.results import append_lines, read_lines, write_whole
 
 Role = Literal["commit", "control"]
 Stage = Literal["first", "confirm"]
-UnitStatus = Literal["ok", "error", "crash", "timeout"]
 CommitStatus = Literal["measured", "build failed", "crashed", "skipped"]
 NIGHTS = "nights"
 
@@ -34,7 +38,7 @@ class Unit(Frozen):
     stage: Stage = "first"
     block: int = Field(ge=1)
     order: int = Field(ge=0)
-    status: UnitStatus
+    status: ProcessStatus
     reason: str | None = None
     records: tuple[Record, ...] = ()
     started: str
@@ -57,6 +61,16 @@ class NightCommit(Frozen):
     reason: str | None = None
 
 
+class Seen(Frozen):
+    """What a night could see of one series: a change as large as `floor`, relative; null where it cannot tell."""
+
+    case: Case
+    grid: str
+    split: Split
+    relative: bool
+    floor: float | None
+
+
 class Night(Frozen):
     """The account of one night."""
 
@@ -67,6 +81,8 @@ class Night(Frozen):
     anchor: str
     commits: tuple[NightCommit, ...] = ()
     findings: tuple[Finding, ...] = ()
+    seen: tuple[Seen, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="what a reader must know of this night")
 
 
 class History:
@@ -82,14 +98,42 @@ class History:
         self.folder = folder
 
     def nights(self) -> tuple[list[Night], list[str]]:
-        """The accounts, oldest first, and a sentence for each file that could not be read."""
-        found, problems = [], []
+        """The accounts, oldest first, and a sentence for each file or finding that could not be read."""
+        found: list[Night] = []
+        problems: list[str] = []
         for path in sorted((self.folder / NIGHTS).glob("*.json")):
             try:
-                found.append(Night.model_validate_json(path.read_bytes()))
-            except (OSError, ValidationError) as error:
+                told = json.loads(path.read_bytes())
+                if isinstance(told, dict):
+                    told["findings"] = list(self._with_cases(path, told.get("findings", ()), problems))
+                found.append(Night.model_validate(told))
+            except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
                 problems.append(f"{path} skipped: {str(error).splitlines()[0]}")
         return sorted(found, key=lambda night: night.id), problems
+
+    def _with_cases(self, path: Path, findings: Iterable[Any], problems: list[str]) -> Iterator[Any]:
+        """Findings of a night; labels, which they held before, stand for the cases that its units have."""
+        for finding in findings:
+            labels = {case for case in finding["cases"] if isinstance(case, str)}
+            known = self._labelled(path.stem, labels)
+            lost = ", ".join(sorted(map(repr, labels - known.keys())))
+            if lost:
+                told = f"a finding is left out, since no unit of the night has {lost}: {finding['sentence']}"
+                problems.append(f"{path}: {told}")
+            else:
+                yield finding | {"cases": [known[c] if isinstance(c, str) else c for c in finding["cases"]]}
+
+    def _labelled(self, night: str, labels: set[str]) -> dict[str, Case]:
+        """Cases of a night's units by their former labels, until all of some labels are known."""
+        known: dict[str, Case] = {}
+        path = self._units_path(night)
+        for line in path.read_bytes().splitlines() if labels and path.is_file() else ():
+            if labels <= known.keys():
+                break
+            with contextlib.suppress(ValidationError):
+                cases = [record.case for record in Unit.model_validate_json(line).records]
+                known |= {former_label(case): case for case in cases if case.control != "a_a"}
+        return known
 
     def units(self, night: str) -> tuple[list[Unit], list[str]]:
         """Finished units of a night in the order in which they ended; the last of each place counts."""

@@ -1,9 +1,11 @@
 """Sentences about changes, and the commands that show them again."""
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from tda.regression.config import GridConfig, NightlyConfig
+from tda.bench.plan import only
+from tda.cases import Case, describe
+from tda.config import BenchConfig
+from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Suspect
 from tda.regression.quality import QualityMove
 
@@ -13,6 +15,13 @@ WHAT = {"prefill": "Prefill", "select": "Selection", "decode": "Decode", "memory
 def short(commit: str) -> str:
     """A hash as people write it."""
     return commit[:10]
+
+
+def named(cases: Iterable[Case], among: Iterable[Case] = ()) -> str:
+    """Cases as people call them, told from one another and from others."""
+    cases = tuple(cases)
+    among = (*cases, *among)
+    return ", ".join(describe(case, among) for case in cases)
 
 
 def relative(size: float) -> str:
@@ -27,8 +36,8 @@ def where(pair: Pair) -> str:
     return f"at {short(pair.new)}"
 
 
-def speed_sentence(change: Change, subject: str) -> str:
-    """What moved, by how much, where, and what did not."""
+def speed_sentence(change: Change, subject: str, among: Iterable[Case]) -> str:
+    """What moved, by how much, where, and what did not; `among` are all cases that were measured."""
     low, high = change.effect.bounds()
     size = f"{relative(change.effect.size)} [{relative(low)}, {relative(high)}]"
     worse = change.effect.log_ratio > 0
@@ -40,31 +49,38 @@ def speed_sentence(change: Change, subject: str) -> str:
     if change.scope == "dense":
         note = "ratios to dense look worse" if not worse else "ratios to dense look better"
         return f"{head}, dense alone; methods did not move, so their {note} for that reason only."
-    return f"{head}, only {', '.join(change.cases)}."
+    return f"{head}, only {named(change.cases, among)}."
 
 
-def warning_sentence(suspect: Suspect) -> str:
-    """A suspect that was not confirmed."""
+def warning_sentence(suspect: Suspect, among: Iterable[Case]) -> str:
+    """A suspect that was not confirmed; `among` as for `speed_sentence`."""
     size = relative(suspect.effect.size)
     return (
-        f"{WHAT[suspect.key.split]} of {suspect.key.case} moved by {size} {where(suspect.pair)} in the first blocks; "
-        "fresh blocks did not confirm it."
+        f"{WHAT[suspect.key.split]} of {named([suspect.key.case], among)} moved by {size} {where(suspect.pair)} "
+        "in the first blocks; fresh blocks did not confirm it."
     )
 
 
+def failure_sentence(pair: Pair, cases: Sequence[Case], reason: str | None, subject: str) -> str:
+    """What fails, and why; without a reason: what runs again."""
+    if reason is None:
+        return f"Runs again since {short(pair.new)} ({subject}): {named(cases)}."
+    return f"Fails at {short(pair.new)} ({subject}), and ran at {short(pair.old)}: {named(cases)}: {reason}."
+
+
 def quality_sentence(
-    pair: Pair, worst: QualityMove, moves: Sequence[QualityMove], back: str | None, subject: str
+    pair: Pair, worst: QualityMove, moves: Sequence[QualityMove], back: str | None, subject: str, among: Sequence[Case]
 ) -> str:
-    """What changed in the text."""
+    """What changed in the text; `among` as for `speed_sentence`."""
     parts = []
     if worst.nll is not None:
-        parts.append(f"{worst.case} by {worst.nll.value:+.3g} nats a token" + _interval(worst))
-    sets = [f"{move.case} ({move.sets} of {move.documents} documents)" for move in moves if move.sets]
+        parts.append(f"{named([worst.case], among)} by {worst.nll.value:+.3g} nats a token" + _interval(worst))
+    sets = [f"{named([m.case], among)} ({m.sets} of {m.documents} documents)" for m in moves if m.sets]
     if sets:
         parts.append(f"other neurons are kept: {', '.join(sets)}")
     head = f"Quality moved at {short(pair.new)} ({subject})"
     if back is not None:
-        head = f"Quality is again what it was at {short(back)} since {short(pair.new)} ({subject})"
+        head = f"Quality of what moved is again what it was at {short(back)} since {short(pair.new)} ({subject})"
     return f"{head}: {'; '.join(parts)}."
 
 
@@ -74,16 +90,8 @@ def _interval(move: QualityMove) -> str:
     return f" [{move.nll.low:+.3g}, {move.nll.high:+.3g}]"
 
 
-def reproduce(pair: Pair, config: NightlyConfig, cases: Sequence[str]) -> str:
-    """A command that compares the two commits on the grid in which the cases are."""
-    models = {case.rsplit(" on ", 1)[-1] for case in cases}
-    grids = [grid for grid in config.grids if models & set(grid.options.get("model", ()))] or list(config.grids)
-    return f"tda compare {short(pair.old)} {short(pair.new)} {' '.join(_options(grids[0]))}"
-
-
-def _options(grid: GridConfig) -> list[str]:
-    words = []
-    for name, value in grid.options.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(one))]
-    return words
+def reproduce(pair: Pair, config: NightlyConfig, grid: str, cases: Sequence[Case]) -> str:
+    """A command that compares the two commits on a grid; on the first case alone where the settings lost the grid."""
+    options = next((one.options for one in config.grids if one.name == grid), None) or only(BenchConfig(), cases[:1])
+    asked = options.model_copy(update={"budget": None, "precision": None})  # a comparison has blocks instead
+    return f"tda compare {short(pair.old)} {short(pair.new)} {asked.arguments()}"

@@ -1,14 +1,17 @@
 """Where builds are measured for a comparison or a bisection: what is asked, and processes whose units are kept."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tda.records import Machine, Record, label
+from tda.bench.budget import duration
+from tda.bench.plan import plan_of
+from tda.cases import digest_of
+from tda.config import BenchConfig
+from tda.device import machine
+from tda.quality.documents import text_facts
+from tda.records import Record
 from tda.regression import alternate
 from tda.regression.alternate import Grid, Runner
 from tda.regression.builds import Build, BuildFailedError, Builds
@@ -16,9 +19,6 @@ from tda.regression.floor import Floors
 from tda.regression.repository import Repository
 from tda.regression.units import History, Role, Stage, Unit
 from tda.regression.wording import short
-
-if TYPE_CHECKING:
-    from tda.bench.plan import Plan
 
 SPEED_DOCUMENTS = 2
 """Documents scored by a process whose times are wanted: quality is measured once, apart."""
@@ -28,68 +28,27 @@ class NotMeasuredError(Exception):
     """A commit that does not build, or whose processes fail; the text says why."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is measured of a commit: keyword arguments of `tda.run_bench`."""
+def speed_grid(config: BenchConfig) -> Grid:
+    """What runs in every block to compare speeds."""
+    few = {"documents": SPEED_DOCUMENTS} if _has_quality(config) else {}
+    return Grid(f"speed-{_digest(config)}", config.model_copy(update=few))
 
-    options: Mapping[str, Any]
 
-    @cached_property
-    def plan(self) -> "Plan":
-        """The matrix that they stand for; ValueError where one is wrong."""
-        from tda.bench.plan import plan_of
+def quality_grid(config: BenchConfig) -> Grid | None:
+    """What runs once for a commit; None for models with random weights alone."""
+    if not _has_quality(config):
+        return None
+    return Grid(f"quality-{_digest(config)}", config.model_copy(update={"rounds": 1}), repeated=False)
 
-        return plan_of(**self.options)
 
-    @cached_property
-    def machine(self) -> Machine:
-        """The machine that measures it here and now."""
-        from tda.device import machine
+def _has_quality(config: BenchConfig) -> bool:
+    return any(subject.quality for subject in plan_of(config).subjects)
 
-        return machine(self.plan.device)
 
-    @cached_property
-    def _digest(self) -> str:
-        """Name of the options on this machine: units of others are never taken for theirs."""
-        text = json.dumps([self.options, self.machine.fingerprint], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-    @property
-    def speed(self) -> Grid:
-        """What runs in every block."""
-        few = {"documents": SPEED_DOCUMENTS} if self.quality else {}
-        return Grid(f"speed-{self._digest}", {**self.options, **few})
-
-    @property
-    def quality(self) -> Grid | None:
-        """What runs once for a commit; None for models with random weights alone."""
-        if not any(subject.quality for subject in self.plan.subjects):
-            return None
-        return Grid(f"quality-{self._digest}", {**self.options, "rounds": 1}, repeated=False)
-
-    def narrowed(self, case: str) -> "Asked":
-        """The same for one case alone, and the dense run that it is compared with.
-
-        Raises
-        ------
-        ValueError
-            If the case is not among what is asked.
-        """
-        cells = {
-            label(self.plan.case(subject, built)): (subject, built)
-            for subject in self.plan.subjects
-            for built in self.plan.build()
-        }
-        if case not in cells:
-            raise ValueError(f"no case {case!r} in what is measured; there are: {', '.join(cells)}")
-        subject, built = cells[case]
-        chosen: dict[str, Any] = {"method": [built.name]}
-        if built.name != "dense":
-            chosen["sparsity"] = [built.sparsity]
-        if subject.layer_profile is None:  # else the model whose sparsity it imitates must run before it
-            chosen |= {name: getattr(subject, name) for name in ("prompt_tokens", "new_tokens", "dtype")}
-            chosen["model"] = [subject.model]
-        return Asked({**self.options, **chosen})
+def _digest(config: BenchConfig) -> str:
+    """Hash of options, texts and this machine: units of others are never taken for theirs."""
+    texts = [text_facts(path)[1] for path in (config.text, config.calibration_text) if path is not None]
+    return digest_of([config.options(), texts, machine(plan_of(config).device).fingerprint], 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +87,19 @@ class Workbench:
         runner = Runner(name, self.work / "children", self.timeout_s)
         return alternate.measure(tasks, runner, done, history.keep, self.say)
 
+    def run_for(self, name: str, builds: Sequence[Build], grid: Grid, most: int, seconds: float) -> list[Unit]:
+        """Units of some builds in so many blocks at most, as long as the next one will end in time; one at least."""
+        units: list[Unit] = []
+        longest, end = 0.0, time.monotonic() + seconds
+        for blocks in range(1, most + 1):
+            begin = time.monotonic()
+            if blocks > 1 and begin + longest > end:
+                break
+            self.say(f"block {blocks}; {duration(end - begin)} left")
+            units = self.run(name, builds, grid, blocks)
+            longest = max(longest, time.monotonic() - begin)
+        return units
+
     def learn(self, source: str, units: Sequence[Unit], commit: str) -> None:
         """Keep what the processes of one commit differ by; a cache that cannot be written stops nothing."""
         try:
@@ -149,21 +121,23 @@ class CommitBench(Workbench):
         except BuildFailedError as error:
             raise NotMeasuredError(f"{short(commit)} does not build: {error}") from None
 
-    def against(self, old: str, new: str, asked: Asked, blocks: int) -> list[Unit]:
+    def against(self, old: str, new: str, config: BenchConfig, blocks: int) -> list[Unit]:
         """Units of two commits in the same blocks, with a control; their noise is learnt."""
         builds = [self.install(old, "control"), self.install(old), self.install(new)]
         name = f"{short(old)}-{short(new)}"
-        units = self.run(name, builds, asked.speed, blocks)
-        self.learn(f"{name}-{asked.speed.name}", units, old)
+        grid = speed_grid(config)
+        units = self.run(name, builds, grid, blocks)
+        self.learn(f"{name}-{grid.name}", units, old)
         for commit in (old, new):
             check_measured(units, commit)
         return units
 
-    def text(self, commit: str, asked: Asked) -> list[Record]:
+    def text(self, commit: str, config: BenchConfig) -> list[Record]:
         """Quality records of a commit, measured once; empty where nothing has a quality."""
-        if asked.quality is None:
+        grid = quality_grid(config)
+        if grid is None:
             return []
-        units = self.run("quality", [self.install(commit)], asked.quality, 1)
+        units = self.run("quality", [self.install(commit)], grid, 1)
         check_measured(units, commit)
         return list(units[0].records)
 

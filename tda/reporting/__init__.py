@@ -1,7 +1,7 @@
 """Reports from records alone: a page with figures, a table, and rows for a terminal. Imports no torch."""
 
-from tda.reporting.doubts import doubts
 from tda.reporting.report import Report, build_report
 from tda.reporting.table import summary_rows
+from tda.reporting.trust import doubts, verdicts
 
-__all__ = ["Report", "build_report", "doubts", "summary_rows"]
+__all__ = ["Report", "build_report", "doubts", "summary_rows", "verdicts"]

@@ -1,17 +1,17 @@
 """A case beside the dense case of its setting: every number that the report shows, from raw samples."""
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from tda.derived import NOT_FINITE, UNLIKE, Derived, Missing, derive, unlike_kernels
-from tda.records import LAYER_PROFILE, SELECTION_FROM, SPEED, Record, merge
+from tda.cases import Case, Control, MethodSpec, describe, requests_apart
+from tda.derived import NOT_FINITE, Derived, Missing, derive, unlike_kernels
+from tda.records import SPEED, Flag, Record, merge
 from tda.reporting.style import rank
-from tda.reporting.text import share
 from tda.statistics import (
+    BLIND,
     Estimate,
     bootstrap,
     by_group,
@@ -22,6 +22,9 @@ from tda.statistics import (
     speedup,
     typical,
 )
+
+AT_LIMIT = 0.02
+"""A speed-up may be above its roofline by the floor, or by this share."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,25 @@ class Comparison:
         All rounds of one series.
     dense : Record or None
         The baseline of the same setting; None where there is none that ran.
-    telling : tuple of str
-        Names of the options that tell this case from others of its method.
+    among : tuple of Case
+        The cases that it must be told from.
     shared : frozenset of int
         Documents on which every case of the setting was scored.
+    documents : int
+        Documents of the case that was scored on most.
+    floor : float or None
+        What ratios of the setting stay within when nothing changes.
+    spoiled : tuple of str
+        Why no ratio of the setting can be trusted.
     """
 
     record: Record
     dense: Record | None
-    telling: tuple[str, ...] = ()
+    among: tuple[Case, ...] = ()
     shared: frozenset[int] = frozenset()
+    documents: int = 0
+    floor: float | None = None
+    spoiled: tuple[str, ...] = ()
 
     # What it is.
 
@@ -64,30 +76,29 @@ class Comparison:
         return self.method == "dense"
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is the A/A control: dense once more."""
+        return self.record.case.control == "a_a"
+
+    @property
     def from_other_kind(self) -> bool:
         """Whether the set was selected on another kind of prompt: a control."""
-        return SELECTION_FROM in self.record.case.options
+        return self.record.case.control == "cross_domain"
 
     @property
     def series(self) -> str:
         """What its curve is called: the method, and what tells it from other cases of the method."""
-        told = [f"{name}={self.record.case.options.get(name)}" for name in self.telling]
-        if self.record.control:
-            told.insert(0, "A/A control")
-        if self.from_other_kind:
-            told.insert(0, f"{self.record.case.options[SELECTION_FROM]}'s prompt")
-        return f"{self.method} ({', '.join(told)})" if told else self.method
+        return describe(self.record.case, self.among, sparsity=False, model=False)
 
     @property
     def label(self) -> str:
         """Series and sparsity, e.g. ``"griffin 0.5"``."""
-        return self.series if self.is_dense or self.sparsity is None else f"{self.series} {share(self.sparsity)}"
+        return describe(self.record.case, self.among, model=False)
 
     @property
-    def identity(self) -> str:
+    def identity(self) -> tuple[MethodSpec, Control | None]:
         """Equal for the same method at the same sparsity on two models."""
-        options = {name: value for name, value in self.record.case.options.items() if name != LAYER_PROFILE}
-        return json.dumps([self.method, self.record.case.sparsity, options, self.record.control], sort_keys=True)
+        return self.record.case.spec, self.record.case.control
 
     # What was measured.
 
@@ -175,7 +186,7 @@ class Comparison:
         found = self.derived(name)
         return None if isinstance(found, Missing) else found
 
-    def faster(self, name: str = "decode_ms") -> Estimate | None:
+    def faster(self, name: str) -> Estimate | None:
         """Dense time over this time, paired per round; None where either is missing."""
         if self.dense is None or not (self.samples(name) and finite(self.dense, name)):
             return None
@@ -184,7 +195,7 @@ class Comparison:
     @cached_property
     def speedup(self) -> Estimate | None:
         """Speed-up of a decode step."""
-        return self.faster()
+        return self.estimate("speedup")
 
     @property
     def unlike_kernels(self) -> str | None:
@@ -192,6 +203,24 @@ class Comparison:
         if self.dense is None or not (self.timed and Comparison(self.dense, self.dense).timed):
             return None
         return unlike_kernels(self.record.backend, self.dense.backend)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Why its numbers cannot be trusted, most general first; empty where nothing is known against them."""
+        found = [*self.spoiled, *(f"{name.replace('_', ' ')} ({flag.detail})" for name, flag in self._raised)]
+        ratio, limit = self.speedup if self.timed else None, self.limit
+        if ratio is not None and limit is not None and ratio.value > limit * (1 + max(self.floor or 0.0, AT_LIMIT)):
+            found.append(f"a speed-up of {ratio.value:.3g} is more than the bytes allow ({limit:.3g})")
+        if self.unlike_kernels:
+            found.append(self.unlike_kernels)
+        scored = len(self.groups("nll_nats"))
+        if 0 < scored < self.documents / 2:
+            found.append(f"quality of {scored} of {self.documents} documents")
+        return found
+
+    @property
+    def _raised(self) -> list[tuple[str, Flag]]:
+        return [(name, flag) for name, flag in self.record.flags.items() if flag.raised]
 
     @cached_property
     def delta_nll(self) -> Estimate | None:
@@ -204,7 +233,7 @@ class Comparison:
 
     @property
     def limit_ms(self) -> float | None:
-        """The decode step that the byte limit gives: dense's step over `limit_speedup`."""
+        """The decode step that the roofline gives: dense's step over `roofline_speedup`."""
         if self.limit is None or self.dense is None:
             return None
         dense = Comparison(self.dense, self.dense).decode_ms
@@ -213,8 +242,16 @@ class Comparison:
     @property
     def limit(self) -> float | None:
         """The speed-up that the bytes of a step allow."""
-        found = self.estimate("limit_speedup")
+        found = self.estimate("roofline_speedup")
         return found.value if found else None
+
+
+def reasons(cases: Iterable[Comparison]) -> str:
+    """Why cases cannot be trusted; of the details of one kind the first stands for all."""
+    kinds: dict[str, str] = {}
+    for warning in (warning for case in cases for warning in case.warnings):
+        kinds.setdefault(warning.split(" (")[0], warning)
+    return "; ".join(kinds.values())
 
 
 @dataclass(frozen=True)
@@ -225,9 +262,12 @@ class Setting:
     ----------
     cases : tuple of Comparison
         In the order of methods, then sparsity.
+    told : str
+        Seed and text, where another setting has the same model and sizes.
     """
 
     cases: tuple[Comparison, ...]
+    told: str = ""
 
     @property
     def model(self) -> str:
@@ -239,7 +279,27 @@ class Setting:
         """Model and sizes, e.g. ``"shape:0.3b · cpu, bfloat16, batch 1, 128 prompt + 16 new tokens"``."""
         case = self.cases[0].record.case
         sizes = f"{case.prompt_tokens} prompt + {case.new_tokens} new tokens"
-        return f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {sizes}"
+        words = [*([f"text {self.text}"] if self.scored else []), *([self.told] if self.told else [])]
+        return " · ".join([case.model, f"{case.device}, {case.dtype}, batch {case.batch}, {sizes}", *words])
+
+    @property
+    def text(self) -> str:
+        """Name, size and digest of the evaluation text."""
+        inputs = self.cases[0].record.inputs
+        facts = [f"{inputs.text_bytes / 1e3:.3g} kB"] if inputs.text_bytes is not None else []
+        facts += [inputs.text] if inputs.text is not None else []
+        return (inputs.text_name or "not recorded") + (f" ({', '.join(facts)})" if facts else "")
+
+    def name_among(self, settings: Iterable["Setting"]) -> str:
+        """The model, and in brackets what tells this setting from others of it."""
+        mine = self.cases[0].record
+        others = [other.cases[0].record for other in settings if other.model == self.model]
+        words = requests_apart(
+            mine.case, [other.case for other in others], without=("execution", "layer_sparsity_from")
+        )
+        if any(other.inputs.setting != mine.inputs.setting for other in others):
+            words.append(mine.inputs.text_name or "text not recorded")
+        return self.model + (f" ({', '.join(words)})" if words else "")
 
     @property
     def baseline(self) -> Comparison | None:
@@ -250,7 +310,7 @@ class Setting:
     @property
     def timed(self) -> list[Comparison]:
         """Cases with a speed, without the A/A control."""
-        return [case for case in self.cases if case.timed and not case.record.control]
+        return [case for case in self.cases if case.timed and not case.is_control]
 
     @property
     def scored(self) -> list[Comparison]:
@@ -261,6 +321,12 @@ class Setting:
         """Cases and all others of their curves: what is missing there is drawn as a gap."""
         curves = {case.series for case in cases}
         return [case for case in self.cases if case.series in curves]
+
+    @property
+    def processes(self) -> str:
+        """What the intervals of its times are over, in words."""
+        count = next((n for case in self.timed if (n := case.record.conditions.get("processes"))), 1)
+        return "within one process" if count == 1 else f"over {count:.0f} processes"
 
     @property
     def rounds(self) -> int:
@@ -274,47 +340,67 @@ class Setting:
 
     @property
     def doubt(self) -> str:
-        """What a caption adds about ratios between unlike kernels; nothing where there are none."""
-        found = [case.label for case in self.timed if case.unlike_kernels]
-        return f" In doubt, {UNLIKE}: {', '.join(found)} (see the flags)." if found else ""
+        """What a caption adds about numbers that cannot be trusted; nothing where there are none."""
+        found = [case.label for case in self.timed if case.warnings and not case.is_dense]
+        return f" Grey, since it cannot be trusted (see the flags): {', '.join(found)}." if found else ""
 
     @property
     def noise_floor(self) -> float | None:
         """What ratios stay within when nothing changes; None without a control or with too few rounds."""
-        control = next((case for case in self.cases if case.record.control and case.timed), None)
-        baseline = self.baseline
-        if control is None or baseline is None or not baseline.timed:
-            return None
-        return noise_floor(
-            control.record, baseline.record, [case.record for case in self.timed if case is not baseline]
-        )
+        return self.cases[0].floor
 
 
 def settings(records: Iterable[Record]) -> list[Setting]:
     """Merge rounds and put cases that may be compared together, in order of first appearance."""
-    held: dict[str, list[Record]] = {}
+    held: dict[tuple[str, str], list[Record]] = {}
     for record in merge(records):
-        held.setdefault(record.case.setting, []).append(record)
-    return [_setting(members) for members in held.values()]
+        held.setdefault(record.setting, []).append(record)
+    found = [_setting(members) for members in held.values()]
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for setting in found:
+        alike.setdefault(setting.title, []).append(_told(setting))
+    return [replace(setting, told=_differing(_told(setting), alike[setting.title])) for setting in found]
+
+
+def _differing(words: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
+    """Those of some words that are not the same in all others."""
+    return ", ".join(word for word, *seen in zip(words, *others, strict=True) if len(set(seen)) > 1)
+
+
+def _told(setting: Setting) -> tuple[str, str]:
+    record = setting.cases[0].record
+    return f"seed {record.case.seed}", str(record.inputs)
 
 
 def _setting(members: Sequence[Record]) -> Setting:
     baselines = [record for record in members if is_baseline(record) and record.status == "ok"]
     own_kernel_last = sorted(baselines, key=lambda record: record.case.options.get("dense_kernel") == "own")
     dense = own_kernel_last[0] if own_kernel_last else None
-    judged = [record for record in members if record.samples("nll_nats") and not record.control]
+    judged = [record for record in members if record.samples("nll_nats") and record.case.control != "a_a"]
     scored = [frozenset(by_group(record.measurements["nll_nats"])) for record in judged]
     shared = frozenset.intersection(*scored) if scored else frozenset()
-    cases = [Comparison(record, dense, _telling(record, members), shared) for record in members]
+    among = tuple(record.case for record in members)
+    documents = max(map(len, scored), default=0)
+    floor, spoiled = _noise(members, dense)
+    cases = [Comparison(record, dense, among, shared, documents, floor, spoiled) for record in members]
     return Setting(tuple(sorted(cases, key=_order)))
 
 
+def _noise(members: Sequence[Record], dense: Record | None) -> tuple[float | None, tuple[str, ...]]:
+    """The A/A floor of a setting, and why its ratios cannot be trusted: what the control says."""
+    timed = [record for record in members if Comparison(record, None).timed]
+    control = next((record for record in timed if record.case.control == "a_a"), None)
+    if dense not in timed or control is None or dense is None:
+        return None, ()
+    floor = noise_floor(control, dense, [one for one in timed if one.case.control is None and one is not dense])
+    spoiled = []
+    if floor is not None and floor > BLIND:
+        spoiled.append(f"dense beside itself differs by up to {floor:.0%}")
+    itself = speedup(control, dense)
+    if itself is not None and itself.low is not None and itself.high is not None and not itself.low <= 1 <= itself.high:
+        spoiled.append(f"dense is {itself} times as fast as itself (A/A control)")
+    return floor, tuple(spoiled)
+
+
 def _order(case: Comparison) -> tuple[object, ...]:
-    return (*rank(case.method), case.record.control, case.series, case.sparsity or 0.0)
-
-
-def _telling(record: Record, members: Sequence[Record]) -> tuple[str, ...]:
-    """Options whose values differ between the members' cases of the record's method."""
-    options = [other.case.options for other in members if other.case.method == record.case.method]
-    names = dict.fromkeys(name for part in options for name in part if name != SELECTION_FROM)
-    return tuple(name for name in names if len({json.dumps(part.get(name)) for part in options}) > 1)
+    return (*rank(case.method), case.is_control, case.series, case.sparsity or 0.0)

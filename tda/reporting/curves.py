@@ -1,4 +1,4 @@
-"""Curves of methods over two quantities: whiskers, sparsity labels that keep clear of each other, dense, byte limit."""
+"""Curves of methods over two quantities: whiskers, sparsity labels that keep clear of each other, dense, roofline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tda.reporting.comparison import Comparison
 from tda.reporting.figures import MUTED, curve_style, handle, label_axes, mark_handle, plain_ticks, settle
-from tda.reporting.style import look
+from tda.reporting.style import UNTRUSTED, look
 from tda.statistics import Estimate
 
 DODGE_SHARE, MOST_DODGE = 0.25, 0.012
@@ -23,7 +23,7 @@ DODGE_SHARE, MOST_DODGE = 0.25, 0.012
 
 @dataclass(frozen=True)
 class Point:
-    """One case on a plane; `limit` is where the byte limit puts it on the speed axis.
+    """One case on a plane; `limit` is where the roofline puts it on the speed axis.
 
     A case without a value has NaN for it: its curve has a gap there.
     """
@@ -35,6 +35,7 @@ class Point:
     y: Estimate
     text: str = ""
     limit: float | None = None
+    trusted: bool = True
 
     @property
     def present(self) -> bool:
@@ -77,6 +78,7 @@ def over_sparsity(
             exact((case.sparsity or 0.0) + shift[case.series]),
             value(case) or GAP,
             limit=limit(case),
+            trusted=not case.warnings,
         )
         for case in cases
     ]
@@ -102,7 +104,10 @@ def draw_curves(axes: Axes, points: Sequence[Point]) -> list[object]:
         style = curve_style(first.method, control=first.control)
         axes.plot([point.x.value for point in members], [point.y.value for point in members], **style, zorder=3)
         for point in members:
-            _whiskers(axes, point, str(style["color"]))
+            _whiskers(axes, point, str(style["color"]) if point.trusted else UNTRUSTED)
+            if not point.trusted:
+                grey = style | {"color": UNTRUSTED, "markeredgecolor": UNTRUSTED, "markerfacecolor": UNTRUSTED}
+                axes.plot([point.x.value], [point.y.value], **grey, zorder=3.2)
         handles.append(handle(series, first.method, control=first.control))
     return handles
 
@@ -117,7 +122,7 @@ def _whiskers(axes: Axes, point: Point, colour: str) -> None:
 
 
 def draw_limits(axes: Axes, points: Sequence[Point], which: str) -> bool:
-    """Mark where the byte limit puts each point on the axis `which`; return whether there is any."""
+    """Mark where the roofline puts each point on the axis `which`; return whether there is any."""
     drawn = False
     for point in points:
         if point.limit is None or not point.present:
@@ -132,8 +137,8 @@ def draw_limits(axes: Axes, points: Sequence[Point], which: str) -> bool:
 
 
 def limit_handle(which: str) -> object:
-    """Legend entry of the byte limit's marks."""
-    return mark_handle("|" if which == "x" else "_", "byte limit", MUTED)
+    """Legend entry of the roofline's marks."""
+    return mark_handle("|" if which == "x" else "_", "roofline", MUTED)
 
 
 _DIRECTIONS = [(np.cos(angle), np.sin(angle)) for angle in np.deg2rad([90, 270, 0, 180, 45, 135, 315, 225])]
@@ -170,7 +175,7 @@ def label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
             ha="center",
             va="center",
             fontsize=7.5,
-            color=look(point.method).colour,
+            color=look(point.method).colour if point.trusted else MUTED,
             zorder=4,
         )
 

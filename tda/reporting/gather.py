@@ -60,20 +60,22 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     """
     if not folders:
         raise ValueError("no results folder given; `tda report FOLDER …` needs at least one")
-    records: list[Record] = []
+    held_by: list[list[Record]] = []
     problems: list[str] = []
-    for folder in folders:
+    for folder in {results_path(folder).resolve(): folder for folder in folders}.values():
         loaded = load(folder)
         good, refused = _without_fakes(loaded.records, results_path(folder))
-        records += good
+        held_by.append(good)
         problems += [*loaded.problems, *refused]
-    problems += _repeats(records)
+    problems += _repeats(held_by)
+    records = [record for held in held_by for record in held]
     if not records:
         where = ", ".join(str(results_path(folder)) for folder in folders)
         raise ValueError(f"no readable record in {where}" + "".join(f"\n  {problem}" for problem in problems))
-    held: dict[tuple[str, str | None, bool | None], list[Record]] = {}
+    held: dict[tuple[str | None, ...], list[Record]] = {}
     for record in records:
-        held.setdefault((record.machine.fingerprint, record.commit.hash, record.commit.dirty), []).append(record)
+        state = (record.machine.fingerprint, record.commit.hash, str(record.commit.dirty), record.inputs.change)
+        held.setdefault(state, []).append(record)
     left_out = tuple(item for folder in folders for item in load_left_out(folder))
     return [
         Group(number, tuple(lines), tuple(problems), left_out) for number, lines in enumerate(held.values(), start=1)
@@ -91,11 +93,16 @@ def _without_fakes(records: Iterable[Record], path: Path) -> tuple[list[Record],
     return good, [f"{path}: {count} records refused, whose GPU {name!r} is a stand-in" for name, count in fakes.items()]
 
 
-def _repeats(records: Iterable[Record]) -> list[str]:
+def _repeats(folders: Iterable[Sequence[Record]]) -> list[str]:
+    """Whether folders hold the same; within one, a round that was measured again takes the place of a torn one."""
     counts = Counter(
-        (record.series, record.round, record.machine.fingerprint, record.commit.hash, record.commit.dirty)
-        for record in records
-        if record.status == "ok"
+        place
+        for records in folders
+        for place in {
+            (record.series, record.round, record.machine.fingerprint, record.commit.hash)
+            for record in records
+            if record.status == "ok"
+        }
     )
     repeated = sum(count - 1 for count in counts.values())
     told = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"

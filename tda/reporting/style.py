@@ -52,6 +52,10 @@ def look(method: str, *, control: bool = False) -> Look:
     return Look(known.colour, known.marker, (0, (1, 1.5)), filled=False) if control else known
 
 
+UNTRUSTED = "#B8B8B8"
+"""Colour of what cannot be trusted."""
+
+
 def rank(method: str) -> tuple[int, str]:
     """Sorting key that puts methods in the order of legends, unknown ones last."""
     names = list(LOOKS)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tda.derived import NOT_FINITE, UNLIKE, Missing
-from tda.records import SELECTION_FROM, Record
+from tda.records import Record
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.gather import Group
 from tda.reporting.text import MISSING, interval, number
@@ -39,7 +39,7 @@ class Column:
     scale : float
         What a plain number is divided by before it is shown; the CSV keeps base units.
     ratio : bool
-        Whether values follow from the times of dense too, so that unlike kernels are told beside them.
+        Whether values follow from the times of dense too, so that what speaks against them is told beside them.
     """
 
     name: str
@@ -52,12 +52,11 @@ class Column:
     ratio: bool = False
 
     def cell(self, case: Comparison) -> "Cell":
-        """The value of a case as it is shown, with the doubt about a ratio."""
+        """The value of a case as it is shown; a ratio that cannot be trusted says so."""
         cell = self._plain_cell(case)
-        doubt = case.unlike_kernels if self.ratio else None
-        if doubt is None or cell.sort is None:
+        if not self.ratio or not case.warnings or case.is_dense or cell.sort is None:
             return cell
-        return replace(cell, text=f"{cell.text}, {UNLIKE}", tooltip=doubt)
+        return replace(cell, text=f"{cell.text}, not trusted", tooltip="; ".join(case.warnings))
 
     def _plain_cell(self, case: Comparison) -> "Cell":
         value = self.value(case)
@@ -122,31 +121,25 @@ def _ratio_missing(name: str) -> Callable[[Comparison], str]:
     return why
 
 
-def _told(case: Comparison) -> str | None:
-    told = {name: case.record.case.options.get(name) for name in case.telling}
-    if case.from_other_kind:
-        told[SELECTION_FROM] = case.record.case.options[SELECTION_FROM]
-    return ", ".join(f"{name}={value}" for name, value in told.items()) or None
-
-
 def _ran(case: Comparison) -> str | None:
     parts = [part for part in (case.record.execution, case.record.backend) if part]
     return " · ".join(parts) or None
 
 
 def _status(case: Comparison) -> str:
-    return case.record.status + (f": {case.record.reason}" if case.record.reason else "")
+    scored = len(case.groups("nll_nats"))
+    part = f", {scored} of {case.documents} documents" if 0 < scored < case.documents / 2 else ""
+    return case.record.status + part + (f": {case.record.reason}" if case.record.reason else "")
 
 
 COLUMNS: tuple[Column, ...] = (
-    _words("method", "method", lambda case: f"{case.method} (A/A control)" if case.record.control else case.method),
+    _words("method", "method", lambda case: case.series),
     _words("model", "model", lambda case: case.record.case.model),
-    _words("told_options", "options", _told, "no option tells this case from another of its method"),
     Column(
         "sparsity",
         "asked sparsity",
         lambda case: case.record.case.sparsity,
-        lambda case: "an error level was asked instead of a sparsity",
+        lambda case: "it has an error level instead" if "cett" in case.record.case.options else "nothing is left out",
     ),
     Column("achieved_sparsity", "achieved", lambda case: case.achieved, lambda case: "not recorded"),
     _words("ran", "ran as", _ran),
@@ -159,9 +152,9 @@ COLUMNS: tuple[Column, ...] = (
     _percentile(95),
     _percentile(99),
     Column("speedup", "speed-up (×)", lambda case: case.speedup, _ratio_missing("decode_ms"), ratio=True),
-    _derived("limit_speedup", "byte limit (×)"),
-    _derived("gain_share", "gain share", ratio=True),
-    _derived("bandwidth_share", "bandwidth share"),
+    _derived("roofline_speedup", "roofline speed-up (×)"),
+    _derived("speedup_efficiency", "efficiency", ratio=True),
+    _derived("mbu", "MBU"),
     _derived("break_even_tokens", "break-even (tokens)", ratio=True),
     _measured("generation_ms", "generation (ms)"),
     Column(
@@ -194,7 +187,7 @@ LAST: tuple[Column, ...] = (
     _words("flags", "flags", lambda case: "; ".join(case.record.raised()) or None, "no flag raised"),
     _words("status", "status", _status),
 )
-TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "limit_speedup", "break_even_tokens",
+TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "roofline_speedup", "break_even_tokens",
             "delta_nll_nats", "kl_to_dense_nats", "status")  # fmt: skip
 """Columns that fit a terminal."""
 
@@ -229,8 +222,12 @@ def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> 
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown columns {', '.join(unknown)}; known: {', '.join(known)}")
-    cases = [case for setting in settings(records) for case in setting.cases]
-    return [{known[name].heading: known[name].cell(case).text for name in names} for case in cases]
+    found = settings(records)
+    return [
+        {known[name].heading: known[name].cell(case).text if name != "model" else title for name in names}
+        for setting, title in ((setting, setting.name_among(found)) for setting in found)
+        for case in setting.cases
+    ]
 
 
 def frame(groups: Sequence[Group]) -> pd.DataFrame:
@@ -247,7 +244,8 @@ def _row(group: Group, case: Comparison) -> dict[str, Any]:
         "dirty": group.commit.dirty,
         **request.model_dump(include={"device", "dtype", "batch", "prompt_tokens", "new_tokens", "seed"}),
         "options": json.dumps(request.options, sort_keys=True),
-        "control": case.record.control,
+        "control": request.control,
+        **case.record.inputs.model_dump(include={"text_name", "text", "weights", "calibration"}),
         "rounds": len(case.groups("decode_ms")),
         "documents": len(case.groups("nll_nats")),
     }

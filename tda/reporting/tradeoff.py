@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tda.records import LAYER_PROFILE, MIN_GROUPS
-from tda.reporting.comparison import Comparison, Setting
+from tda.records import MIN_GROUPS
+from tda.reporting.comparison import Comparison, Setting, reasons
 from tda.reporting.text import interval, number, share
 
 QUALITY_BAR_NATS = 0.05
@@ -51,7 +51,7 @@ def _quality_of(speed: Setting, settings: Sequence[Setting]) -> Setting | None:
     if speed.scored:
         return speed
     trained = [setting for setting in settings if setting.scored]
-    profiles = {case.record.case.options.get(LAYER_PROFILE) for case in speed.cases} - {None}
+    profiles = {case.record.case.layer_sparsity_from for case in speed.cases} - {None}
     named = [setting for setting in trained if setting.model in profiles]
     if named:
         return named[0]
@@ -60,50 +60,48 @@ def _quality_of(speed: Setting, settings: Sequence[Setting]) -> Setting | None:
 
 def findings(settings: Sequence[Setting]) -> list[str]:
     """State in a sentence per timed setting the best speed-up that keeps quality, or that there is none."""
-    found = [_best(tradeoff) for tradeoff in tradeoffs(settings)]
+    found = [_best(tradeoff, tradeoff.speed.name_among(settings)) for tradeoff in tradeoffs(settings)]
     return found or ["Nothing was timed here, so no speed is stated; the quality of each method is below."]
 
 
-def _best(tradeoff: Tradeoff) -> str:
+def _best(tradeoff: Tradeoff, name: str) -> str:
     speed, floor = tradeoff.speed, tradeoff.speed.noise_floor or 0.0
     if speed.baseline is None:
-        return f"On {speed.model} no dense run succeeded, so no speed-up is stated."
+        return f"On {name} no dense run succeeded, so no speed-up is stated."
     if tradeoff.quality is None:
-        return f"On {speed.model} speed was measured without any quality to go with it, so no method is recommended."
+        return f"On {name} speed was measured without any quality to go with it, so no method is recommended."
     if not any(not timed.is_dense for timed in speed.timed):
-        return f"On {speed.model} no method was timed, so no speed-up is stated."
+        return f"On {name} no method was timed, so no speed-up is stated."
     if speed.rounds < MIN_GROUPS:
         rounds = f"{speed.rounds} round{'s' * (speed.rounds != 1)}"
-        return f"On {speed.model} too little was timed to tell whether a method is faster than dense: {rounds}."
+        return f"On {name} too little was timed to tell whether a method is faster than dense: {rounds}."
     kept = [(timed, scored) for timed, scored in tradeoff.pairs if _keeps(scored)]
     faster = [(timed, scored) for timed, scored in kept if _lower(timed) > 1 + floor]
+    trusted = [(timed, scored) for timed, scored in faster if not (timed.warnings or scored.warnings)]
+    doubtful = faster or ([] if any(not timed.warnings for timed, _ in kept) else kept)
+    if doubtful and not trusted:
+        told = reasons(case for pair in doubtful for case in pair)
+        return f"On {name} no speed-up can be trusted, because {told}."
     if not faster:
         return (
-            f"On {speed.model} no method decodes faster than dense beyond the noise with a ΔNLL under "
+            f"On {name} no method decodes faster than dense beyond the noise with a ΔNLL under "
             f"{QUALITY_BAR_NATS} nats per token on {tradeoff.quality.model}."
         )
-    timed, scored = max(faster, key=lambda pair: pair[0].speedup.value if pair[0].speedup else 0.0)
-    return _sentence(tradeoff, timed, scored)
+    timed, scored = max(trusted, key=lambda pair: pair[0].speedup.value if pair[0].speedup else 0.0)
+    return _sentence(tradeoff, name, timed, scored)
 
 
-def _sentence(tradeoff: Tradeoff, timed: Comparison, scored: Comparison) -> str:
+def _sentence(tradeoff: Tradeoff, name: str, timed: Comparison, scored: Comparison) -> str:
     assert timed.speedup is not None
     assert scored.delta_nll is not None
     limit = timed.limit
     at = "" if timed.sparsity is None else f" at sparsity {share(timed.sparsity)}"
     words = f"{timed.series}{at} decodes {interval(timed.speedup, unit='×')} as "
-    words += f"fast as dense on {timed.record.case.model}" + (f" (byte limit {number(limit)}×)" if limit else "")
+    words += f"fast as dense on {name}" + (f" (roofline {number(limit)}×)" if limit else "")
     words += f", at a ΔNLL of {interval(scored.delta_nll, 2, signed=True)} nats per token"
     if not tradeoff.joint:
         words = f"Projection: {words} on {scored.record.case.model}, another model"
-    if limit and timed.speedup.value > limit:
-        words += "; that is above its byte limit, so dense took longer here than reading its weights explains"
-    if timed.speedup.low is None:
-        words += "; too few rounds for an interval"
-    if timed.unlike_kernels:
-        words += f"; {timed.unlike_kernels}"
-    doubts = [doubt.split(":")[0].replace("_", " ") for doubt in timed.record.raised()]
-    return words + (f"; in doubt: {', '.join(doubts)} was flagged" if doubts else "") + "."
+    return f"{words} (interval {tradeoff.speed.processes})."
 
 
 def _keeps(scored: Comparison) -> bool:

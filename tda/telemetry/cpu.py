@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import psutil
 
+from tda.cases import Frozen
 from tda.cores import affinity, allowed_cores, control_groups
-from tda.records import Frozen
 from tda.telemetry.fields import CPU_FIELDS
 from tda.telemetry.source import NotReadableError, Reader, Source, one
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tda.records import Frozen
+from tda.cases import Frozen
 from tda.telemetry.source import Source
 from tda.telemetry.watch import sources
 

@@ -479,7 +479,7 @@ static void ffn_rows(const FFN *ffn, const float *x, int64_t begin, int64_t end,
         }
         for (int64_t i = 0; i < n; i++) {
             float size = fabsf(z[i]) * (ffn->norms ? ffn->norms[start + i] : 1.0f);
-            int keep = size >= ffn->cut;
+            int keep = !(size < ffn->cut); /* a nan is kept, so that logits tell of it */
             ffn->kept[start + i] = keep;
             chosen[kept] = start + i;
             z[kept] = z[i];

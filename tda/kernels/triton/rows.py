@@ -94,7 +94,7 @@ def _rows(
         importance = tl.abs(value)
         if WEIGHTED:
             importance *= tl.load(weights + j, mask=inside, other=0.0)
-        tl.store(kept + token * N + j, (importance >= cut).to(tl.uint8), mask=inside)
+        tl.store(kept + token * N + j, tl.where(importance < cut, 0, 1).to(tl.uint8), mask=inside)
 
 
 def rows(

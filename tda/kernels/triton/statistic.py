@@ -7,10 +7,13 @@ from torch import Tensor
 
 from tda.kernels.triton import interpreted
 
+SMALLEST: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).tiny)
+"""A sum of squares below this counts as zero: its inverse may be infinite."""
+
 
 @triton.jit
 def _factors(a, mask, weights, factors, F, T, a_batch, a_token, a_neuron, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
-    """factors[b, t] = 1/Σ_j (a_tj·w_j)², or 0 for a token that is masked or all zero."""
+    """factors[b, t] = 1/Σ_j (a_tj·w_j)²; 0 for a token that is masked or all zero, nan where the sum is not finite."""
     token, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, F, BLOCK):
@@ -20,8 +23,9 @@ def _factors(a, mask, weights, factors, F, T, a_batch, a_token, a_neuron, WEIGHT
             value *= tl.load(weights + j, mask=j < F, other=0.0)
         total += value * value
     norm = tl.sum(total, axis=0)
-    counts = (tl.load(mask + row * T + token) != 0) & (norm > 0)
-    tl.store(factors + row * T + token, tl.where(counts, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0))
+    left_out = (tl.load(mask + row * T + token) == 0) | (norm < SMALLEST)
+    inverse = tl.where(norm < float("inf"), 1.0 / tl.where(norm < SMALLEST, 1.0, norm), float("nan"))
+    tl.store(factors + row * T + token, tl.where(left_out, 0.0, inverse))
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from tda.profiler.roofline import points
 from tda.profiler.split import COMPONENTS, Gap
 from tda.reporting.figures import GRID, INK, MUTED, case_axes, label_axes, legend, new_axes, plain_ticks, row_text
 from tda.reporting.profiles.groups import PIECES, Group, Shown
-from tda.reporting.style import look
+from tda.reporting.style import UNTRUSTED, look
 from tda.reporting.text import number
 
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D9D9D9", "#FFFFFF")
@@ -26,7 +26,8 @@ def step_figure(group: Group) -> Figure:
     for row, shown in enumerate(group.shown):
         left = 0.0
         for piece, ms in shown.pieces().items():
-            axes.barh(row, ms, left=left, height=0.62, color=PIECES[piece], edgecolor="white", linewidth=0.5, zorder=2)
+            colour = UNTRUSTED if shown.warnings else PIECES[piece]
+            axes.barh(row, ms, left=left, height=0.62, color=colour, edgecolor="white", linewidth=0.5, zorder=2)
             left += ms
         longest = max(longest, left, shown.decode_ms)
         axes.plot([shown.decode_ms] * 2, [row - 0.4, row + 0.4], color=INK, linewidth=1.4, zorder=3)
@@ -44,9 +45,10 @@ def gap_figure(shown: Shown, dense: Shown, gap: Gap) -> Figure:
     """Dense, the limit and the method, each split into the same components."""
     figure, axes = case_axes(f"What keeps {shown.label} from its limit", ["dense", "at the limit", shown.label])
     bars = (tuple(part * gap.limit for part in gap.at_limit), tuple(gap.at_limit), tuple(gap.method))
+    trusted = not (shown.warnings or dense.warnings)
     for row, parts in enumerate(bars):
         left = 0.0
-        for part, colour in zip(parts, COMPONENT_COLOURS, strict=True):
+        for part, colour in zip(parts, COMPONENT_COLOURS if trusted else [UNTRUSTED] * len(parts), strict=True):
             width = max(part, 0.0)
             axes.barh(row, width, left=left, height=0.62, color=colour, edgecolor=MUTED, linewidth=0.4, zorder=2)
             left += width

@@ -6,9 +6,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tda.cases import describe
+from tda.derived import unlike_kernels
 from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
 from tda.profiler.records import KernelRow, Profile
-from tda.profiler.split import Gap, gap
+from tda.profiler.split import Gap, gap, split
 from tda.profiler.store import read_profiles
 from tda.records import FAKE
 from tda.reporting.style import rank
@@ -34,19 +36,46 @@ _OF_PART = {
 }
 
 
+UNEXPLAINED = 0.2
+"""Share of a timed step by which the parts that a profile shows may miss it."""
+AT_LIMIT = 0.02
+"""A speed-up may be above its roofline by this share."""
+
+
 @dataclass(frozen=True)
 class Shown:
-    """A profile with the folder it lies in, and what it is called beside others of its model."""
+    """A profile with the folder it lies in, and those of the cases that it is shown beside."""
 
     folder: Path
     profile: Profile
+    beside: tuple[Profile, ...] = ()
 
     @property
     def label(self) -> str:
-        """Method and sparsity."""
-        case = self.profile.case
-        dial = "" if case.method == "dense" or case.sparsity is None else f" {case.sparsity:g}"
-        return f"{case.method}{dial}"
+        """Method, sparsity, and what tells it from the others."""
+        return describe(self.profile.case, [other.case for other in self.beside], model=False)
+
+    @property
+    def dense(self) -> Profile | None:
+        """The dense one among those."""
+        return next((other for other in self.beside if other.case.is_baseline), None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why its numbers cannot be trusted; empty where nothing is known against them."""
+        profile, dense = self.profile, self.dense
+        found = [f"{name.replace('_', ' ')} ({flag.detail})" for name, flag in profile.flags.items() if flag.raised]
+        parts = split(profile)
+        if abs(parts.unexplained) > UNEXPLAINED * parts.total:
+            profiled = parts.total - parts.unexplained
+            found.append(f"its parts sum to {profiled:.3g} ms, and the timed step is {parts.total:.3g} ms")
+        if dense is not None and not profile.case.is_baseline:
+            held = gap(profile, dense)
+            if held.speedup > held.limit * (1 + AT_LIMIT):
+                found.append(f"a speed-up of {held.speedup:.3g} is more than the bytes allow ({held.limit:.3g})")
+            unlike = unlike_kernels(profile.backend, dense.backend)
+            found += [unlike] if unlike is not None else []
+        return found
 
     @property
     def decode_ms(self) -> float:
@@ -84,7 +113,7 @@ class Group:
     @property
     def dense(self) -> Shown | None:
         """The dense profile, which every saving is against."""
-        return next((shown for shown in self.shown if shown.profile.case.method == "dense"), None)
+        return next((shown for shown in self.shown if shown.profile.case.is_baseline), None)
 
     @property
     def gaps(self) -> list[tuple[Shown, Gap]]:
@@ -114,13 +143,20 @@ def gather_profiles(folder: Path) -> list[Group]:
     ValueError
         If one cannot be read, or was made on a device that a test plays.
     """
-    held: dict[tuple[str, str | None, str], list[Shown]] = {}
+    held: dict[tuple[object, ...], list[tuple[Path, Profile]]] = {}
     for place, profile in read_profiles(folder):
         if FAKE in (profile.machine.gpu or ""):
             raise ValueError(f"{place} was made on {profile.machine.gpu}, a device that a test plays: nothing is shown")
-        key = (profile.case.setting, profile.commit.hash, profile.machine.fingerprint)
-        held.setdefault(key, []).append(Shown(place, profile))
-    return [Group(number, tuple(sorted(found, key=_order))) for number, found in enumerate(held.values(), start=1)]
+        commit, inputs = profile.commit.hash, profile.inputs
+        key = (profile.case.setting, inputs.setting, inputs.change, commit, profile.machine.fingerprint)
+        held.setdefault(key, []).append((place, profile))
+    return [Group(number, together(found)) for number, found in enumerate(held.values(), start=1)]
+
+
+def together(found: Sequence[tuple[Path, Profile]]) -> tuple[Shown, ...]:
+    """Profiles of one setting and the folders they lie in, told from one another, in the order of legends."""
+    beside = tuple(profile for _, profile in found)
+    return tuple(sorted((Shown(place, profile, beside) for place, profile in found), key=_order))
 
 
 def _order(shown: Shown) -> tuple[tuple[int, str], float]:
@@ -131,7 +167,17 @@ def _order(shown: Shown) -> tuple[tuple[int, str], float]:
 def step_rows(profiles: Sequence[Profile]) -> list[dict[str, Any]]:
     """A row for each profile: its timed decode step, and its pieces as the profile shows them, in ms."""
     rows = []
-    for profile in profiles:
-        shown = Shown(Path(), profile)
+    for shown in together([(Path(), profile) for profile in profiles]):
+        profile = shown.profile
         rows.append({"model": profile.case.model, "case": shown.label, "decode_ms": shown.decode_ms, **shown.pieces()})
     return rows
+
+
+def verdicts(groups: Sequence[Group]) -> list[str]:
+    """A sentence for each case whose profile cannot be trusted: the last word of a terminal."""
+    return [
+        f"{shown.label} on {shown.profile.case.model} cannot be trusted, because {'; '.join(shown.warnings)}"
+        for group in groups
+        for shown in group.shown
+        if shown.warnings
+    ]

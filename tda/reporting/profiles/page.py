@@ -11,14 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tda.derived import UNLIKE, unlike_kernels
 from tda.profiler.records import KernelRow, ModuleRow, Profile
 from tda.profiler.roofline import points
 from tda.profiler.split import COMPONENTS
 from tda.profiler.store import KERNELS, MODULES
 from tda.reporting.figures import STYLE, inline, to_png, to_svg
 from tda.reporting.profiles.figures import gap_figure, roofline_figure, step_figure
-from tda.reporting.profiles.groups import PIECES, Group, Shown, gather_profiles, piece_of
+from tda.reporting.profiles.groups import PIECES, Group, Shown, gather_profiles, piece_of, verdicts
 from tda.reporting.text import MISSING, listed, number, size
 from tda.results import write_whole
 from tda.spans import PHASES
@@ -89,7 +88,6 @@ class _Page:
             "title": f"{profile.case.model}, {profile.case.dtype}, batch {profile.case.batch}, "
             f"prompt {profile.case.prompt_tokens} tokens",
             "findings": list(_findings(group)),
-            "doubts": list(_doubts(group)),
             "step": self._picture(f"step-{group.number}", step_figure(group)),
             "labels": [shown.label for shown in group.shown],
             "pieces": _pieces(group),
@@ -141,15 +139,16 @@ def _findings(group: Group) -> Iterator[str]:
     dense = group.dense
     if dense is None:
         return
+    yield from verdicts([group])
     pieces = dense.pieces()
     whole = sum(pieces.values())
     largest = sorted(pieces, key=lambda piece: -pieces[piece])[:3]
-    yield (
-        f"A dense decode step takes {number(dense.decode_ms)} ms: "
-        + listed([f"{piece} {pieces[piece] / whole:.0%}" for piece in largest])
-        + "."
-    )
+    if not dense.warnings:
+        told = listed([f"{piece} {pieces[piece] / whole:.0%}" for piece in largest])
+        yield f"A dense decode step takes {number(dense.decode_ms)} ms: {told}."
     for shown, gap in group.gaps:
+        if dense.warnings or shown.warnings:
+            continue
         own = shown.pieces()
         changed = {piece: own[piece] - pieces[piece] for piece in PIECES}
         saved = sorted((piece for piece in PIECES if changed[piece] < 0), key=lambda piece: changed[piece])[:2]
@@ -161,17 +160,6 @@ def _findings(group: Group) -> Iterator[str]:
         if added:
             sentence += ", and adds " + listed([f"{number(changed[piece])} ms in {piece}" for piece in added])
         yield sentence + "."
-
-
-def _doubts(group: Group) -> Iterator[str]:
-    """One sentence for every flag that was raised, and for every ratio between unlike kernels."""
-    for shown in group.shown:
-        told = None if group.dense is None else unlike_kernels(shown.profile.backend, group.dense.profile.backend)
-        if told is not None:
-            yield f"{shown.label}: {UNLIKE}: {told}"
-        for name, flag in shown.profile.flags.items():
-            if flag.raised:
-                yield f"{shown.label}: {name.replace('_', ' ')}: {flag.detail}"
 
 
 def _pieces(group: Group) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from tda.records import LAYER_PROFILE, SELECTION_FROM, Record
+from tda.records import Record
 from tda.reporting.comparison import Comparison, Setting
-from tda.reporting.doubts import raised_flags
 from tda.reporting.gather import Group
 from tda.reporting.sections import Content, section
 from tda.reporting.text import number, size
+from tda.reporting.trust import raised_flags
 from tda.statistics import MIN_GROUPS
 
 
@@ -53,8 +53,23 @@ def _run(group: Group) -> list[tuple[str, str]]:
         ("Load average (1 min)", _range(load)),
         ("Kernels", "; ".join(_told(group.lines, "kernels")) or "not recorded"),
         ("Generation", "; ".join(_told(group.lines, "generation")) or "not recorded"),
+        ("Inputs", "; ".join(dict.fromkeys(_inputs(record) for record in group.lines))),
         ("Stream bandwidth", f"{_range(stream)} GB/s over rounds" if stream else "not measured"),
     ]
+
+
+def _inputs(record: Record) -> str:
+    """Weights, texts and state of the code, by digest."""
+    inputs = record.inputs
+    facts = {
+        "weights": inputs.weights,
+        "hub commit": inputs.revision,
+        "text": inputs.text and f"{inputs.text_name} {inputs.text}",
+        "documents": inputs.documents,
+        "uncommitted change": inputs.change,
+    }
+    told = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
+    return f"{record.case.model}: {told or 'not recorded'}"
 
 
 def _told(lines: Iterable[Record], name: str) -> list[str]:
@@ -77,7 +92,7 @@ def _range(values: list[float]) -> str:
 def _setting(setting: Setting) -> dict[str, str]:
     return {
         "title": setting.title,
-        "rounds": str(setting.rounds) if setting.rounds else "not timed",
+        "rounds": f"{setting.rounds}, {setting.processes}" if setting.rounds else "not timed",
         "documents": str(setting.documents) if setting.documents else "not scored",
         "noise": _noise(setting),
     }
@@ -100,7 +115,7 @@ def _methods(cases: Iterable[Comparison]) -> list[tuple[str, str]]:
     for case in cases:
         options = held.setdefault(case.method, {})
         for name, value in case.record.case.options.items():
-            if name not in (SELECTION_FROM, LAYER_PROFILE) and str(value) not in options.setdefault(name, []):
+            if str(value) not in options.setdefault(name, []):
                 options[name].append(str(value))
     return [
         (method, ", ".join(f"{name} = {' or '.join(values)}" for name, values in options.items()))

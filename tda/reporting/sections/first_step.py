@@ -20,7 +20,7 @@ from tda.reporting.figures import (
 )
 from tda.reporting.gather import Group
 from tda.reporting.sections import Block, Content, Plot, section
-from tda.reporting.style import look
+from tda.reporting.style import UNTRUSTED, look
 from tda.reporting.text import MISSING, number, share
 
 TOKENS = 4096
@@ -48,7 +48,7 @@ def first_step_section(group: Group) -> Content | None:
 def _before(setting: Setting, cases: list[Comparison]) -> Plot:
     figure, axes = case_axes(f"Before the first decode step of {setting.model}", [case.label for case in cases])
     for row, case in enumerate(cases):
-        bar: Any = {"height": 0.62, "color": look(case.method).colour, "zorder": 2}
+        bar: Any = {"height": 0.62, "color": UNTRUSTED if case.warnings else look(case.method).colour, "zorder": 2}
         axes.barh(row, _level(case, "prefill_ms"), alpha=0.8, **bar)
         axes.barh(row, _level(case, "selection_ms"), left=_level(case, "prefill_ms"), **bar)
         row_text(axes, row, _cost(case))

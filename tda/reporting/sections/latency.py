@@ -7,7 +7,7 @@ from tda.reporting.comparison import Comparison, Setting
 from tda.reporting.figures import INK, case_axes, label_axes, legend, mark_handle, plain_ticks
 from tda.reporting.gather import Group
 from tda.reporting.sections import Block, Content, Plot, section
-from tda.reporting.style import look
+from tda.reporting.style import UNTRUSTED, look
 
 MARKS = ((50, "o", "p50"), (95, "|", "p95"), (99, "x", "p99"))
 BINS = 48
@@ -41,7 +41,7 @@ def _plot(setting: Setting) -> Plot:
 
 
 def _shape(axes: Axes, row: int, case: Comparison, edges: np.ndarray) -> None:
-    colour = look(case.method).colour
+    colour = UNTRUSTED if case.warnings else look(case.method).colour
     counts, _ = np.histogram(case.samples("decode_ms"), edges)
     heights = 0.42 * counts / counts.max()
     axes.fill_between(

@@ -15,7 +15,7 @@ def memory_section(group: Group) -> Content | None:
     """One figure per setting in which some case's peak is known."""
     blocks = []
     for setting in group.settings:
-        cases = [case for case in setting.cases if case.timed and not case.record.control]
+        cases = [case for case in setting.cases if case.timed and not case.is_control]
         if any(case.samples(NAME) for case in cases):
             blocks.append(Block(setting.title, plots=(_plot(setting, cases),)))
     lead = (

@@ -40,9 +40,7 @@ class Axis:
     unit : str
         As the axis says it.
     value, limit : callable
-        The quantity of a case, and the byte limit on it; None where missing.
-    ratio : bool
-        Whether it is a ratio to dense.
+        The quantity of a case, and the roofline on it; None where missing.
     """
 
     name: str
@@ -50,11 +48,6 @@ class Axis:
     unit: str
     value: Callable[[Comparison], Estimate | None]
     limit: Callable[[Comparison], float | None]
-    ratio: bool = False
-
-    def doubt(self, setting: Setting) -> str:
-        """What a caption adds about ratios of a setting."""
-        return setting.doubt if self.ratio else ""
 
     def label(self, model: str) -> str:
         """Axis label: quantity, model, unit."""
@@ -74,7 +67,6 @@ AXES = (
         "dense time / time",
         lambda case: case.speedup,
         lambda case: case.limit,
-        ratio=True,
     ),
     Axis("Weight bytes", "bytes", "MB read per token", _megabytes, lambda case: None),
 )
@@ -88,9 +80,10 @@ def tradeoff_section(group: Group) -> Content | None:
         return None
     blocks = [block for tradeoff in found for block in _blocks(tradeoff)]
     lead = (
-        "Whiskers are 95% intervals over rounds (times) and documents (ΔNLL). Speed-up and ΔNLL are paired with dense, "
-        "the absolute time is the geometric mean over rounds. The byte limit is what reading weights and KV cache "
-        "allows. Masked runs and the oracle have no speed, and appear on quality axes only."
+        "Whiskers are 95% intervals over documents (ΔNLL) and over rounds (times): within one process, unless "
+        "Conditions tell of several; what differs from process to process is not in them. Speed-up and ΔNLL are paired "
+        "with dense, the absolute time is the geometric mean over rounds. The roofline is what reading weights and "
+        "KV cache allows. Masked runs and the oracle have no speed, and appear on quality axes only."
     )
     return Content(lead, tuple(block for block in blocks if block.plots))
 
@@ -144,7 +137,7 @@ def _joint(tradeoff: Tradeoff, axis: Axis) -> Plot:
     caption = (
         f"{axis.name} of {speed} against ΔNLL of {quality} to dense, one curve per method; labels are asked sparsity."
     )
-    caption = (caption if tradeoff.joint else f"{warning}. {caption}") + axis.doubt(tradeoff.speed)
+    caption = (caption if tradeoff.joint else f"{warning}. {caption}") + tradeoff.speed.doubt
     name = f"tradeoff-{'joint' if tradeoff.joint else 'projection'}-{axis.slug}"
     return Plot(name, figure, caption, axis.name)
 
@@ -161,6 +154,7 @@ def _plane(tradeoff: Tradeoff, axis: Axis) -> list[Point]:
             found.get(case.identity) or GAP,
             _short(case.sparsity),
             axis.limit(case),
+            not case.warnings,
         )
         for case in tradeoff.speed.with_gaps(timed for timed, _ in tradeoff.pairs)
     ]
@@ -220,13 +214,13 @@ def _speed_panel(setting: Setting, axis: Axis) -> Plot:
     caption = f"{axis.name} of {setting.model} ({axis.unit}) over asked sparsity, dense dashed"
     if draw_limits(axes, points, "y"):
         handles.append(limit_handle("y"))
-        caption += "; bars mark the byte limit of each point"
+        caption += "; bars mark the roofline of each point"
     axes.margins(y=0.1)
     _dense_line(axes, setting, axis, "y")
     plain_ticks(axes, "y")
     sparsity_axis(axes, setting.model, axis.label(setting.model))
     legend(figure, handles)
-    return Plot(f"tradeoff-{axis.slug}", figure, f"{caption}.{axis.doubt(setting)}", axis.name)
+    return Plot(f"tradeoff-{axis.slug}", figure, f"{caption}.{setting.doubt}", axis.name)
 
 
 def _short(sparsity: float | None) -> str:

@@ -1,10 +1,10 @@
-"""What speaks against the numbers: validity flags that were raised, and ratios between unlike kernels."""
+"""What speaks against the numbers, and which of them a reader cannot trust."""
 
 from collections.abc import Iterable
 
 from tda.derived import UNLIKE
 from tda.records import Record
-from tda.reporting.comparison import Comparison, settings
+from tda.reporting.comparison import Comparison, reasons, settings
 
 
 def raised_flags(cases: Iterable[Comparison]) -> dict[str, list[str]]:
@@ -26,3 +26,16 @@ def doubts(records: Iterable[Record]) -> list[str]:
         f"{name} in {len(sentences)} of {len(cases)} cases, e.g. {sentences[0]}"
         for name, sentences in raised_flags(cases).items()
     ]
+
+
+def verdicts(records: Iterable[Record]) -> list[str]:
+    """A sentence for each setting in which some number cannot be trusted: the last word of a terminal."""
+    found = settings(records)
+    sentences = []
+    for setting in found:
+        shown = [case for case in setting.cases if not case.is_dense and (case.timed or case.delta_nll is not None)]
+        doubtful = [case for case in shown if case.warnings]
+        if doubtful:
+            many = "" if len(doubtful) == len(shown) else f"{len(doubtful)} of {len(shown)} cases "
+            sentences.append(f"{setting.name_among(found)}: {many}cannot be trusted, because {reasons(doubtful)}")
+    return sentences

@@ -1,0 +1,170 @@
+"""What a night saw it tells: failing methods, selection beside a faster decode, what it could not see, a new anchor."""
+
+from pathlib import Path
+
+import pytest
+
+from tda.records import Record
+from tda.regression.account import account
+from tda.regression.alarms import raised_in, replay
+from tda.regression.compare import CANNOT_TELL, Judged, unjudged
+from tda.regression.config import load_decisions
+from tda.regression.detect import Pair
+from tda.regression.findings import Alarms
+from tda.regression.floor import two_modes
+from tda.regression.judge import Judge
+from tests import nights
+from tests.test_judge import CONFIG, Line, commits, findings, sure, units
+from tests.test_night import Scene, records
+from tests.test_night import scene as scene
+
+
+def failing(record: Record) -> Record:
+    """The same case, failed."""
+    return record.model_copy(update={"status": "error", "reason": "TypeError: no such kernel", "measurements": {}})
+
+
+# F1: a method that fails in every process.
+
+
+def test_a_method_that_fails_in_every_process_is_an_alarm(scene: Scene) -> None:
+    """It was silence: no finding, no alarm, and Griffin not named."""
+    made = [scene.repository.commit("Begin", records())]
+    dense, *others = records()
+    broken = [dense, *(failing(one) if one.case.method == "griffin" else one for one in others)]
+    made.append(scene.repository.commit("Breaks griffin", broken))
+    made.append(scene.repository.commit("Nothing"))
+    night = scene.night(since=made[0])
+    assert night is not None
+    (finding,) = [one for one in night.findings if one.split == "failure"]
+    assert (finding.verdict, finding.commit, finding.good) == ("alarm", made[1], made[0])
+    assert {case.method for case in finding.cases} == {"griffin"}
+    assert "TypeError: no such kernel" in finding.sentence
+    alarms = replay([night], load_decisions(Path("none")))[0]
+    assert [one.finding.commit for one in raised_in(alarms, night.id)] == [made[1]]
+    assert "griffin" in account(night, alarms, ())
+    scene.repository.commit("Mends griffin", records())
+    second = scene.night()
+    assert second is not None
+    (alarm,) = replay([night, second], ())[0].alarms
+    assert (alarm.state, alarm.finding.commit) == ("fixed", made[1])
+
+
+def test_a_commit_whose_every_process_fails_is_an_alarm(scene: Scene) -> None:
+    made = [scene.repository.commit("Begin", records())]
+    made.append(scene.repository.commit("Crashes", files={"tda/__init__.py": "raise RuntimeError('no')\n"}))
+    night = scene.night(since=made[0])
+    assert night is not None
+    assert [one.split for one in night.findings if one.verdict == "alarm"] == ["failure"]
+    assert "exit code 1" in night.findings[0].sentence
+
+
+# F2: selection twice as slow beside a faster decode.
+
+
+@pytest.mark.parametrize("select", [2.0, 0.5])
+def test_selection_that_moves_its_own_way_is_told_beside_decode(select: float, tmp_path: Path) -> None:
+    """Selection twice as slow beside everything 10% faster was swallowed."""
+    decode = 0.9 if select > 1 else 1.1
+
+    def levels(number: int, method: str) -> dict[str, float]:
+        return {"decode_ms": decode, "selection_ms": select} if number >= 4 else {}
+
+    found = {(one.split, one.scope): one for one in sure(findings(tmp_path, 8, levels))}
+    assert found.keys() == {("decode", "everything"), ("select", "method")}
+    assert found["select", "method"].verdict == ("alarm" if select > 1 else "improvement")
+    assert found["select", "method"].size == pytest.approx(select - 1, abs=0.1)
+
+
+def test_selection_that_is_slower_as_everything_is_no_change_of_its_own(tmp_path: Path) -> None:
+    def levels(number: int, method: str) -> dict[str, float]:
+        return {"decode_ms": 1.2, "selection_ms": 1.2, "prefill_ms": 1.2} if number >= 4 else {}
+
+    assert [one.split for one in sure(findings(tmp_path, 8, levels))].count("select") == 0
+
+
+# F5: an anchor that no longer builds.
+
+
+def test_an_anchor_that_no_longer_builds_is_replaced_and_named(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later night ended with the same error."""
+    from tda.regression.builds import BuildFailedError, Builds
+
+    made = [scene.repository.commit("Begin", records())]
+    assert scene.night(since=made[0]) is not None
+    whole = Builds.install
+
+    def install(self: Builds, commit: str, copy: str = "commit"):  # type: ignore[no-untyped-def]
+        if commit == made[0]:
+            raise BuildFailedError("setuptools is too new")
+        return whole(self, commit, copy)
+
+    monkeypatch.setattr(Builds, "install", install)
+    made += [scene.repository.commit("Next"), scene.repository.commit("Slower", records(6.6))]
+    night = scene.night()
+    assert night is not None
+    assert night.finished
+    assert night.anchor == made[1]
+    assert [one.commit for one in night.findings if one.verdict == "alarm"] == [made[2]]
+    told = account(night, Alarms(), ())
+    assert f"The anchor {made[0][:10]} no longer builds (setuptools is too new); {made[1][:10]} takes its place" in told
+    monkeypatch.setattr(Builds, "install", lambda self, commit, copy="commit": install(self, made[0]))
+    scene.repository.commit("Builds no more")
+    blind = scene.night()
+    assert blind is not None
+    assert blind.finished
+    assert blind.findings == ()
+
+
+# F6: what could not be seen.
+
+
+def test_a_night_says_what_it_could_not_have_seen(tmp_path: Path) -> None:
+    night = nights.night(commits(4))
+    history = nights.history(tmp_path, night, units(4, lambda number, method: {}))
+    seen = Judge(history, night, CONFIG, Line(commits(4))).seen()
+    assert {one.split for one in seen} == {"decode", "prefill", "select", "memory"}
+    assert all(one.floor is not None and 0 < one.floor < 0.5 for one in seen)
+    told = account(night.model_copy(update={"seen": seen}), Alarms(), ())
+    assert "could not have seen: changes below" in told
+    assert told.count("| griffin 0.5 on shape:25m | speed |") == 4
+
+
+def pair_of_builds(blocks: int, factor: float = 1.0, noise: tuple[float, ...] = (0.99, 1.0, 1.01)) -> list:
+    """Units of two builds and a control of the older, in so many blocks."""
+    made = []
+    for block in range(1, blocks + 1):
+        for commit, role, level in (("a", "control", 1.0), ("a", "commit", 1.0), ("b", "commit", factor)):
+            own = noise[(block * (3 if role == "control" else 7 if commit == "b" else 5)) % len(noise)]
+            record = nights.record("griffin", decode_ms=8 * level * own)
+            made.append(nights.unit(commit, [nights.record(), record], role=role, block=block))
+    return made
+
+
+def test_too_few_controls_cannot_tell() -> None:
+    """+50% beside three control processes was "same", exit code 0."""
+    held = pair_of_builds(6, 1.5)
+    judged = Judged([one for one in held if one.role == "commit" or one.block < 4], Pair("b", "a"), "")
+    verdicts = {row.verdict for key, row in judged.rows.items() if key.split == "decode"}
+    assert verdicts == {CANNOT_TELL}
+    assert any(sentence.startswith("cannot tell") for sentence in unjudged(judged.rows, judged.modes))
+    whole = Judged(held, Pair("b", "a"), "")
+    assert whole.is_worse
+    assert "slower" in {row.verdict for key, row in whole.rows.items() if key.case.method == "griffin"}
+
+
+# Two modes.
+
+
+def test_two_modes_are_seen_and_one_is_not() -> None:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    for seed in range(200):
+        one = 40 * np.exp(draw.normal(0, 0.03, 12))
+        other = (40 / 1.8) * np.exp(draw.normal(0, 0.03, 12))
+        assert two_modes(one, other), seed
+    alike = sum(two_modes(np.exp(draw.normal(0, 0.05, 12)), np.exp(draw.normal(0, 0.05, 12))) for _ in range(200))
+    assert alike == 0
+    tails = sum(two_modes(np.exp(0.03 * draw.standard_t(3, 24))) for _ in range(200))
+    assert tails <= 2

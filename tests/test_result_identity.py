@@ -1,0 +1,331 @@
+"""A result knows what it is of: other texts, weights, code and sizes are measured anew; a kill leaves nothing out."""
+
+import errno
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import tda
+from tda import device as facts
+from tda.bench import probe
+from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.run import Bench
+from tda.cases import Inputs
+from tda.models import load_model
+from tda.models.digest import weights_digest
+from tda.process import alone
+from tda.records import Record
+from tda.reporting import build_report, verdicts
+from tda.reporting.comparison import settings
+from tda.results import append_lines, load
+
+TINY = Plan(
+    (Subject("ref:swiglu", prompt_tokens=16, new_tokens=4),),
+    methods=("griffin",),
+    sparsities=(0.5,),
+    rounds=2,
+    documents=3,
+    calibration_documents=2,
+)
+
+
+def bench(plan: Plan, out: Path) -> tuple[list[Record], str]:
+    """Records of a folder after a bench, and what it said."""
+    console = Console(record=True, quiet=True, width=1000)
+    return Bench(plan, out, console=console).run(), console.export_text()
+
+
+def text(path: Path, word: str, words: int = 40) -> Path:
+    rows = (json.dumps({"text": " ".join(f"{word} {row} {n}." for n in range(words))}) for row in range(12))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def nll(record: Record) -> tuple[float, ...]:
+    return record.samples("nll_nats")
+
+
+def kept_lines(out: Path) -> int:
+    return len((out / "results.jsonl").read_text().splitlines())
+
+
+def test_another_text_is_another_result(tmp_path: Path) -> None:
+    """A rerun on another text gave the old text's numbers before."""
+    plans = [replace(TINY, text=text(tmp_path / f"{word}.jsonl", word)) for word in ("cat", "dog")]
+    first, _ = bench(plans[0], tmp_path / "out")
+    both, _ = bench(plans[1], tmp_path / "out")
+    alone_on_it, _ = bench(plans[1], tmp_path / "other")
+    told = {(one.case, one.inputs.text_name): nll(one) for one in both}
+    assert all(told[one.case, "cat.jsonl"] == nll(one) for one in first)
+    assert all(told[one.case, "dog.jsonl"] == nll(one) for one in alone_on_it)
+    assert len(settings(both)) == 2
+    assert {setting.name_among(settings(both)) for setting in settings(both)} == {
+        "ref:swiglu (cat.jsonl)",
+        "ref:swiglu (dog.jsonl)",
+    }
+
+
+def test_a_rerun_says_what_it_reuses_and_why_not_more(tmp_path: Path) -> None:
+    plan, said = replace(TINY, text=text(tmp_path / "a.jsonl", "cat")), []
+    for _ in range(2):
+        bench(plan, tmp_path)
+    count = kept_lines(tmp_path)
+    plan.text.write_text(text(tmp_path / "b.jsonl", "dog").read_text())  # the same name, other words
+    out = Bench(plan, tmp_path, console=Console(quiet=True))
+    out.console.print = lambda told, *_, **__: said.append(str(told))  # type: ignore[method-assign]
+    out.run()
+    assert kept_lines(tmp_path) == 2 * count
+    (told,) = [one for one in said if "reused" in one]
+    assert f"0 results of an earlier run are reused; {count} are not" in told
+    assert "another text (a.jsonl then, a.jsonl now)" in told
+
+
+@pytest.mark.parametrize("change", ["weights", "change of the code", "calibration", "documents", "seed"])
+def test_what_a_result_depends_on_is_in_its_key(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(TINY, methods=("tda",), calibration_text=text(tmp_path / "calibration.jsonl", "bird", 400))
+    loaded = load_model("ref:swiglu")
+    plan = replace(plan, loaded={"ref:swiglu": loaded})
+    before, _ = bench(plan, tmp_path / "out")
+    if change == "weights":
+        with torch.no_grad():
+            loaded.model.lm_head.weight[0, 0] += 1.0
+    elif change == "change of the code":
+        state = facts.commit().model_copy(update={"dirty": True, "change": "abc"})
+        monkeypatch.setattr(facts, "commit", lambda: state)
+    elif change == "calibration":
+        text(plan.calibration_text, "fish", 400)
+    elif change == "documents":
+        plan = replace(plan, documents=4)
+    else:
+        plan = replace(plan, seed=1)
+    after, _ = bench(plan, tmp_path / "out")
+    new = [one for one in after if one.series not in {record.series for record in before}]
+    changed = {one.case.method for one in new}
+    assert changed == ({"tda"} if change == "calibration" else {"dense", "tda"})
+
+
+def test_a_digest_of_weights_sees_every_tensor_and_each_once() -> None:
+    model = load_model("ref:swiglu").model
+    before = weights_digest(model)
+    assert weights_digest(load_model("ref:swiglu").model) == before
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.numel():
+            flat = tensor.view(-1)
+            held = flat[-1].clone()
+            flat[-1] += 1
+            assert weights_digest(model) != before
+            flat[-1] = held
+    assert weights_digest(model) == before
+
+
+def test_models_and_methods_may_be_objects(tmp_path: Path) -> None:
+    loaded = load_model("ref:relu")
+    options = {"documents": 2, "rounds": 1, "prompt_tokens": 16, "new_tokens": 4, "calibration_documents": 2}
+    found = tda.run_bench(
+        tmp_path, models=[tuple(loaded)], methods=[tda.Griffin(sparsity=0.5, rows="shared")], **options
+    )
+    by_name = plan_for(["ref:relu"], ["griffin:sparsity=0.5,rows=shared"], options)
+    assert {one.case.key for one in found if one.case.control is None} == {one.key for one in by_name.cases()}
+    assert all(one.status == "ok" and one.samples("nll_nats") for one in found if one.case.control != "a_a")
+    with pytest.raises(ValueError, match="two models have one name"):
+        plan_for([loaded.model, loaded.model], [], {})
+
+
+# What ends a process.
+
+
+def test_a_kill_is_not_the_case_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kills in one case left it out for ever before."""
+    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: None)
+    bench(TINY, tmp_path)
+    whole = (tmp_path / "results.jsonl").read_text().splitlines()
+    for _ in range(3):
+        kept = [line for line in whole if not ('"griffin"' in line and '"round":2' in line)]
+        (tmp_path / "results.jsonl").write_text("\n".join(kept) + "\n")
+        died = next(json.loads(line) for line in whole if '"griffin"' in line and '"round":2' in line)
+        marker = {"case": died["case"], "inputs": died["inputs"], "round": 2}
+        (tmp_path / "running.json").write_text(json.dumps(marker))
+        merged, _ = bench(TINY, tmp_path)
+    assert all(one.status == "ok" for one in merged)
+    (griffin,) = [one for one in merged if one.case.method == "griffin" and one.case.control is None]
+    assert len(set(griffin.measurements["decode_ms"].groups)) == 2
+
+
+def test_a_case_that_dies_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: "exit code -9: it said nothing")
+    bench(replace(TINY, rounds=1), tmp_path)
+    died = next(one for one in load(tmp_path).records if one.case.method == "griffin" and one.round == 1)
+    inputs = died.inputs.model_dump(mode="json")
+    marker = {"case": died.case.model_dump(mode="json"), "inputs": inputs, "round": 2}
+    (tmp_path / "running.json").write_text(json.dumps(marker))
+    bench(TINY, tmp_path)
+    found = [one for one in load(tmp_path).records if one.case == died.case and one.round == 2]
+    assert [(one.status, one.reason) for one in found] == [
+        ("crash", "it ends the process, alone too: exit code -9: it said nothing")
+    ]
+
+
+@pytest.mark.slow
+def test_a_case_is_tried_alone_in_a_real_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = replace(TINY, rounds=1)
+    case = next(one for one in plan.cases() if one.method == "griffin")
+    assert probe.dies_alone(plan, case) is None
+    killer = tmp_path / "tda"
+    killer.mkdir()
+    (killer / "__init__.py").write_text("import os\n\n\ndef run_bench(out, **options):\n    os.kill(os.getpid(), 9)\n")
+    monkeypatch.setattr(probe, "SITE", tmp_path)
+    assert "exit code -9" in str(probe.dies_alone(plan, case))
+
+
+def test_one_bad_model_of_several_is_a_record(tmp_path: Path) -> None:
+    bad = Subject(str(tmp_path / "missing"), prompt_tokens=16, new_tokens=4)
+    merged, _ = bench(replace(TINY, subjects=(bad, *TINY.subjects)), tmp_path / "out")
+    failed = [one for one in merged if one.status != "ok"]
+    assert [(one.case.model, one.status) for one in failed] == [(bad.model, "error")]
+    assert "cannot load model" in str(failed[0].reason)
+    assert sum(one.status == "ok" for one in merged) > 2
+    with pytest.raises(ValueError, match="cannot load model"):
+        bench(replace(TINY, subjects=(bad,)), tmp_path / "alone")
+
+
+def test_a_folder_is_held_by_one_bench(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ValueError, match="another measurement is running in"):
+        bench(TINY, tmp_path)
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append_lines(path, ["a" * 1000])
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from tda.results import append_lines\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "append_lines(Path(sys.argv[1]), ['b' * 1500, 'c' * 1500])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    assert done.returncode == 1
+    assert f"[Errno {errno.EFBIG}]" in done.stderr
+    assert str(path) in done.stderr
+    assert "the same command goes on" in done.stderr
+    assert path.read_text() == "a" * 1000 + "\n"
+
+
+def test_a_torn_round_that_was_measured_again_is_nobody_s_complaint(tmp_path: Path) -> None:
+    bench(TINY, tmp_path)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    torn = next(line for line in lines if '"round":2' in line)
+    (tmp_path / "results.jsonl").write_text("\n".join([*lines, torn]) + "\n")
+    assert build_report([tmp_path], tmp_path / "page").problems == ()
+    build_report([tmp_path, tmp_path], tmp_path / "page")  # one folder given twice is one folder
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "results.jsonl").write_text("\n".join(lines) + "\n")
+    (told,) = build_report([tmp_path, other], tmp_path / "page").problems
+    assert "records repeat a case and round" in told
+
+
+# Values without bounds.
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    out = tmp_path_factory.mktemp("bounds")
+    bench(TINY, out)
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("decode_ms", -1.0), ("decode_ms", 0.0), ("decode_ms", 1e308), ("nll_nats", float("nan")),
+                        ("top1_disagreement", 1.5), ("stream_gb_per_s", float("inf")), ("perplexity", 0.0)]
+)  # fmt: skip
+def test_a_value_out_of_range_is_named_and_the_rest_is_shown(
+    lines: list[dict], name: str, value: float, tmp_path: Path
+) -> None:
+    place = next(n for n, line in enumerate(lines) if line["measurements"].get(name, {}).get("samples"))
+    bad = json.loads(json.dumps(lines[place]))
+    bad["measurements"][name]["samples"][0] = value
+    held = [*lines[:place], bad, *lines[place + 1 :]]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
+    report = build_report([tmp_path], tmp_path)
+    (told,) = report.problems
+    assert f"line {place + 1} skipped" in told
+    assert name in told or "finite" in told or "number" in told
+    assert report.index.is_file()
+
+
+@pytest.mark.parametrize("sparsity", [7.0, 1e308, -0.1, 1.0])
+def test_a_sparsity_out_of_range_is_named(lines: list[dict], sparsity: float, tmp_path: Path) -> None:
+    bad = json.loads(json.dumps(lines[0]))
+    bad["case"]["sparsity"] = sparsity
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [bad, *lines[1:]]))
+    (told,) = build_report([tmp_path], tmp_path).problems
+    assert "case.sparsity" in told
+
+
+def test_a_round_with_fewer_layers_is_named_and_left_out(lines: list[dict], tmp_path: Path) -> None:
+    """It took the whole page down before."""
+    place = max(n for n, line in enumerate(lines) if line["achieved_sparsity"] and line["case"]["method"] == "griffin")
+    bad = json.loads(json.dumps(lines[place]))
+    bad["achieved_sparsity"] = bad["achieved_sparsity"][:2]
+    held = [*lines[:place], bad, *lines[place + 1 :]]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
+    (told,) = build_report([tmp_path], tmp_path).problems
+    assert "2 layers" in told
+
+
+# Verdicts.
+
+
+def timed(line: dict, ms: float) -> dict:
+    """A line whose decode steps all took so long."""
+    made = json.loads(json.dumps(line))
+    if made["round"]:
+        made["measurements"]["decode_ms"]["samples"] = [ms] * len(made["measurements"]["decode_ms"]["samples"])
+    return made
+
+
+def of(line: dict, method: str, control: str | None = None) -> bool:
+    return (line["case"]["method"], line["case"]["control"]) == (method, control)
+
+
+def loaded(lines: list[dict], folder: Path, rounds: int = 6) -> list[Record]:
+    """The lines, their first round so often, with the same times in each."""
+    folder.mkdir(exist_ok=True)
+    first = [line for line in lines if line["round"] == 1]
+    repeated = [{**line, "round": number} for number in range(1, rounds + 1) for line in first]
+    for line in repeated:
+        line["flags"] = {}
+    untimed = [line for line in lines if line["round"] == 0]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*untimed, *repeated]))
+    return load(folder).records
+
+
+def test_a_speed_up_over_its_limit_is_not_a_headline(lines: list[dict], tmp_path: Path) -> None:
+    """1.40 of a possible 1.35 was printed without a word."""
+    (told,) = verdicts(loaded([timed(line, 0.5 if of(line, "griffin") else 5.0) for line in lines], tmp_path))
+    assert "cannot be trusted, because a speed-up of 10 is more than the bytes allow" in told
+
+
+def test_a_control_that_leaves_one_out_speaks_over_the_setting(lines: list[dict], tmp_path: Path) -> None:
+    off = [timed(line, 5.375 if of(line, "dense", "a_a") else 5.0) for line in lines]
+    (told,) = verdicts(loaded(off, tmp_path))
+    assert "dense is 0.93 [0.93, 0.93] times as fast as itself (A/A control)" in told
+
+
+def test_what_is_in_order_gets_no_verdict(lines: list[dict], tmp_path: Path) -> None:
+    assert verdicts(loaded([timed(line, 5.0) for line in lines], tmp_path)) == []
+
+
+def test_inputs_that_are_not_told_are_no_inputs_of_their_own() -> None:
+    assert Inputs().data == ""
+    assert Inputs(text="a").data != Inputs(text="b").data
+    assert Inputs(text="a").data == Inputs(text="a", change="x", text_name="t", revision="r").data
+    assert Inputs(text="a").key != Inputs(text="a", change="x").key
