@@ -145,8 +145,17 @@ def repaid(spent_ms: Sequence[float], saved_ms: Sequence[float], level: float = 
 
 # What a ratio to dense is of.
 
+AT_LIMIT = 0.02
+"""A speed-up may be above its roofline by the floor, or by this share."""
 UNLIKE = "unlike kernels"
 _KERNELS = {"c": "kernels in C", "triton": "kernels in Triton", "torch": "torch's kernels"}
+
+
+def above_limit(speedup: float, limit: float, floor: float = 0.0) -> str | None:
+    """Warn of a speed-up above its roofline by more than the floor; None where it is not."""
+    if speedup > limit * (1 + max(floor, AT_LIMIT)):
+        return f"a speed-up of {speedup:.3g} is more than the bytes allow ({limit:.3g})"
+    return None
 
 
 def unlike_kernels(backend: str | None, dense_backend: str | None) -> str | None:

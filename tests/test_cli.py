@@ -25,33 +25,19 @@ SENTENCE = "The lantern keeper of Brailon wrote that the river rose again. "
 TINY = ["--prompt-tokens", "16", "--new-tokens", "4", "--documents", "2", "--calibration-documents", "2"]
 
 
-@pytest.fixture
-def tda(monkeypatch, capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tda", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def jsonl(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
 
-def test_methods_are_those_of_the_registry(tda):
-    code, out, _ = tda("methods", "--json")
+def test_methods_are_those_of_the_registry(command):
+    code, out, _ = command("methods", "--json")
     assert code == 0
     assert {row["name"] for row in json.loads(out)} == set(METHODS)
 
 
-def test_models_have_sizes_and_sources(tda):
-    code, out, _ = tda("models", "--json")
+def test_models_have_sizes_and_sources(command):
+    code, out, _ = command("models", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0
     assert {"ref:swiglu", "ref:relu", "ref:geglu", "shape:1b", "shape:llama-3-8b"} <= set(rows)
@@ -59,15 +45,15 @@ def test_models_have_sizes_and_sources(tda):
     assert all(row["source"] for row in rows.values())
 
 
-def test_tables_are_printed_for_people(tda):
-    code, out, _ = tda("methods")
+def test_tables_are_printed_for_people(command):
+    code, out, _ = command("methods")
     assert code == 0
     assert all(name in out for name in METHODS)
 
 
-def test_calibrate_then_generate_and_eval_with_the_artifact(tda, tmp_path):
+def test_calibrate_then_generate_and_eval_with_the_artifact(command, tmp_path):
     artifact = tmp_path / "deep" / "tda.json"
-    code, out, err = tda(
+    code, out, err = command(
         "calibrate", "-m", "ref:swiglu", "-s", "0.5", "--tokens", "64", "--documents", "4", "--out", artifact, "--json"
     )
     assert code == 0, err
@@ -77,13 +63,13 @@ def test_calibrate_then_generate_and_eval_with_the_artifact(tda, tmp_path):
 
     prompt = "Once there was a brave child called Brailon who lived in "
     common = ("-m", "ref:swiglu", "--method", "tda", "-s", "0.5", "--thresholds", artifact)
-    code, out, err = tda("generate", *common, "--prompt", prompt, "--new-tokens", "12")
+    code, out, err = command("generate", *common, "--prompt", prompt, "--new-tokens", "12")
     assert code == 0, err
     assert out.startswith(prompt)
     assert len(out.strip()) > len(prompt)
     assert "indexed: left out per layer" in err
 
-    code, out, err = tda("eval", *common, *TINY, "--json")
+    code, out, err = command("eval", *common, *TINY, "--json")
     assert code == 0, err
     rows = {row["method"]: row for row in json.loads(out)}
     assert set(rows) == {"dense", "tda"}
@@ -91,32 +77,34 @@ def test_calibrate_then_generate_and_eval_with_the_artifact(tda, tmp_path):
     assert rows["tda"]["sparse_share"] == 0.75  # three of four tokens: the first comes from the dense prefill
 
 
-def test_thresholds_of_any_options_serve_the_method_with_these_options(tda, tmp_path):
+def test_thresholds_of_any_options_serve_the_method_with_these_options(command, tmp_path):
     model = ("-m", "ref:swiglu", "--method")
     few = ("--tokens", "32", "--documents", "2", "--out", tmp_path / "made.json")
-    code, _, err = tda("calibrate", *model, "tt:cett=0.2", *few)
+    code, _, err = command("calibrate", *model, "tt:cett=0.2", *few)
     assert code == 0, err
     text = ("--thresholds", tmp_path / "made.json", "--prompt", "x", "--new-tokens", "2")
-    code, _, err = tda("generate", *model, "tt:cett=0.2", *text)
+    code, _, err = command("generate", *model, "tt:cett=0.2", *text)
     assert code == 0, err
     assert "left out per layer" in err
-    assert tda("eval", *model, "tt:cett=0.2", "--thresholds", tmp_path / "made.json", *TINY)[0] == 0
-    code, _, err = tda("generate", *model, "tt:cett=0.1", *text)
+    assert command("eval", *model, "tt:cett=0.2", "--thresholds", tmp_path / "made.json", *TINY)[0] == 0
+    code, _, err = command("generate", *model, "tt:cett=0.1", *text)
     assert code == 2
     assert "cett" in err
 
 
-def test_eval_on_a_file_of_texts(tda, tmp_path):
+def test_eval_on_a_file_of_texts(command, tmp_path):
     text = jsonl(tmp_path / "text.jsonl", [f"{number}. {SENTENCE}" for number in range(4)])
-    code, out, err = tda("eval", "-m", "ref:relu", "--method", "griffin", "-s", "0.5", "--text", text, *TINY, "--json")
+    code, out, err = command(
+        "eval", "-m", "ref:relu", "--method", "griffin", "-s", "0.5", "--text", text, *TINY, "--json"
+    )
     assert code == 0, err
     assert [row["method"] for row in json.loads(out)] == ["dense", "griffin"]
 
 
-def test_bench_writes_results_and_report_then_report_again(tda, tmp_path):
+def test_bench_writes_results_and_report_then_report_again(command, tmp_path):
     out = tmp_path / "results"
     words = ("bench", "-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", "--out", out, *TINY)
-    code, stdout, err = tda(*words, "--json")
+    code, stdout, err = command(*words, "--json")
     assert code == 0, err
     assert {row["method"] for row in json.loads(stdout)} >= {"dense", "griffin"}
     assert "report:" in err
@@ -124,13 +112,13 @@ def test_bench_writes_results_and_report_then_report_again(tda, tmp_path):
     page = (out / "index.html").read_text()
     assert "ref:swiglu" in page
     assert (out / "table.csv").is_file()
-    code, _, err = tda("report", out, "--out", tmp_path / "again")
+    code, _, err = command("report", out, "--out", tmp_path / "again")
     assert code == 0, err
     assert (tmp_path / "again" / "index.html").is_file()
 
 
-def test_version(tda):
-    assert tda("--version")[1].startswith("tda ")
+def test_version(command):
+    assert command("--version")[1].startswith("tda ")
 
 
 MISTAKES = {
@@ -184,49 +172,49 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gives_one_clear_message_and_exit_code_2(tda, mistake, tmp_path, monkeypatch):
+def test_a_mistake_gives_one_clear_message_and_exit_code_2(command, mistake, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words, message = MISTAKES[mistake]
-    code, _, err = tda(*words)
+    code, _, err = command(*words)
     assert code == 2
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
 
 
-def test_thresholds_of_another_model_are_refused(tda, tmp_path):
+def test_thresholds_of_another_model_are_refused(command, tmp_path):
     artifact = tmp_path / "tt.json"
-    code, _, err = tda(
+    code, _, err = command(
         "calibrate", "-m", "ref:relu", "--method", "tt", "--tokens", "32", "--documents", "2", "--out", artifact
     )
     assert code == 0, err
-    code, _, err = tda("generate", "-m", "ref:swiglu", "--method", "tt", "--prompt", "x", "--thresholds", artifact)
+    code, _, err = command("generate", "-m", "ref:swiglu", "--method", "tt", "--prompt", "x", "--thresholds", artifact)
     assert code == 2
     assert "belong to 'ref:relu'" in err
 
 
-def test_overlapping_text_is_refused(tda, tmp_path):
+def test_overlapping_text_is_refused(command, tmp_path):
     text = jsonl(tmp_path / "text.jsonl", [f"{number}. {SENTENCE * 2}" for number in range(4)])
     words = ("-m", "ref:swiglu", "--method", "tt", "--text", text, "--calibration-text", text)
-    code, _, err = tda("eval", *words, *TINY)
+    code, _, err = command("eval", *words, *TINY)
     assert code == 2
     assert "must be disjoint" in err
 
 
-def test_unwritable_output(tda, tmp_path):
+def test_unwritable_output(command, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    code, _, err = tda("bench", "--preset", "smoke", "--out", blocked / "results")
+    code, _, err = command("bench", "--preset", "smoke", "--out", blocked / "results")
     assert code == 2
     assert str(blocked) in err
 
 
-def test_a_failed_case_ends_with_exit_code_1(tda, tmp_path, monkeypatch):
+def test_a_failed_case_ends_with_exit_code_1(command, tmp_path, monkeypatch):
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("planted")
 
     monkeypatch.setattr("tda.bench.scoring.recall", broken)
     words = ("-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", *TINY)
-    code, _, err = tda("bench", *words, "--out", tmp_path)
+    code, _, err = command("bench", *words, "--out", tmp_path)
     assert code == 1
     assert "planted" in err
 
@@ -246,7 +234,7 @@ def command_that(monkeypatch, work: Callable[[], None]) -> None:
     monkeypatch.setattr(cli, "app", app)
 
 
-def test_a_signal_that_ends_is_handled_as_ctrl_c_is(tda, monkeypatch, ending):
+def test_a_signal_that_ends_is_handled_as_ctrl_c_is(command, monkeypatch, ending):
     def work() -> None:
         try:
             signal.raise_signal(ending)
@@ -256,11 +244,11 @@ def test_a_signal_that_ends_is_handled_as_ctrl_c_is(tda, monkeypatch, ending):
             raise
 
     command_that(monkeypatch, work)
-    assert tda() == (128 + ending, "", f"kept\ntda: ended by {ending.name}\n")
+    assert command() == (128 + ending, "", f"kept\ntda: ended by {ending.name}\n")
     assert signal.getsignal(ending) is signal.SIG_DFL
 
 
-def test_a_signal_that_comes_again_later_ends_what_still_cleans_up(tda, monkeypatch, ending):
+def test_a_signal_that_comes_again_later_ends_what_still_cleans_up(command, monkeypatch, ending):
     monkeypatch.setattr(signals, "SAME_S", 0.0)
 
     def work() -> None:
@@ -270,17 +258,17 @@ def test_a_signal_that_comes_again_later_ends_what_still_cleans_up(tda, monkeypa
         typer.echo("hangs", err=True)
 
     command_that(monkeypatch, work)
-    assert tda() == (128 + ending, "", f"tda: ended by {ending.name}\n")
+    assert command() == (128 + ending, "", f"tda: ended by {ending.name}\n")
 
 
-def test_a_signal_that_is_ignored_stays_so(tda, monkeypatch, ending):
+def test_a_signal_that_is_ignored_stays_so(command, monkeypatch, ending):
     signal.signal(ending, signal.SIG_IGN)
     command_that(monkeypatch, lambda: signal.raise_signal(ending))
-    assert tda() == (0, "", "")
+    assert command() == (0, "", "")
     assert signal.getsignal(ending) is signal.SIG_IGN
 
 
-def test_ctrl_c_and_mistakes_end_as_ever(tda, monkeypatch):
+def test_ctrl_c_and_mistakes_end_as_ever(command, monkeypatch):
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -288,17 +276,17 @@ def test_ctrl_c_and_mistakes_end_as_ever(tda, monkeypatch):
         raise ValueError("wrong")
 
     command_that(monkeypatch, interrupted)
-    assert tda()[0] == 130
+    assert command()[0] == 130
     command_that(monkeypatch, mistaken)
-    assert tda() == (2, "", "tda: wrong\n")
+    assert command() == (2, "", "tda: wrong\n")
 
 
-def test_an_interrupted_profile_says_what_stays(tda, monkeypatch, tmp_path):
+def test_an_interrupted_profile_says_what_stays(command, monkeypatch, tmp_path):
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tda.bench.profile.run_profile", interrupted)
-    code, _, err = tda("profile", "--out", tmp_path)
+    code, _, err = command("profile", "--out", tmp_path)
     assert code == 130
     assert f"cases that are whole stay in {tmp_path}" in err
 
@@ -348,18 +336,18 @@ def without_bos(folder: Path) -> Path:
     return folder
 
 
-def test_a_prompt_that_holds_nothing_to_begin_with_is_refused(tda, tmp_path):
-    code, out, err = tda("generate", "-m", without_bos(tmp_path / "model"), "--prompt", "", "--new-tokens", "2")
+def test_a_prompt_that_holds_nothing_to_begin_with_is_refused(command, tmp_path):
+    code, out, err = command("generate", "-m", without_bos(tmp_path / "model"), "--prompt", "", "--new-tokens", "2")
     assert (code, out) == (2, "")
     assert err.startswith("tda: the prompt is empty, and the tokenizer of ")
-    code, _, err = tda("generate", "-m", tmp_path / "model", "--prompt", "a", "--new-tokens", "2")
+    code, _, err = command("generate", "-m", tmp_path / "model", "--prompt", "a", "--new-tokens", "2")
     assert code == 0, err
-    code, _, err = tda("generate", "-m", "ref:swiglu", "--prompt", "", "--new-tokens", "2")
+    code, _, err = command("generate", "-m", "ref:swiglu", "--prompt", "", "--new-tokens", "2")
     assert code == 0, err
 
 
-def test_a_prompt_that_is_no_text_is_refused(tda):
-    code, _, err = tda("generate", "-m", "ref:swiglu", "--prompt", os.fsdecode(b"caf\xe9"), "--new-tokens", "2")
+def test_a_prompt_that_is_no_text_is_refused(command):
+    code, _, err = command("generate", "-m", "ref:swiglu", "--prompt", os.fsdecode(b"caf\xe9"), "--new-tokens", "2")
     assert code == 2
     assert err.startswith("tda: expected Unicode text, got U+DCE9, half of a surrogate pair, as character 4")
 
@@ -374,7 +362,7 @@ def test_a_prompt_that_is_no_text_is_refused(tda):
         (None, "its tokenizer cannot be loaded: "),
     ],
 )
-def test_a_folder_that_holds_no_model_is_one_sentence(tda, tmp_path, changes, told):
+def test_a_folder_that_holds_no_model_is_one_sentence(command, tmp_path, changes, told):
     model = tmp_path / "model"
     shutil.copytree(WEIGHTS / "swiglu", model)
     if changes is None:
@@ -382,7 +370,7 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tda, tmp_path, changes, to
     else:
         fields = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps(fields | changes))
-    code, out, err = tda("eval", "-m", model, *TINY)
+    code, out, err = command("eval", "-m", model, *TINY)
     assert (code, out) == (2, "")
     assert err.startswith(f"tda: cannot load model '{model}': ")
     assert told in err

@@ -18,7 +18,6 @@ from scipy import stats
 
 from tda.bench.plan import only, plan_of
 from tda.cases import Case
-from tda.cli import main as cli
 from tda.config import BenchConfig
 from tda.records import Commit, Machine, Measurement, Record
 from tda.regression import folders, workbench
@@ -44,15 +43,12 @@ Told = tuple[int, list[dict[str, Any]], str]
 
 
 @pytest.fixture
-def tda(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+def tda(command: Callable[..., tuple[int, str, str]]) -> Callable[..., Told]:
     """Run a command in this process: (exit code, rows, stderr)."""
 
     def run(*words: object) -> Told:
-        monkeypatch.setattr(sys, "argv", ["tda", *map(str, words), "--json"])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), json.loads(out) if out else [], err
+        code, out, err = command(*words, "--json")
+        return code, json.loads(out) if out else [], err
 
     return run
 

@@ -1,10 +1,11 @@
 """The doctor: what it says of noise, load and limits, and that it says so in sentences."""
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 
 import numpy as np
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tda.cli import main as cli
 from tda.doctor import Checkup, checkup, rows, verdict
 from tda.doctor import budget as budget_module
 from tda.doctor.budget import Budget
@@ -146,15 +146,8 @@ def test_gpus_are_told_in_words() -> None:
 
 
 @pytest.fixture
-def tda(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tda", "doctor", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
+def tda(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    return functools.partial(command, "doctor")
 
 
 def no_processes(device: str, budget: Budget, say: object) -> tuple[Noise, ...]:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 import tda
 from tda.bench import rounds
-from tda.cli import main as cli
 from tda.cli.options import print_rows
 from tda.contracts import FFN, Executor
 from tda.engine import session
@@ -36,20 +34,6 @@ NAN, INF = math.nan, math.inf
 SMALL = ["--prompt-tokens", "16", "--new-tokens", "4", "--documents", "2", "--calibration-documents", "2"]
 ODD = 5
 """A token that breaks a model."""
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tda", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def folder(where: Path, name: str, change: Any, *, model: str = "swiglu") -> Path:

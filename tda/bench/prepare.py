@@ -240,8 +240,7 @@ class _Calibration:
             return None
         if self.artifact is not None and self.artifact.method == method.calibrated:
             return digest_of(self.artifact.model_dump(mode="json", exclude={"versions"}))
-        rows = (row for batch in self._batches for row in batch["input_ids"])
-        return digest_of([_tokens_digest(rows), self._shares(method)])
+        return digest_of([self._tokens, self._shares(method)])
 
     def _path(self, name: str, method: Method) -> Path:
         """Where thresholds are kept that follow from equal text, weights and code."""
@@ -274,6 +273,11 @@ class _Calibration:
             return [{"input_ids": torch.stack([document.prompt for document in documents])}]
         count = self.plan.calibration_documents
         return calibration_batches(self.prepared.tokenizer, self._length(), count, text=self.plan.calibration_text)
+
+    @cached_property
+    def _tokens(self) -> str:
+        """Hash of those tokens."""
+        return _tokens_digest(row for batch in self._batches for row in batch["input_ids"])
 
     def _shares(self, method: Method) -> list[float] | None:
         """Share that each layer is to leave out: another model's, stretched over this model's depth.

@@ -86,14 +86,16 @@ class Store:
 
     def missing(self, place: Place) -> bool:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
-        self._asked.add((place.case.key, place.inputs.key))
+        series = (place.case.key, place.inputs.key)
+        self._asked.add(series)
         there = [record for record in self._records if _is_at(record, place)]
-        return not any(record.status == "ok" for record in there) and len(there) < ATTEMPTS and not self.gave_up(place)
+        if len(there) >= ATTEMPTS or self._crashed(series):
+            return False
+        return not any(record.status == "ok" for record in there)
 
-    def gave_up(self, place: Place) -> bool:
-        """Whether a case ended a process in which nothing else ran."""
-        same = (record for record in self._records if record.series == (place.case.key, place.inputs.key))
-        return any(record.status == "crash" for record in same)
+    def _crashed(self, series: tuple[str, str]) -> bool:
+        """Whether a series ended a process in which nothing else ran."""
+        return any(record.series == series and record.status == "crash" for record in self._records)
 
     def reused(self, cells: Iterable[tuple[Case, Inputs]]) -> str | None:
         """How many results of an earlier run stand for cells of this one, and why others do not; None without any."""
@@ -108,7 +110,7 @@ class Store:
 
     def hopeless(self, series: tuple[str, str]) -> bool:
         """Whether a series has failed in rounds enough, of this run or of all, and succeeded in none, or crashed."""
-        if any(record.series == series and record.status == "crash" for record in self._records):
+        if self._crashed(series):
             return True
 
         def failed(records: Sequence[Record]) -> int:

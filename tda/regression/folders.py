@@ -1,7 +1,8 @@
 """Two folders of results, case by case: one process each, held against the noise that is known of their machine."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
     names = {record.inputs.data: record.inputs.text_name for record in new.cases.values()}
     several = len({one.setting for one in new.cases.values()}) > len({one.case.setting for one in new.cases.values()})
     rows = {
-        key: replace(_row(key, *values, floor=known.of(key), modes=modes), text=names[key.inputs] if several else None)
+        key: _row(key, *values, text=names[key.inputs] if several else None, floor=known.of(key), modes=modes)
         for key, values in both.items()
     }
     moves = quality_moves(new.records, old.records)
@@ -153,7 +154,15 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
     )
 
 
-def _row(key: Key, old: Mapping[int, float], new: Mapping[int, float], *, floor: float | None, modes: bool) -> Row:
+def _row(
+    key: Key,
+    old: Mapping[int, float],
+    new: Mapping[int, float],
+    *,
+    text: str | None,
+    floor: float | None,
+    modes: bool,
+) -> Row:
     """A series of both folders, judged against a floor."""
     ratio = unpaired_ratio(list(new.values()), list(old.values()))
     low, high = (ratio.value, ratio.value) if key.split == "memory" else (ratio.low, ratio.high)  # one peak a process
@@ -164,7 +173,7 @@ def _row(key: Key, old: Mapping[int, float], new: Mapping[int, float], *, floor:
         elif high / low < (1 + BLIND) ** 2:
             verdict = "same"
     split = split_name(key.split, key.relative)
-    return Row(key.case, split, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
+    return Row(key.case, split, text, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ class _Floors:
     def _of_controls(self, key: Key) -> float | None:
         floors = [self._of_control(folder, key) for folder in (self.old, self.new)]
         known = [floor for floor in floors if floor is not None]
-        return float(np.hypot(*np.expm1(np.log1p(known)))) if len(known) == len(floors) else None
+        return math.hypot(*known) if len(known) == len(floors) else None
 
     def _of_control(self, folder: Folder, key: Key) -> float | None:
         """What dense differs from itself by in one folder."""

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from tda.cases import Case, Control, MethodSpec, describe, requests_apart
-from tda.derived import NOT_FINITE, Derived, Missing, derive, unlike_kernels
+from tda.derived import NOT_FINITE, Derived, Missing, above_limit, derive, unlike_kernels
 from tda.records import SPEED, Flag, Record, merge
 from tda.reporting.style import rank
 from tda.statistics import (
@@ -22,9 +22,6 @@ from tda.statistics import (
     speedup,
     typical,
 )
-
-AT_LIMIT = 0.02
-"""A speed-up may be above its roofline by the floor, or by this share."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +206,8 @@ class Comparison:
         """Why its numbers cannot be trusted, most general first; empty where nothing is known against them."""
         found = [*self.spoiled, *(f"{name.replace('_', ' ')} ({flag.detail})" for name, flag in self._raised)]
         ratio, limit = self.speedup if self.timed else None, self.limit
-        if ratio is not None and limit is not None and ratio.value > limit * (1 + max(self.floor or 0.0, AT_LIMIT)):
-            found.append(f"a speed-up of {ratio.value:.3g} is more than the bytes allow ({limit:.3g})")
-        if self.unlike_kernels:
-            found.append(self.unlike_kernels)
+        above = above_limit(ratio.value, limit, self.floor or 0.0) if ratio is not None and limit is not None else None
+        found += [why for why in (above, self.unlike_kernels) if why is not None]
         scored = len(self.groups("nll_nats"))
         if 0 < scored < self.documents / 2:
             found.append(f"quality of {scored} of {self.documents} documents")

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from tda.cases import describe
-from tda.derived import unlike_kernels
+from tda.derived import above_limit, unlike_kernels
 from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
 from tda.profiler.records import KernelRow, Profile
 from tda.profiler.split import Gap, gap, split
@@ -38,8 +38,6 @@ _OF_PART = {
 
 UNEXPLAINED = 0.2
 """Share of a timed step by which the parts that a profile shows may miss it."""
-AT_LIMIT = 0.02
-"""A speed-up may be above its roofline by this share."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,9 @@ class Shown:
             found.append(f"its parts sum to {profiled:.3g} ms, and the timed step is {parts.total:.3g} ms")
         if dense is not None and not profile.case.is_baseline:
             held = gap(profile, dense)
-            if held.speedup > held.limit * (1 + AT_LIMIT):
-                found.append(f"a speed-up of {held.speedup:.3g} is more than the bytes allow ({held.limit:.3g})")
+            above = above_limit(held.speedup, held.limit)
             unlike = unlike_kernels(profile.backend, dense.backend)
-            found += [unlike] if unlike is not None else []
+            found += [why for why in (above, unlike) if why is not None]
         return found
 
     @property
