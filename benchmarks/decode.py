@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 import tda
-from benchmarks import short_rounds
 from tda.derived import NO_ROUND, Derived, Missing, derive
 from tda.device import machine
 from tda.kernels import backend
@@ -42,18 +41,12 @@ RUNS: dict[str, dict[str, Any]] = {
 COPIES = "-compact"
 """Ends the name of a run over gathered copies of what is kept; the others take what "auto" takes."""
 RUNS |= {f"{method}{COPIES}": {**RUNS[method], "execution": "compact"} for method in HALF["methods"]}
-SHORT: dict[str, dict[str, Any]] = {
-    f"{name}-steps": {
-        "model": "shape:1b",
-        "method": RUNS[name]["methods"][0],
-        "sparsity": RUNS[name]["sparsities"],
-        "prompt_tokens": 128,
-        "execution": RUNS[name].get("execution", "auto"),
-    }
-    for name in RUNS
-    if RUNS[name]["models"] == STEPS["models"] and len(RUNS[name]["methods"]) == 1
+SHORT = {
+    f"{name}-steps": {**options, "new_tokens": 24}
+    for name, options in RUNS.items()
+    if options["models"] == STEPS["models"] and len(options["methods"]) == 1
 }
-"""Short rounds by name: options of `short_rounds.run`."""
+"""Short rounds by name: for a machine whose bandwidth does not stay for a minute, few tokens in many rounds."""
 PROFILE = "profile"
 PROFILED: dict[str, Any] = {
     "models": ["shape:1b"],
@@ -272,7 +265,7 @@ CONDITIONS = """\
 {cpu}, {threads} threads, torch {torch}; bfloat16, batch 1. The baseline is dense on the same kernels. A value is the
 mean over runs, each paired with the nearest run of dense (A/A control included) around which the machine's stream
 bandwidth was the same within {percent:.0f}%; "rounds" says how many runs had such a pair, and the brackets are the 95%
-interval over them. Benches give each case a whole request and `generate`; `-steps` are rounds of seconds.
+interval over them. Runs named `-steps` are short rounds: 24 new tokens each, in three times as many rounds.
 
 Kernels: {kernels}. Commits: {commits}.
 
@@ -319,10 +312,8 @@ def main() -> None:
         if name == PROFILE:
             _write(gap_figures, pd.DataFrame(gaps(tda.run_profile(options.out / name, **PROFILED))))
             continue
-        if name in SHORT:
-            records = short_rounds.run(options.out / name, 3 * options.rounds, **SHORT[name])
-        else:
-            records = tda.run_bench(options.out / name, rounds=options.rounds, dtype="bfloat16", **RUNS[name])
+        rounds, asked = (3 * options.rounds, SHORT[name]) if name in SHORT else (options.rounds, RUNS[name])
+        records = tda.run_bench(options.out / name, rounds=rounds, dtype="bfloat16", **asked)
         table = pd.DataFrame(rows(name, records))
         if figures.is_file():
             held = pd.read_csv(figures)

@@ -175,7 +175,7 @@ def test_a_record_of_another_machine_is_left_alone(
 
 
 def test_each_method_has_short_rounds_in_place_and_over_copies() -> None:
-    found = {name: options["execution"] for name, options in decode.SHORT.items()}
+    found = {name: options.get("execution", "auto") for name, options in decode.SHORT.items()}
     assert found == {
         "griffin-steps": "auto",
         "tda-steps": "auto",

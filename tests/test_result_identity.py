@@ -3,6 +3,7 @@
 import errno
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,6 +45,9 @@ def bench(plan: Plan, out: Path) -> tuple[list[Record], str]:
     return Bench(plan, out, console=console).run(), console.export_text()
 
 
+ONCE = replace(TINY, rounds=1)
+
+
 def text(path: Path, word: str, words: int = 40) -> Path:
     rows = (json.dumps({"text": " ".join(f"{word} {row} {n}." for n in range(words))}) for row in range(12))
     path.write_text("\n".join(rows) + "\n")
@@ -58,9 +62,27 @@ def kept_lines(out: Path) -> int:
     return len((out / "results.jsonl").read_text().splitlines())
 
 
+def problems(*folders: Path) -> list[str]:
+    return list(gather(folders)[0].problems)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that a bench of `TINY` left: copy it before changing it."""
+    out = tmp_path_factory.mktemp("measured")
+    bench(TINY, out)
+    return out
+
+
+@pytest.fixture
+def own_copy(measured: Path, tmp_path: Path) -> Path:
+    """Such a folder of the test's own."""
+    return shutil.copytree(measured, tmp_path / "copy")
+
+
 def test_another_text_is_another_result(tmp_path: Path) -> None:
     """A rerun on another text gave the old text's numbers before."""
-    plans = [replace(TINY, text=text(tmp_path / f"{word}.jsonl", word)) for word in ("cat", "dog")]
+    plans = [replace(ONCE, text=text(tmp_path / f"{word}.jsonl", word)) for word in ("cat", "dog")]
     first, _ = bench(plans[0], tmp_path / "out")
     both, _ = bench(plans[1], tmp_path / "out")
     alone_on_it, _ = bench(plans[1], tmp_path / "other")
@@ -75,7 +97,7 @@ def test_another_text_is_another_result(tmp_path: Path) -> None:
 
 
 def test_a_rerun_says_what_it_reuses_and_why_not_more(tmp_path: Path) -> None:
-    plan, said = replace(TINY, text=text(tmp_path / "a.jsonl", "cat")), []
+    plan, said = replace(ONCE, text=text(tmp_path / "a.jsonl", "cat")), []
     for _ in range(2):
         bench(plan, tmp_path)
     count = kept_lines(tmp_path)
@@ -89,28 +111,40 @@ def test_a_rerun_says_what_it_reuses_and_why_not_more(tmp_path: Path) -> None:
     assert "another text (a.jsonl then, a.jsonl now)" in told
 
 
-@pytest.mark.parametrize("change", ["weights", "change of the code", "calibration", "documents", "seed"])
-def test_what_a_result_depends_on_is_in_its_key(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(TINY, methods=("tda",), calibration_text=text(tmp_path / "calibration.jsonl", "bird", 400))
-    loaded = load_model("ref:swiglu")
-    plan = replace(plan, loaded={"ref:swiglu": loaded})
-    before, _ = bench(plan, tmp_path / "out")
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    """A plan with a method that is calibrated, and the folder of its bench."""
+    out = tmp_path_factory.mktemp("calibrated")
+    plan = replace(ONCE, methods=("tda",), calibration_text=text(out / "calibration.jsonl", "bird", 400))
+    bench(plan, out)
+    return plan, out
+
+
+@pytest.mark.parametrize("change", ["nothing", "weights", "change of the code", "calibration", "documents", "seed"])
+def test_what_a_result_depends_on_is_in_its_key(
+    change: str, calibrated: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, before = calibrated
+    out = shutil.copytree(before, tmp_path / "out")
     if change == "weights":
+        loaded = load_model("ref:swiglu")
         with torch.no_grad():
             loaded.model.lm_head.weight[0, 0] += 1.0
+        plan = replace(plan, loaded={"ref:swiglu": loaded})
     elif change == "change of the code":
         state = facts.commit().model_copy(update={"dirty": True, "change": "abc"})
         monkeypatch.setattr(facts, "commit", lambda: state)
     elif change == "calibration":
-        text(plan.calibration_text, "fish", 400)
+        plan = replace(plan, calibration_text=text(tmp_path / "calibration.jsonl", "fish", 400))
     elif change == "documents":
         plan = replace(plan, documents=4)
-    else:
+    elif change == "seed":
         plan = replace(plan, seed=1)
-    after, _ = bench(plan, tmp_path / "out")
-    new = [one for one in after if one.series not in {record.series for record in before}]
-    changed = {one.case.method for one in new}
-    assert changed == ({"tda"} if change == "calibration" else {"dense", "tda"})
+    after, _ = bench(plan, out)
+    new = [one for one in after if one.series not in {record.series for record in load(before).records}]
+    changed = {"nothing": set(), "calibration": {"tda"}}.get(change, {"dense", "tda"})
+    assert {one.case.method for one in new} == changed
+    assert (kept_lines(out) > kept_lines(before)) == bool(changed)
 
 
 def test_a_digest_of_weights_sees_every_tensor_and_each_once() -> None:
@@ -143,32 +177,32 @@ def test_models_and_methods_may_be_objects(tmp_path: Path) -> None:
 # What ends a process.
 
 
-def test_a_kill_is_not_the_case_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_is_not_the_case_s_fault(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kills in one case left it out for ever before."""
     monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: None)
-    bench(TINY, tmp_path)
-    whole = (tmp_path / "results.jsonl").read_text().splitlines()
-    for _ in range(3):
+    whole = (own_copy / "results.jsonl").read_text().splitlines()
+    for _ in range(2):
         kept = [line for line in whole if not ('"griffin"' in line and '"round":2' in line)]
-        (tmp_path / "results.jsonl").write_text("\n".join(kept) + "\n")
+        (own_copy / "results.jsonl").write_text("\n".join(kept) + "\n")
         died = next(json.loads(line) for line in whole if '"griffin"' in line and '"round":2' in line)
         marker = {"case": died["case"], "inputs": died["inputs"], "round": 2}
-        (tmp_path / "running.json").write_text(json.dumps(marker))
-        merged, _ = bench(TINY, tmp_path)
+        (own_copy / "running.json").write_text(json.dumps(marker))
+        merged, _ = bench(TINY, own_copy)
     assert all(one.status == "ok" for one in merged)
     (griffin,) = [one for one in merged if one.case.method == "griffin" and one.case.control is None]
     assert len(set(griffin.measurements["decode_ms"].groups)) == 2
 
 
-def test_a_case_that_dies_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_dies_alone_is_given_up(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: "exit code -9: it said nothing")
-    bench(replace(TINY, rounds=1), tmp_path)
-    died = next(one for one in load(tmp_path).records if one.case.method == "griffin" and one.round == 1)
-    inputs = died.inputs.model_dump(mode="json")
-    marker = {"case": died.case.model_dump(mode="json"), "inputs": inputs, "round": 2}
-    (tmp_path / "running.json").write_text(json.dumps(marker))
-    bench(TINY, tmp_path)
-    found = [one for one in load(tmp_path).records if one.case == died.case and one.round == 2]
+    whole = (own_copy / "results.jsonl").read_text().splitlines()
+    died = next(line for line in whole if '"griffin"' in line and '"round":2' in line)
+    (own_copy / "results.jsonl").write_text("\n".join(line for line in whole if line != died) + "\n")
+    marker = {name: json.loads(died)[name] for name in ("case", "inputs", "round")}
+    (own_copy / "running.json").write_text(json.dumps(marker))
+    bench(TINY, own_copy)
+    case = Record.model_validate_json(died).case
+    found = [one for one in load(own_copy).records if one.case == case and one.round == 2]
     assert [(one.status, one.reason) for one in found] == [
         ("crash", "it ends the process, alone too: exit code -9: it said nothing")
     ]
@@ -188,13 +222,13 @@ def test_a_case_is_tried_alone_in_a_real_process(monkeypatch: pytest.MonkeyPatch
 
 def test_one_bad_model_of_several_is_a_record(tmp_path: Path) -> None:
     bad = Subject(str(tmp_path / "missing"), prompt_tokens=16, new_tokens=4)
-    merged, _ = bench(replace(TINY, subjects=(bad, *TINY.subjects)), tmp_path / "out")
+    merged, _ = bench(replace(ONCE, subjects=(bad, *TINY.subjects)), tmp_path / "out")
     failed = [one for one in merged if one.status != "ok"]
     assert [(one.case.model, one.status) for one in failed] == [(bad.model, "error")]
     assert "cannot load model" in str(failed[0].reason)
     assert sum(one.status == "ok" for one in merged) > 2
     with pytest.raises(ValueError, match="cannot load model"):
-        bench(replace(TINY, subjects=(bad,)), tmp_path / "alone")
+        bench(replace(ONCE, subjects=(bad,)), tmp_path / "alone")
 
 
 def test_a_folder_is_held_by_one_bench(tmp_path: Path) -> None:
@@ -220,17 +254,16 @@ def test_a_full_disk_names_the_file_and_leaves_no_torn_line(tmp_path: Path) -> N
     assert path.read_text() == "a" * 1000 + "\n"
 
 
-def test_a_torn_round_that_was_measured_again_is_nobody_s_complaint(tmp_path: Path) -> None:
-    bench(TINY, tmp_path)
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+def test_a_torn_round_that_was_measured_again_is_nobody_s_complaint(own_copy: Path, tmp_path: Path) -> None:
+    lines = (own_copy / "results.jsonl").read_text().splitlines()
     torn = next(line for line in lines if '"round":2' in line)
-    (tmp_path / "results.jsonl").write_text("\n".join([*lines, torn]) + "\n")
-    assert build_report([tmp_path], tmp_path / "page").problems == ()
-    build_report([tmp_path, tmp_path], tmp_path / "page")  # one folder given twice is one folder
+    (own_copy / "results.jsonl").write_text("\n".join([*lines, torn]) + "\n")
+    assert problems(own_copy) == []
+    assert problems(own_copy, own_copy) == []  # one folder given twice is one folder
     other = tmp_path / "other"
     other.mkdir()
     (other / "results.jsonl").write_text("\n".join(lines) + "\n")
-    (told,) = build_report([tmp_path, other], tmp_path / "page").problems
+    (told,) = problems(own_copy, other)
     assert "records repeat a case and round" in told
 
 
@@ -238,10 +271,8 @@ def test_a_torn_round_that_was_measured_again_is_nobody_s_complaint(tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    out = tmp_path_factory.mktemp("bounds")
-    bench(TINY, out)
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+def lines(measured: Path) -> list[dict]:
+    return [json.loads(line) for line in (measured / "results.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ series over commits, cut at the steps that are plain. Within such a stretch noth
 (squared cost with a penalty, Killick et al. 2012, from the ruptures library) proposes that something does; the better
 of a step and a ramp says what, fitted by generalised least squares, since the anchor's own noise is common to all
 levels of a night and would look like a step between nights. What passes is a suspect like any other: fresh blocks
-decide. `benchmarks/nightly/changepoints.py` holds the trial that chose library, cost and penalty.
+decide. `benchmarks/records/changepoints.csv` is the trial that chose library, cost and penalty.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
