@@ -90,8 +90,11 @@ class Sizes:
     prefill: float
 
     @classmethod
-    def measured(cls, prompt_tokens: int = 64) -> "Sizes":
-        """Measure on this machine what products cost where they will be planted: between a model's own."""
+    def measured(cls, times: float = 1.0, prompt_tokens: int = 64) -> "Sizes":
+        """Measure on this machine what products cost where they will be planted: between a model's own.
+
+        `times` percent of a step, not one, make every plant so many times larger.
+        """
         import torch
 
         import tda
@@ -112,7 +115,7 @@ class Sizes:
             with tda.attach(model, tda.Dense()):
                 pass_ = functools.partial(prefill, model, prompt)
                 found["prefill"] = _products_per_percent(pass_, functools.partial(scope["work"], ffns))
-        return cls(**found)
+        return cls(**{name: times * products for name, products in found.items()})
 
 
 def _products_per_percent(run: Callable[[], object], work: Callable[[int], None], products: int = 20) -> float:

@@ -412,7 +412,7 @@ def test_planted_changes_of_real_commits_are_named_first(tmp_path: Path, monkeyp
     (tmp_path / "cases.toml").write_text(CASES)
     done = suite(
         *(*commits, "--repo", str(tmp_path / "repository"), "--out", str(tmp_path / "out")),
-        *("--cases", str(tmp_path / "cases.toml"), "--work", str(tmp_path / "work"), "--processes", "3"),
+        *("--cases", str(tmp_path / "cases.toml"), "--work", str(tmp_path / "work"), "--processes", "2"),
     )
     assert done.returncode == 0, done.stderr
     found = Shelf(tmp_path / "out").read()

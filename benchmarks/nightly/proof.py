@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.nightly.proof planted`` plants slow-downs, a drift, a wrong threshold and broken commits, and
 says for each whether the nights found it and named it for what it is. ``... unchanged`` measures commits that change
-nothing: every finding is false. Both take the machine for themselves; run them while nothing else runs.
+nothing: every finding is false. Both take the machine for themselves; run them while nothing else runs. A plant is to
+be at least twice what a night can see (its account tells): `--times` makes all of them larger.
 """
 
 import argparse
@@ -146,10 +147,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=("planted", "unchanged"))
     parser.add_argument("--folder", type=Path, help="where it works, and goes on after an interruption")
+    parser.add_argument("--times", type=float, default=1.0, help="how much larger the plants of `planted` are")
     parser.add_argument("--commits", type=int, default=20, help="of `unchanged`")
     chosen = parser.parse_args()
     folder = chosen.folder or Path("results") / f"proof-{chosen.which}"
-    sizes = Sizes.measured()
+    sizes = Sizes.measured(chosen.times)
     plants = history(sizes) if chosen.which == "planted" else unchanged(chosen.commits)
     scratch = Scratch.open(folder, plants, sizes)
     scratch.measure(NIGHTS if chosen.which == "planted" else 1)
