@@ -299,6 +299,7 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_a_grid_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(grid, "ROOT", tmp_path)
     monkeypatch.setattr(grid, "KEPT", tmp_path)
     with pytest.raises(ValueError, match=r"no grid for preset 'smoke': .*No module named 'benchmarks"):

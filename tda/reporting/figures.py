@@ -84,7 +84,7 @@ def settle(figure: Figure) -> None:
     """Lay the figure out for good, so that every format gets the same layout and it is worked out once."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # a placeholder would cost each format a draw more
 
 
 def to_svg(figure: Figure, name: str) -> str:
