@@ -78,6 +78,11 @@ def _value(value: Scalar) -> Scalar:
     return read
 
 
+def unsigned_zero(value: float) -> float:
+    """-0.0 as 0.0: they are equal, and printed unlike."""
+    return value + 0.0
+
+
 Word = Annotated[str, AfterValidator(_word)]
 Options = dict[Word, Annotated[Scalar, AfterValidator(_value)]]
 """A method's options by name."""
@@ -150,7 +155,7 @@ class Case(Frozen):
     model: str
     method: str
     options: Options = Field(default_factory=dict)
-    sparsity: float | None = Field(
+    sparsity: Annotated[float, AfterValidator(unsigned_zero)] | None = Field(
         default=0.0, ge=0, lt=1, description="asked share of neurons left out; null where an error level was asked"
     )
     control: Control | None = None
@@ -278,7 +283,7 @@ class Inputs(Frozen):
     text_bytes: int | None = None
     documents: str | None = Field(default=None, description="digest of the evaluated documents' tokens")
     calibration: str | None = Field(default=None, description="digest of the tokens that thresholds were made from")
-    weights: str | None = Field(default=None, description="digest of the model's weights; null for random ones")
+    weights: str | None = Field(default=None, description="digest of weights and configuration; null for random ones")
     revision: str | None = Field(default=None, description="commit of a hub model")
     change: str | None = Field(default=None, description="digest of the uncommitted change of the code that ran")
 
@@ -295,7 +300,7 @@ class Inputs(Frozen):
         words = {
             "text": f"another text ({self.text_name} then, {now.text_name} now)",
             "documents": "other documents",
-            "weights": "other weights of the model",
+            "weights": "other weights or another configuration of the model",
             "calibration": "another calibration",
             "change": "another uncommitted change of the code",
         }

@@ -5,17 +5,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
-from tda.cases import Frozen, MethodSpec, first_problem
+from tda.cases import Frozen, MethodSpec, first_problem, unsigned_zero
 from tda.names import Dtype, Execution, Preset
 
-Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Sparsity = Annotated[float, Field(ge=0, lt=1), AfterValidator(unsigned_zero)]
 Count = Annotated[int, Field(ge=1)]
 
 
 def _option(default: Any, help: str, *flags: str, metavar: str | None = None, **limits: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"flags": list(flags), "metavar": metavar}, **limits)
+
+
+def _model(name: str) -> str:
+    """A folder has one name, with and without a slash at its end."""
+    return name.rstrip("/") or name
 
 
 class BenchConfig(Frozen):
@@ -25,7 +30,7 @@ class BenchConfig(Frozen):
     """
 
     preset: Preset = _option("default", "The matrix; other options change it.")
-    models: tuple[str, ...] = _option(
+    models: tuple[Annotated[str, AfterValidator(_model)], ...] = _option(
         (), "ref:NAME, shape:NAME, a folder or a hub id; repeatable.", "--model", "-m", metavar="NAME_OR_PATH"
     )
     methods: tuple[MethodSpec, ...] = _option(

@@ -5,11 +5,12 @@ A line of ``results.jsonl`` is one `Record`: one case in one round. Round 0 hold
 of a case. Raw samples are kept; medians, intervals and ratios are computed from them, never stored.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from tda.cases import Case, Frozen, Inputs, digest_of
 
@@ -157,6 +158,13 @@ class Machine(Frozen):
         return allowed if self.cpu_quota is None else f"{allowed} with a quota of {self.cpu_quota:g}"
 
 
+def _number(value: object) -> object:
+    """A number, or JSON's words for those that it lacks; true is not 1."""
+    if isinstance(value, bool) or (isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity")):
+        raise ValueError("expected a number")
+    return value
+
+
 class Measurement(Frozen):
     """Raw samples of one quantity, or the reason why there are none.
 
@@ -165,8 +173,8 @@ class Measurement(Frozen):
 
     unit: str
     better: Better | None = None
-    samples: tuple[float, ...] = ()
-    groups: tuple[int, ...] = ()
+    samples: tuple[Annotated[float, BeforeValidator(_number)], ...] = ()
+    groups: tuple[Annotated[int, Strict()], ...] = ()
     missing: str | None = None
 
     @model_validator(mode="after")
@@ -258,6 +266,8 @@ class Record(Frozen):
     def _within_range(self) -> "Record":
         for name, measurement in self.measurements.items():
             low, high = MEASUREMENTS[name].range if name in MEASUREMENTS else (-math.inf, math.inf)
+            if name in MEASUREMENTS and measurement.unit != MEASUREMENTS[name].unit:
+                raise ValueError(f"{name} is in {measurement.unit!r}; it is told in {MEASUREMENTS[name].unit!r}")
             wrong = [sample for sample in measurement.samples if not low <= sample <= high]
             if wrong:
                 raise ValueError(f"{name} is {wrong[0]:g}; it lies between {low:g} and {high:g} {measurement.unit}")
@@ -269,9 +279,9 @@ class Record(Frozen):
         return self.case.key, self.inputs.key
 
     @property
-    def setting(self) -> tuple[str, str]:
-        """Records of equal settings may be compared with one another."""
-        return self.case.setting, self.inputs.setting
+    def setting(self) -> tuple[str, str, str | None]:
+        """Records of equal settings may be compared: one request, one text and one state of the code."""
+        return self.case.setting, self.inputs.setting, self.inputs.change
 
     def samples(self, name: str) -> tuple[float, ...]:
         """Samples of a measurement; empty where it is missing."""
@@ -299,40 +309,59 @@ def merge(records: Iterable[Record]) -> list[Record]:
     """Join the rounds of each series into one record, in the order in which the series first appeared.
 
     Samples are concatenated in order of rounds; where a measurement has no groups, its samples' group is their
-    round. A failed round is left out of the samples while another round is ok; a series that only failed keeps
-    its last failure. A flag that any round raised is raised.
+    round. A round that two processes measured is two rounds, since only what ran side by side may be paired: the later
+    one gets a number of its own, the same in all series. A failed round is left out of the samples while another round
+    is ok; a series that only failed keeps its last failure. A flag that any round raised is raised.
     """
+    records = list(records)
+    numbers = _numbers(records)
     rounds: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
-        held = rounds.setdefault(record.series, {})
-        before = held.get(record.round)
+        held, number = rounds.setdefault(record.series, {}), numbers[turn(record)]
+        before = held.get(number)
         if before is None or before.status != "ok" or record.status == "ok":
-            held[record.round] = record
-    return [_join([held[number] for number in sorted(held)]) for held in rounds.values()]
+            held[number] = record
+    return [_join(dict(sorted(held.items()))) for held in rounds.values()]
 
 
-def _join(lines: list[Record]) -> Record:
-    good = [line for line in lines if line.status == "ok"]
+def turn(record: Record) -> tuple[int, object]:
+    """The round that a line is of, and the process that timed it; what is not timed repeats exactly."""
+    return record.round, record.conditions.get("process") if record.round else None
+
+
+def _numbers(records: Iterable[Record]) -> dict[tuple[int, object], int]:
+    """A number for each round of each process: its own, or where an earlier process has it, one that none has."""
+    turns = list(dict.fromkeys(turn(record) for record in records))
+    first = {one[0]: one for one in reversed(turns)}
+    free = itertools.count(max(first, default=0) + 1)
+    return {one: one[0] if first[one[0]] == one else next(free) for one in turns}
+
+
+def _join(lines: Mapping[int, Record]) -> Record:
+    good = {number: line for number, line in lines.items() if line.status == "ok"}
     if not good:
-        return lines[-1]
-    names = dict.fromkeys(name for line in good for name in line.measurements)
+        return list(lines.values())[-1]
+    names = dict.fromkeys(name for line in good.values() for name in line.measurements)
     measurements = {name: _join_measurement(name, good) for name in names}
-    last = good[-1]
-    failed = [line for line in lines if line.status != "ok"]
+    last, done = list(good.values())[-1], {line.round for line in good.values()}
+    failed = {line.round: line.reason for line in lines.values() if line.round not in done}
+    told = f"{len(failed)} of {len(failed) + len(done)} rounds failed: {list(failed.values())[-1]}" if failed else None
     return last.model_copy(
         update={
-            "reason": f"{len(failed)} of {len(lines)} rounds failed: {failed[-1].reason}" if failed else None,
-            "achieved_sparsity": _mean_layers([line.achieved_sparsity for line in good if line.achieved_sparsity]),
+            "reason": told,
+            "achieved_sparsity": _mean_layers(
+                [line.achieved_sparsity for line in good.values() if line.achieved_sparsity]
+            ),
             "measurements": measurements,
-            "flags": _counted(join_flags([line.flags for line in good]), measurements.get("decode_ms")),
-            "conditions": {**last.conditions, "processes": _processes(good)},
-            "started": good[0].started,
-            "seconds": sum(line.seconds for line in lines),
+            "flags": _counted(join_flags([line.flags for line in good.values()]), measurements.get("decode_ms")),
+            "conditions": {**last.conditions, "processes": _processes(good.values())},
+            "started": next(iter(good.values())).started,
+            "seconds": sum(line.seconds for line in lines.values()),
         }
     )
 
 
-def _processes(lines: Sequence[Record]) -> float | None:
+def _processes(lines: Iterable[Record]) -> float | None:
     """Processes that timed rounds ran in; null where older records do not tell."""
     told = {line.conditions.get("process", line.conditions.get("processes")) for line in lines if line.round}
     counts = [one for one in told if isinstance(one, float)]
@@ -369,11 +398,17 @@ def join_flags(rounds: Sequence[Mapping[FlagName, Flag]]) -> dict[FlagName, Flag
     return flags
 
 
-def _join_measurement(name: str, lines: list[Record]) -> Measurement:
-    present = [(line.round, line.measurements[name]) for line in lines if name in line.measurements]
-    filled = [(number, part) for number, part in present if part.samples]
+def _join_measurement(name: str, lines: Mapping[int, Record]) -> Measurement:
+    newest = {line.round: number for number, line in lines.items()}
+    present = [(number, line) for number, line in lines.items() if name in line.measurements]
+    filled = [
+        (number, part)
+        for number, line in present
+        if (part := line.measurements[name]).samples
+        and (not part.groups or newest[line.round] == number)  # what has groups, such as documents, counts once
+    ]
     if not filled:
-        return present[-1][1]
+        return present[-1][1].measurements[name]
     samples = tuple(sample for _, part in filled for sample in part.samples)
     groups = tuple(group for number, part in filled for group in (part.groups or (number,) * len(part.samples)))
     return filled[0][1].model_copy(update={"samples": samples, "groups": groups})

@@ -327,7 +327,7 @@ class TestIdentity:
     @given(other_than(INPUTS))
     def test_only_the_method_may_differ_between_what_is_compared(self, pair: tuple[dict, dict]) -> None:
         one, other = (record(case(), Inputs(**fields)) for fields in pair)
-        same = all(pair[0][name] == pair[1][name] for name in ("text", "documents", "weights"))
+        same = all(pair[0][name] == pair[1][name] for name in ("text", "documents", "weights", "change"))
         assert (one.setting == other.setting) == same
 
     def test_what_an_older_record_did_not_tell_is_taken_for_the_only_thing_that_is_known(self) -> None:

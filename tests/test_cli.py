@@ -374,3 +374,67 @@ def test_a_folder_that_holds_no_model_is_one_sentence(command, tmp_path, changes
     assert (code, out) == (2, "")
     assert err.startswith(f"tda: cannot load model '{model}': ")
     assert told in err
+
+
+# What was tried by others.
+
+
+@pytest.mark.parametrize(
+    ("finished", "hours", "code", "words"),
+    [
+        ("2020-01-01T00:00:00+00:00", "36", 1, "no night ended within 36 hours"),
+        ("2020-01-01T00:00:00", "inf", 0, "hours ago"),  # one without a time zone
+        ("2020-01-01T00:00:00+00:00", "1e12", 0, "hours ago"),
+        ("2020-01-01T00:00:00+00:00", "nan", 1, "no night ended within nan hours"),
+        ("2999-01-01T00:00:00+00:00", "36", 1, "ended in the future: a clock was wrong"),
+        ("yesterday", "36", 1, "the last night ended inf hours ago"),
+    ],
+)
+def test_a_check_of_nights_is_not_blinded(command, tmp_path, finished, hours, code, words):
+    (tmp_path / "nights").mkdir()
+    told = {"id": "n", "started": "2020-01-01T00:00:00+00:00", "finished": finished, "anchor": "a" * 40}
+    (tmp_path / "nights" / "n.json").write_text(json.dumps(told))
+    found, out, err = command("nightly", "--history", tmp_path, "--check", "--max-age-hours", hours)
+    assert (found, words in out + err) == (code, True), out + err
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--documents"])
+@pytest.mark.parametrize("count", ["0", "-5"])
+def test_calibrating_on_no_text_ends_at_once(command, tmp_path, option, count):
+    code, _, err = command(
+        "calibrate", "-m", "ref:swiglu", "--method", "tda", "-s", 0.5, option, count, "--out", tmp_path / "a.json"
+    )
+    assert code == 2
+    assert option in err
+    assert "greater than or equal to 1" in " ".join(err.replace("│", " ").split())
+
+
+def test_what_is_left_out_is_said_once(command, tmp_path):
+    code, _, err = command(
+        *("calibrate", "-m", "ref:swiglu", "--method", "tda:sparsity=0.5", "-s", 0.7, "--out", tmp_path / "a.json")
+    )
+    assert code == 2
+    assert "how much is left out is said twice: by 'tda:sparsity=0.5' and by --sparsity 0.7" in err
+
+
+def test_a_folder_scored_on_built_in_stories_is_warned_of(command, tmp_path):
+    folder = shutil.copytree(WEIGHTS / "swiglu", tmp_path / "own")
+    few = ("--prompt-tokens", 16, "--new-tokens", 4, "--documents", 2, "--calibration-documents", 2)
+    code, _, err = command("eval", "-m", folder, "--method", "tda", "-s", 0.5, *few)
+    assert code == 0
+    assert "scored and calibrated on built-in stories of another kind" in " ".join(err.split())
+    code, _, err = command("eval", "-m", "ref:swiglu", "--method", "tda", "-s", 0.5, *few)
+    assert "built-in" not in err
+    code, _, err = command("eval", "-m", f"ref:{folder}", "--method", "griffin", "-s", 0.5, *few)
+    assert code == 2
+    assert "unknown reference model" in err
+
+
+def test_a_terminal_without_a_letter_gets_the_result(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tda.cli.main", "methods"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr

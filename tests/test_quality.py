@@ -127,7 +127,7 @@ class TestDocuments:
 
     def test_too_few(self, tokenizer: Any, tmp_path: Path) -> None:
         path = self.write(tmp_path, "short", "abcdefghijklmnop")
-        with pytest.raises(ValueError, match=r"text\.jsonl: 1 documents of at least 10 tokens, 2 are needed"):
+        with pytest.raises(ValueError, match=r"text\.jsonl: 1 different documents of at least 10 tokens, 2 are needed"):
             evaluation_documents(tokenizer, 6, 4, 2, text=path)
         with pytest.raises(ValueError, match="0 documents of at least 90 tokens, 1 are needed"):
             calibration_batches(tokenizer, 90, 5, text=path)
@@ -184,7 +184,7 @@ class TestDocuments:
         path = tmp_path / "text.jsonl"
         path.write_text("\n \n")
         assert list(read_jsonl(path)) == []
-        with pytest.raises(ValueError, match=r"text\.jsonl: 0 documents of at least 10 tokens, 2 are needed"):
+        with pytest.raises(ValueError, match=r"text\.jsonl: 0 different documents of at least 10 tokens, 2 are needed"):
             evaluation_documents(tokenizer, 6, 4, 2, text=path)
 
     def test_what_cannot_be_read_is_named(self, tmp_path: Path) -> None:

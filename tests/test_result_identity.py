@@ -18,7 +18,9 @@ from tda import device as facts
 from tda.bench import probe
 from tda.bench.plan import Plan, Subject, plan_for
 from tda.bench.run import Bench
-from tda.cases import Inputs
+from tda.bench.store import Place, Store
+from tda.cases import Case, Inputs
+from tda.config import BenchConfig
 from tda.models import load_model
 from tda.models.digest import weights_digest
 from tda.process import alone
@@ -174,6 +176,100 @@ def test_models_and_methods_may_be_objects(tmp_path: Path) -> None:
         plan_for([loaded.model, loaded.model], [], {})
 
 
+def test_what_is_measured_later_leaves_a_speed_up_as_it_was(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of one process were paired with the dense runs of another."""
+    monkeypatch.setattr("tda.bench.cells.PROCESS", "another")
+    before = {case.label: case.speedup for setting in settings(load(own_copy).records) for case in setting.cases}
+    after, _ = bench(replace(TINY, sparsities=(0.75,)), own_copy)
+    (setting,) = settings(load(own_copy).records)
+    found = {case.label: case.speedup for case in setting.cases}
+    assert {**found, **before}.keys() == found.keys() | {"griffin 0.75"}
+    assert found["griffin 0.5"] == before["griffin 0.5"]
+    (dense,) = [one for one in after if one.case.is_baseline]
+    assert set(dense.measurements["decode_ms"].groups) == {1, 2, 3, 4}
+    assert len(nll(dense)) == 3 + 2  # documents that were scored again count once
+
+
+def test_numbers_of_two_states_of_the_code_are_no_ratio(lines: list[dict], tmp_path: Path) -> None:
+    """The speed-up of one was over the dense run of the other."""
+    slower = [json.loads(json.dumps(timed(line, 50.0))) for line in lines]
+    for line in slower:
+        line["inputs"]["change"] = "abcdef12"
+    told = [timed(line, 2.5 if of(line, "griffin") else 5.0) for line in lines]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*slower, *told]))
+    both = settings(load(tmp_path).records)
+    assert [[round(case.speedup.value, 6) for case in one.cases if case.speedup] for one in both] == [
+        [1.0, 1.0, 1.0],
+        [1.0, 1.0, 2.0],
+    ]
+    assert both[0].name_among(both) == "ref:swiglu (uncommitted change abcdef)"
+
+
+def test_two_calibrations_are_told_apart(lines: list[dict], tmp_path: Path) -> None:
+    more = [json.loads(json.dumps(line)) for line in lines if line["case"]["method"] == "griffin"]
+    for line in more:
+        line["inputs"]["calibration"] = "0123456789abcdef"
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
+    (setting,) = settings(load(tmp_path).records)
+    labels = [case.label for case in setting.cases if case.method == "griffin" and not case.record.case.control]
+    assert sorted(labels) == ["griffin 0.5 [calibration 01234567]", "griffin 0.5 [calibration not told]"]
+
+
+def test_two_texts_of_one_name_are_told_apart(tmp_path: Path, lines: list[dict]) -> None:
+    other = json.loads(json.dumps(lines))
+    for line in other:
+        line["inputs"]["text"] = "0123456789abcdef"
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *other]))
+    both = settings(load(tmp_path).records)
+    assert len({setting.name_among(both) for setting in both}) == 2
+
+
+def test_an_edited_configuration_is_another_model() -> None:
+    """Old numbers were reused where an epsilon in config.json had changed."""
+    model = load_model("ref:swiglu").model
+    before = weights_digest(model)
+    model.config.rms_norm_eps = 0.5
+    assert weights_digest(model) != before
+
+
+def test_a_document_counts_once_however_often_a_text_holds_it(tmp_path: Path) -> None:
+    """One document twenty times over gave an interval as narrow as one of twenty documents."""
+    line = text(tmp_path / "one.jsonl", "cat", 100).read_text().splitlines()[0]
+    (tmp_path / "same.jsonl").write_text(f"{line}\n" * 20)
+    with pytest.raises(ValueError, match="1 different documents of at least 20 tokens, 4 are needed"):
+        bench(replace(ONCE, text=tmp_path / "same.jsonl"), tmp_path / "out")
+
+
+def test_true_is_not_one(tmp_path: Path, lines: list[dict]) -> None:
+    line = next(line for line in lines if of(line, "griffin"))
+    line = {**line, "case": {**line["case"], "options": {**line["case"]["options"], "max_keep": True}}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    (record,) = load(tmp_path).records
+    store = Store(tmp_path, record.machine, record.commit, lambda told: None)
+    one = record.case.model_copy(update={"options": {**record.case.options, "max_keep": 1}})
+    assert not store.missing(Place(record.case, record.inputs, record.round))
+    assert store.missing(Place(one, record.inputs, record.round))
+    with pytest.raises(ValueError, match="seed must be a whole number; got True"):
+        plan_for(["ref:swiglu"], ["random:seed=true,sparsity=0.5"], {}).build()
+
+
+def test_a_zero_has_no_sign(lines: list[dict]) -> None:
+    case = Record.model_validate(lines[0]).case.model_dump()
+    cases = [Case.model_validate({**case, "sparsity": zero}) for zero in (0.0, -0.0)]
+    assert cases[0].key == cases[1].key
+
+
+def test_a_folder_is_one_model_with_and_without_a_slash() -> None:
+    assert BenchConfig(models=("a/m/", "a/m")).models == ("a/m",)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xfe", b"[" * 100_000, b"{}", b"3"])
+def test_a_marker_that_is_garbage_is_no_case(own_copy: Path, marker: bytes) -> None:
+    (own_copy / "running.json").write_bytes(marker)
+    record = load(own_copy).records[0]
+    assert Store(own_copy, record.machine, record.commit, lambda told: None).left_running() is None
+
+
 # What ends a process.
 
 
@@ -277,7 +373,8 @@ def lines(measured: Path) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("name", "value"), [("decode_ms", -1.0), ("decode_ms", 0.0), ("decode_ms", 1e308), ("nll_nats", float("nan")),
-                        ("top1_disagreement", 1.5), ("stream_gb_per_s", float("inf")), ("perplexity", 0.0)]
+                        ("top1_disagreement", 1.5), ("stream_gb_per_s", float("inf")), ("perplexity", 0.0),
+                        ("decode_ms", True), ("decode_ms", "5")]
 )  # fmt: skip
 def test_a_value_out_of_range_is_named_and_the_rest_is_shown(
     lines: list[dict], name: str, value: float, tmp_path: Path
@@ -292,6 +389,14 @@ def test_a_value_out_of_range_is_named_and_the_rest_is_shown(
     assert f"line {place + 1} skipped" in told
     assert name in told or "finite" in told or "number" in told
     assert len(frame(groups)) == len({(line["case"]["method"], line["case"]["control"]) for line in lines})
+
+
+def test_a_value_in_another_unit_is_named(lines: list[dict], tmp_path: Path) -> None:
+    bad = json.loads(json.dumps(next(line for line in lines if "decode_ms" in line["measurements"])))
+    bad["measurements"]["decode_ms"]["unit"] = "s"
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [bad, *lines]))
+    (told,) = gather([tmp_path])[0].problems
+    assert "decode_ms is in 's'; it is told in 'ms'" in told
 
 
 @pytest.mark.parametrize("sparsity", [7.0, 1e308, -0.1, 1.0])

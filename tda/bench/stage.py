@@ -20,6 +20,7 @@ from tda.contracts import Method
 from tda.metrics import METRICS
 from tda.names import Execution
 from tda.quality import Document
+from tda.quality.documents import built_in_uses
 from tda.records import SPEED, Flag, FlagName, LeftOut, Measurement, Status
 
 
@@ -122,12 +123,12 @@ class Stage:
         model, plan = self.subject.model, self.plan
         if model.startswith("ref:") or self.prepared.tokenizer is None:
             return {}
-        used = ["scored"] if self.subject.quality and plan.text is None else []
-        used += ["calibrated"] if cell.method.needs_thresholds and plan.calibration_text is None else []
-        options = {"scored": "--text", "calibrated": "--calibration-text"}
-        told = f"{' and '.join(used) or 'not used:'} on built-in stories of another kind than the model's text"
-        wanted = f"; give {' and '.join(options[one] for one in used)}" if used else ""
-        return {"built_in_text": Flag(raised=bool(used), detail=told + wanted)}
+        told = built_in_uses(
+            model,
+            scored=self.subject.quality and plan.text is None,
+            calibrated=cell.method.needs_thresholds and plan.calibration_text is None,
+        )
+        return {"built_in_text": Flag(raised=told is not None, detail=told or "neither scored nor calibrated on them")}
 
     def _reasons(self, cell: Cell) -> dict[str, str]:
         """Why a measurement that was not taken is missing."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tda.cases import Case, Inputs
 from tda.records import Commit, LeftOut, Machine, Record, json_schema, merge
 from tda.results import LEFT_OUT, append, load, results_path, write_whole
@@ -143,18 +141,20 @@ class Store:
         """The case in which an earlier process died, told once."""
         if not self._marker.is_file():
             return None
-        text = self._marker.read_text()
+        text = self._marker.read_bytes()
         self._marker.unlink()
         try:
             left = json.loads(text)
             return Place(Case.model_validate(left["case"]), Inputs.model_validate(left["inputs"]), left["round"])
-        except (ValueError, KeyError, TypeError, ValidationError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
 
 def _is_at(record: Record, place: Place) -> bool:
     """Whether a record fills a place; what its text is called does not matter."""
-    return (record.case, record.round) == (place.case, place.round) and record.inputs.key == place.inputs.key
+    if (record.case, record.round) != (place.case, place.round) or record.case.key != place.case.key:
+        return False  # an option of true equals one of 1, and is not the same
+    return record.inputs.key == place.inputs.key
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ def calibrate(
     method: o.OneMethod = "tda",
     sparsity: o.OneSparsity = None,
     text: o.CalibrationText = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of a document: the longest prompt that is meant.")] = 512,
-    documents: Annotated[int, typer.Option(help="Documents.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a document: the longest prompt that is meant.")] = 512,
+    documents: Annotated[int, typer.Option(min=1, help="Documents.")] = 64,
     dtype: o.DtypeName = "float32",
     device: o.Device = "cpu",
     revision: o.Revision = None,
@@ -36,6 +36,8 @@ def calibrate(
     )
     thresholds = find(loaded, built, calibration_batches(tokenizer, tokens, documents, text=text))
     thresholds.save(out)
+    if text is None and not model.startswith("ref:"):
+        o.warn("calibrated on built-in stories of another kind than the model's text; give --text")
     layers = range(thresholds.model.layers)
     columns = {
         "target": thresholds.targets,

@@ -33,6 +33,7 @@ def evaluate(
     from tda.cases import describe
     from tda.models import needs_training
     from tda.quality import Evaluator
+    from tda.quality.documents import built_in_uses
     from tda.thresholds import Thresholds
 
     needs_training(model, "quality")
@@ -47,6 +48,8 @@ def evaluate(
             console.print(f"[yellow]{sentence}; left out")
         evaluator = Evaluator(prepared.model, prepared.scored, protocol=protocol)
         results = [(built, evaluator.evaluate(built, made)) for built, made, _ in prepared.methods]
+    calibrated = plan.calibration_text is None and any(built.needs_thresholds for built, _ in results)
+    o.warn(built_in_uses(model, scored=plan.text is None, calibrated=calibrated and artifact is None))
     dense = results[0][1]
     cases = [plan.case(subject, built) for built, _ in results]
     names = [describe(case, cases, sparsity=False, model=False) for case in cases]

@@ -1,5 +1,6 @@
 """The command line's entry: commands, and how errors and interruptions end."""
 
+import io
 import sys
 import time
 from importlib import import_module
@@ -55,6 +56,9 @@ for _name in COMMANDS:
 def main() -> None:
     """Run a command; a wrong use is one sentence and exit code 2, and SIGTERM ends it as Ctrl-C does."""
     wait_briefly()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter shows "?", and the command goes on
+            stream.reconfigure(errors="replace")
     with ending_as_ctrl_c():
         try:
             app()

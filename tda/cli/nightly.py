@@ -1,5 +1,6 @@
 """``tda nightly``: measure the new commits of a repository, judge them, and raise alarms."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,10 @@ def nightly(
     repository = Repository(repo)
     place = open_history(repository, history)
     if check:
-        _check(place.history.nights()[0], max_age_hours)
+        nights, problems = place.history.nights()
+        for problem in problems:
+            o.warn(problem)
+        _check(nights, max_age_hours)
         return
     settings = load_config(config)
     run = NightRun(repository, place.history, settings, work, commit, since, say=o.say)
@@ -61,15 +65,26 @@ def nightly(
 
 
 def _check(nights: "list[Night]", hours: float) -> None:
-    finished = [night.finished for night in nights if night.finished]
-    if not finished:
+    ages = [_age(night.finished) for night in nights if night.finished]
+    if not ages:
         typer.echo("tda: no night has ended on this history", err=True)
         raise typer.Exit(1)
-    age = datetime.now(UTC) - datetime.fromisoformat(finished[-1])
-    typer.echo(f"the last night ended {age / timedelta(hours=1):.1f} hours ago")
-    if age > timedelta(hours=hours):
+    typer.echo(f"the last night ended {ages[-1]:.1f} hours ago")
+    if min(ages) < 0:
+        typer.echo("tda: a night ended in the future: a clock was wrong, so this tells nothing of it", err=True)
+        raise typer.Exit(1)
+    if not ages[-1] <= hours:
         typer.echo(f"tda: no night ended within {hours:g} hours", err=True)
         raise typer.Exit(1)
+
+
+def _age(moment: str) -> float:
+    """Hours since a moment, in UTC where it tells no zone; infinite where it is no moment."""
+    try:
+        then = datetime.fromisoformat(moment)
+    except ValueError:
+        return math.inf
+    return (datetime.now(UTC) - (then if then.tzinfo else then.replace(tzinfo=UTC))) / timedelta(hours=1)
 
 
 def add_to(app: typer.Typer) -> None:

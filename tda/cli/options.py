@@ -108,7 +108,10 @@ def one_method(text: str, sparsity: float | None) -> "Method":
     """The method of a spec, at a sparsity where one is given beside it."""
     from tda.methods import build
 
-    return build(MethodSpec.parse(text), [] if sparsity is None else [sparsity])[0]
+    spec = MethodSpec.parse(text)
+    if sparsity is not None and {"sparsity", "cett"} & spec.options.keys():
+        raise ValueError(f"how much is left out is said twice: by {text!r} and by --sparsity {sparsity:g}")
+    return build(spec, [] if sparsity is None else [sparsity])[0]
 
 
 def say(sentence: str) -> None:

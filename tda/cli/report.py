@@ -11,7 +11,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where the page goes; else the first folder.")] = None,
 ) -> None:
     """Build index.html, figures (SVG and PNG) and table.csv from results; all of it works offline."""
-    write_report(folders, out or folders[0])
+    write_report(folders, out or (folders[0].parent if folders[0].is_file() else folders[0]))
 
 
 def write_report(folders: list[Path], out: Path) -> None:

@@ -32,6 +32,11 @@ class Random(PromptMethod):
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.seed) is not int:
+            raise ValueError(f"seed must be a whole number; got {self.seed!r}")
+
     def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
         """Uniform random scores: [B, F]."""
         return torch.stack([self._row(ffn, prompt.key(row)) for row in range(prompt.rows)]).to(prompt.tokens.device)

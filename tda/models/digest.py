@@ -1,17 +1,25 @@
-"""Which weights a model holds: a hash of every tensor of its state."""
+"""Which model it is: a hash of its configuration and of every tensor of its state."""
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import nn
+
+from tda.thresholds import hash_config
 
 PIECE = 1 << 26
 """Bytes that are copied from a device and hashed at once."""
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Hash of names, types, shapes and values of a model's parameters and buffers; what is shared is read once."""
-    found = hashlib.sha256()
+    """Hash of a model's configuration, and of names, types, shapes and values of its parameters and buffers.
+
+    The configuration holds what is in no tensor, such as epsilons of norms and the base of rotary positions. What is
+    shared is read once.
+    """
+    config: Any = model.config
+    found = hashlib.sha256(hash_config(config.to_diff_dict()).encode())
     seen: dict[object, str] = {}
     for name, tensor in sorted(model.state_dict().items()):
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())

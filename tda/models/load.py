@@ -222,7 +222,7 @@ def describe_models() -> list[dict[str, Any]]:
 
 def _reference(name: str) -> Path:
     folder = WEIGHTS / name.removeprefix("ref:")
-    if not (folder / "model.safetensors").is_file():
+    if name not in names() or not (folder / "model.safetensors").is_file():
         raise ValueError(f"unknown reference model {name!r}; known: {', '.join(names())}")
     return folder
 

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,18 +49,30 @@ def evaluation_documents(
 ) -> list[Document]:
     """Documents to evaluate on: of a JSONL file, or of the built-in evaluation stream, kinds in turn.
 
+    Documents of equal tokens count once: their numbers are no evidence of their own.
+
     Raises
     ------
     ValueError
         If the file holds too few documents of that length.
     """
-    rows = itertools.islice(_rows(tokenizer, prompt_tokens + new_tokens, "evaluation", text), count)
+    rows = itertools.islice(_distinct(_rows(tokenizer, prompt_tokens + new_tokens, "evaluation", text)), count)
     documents = [
         Document(number, kind, tokens[:prompt_tokens], tokens[prompt_tokens:])
         for number, (kind, tokens) in enumerate(rows)
     ]
-    _check_count(documents, count, prompt_tokens + new_tokens, text)
+    _check_count(documents, count, prompt_tokens + new_tokens, text, "different documents")
     return documents
+
+
+def _distinct(rows: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Rows without those whose tokens came before."""
+    seen: set[bytes] = set()
+    for kind, tokens in rows:
+        content = tokens.numpy().tobytes()
+        if content not in seen:
+            seen.add(content)
+            yield kind, tokens
 
 
 def calibration_batches(
@@ -154,6 +166,16 @@ def _ids(tokenizer: Any, content: str, at_most: int | None, control_words: bool)
         size *= 4
 
 
+def built_in_uses(model: str, *, scored: bool, calibrated: bool) -> str | None:
+    """What is said of a model that was scored or calibrated on the built-in stories, made for reference models."""
+    used = {"scored": "--text"} if scored else {}
+    used |= {"calibrated": "--calibration-text"} if calibrated else {}
+    if not used or model.startswith("ref:"):
+        return None
+    told = f"{' and '.join(used)} on built-in stories of another kind than the model's text"
+    return f"{told}; give {' and '.join(used.values())}"
+
+
 def text_facts(text: Path | None) -> tuple[str, str, int]:
     """Name, digest and bytes of an evaluation text; of the built-in stream, those of what generates it.
 
@@ -167,7 +189,8 @@ def text_facts(text: Path | None) -> tuple[str, str, int]:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"no text at {path}: {error.strerror}") from error
-    return BUILT_IN if text is None else text.name, hashlib.sha256(content).hexdigest()[:16], len(content)
+    name = BUILT_IN if text is None else text.name.encode(errors="replace").decode()
+    return name, hashlib.sha256(content).hexdigest()[:16], len(content)
 
 
 def read_jsonl(path: Path) -> Iterator[str]:
@@ -217,6 +240,7 @@ def _check_characters(content: str) -> None:
         )
 
 
-def _check_count(found: Sequence[object], count: int, tokens: int, text: Path | None) -> None:
+def _check_count(found: Sequence[object], count: int, tokens: int, text: Path | None, what: str = "documents") -> None:
     if len(found) < count:
-        raise ValueError(f"{text}: {len(found)} documents of at least {tokens} tokens, {count} are needed")
+        told = f"{len(found)} {what} of at least {tokens} tokens, {count} are needed"
+        raise ValueError(f"{text or BUILT_IN}: {told}")

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from tda.cases import UNTOLD, Case, Frozen, Inputs, describe, first_problem, taken_for
 from tda.derived import DERIVED, Missing, derive
-from tda.records import FAKE, Machine, Measurement, Record, merge
+from tda.records import FAKE, Machine, Measurement, Record, merge, turn
 from tda.regression.repository import Repository
 from tda.regression.units import NIGHTS, History, Night, Unit
 from tda.results import RESULTS, load, results_path
@@ -363,7 +363,7 @@ def _record_rows(reading: _Reading, paths: Iterable[Path]) -> Iterator[Row]:
     for path in paths:
         for record in _read_records(reading, path):
             rounds = held[record.machine.fingerprint, record.commit.hash, record.commit.dirty, record.inputs.change]
-            place = (*record.series, record.round)
+            place = (*record.series, *turn(record))
             origin, before = rounds.get(place, (path, None))
             if before is not None and path != origin and before != record and before.status == record.status == "ok":
                 repeated += 1

@@ -44,6 +44,8 @@ class Comparison:
         What ratios of the setting stay within when nothing changes.
     spoiled : tuple of str
         Why no ratio of the setting can be trusted.
+    told : str
+        What else tells it from others of its case: the calibration.
     """
 
     record: Record
@@ -53,6 +55,7 @@ class Comparison:
     documents: int = 0
     floor: float | None = None
     spoiled: tuple[str, ...] = ()
+    told: str = ""
 
     # What it is.
 
@@ -85,12 +88,12 @@ class Comparison:
     @property
     def series(self) -> str:
         """What its curve is called: the method, and what tells it from other cases of the method."""
-        return describe(self.record.case, self.among, sparsity=False, model=False)
+        return describe(self.record.case, self.among, sparsity=False, model=False) + self.told
 
     @property
     def label(self) -> str:
         """Series and sparsity, e.g. ``"griffin 0.5"``."""
-        return describe(self.record.case, self.among, model=False)
+        return describe(self.record.case, self.among, model=False) + self.told
 
     @property
     def identity(self) -> tuple[MethodSpec, Control | None]:
@@ -292,8 +295,12 @@ class Setting:
         words = requests_apart(
             mine.case, [other.case for other in others], without=("execution", "layer_sparsity_from")
         )
-        if any(other.inputs.setting != mine.inputs.setting for other in others):
-            words.append(mine.inputs.text_name or "text not recorded")
+        unlike = [other.inputs for other in others if other.inputs.setting != mine.inputs.setting]
+        if unlike:
+            named = mine.inputs.text_name or "text not recorded"
+            words.append(str(mine.inputs) if named in {other.text_name for other in unlike} else named)
+        if any(other.inputs.change != mine.inputs.change for other in others):
+            words.append(_state(mine))
         return self.model + (f" ({', '.join(words)})" if words else "")
 
     @property
@@ -347,24 +354,29 @@ class Setting:
 
 def settings(records: Iterable[Record]) -> list[Setting]:
     """Merge rounds and put cases that may be compared together, in order of first appearance."""
-    held: dict[tuple[str, str], list[Record]] = {}
+    held: dict[tuple[str, str, str | None], list[Record]] = {}
     for record in merge(records):
         held.setdefault(record.setting, []).append(record)
     found = [_setting(members) for members in held.values()]
-    alike: dict[str, list[tuple[str, str]]] = {}
+    alike: dict[str, list[tuple[str, ...]]] = {}
     for setting in found:
         alike.setdefault(setting.title, []).append(_told(setting))
     return [replace(setting, told=_differing(_told(setting), alike[setting.title])) for setting in found]
 
 
-def _differing(words: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
+def _differing(words: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
     """Those of some words that are not the same in all others."""
     return ", ".join(word for word, *seen in zip(words, *others, strict=True) if len(set(seen)) > 1)
 
 
-def _told(setting: Setting) -> tuple[str, str]:
+def _told(setting: Setting) -> tuple[str, ...]:
     record = setting.cases[0].record
-    return f"seed {record.case.seed}", str(record.inputs)
+    return f"seed {record.case.seed}", str(record.inputs), _state(record)
+
+
+def _state(record: Record) -> str:
+    change = record.inputs.change
+    return f"uncommitted change {change[:6]}" if change is not None else "no uncommitted change"
 
 
 def _setting(members: Sequence[Record]) -> Setting:
@@ -377,7 +389,14 @@ def _setting(members: Sequence[Record]) -> Setting:
     among = tuple(record.case for record in members)
     documents = max(map(len, scored), default=0)
     floor, spoiled = _noise(members, dense)
-    cases = [Comparison(record, dense, among, shared, documents, floor, spoiled) for record in members]
+    calibrations: dict[Case, set[str | None]] = {}
+    for record in members:
+        calibrations.setdefault(record.case, set()).add(record.inputs.calibration)
+    cases = []
+    for record in members:
+        several, own = len(calibrations[record.case]) > 1, record.inputs.calibration
+        told = f" [calibration {(own or 'not told')[:8]}]" if several else ""
+        cases.append(Comparison(record, dense, among, shared, documents, floor, spoiled, told))
     return Setting(tuple(sorted(cases, key=_order)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tda.records import FAKE, Commit, LeftOut, Machine, Record
+from tda.records import FAKE, Commit, LeftOut, Machine, Record, turn
 from tda.reporting.comparison import Setting, settings
 from tda.results import load, load_left_out, results_path
 
@@ -99,7 +99,7 @@ def _repeats(folders: Iterable[Sequence[Record]]) -> list[str]:
         place
         for records in folders
         for place in {
-            (record.series, record.round, record.machine.fingerprint, record.commit.hash)
+            (record.series, turn(record), record.machine.fingerprint, record.commit.hash)
             for record in records
             if record.status == "ok"
         }
