@@ -1002,3 +1002,13 @@ def test_the_stamp_of_a_build_is_one_that_older_builds_read(
     stamp = (tmp_path / "made" / "site" / "tda" / "build.json").read_text()
     assert stamp == f'{{"hash":"{found}","dirty":false}}'
     assert stat.S_ISREG((tmp_path / "made" / "source" / "pyproject.toml").stat().st_mode)
+
+
+# Seen to fail where a mend is undone, as the tests before them did not.
+
+
+@pytest.mark.parametrize("name", ["end ", " begin", "line\n"])
+def test_a_checkout_s_own_name_may_end_in_anything(name: str, tmp_path: Path) -> None:
+    own = nights.FakeRepository(tmp_path / name)
+    found = own.commit("Begin")
+    assert (Repository(own.folder).folder, Repository(own.folder).resolve("HEAD")) == (own.folder, found)

@@ -441,3 +441,14 @@ def test_json_has_null_for_what_is_not_finite(capsys):
     print_rows([{"a": NAN, "b": (1.5, -INF), "c": {"d": INF}, "e": "nan", "f": 3, "g": True}], as_json=True)
     (row,) = json.loads(capsys.readouterr().out, parse_constant=without_nan)
     assert row == {"a": None, "b": [1.5, None], "c": {"d": None}, "e": "nan", "f": 3, "g": True}
+
+
+# Seen to fail where a mend is undone, as the tests before them did not.
+
+
+@pytest.mark.parametrize("swept", [True, False], ids=["kernels", "torch"])
+def test_a_token_whose_norm_overflows_is_not_left_out(swept: bool) -> None:
+    made = statistic(RelativeSquares, swept=swept)
+    made.add(torch.tensor([[[3.0, 4.0, 0.0], [1.5e19, 1.5e19, 0.0]]]), torch.ones(1, 2, dtype=torch.bool))
+    value = made.value()
+    assert not value.isfinite().all() or torch.allclose(value, torch.tensor([[0.86, 1.14, 0.0]]))

@@ -27,7 +27,7 @@ from tda.regression.floor import floors_of
 from tda.regression.history import from_records, load_history
 from tda.regression.judge import Judge
 from tda.regression.quality import quality_moves
-from tda.regression.series import Blocks, Key
+from tda.regression.series import Blocks, Key, numbers
 from tda.regression.units import History, Unit
 from tda.regression.wording import reproduce
 from tda.results import append
@@ -352,3 +352,16 @@ def test_quality_of_an_older_build_is_compared() -> None:
     for before, after, moves in ((OLDER, MINE, 1), (OLDER, OLDER, 1), (MINE, MINE, 1), (MINE, YOURS, 0)):
         one, other = (r.model_copy(update={"inputs": i}) for r, i in ((old, before), (new, after)))
         assert len(quality_moves([other], [one])) == moves
+
+
+# Seen to fail where a mend is undone, as the tests before them did not.
+
+
+def test_a_ratio_is_to_the_dense_of_its_own_setting() -> None:
+    """Two sizes of request in one process."""
+    made = []
+    for tokens, dense, griffin in ((64, 8.0, 6.0), (128, 16.0, 20.0)):
+        for name, ms in (("dense", dense), ("griffin", griffin)):
+            made.append(nights.record(nights.case(name, prompt_tokens=tokens), decode_ms=ms))
+    ratios = {key.case.prompt_tokens: value for key, value in numbers(made).items() if key.relative}
+    assert ratios == {64: pytest.approx(0.75), 128: pytest.approx(1.25)}
