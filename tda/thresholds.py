@@ -29,6 +29,7 @@ class ModelIdentity(Frozen):
     config_hash: str
     layers: int
     intermediate_size: int
+    weights: str | None = Field(default=None, description="digest of weights and configuration, where it was taken")
 
 
 class TextHashes(Frozen):

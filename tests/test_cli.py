@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
+import tda
 from tda.cli import main as cli
 from tda.cli import signals
 from tda.methods import METHODS
@@ -428,6 +430,31 @@ def test_a_folder_scored_on_built_in_stories_is_warned_of(command, tmp_path):
     code, _, err = command("eval", "-m", f"ref:{folder}", "--method", "griffin", "-s", 0.5, *few)
     assert code == 2
     assert "unknown reference model" in err
+
+
+def test_thresholds_of_other_weights_are_warned_of(command, tmp_path):
+    """Those of a base model passed on any fine-tune of it without a word."""
+    folder, artifact = shutil.copytree(WEIGHTS / "swiglu", tmp_path / "own"), tmp_path / "a.json"
+    few = ("--method", "tda", "-s", 0.5, "--documents", 2)
+    code, _, err = command("calibrate", "-m", "ref:swiglu", "--tokens", 32, *few, "--out", artifact)
+    assert code == 0, err
+    sizes = (
+        "--prompt-tokens",
+        16,
+        "--new-tokens",
+        4,
+        "--text",
+        jsonl(tmp_path / "t.jsonl", [f"{n} {SENTENCE}" for n in range(9)]),
+    )
+    words = ("eval", *few, *sizes, "--thresholds", artifact, "-m")
+    assert "other weights" not in command(*words, "ref:swiglu")[2]
+    model = tda.load_model(str(folder))[0]
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1.0
+    model.save_pretrained(folder)
+    code, _, err = command(*words, folder)
+    assert code == 0, err
+    assert "were made on other weights" in " ".join(err.split())
 
 
 def test_a_terminal_without_a_letter_gets_the_result(tmp_path):

@@ -25,6 +25,7 @@ def calibrate(
     """Find a method's thresholds on text that is not evaluated on."""
     from tda.calibration import calibrate as find
     from tda.models import load_model, needs_training
+    from tda.models.digest import weights_digest
     from tda.quality import calibration_batches
     from tda.results import check_writable
 
@@ -35,6 +36,8 @@ def calibrate(
         model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
     thresholds = find(loaded, built, calibration_batches(tokenizer, tokens, documents, text=text))
+    identity = thresholds.model.model_copy(update={"weights": weights_digest(loaded)})
+    thresholds = thresholds.model_copy(update={"model": identity})
     thresholds.save(out)
     if text is None and not model.startswith("ref:"):
         o.warn("calibrated on built-in stories of another kind than the model's text; give --text")

@@ -131,7 +131,9 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
         raise ValueError(f"{old.path} and {new.path} were taken on unlike machines: {differences}")
     if not old.cases.keys() & new.cases.keys():
         alike = {case for case, _ in old.cases} & {case for case, _ in new.cases}
-        texts = ": the cases that both have are of other texts, calibration or weights" if alike else ""
+        told = all(data for folder in (old, new) for _, data in folder.cases)
+        unlike_in = "are of other texts, calibration or weights" if told else "do not all tell their text and weights"
+        texts = f": the cases that both have {unlike_in}" if alike else ""
         raise ValueError(f"{old.path} and {new.path} have no good case in common{texts or ': nothing to compare'}")
     both = {key: (old.values[key], values) for key, values in new.values.items() if key in old.values}
     modes = two_modes(_streams(old), _streams(new))
