@@ -295,6 +295,11 @@ class Inputs(Frozen):
         """Hash of what must be equal for results to be the same."""
         return digest_of([self.data, self.change])
 
+    @property
+    def calibrated(self) -> str:
+        """What stands behind the name of a case that was calibrated in several ways."""
+        return f" [calibration {(self.calibration or 'not told')[:8]}]"
+
     def unlike(self, now: "Inputs") -> list[str]:
         """In what these inputs differ from those of now, in words."""
         words = {

@@ -27,6 +27,7 @@ def calibrate(
     from tda.models import load_model, needs_training
     from tda.models.digest import weights_digest
     from tda.quality import calibration_batches
+    from tda.quality.documents import built_in_uses
     from tda.results import check_writable
 
     check_writable(out)
@@ -39,8 +40,7 @@ def calibrate(
     identity = thresholds.model.model_copy(update={"weights": weights_digest(loaded)})
     thresholds = thresholds.model_copy(update={"model": identity})
     thresholds.save(out)
-    if text is None and not model.startswith("ref:"):
-        o.warn("calibrated on built-in stories of another kind than the model's text; give --text")
+    o.warn(built_in_uses(model, scored=False, calibrated=text is None, calibration_option="--text"))
     layers = range(thresholds.model.layers)
     columns = {
         "target": thresholds.targets,

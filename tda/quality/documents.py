@@ -166,10 +166,12 @@ def _ids(tokenizer: Any, content: str, at_most: int | None, control_words: bool)
         size *= 4
 
 
-def built_in_uses(model: str, *, scored: bool, calibrated: bool) -> str | None:
+def built_in_uses(
+    model: str, *, scored: bool, calibrated: bool, calibration_option: str = "--calibration-text"
+) -> str | None:
     """What is said of a model that was scored or calibrated on the built-in stories, made for reference models."""
     used = {"scored": "--text"} if scored else {}
-    used |= {"calibrated": "--calibration-text"} if calibrated else {}
+    used |= {"calibrated": calibration_option} if calibrated else {}
     if not used or model.startswith("ref:"):
         return None
     told = f"{' and '.join(used)} on built-in stories of another kind than the model's text"

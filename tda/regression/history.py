@@ -258,7 +258,7 @@ def _label(rows: Iterable[Row]) -> None:
         known, key = inputs[request, row["grid"], case], keys[request][case]
         own = known[taken_for(row["series"].data, known)]
         several = len({one.calibration for one in known.values()} - {None}) > 1
-        told = f" [calibration {(own.calibration or 'not told')[:8]}]" if several else ""
+        told = own.calibrated if several else ""
         row |= dict(zip(("case", "name"), (name + told for name in names[request, case]), strict=True))
         row |= {"case_key": key, "series": f"{row['grid'] or ''}/{key}/{own.data}"}
         row["setting"] = (f"grid {row['grid']}", f"seed {case.seed}", str(own))

@@ -160,7 +160,7 @@ class Judge:
             change.pair,
             change.grid,
             change.cases,
-            change.effect,
+            **_sized(change.effect),
             verdict=change.verdict,
             split=change.split,
             scope=change.scope,
@@ -174,27 +174,22 @@ class Judge:
             suspect.pair,
             suspect.key.grid,
             (suspect.key.case,),
-            suspect.effect,
+            **_sized(suspect.effect),
             verdict="warning",
             split=suspect.key.split,
             scope="method",
             sentence=warning_sentence(suspect, self._cases(suspect.key.grid)),
         )
 
-    def _finding(self, pair: Pair, grid: str, cases: tuple[Case, ...], effect: Effect, **told: Any) -> Finding:
-        """A finding of speed or memory."""
-        low, high = effect.bounds()
+    def _finding(self, pair: Pair, grid: str, cases: Sequence[Case], **told: Any) -> Finding:
+        """A finding of this night, and what reproduces it."""
         return Finding(
             shape=pair.shape,
             machine=self.machine,
             grid=grid,
-            cases=cases,
+            cases=tuple(cases),
             good=pair.old,
             commit=pair.new,
-            size=effect.size,
-            unit="ratio",
-            low=low,
-            high=high,
             night=self.night.id,
             reproduce=reproduce(pair, self.config, grid, cases),
             **told,
@@ -240,21 +235,16 @@ class Judge:
 
     def _failure(self, pair: Pair, places: Sequence[_Place], verdict: Verdict, reason: str | None) -> Finding:
         grid, cases = places[0][0], list(dict.fromkeys(case for _, case in places))
-        return Finding(
+        return self._finding(
+            pair,
+            grid,
+            cases,
             verdict=verdict,
             split="failure",
             scope="method",
-            shape="step",
-            machine=self.machine,
-            grid=grid,
-            cases=tuple(cases),
-            good=pair.old,
-            commit=pair.new,
             size=None,
             unit="cases",
-            night=self.night.id,
             sentence=failure_sentence(pair, cases, reason, self._subject(pair.new)),
-            reproduce=reproduce(pair, self.config, grid, cases),
         )
 
     # Quality.
@@ -286,27 +276,28 @@ class Judge:
         nll = worst.nll
         shifts = [move.nll.value if move.nll is not None and not move.sets else 0.0 for move in moves]
         better, worse = max(shifts) < 0, min(shifts) > 0
-        return Finding(
+        return self._finding(
+            pair,
+            grid,
+            cases,
             verdict="improvement" if (since < held and not worse) or better else "alarm",
             split="quality",
             scope=scope_of(moves, texts[pair.new]),
-            shape="step",
-            machine=self.machine,
-            grid=grid,
-            cases=tuple(cases),
-            good=pair.old,
-            commit=pair.new,
             size=nll.value if nll is not None else None,
             unit="nats/token" if nll is not None else "sets",
             low=nll.low if nll is not None else None,
             high=nll.high if nll is not None else None,
-            night=self.night.id,
             back=back,
             sentence=quality_sentence(
                 pair, worst, moves, back, self._subject(pair.new), [record.case for record in texts[pair.new]]
             ),
-            reproduce=reproduce(pair, self.config, grid, cases),
         )
+
+
+def _sized(effect: Effect) -> dict[str, Any]:
+    """Size and bounds of a change of speed or memory."""
+    low, high = effect.bounds()
+    return {"size": effect.size, "unit": "ratio", "low": low, "high": high}
 
 
 def _ran_on(unit: Unit, machine: str) -> bool:

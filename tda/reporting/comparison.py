@@ -389,13 +389,10 @@ def _setting(members: Sequence[Record]) -> Setting:
     among = tuple(record.case for record in members)
     documents = max(map(len, scored), default=0)
     floor, spoiled = _noise(members, dense)
-    calibrations: dict[Case, set[str | None]] = {}
-    for record in members:
-        calibrations.setdefault(record.case, set()).add(record.inputs.calibration)
     cases = []
     for record in members:
-        several, own = len(calibrations[record.case]) > 1, record.inputs.calibration
-        told = f" [calibration {(own or 'not told')[:8]}]" if several else ""
+        several = len({one.inputs.calibration for one in members if one.case == record.case}) > 1
+        told = record.inputs.calibrated if several else ""
         cases.append(Comparison(record, dense, among, shared, documents, floor, spoiled, told))
     return Setting(tuple(sorted(cases, key=_order)))
 
