@@ -2,12 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 THREADS = Path("/proc/self/task")
+CPUS = Path("/sys/devices/system/cpu")
 
 
 SPINS = 10_000
@@ -51,6 +52,20 @@ def affinity(thread: int) -> frozenset[int]:
         return frozenset(os.sched_getaffinity(thread))
     except ProcessLookupError:
         return frozenset()
+
+
+def last_level_cache(cores: Iterable[int], cpus: Path = CPUS) -> int | None:
+    """Bytes of the last-level caches that some cores can use, each once; None where the system does not tell."""
+    found: dict[tuple[int, str], int] = {}
+    for core in cores:
+        for cache in (cpus / f"cpu{core}" / "cache").glob("index*"):
+            with contextlib.suppress(OSError, ValueError, LookupError):  # not there, or not as others
+                level, shared, size = (
+                    (cache / name).read_text().strip() for name in ("level", "shared_cpu_list", "size")
+                )
+                found[int(level), shared] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}[size[-1]]
+    last = max((level for level, _ in found), default=None)
+    return None if last is None else sum(size for (level, _), size in found.items() if level == last)
 
 
 def control_groups(groups: Path = GROUPS, own: Path = OWN_GROUPS, controller: str = "cpu") -> Iterator[Path]:

@@ -86,7 +86,7 @@ def _mbu(record: Record, dense: Record) -> Derived:
         by_group(record.measurements[name]) for name in ("weight_bytes_per_token", "decode_ms", "stream_gb_per_s")
     )
     rounds = weights.keys() & steps.keys() & streams.keys()
-    found = [weights[number] / steps[number] / 1e6 / streams[number] for number in sorted(rounds)]
+    found = [mbu_of(weights[number], steps[number], streams[number]) for number in sorted(rounds)]
     return geometric(found) if found else NO_ROUND
 
 
@@ -114,6 +114,11 @@ def _less(record: Record, other: Record, name: str) -> dict[int, float]:
 
 
 # Formulas over what was paired elsewhere.
+
+
+def mbu_of(weight_bytes: float, step_ms: float, stream_gb_per_s: float) -> float:
+    """Share of the stream bandwidth at which a step reads its weights."""
+    return weight_bytes / step_ms / 1e6 / stream_gb_per_s
 
 
 def efficiency_of(faster: Estimate, limit: float) -> Derived:

@@ -15,7 +15,7 @@ import torch
 
 from tda import git
 from tda._version import __version__
-from tda.cores import all_cores, allowed_cores, cpu_quota
+from tda.cores import all_cores, allowed_cores, cpu_quota, last_level_cache
 from tda.git import GitError
 from tda.processor import compiler_version, cpu_name, products
 from tda.records import BUILD_STAMP, Commit, Machine
@@ -36,7 +36,7 @@ def machine(device: str) -> Machine:
         cpu_quota=cpu_quota(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
-        cache_bytes=_last_level_cache(),
+        cache_bytes=last_level_cache(allowed),
         gpu=gpu,
         driver=_driver() if gpu else None,
         python=platform.python_version(),
@@ -47,15 +47,6 @@ def machine(device: str) -> Machine:
         products=products(),
         compiler=compiler_version(),
     )
-
-
-def _last_level_cache() -> int | None:
-    """Bytes of the largest cache of CPU 0; None where the system does not tell."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        sizes.append(int(text.rstrip("KM")) << (20 if text.endswith("M") else 10))
-    return max(sizes, default=None)
 
 
 def _driver() -> str | None:

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,10 +21,21 @@ Line = TypeVar("Line", bound=Frozen)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a results file held: its records, and one sentence for each line that could not be read."""
+    """What a results folder held.
+
+    Attributes
+    ----------
+    records : list of Record
+        In the order of the file.
+    problems : list of str
+        One sentence for each line that could not be read.
+    left_out : list of LeftOut
+        What the budget of the bench left no time for.
+    """
 
     records: list[Record]
     problems: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def results_path(folder: Path) -> Path:
@@ -33,7 +44,7 @@ def results_path(folder: Path) -> Path:
 
 
 def load(folder: Path) -> Loaded:
-    """Read a results file; a damaged line is skipped and named.
+    """Read a results file, and what was left out beside it; a damaged line is skipped and named.
 
     Raises
     ------
@@ -53,13 +64,9 @@ def load(folder: Path) -> Loaded:
             problems.append(f"{path}: round {record.round} of {record.case} left out: {told}")
         else:
             good.append(record)
-    return Loaded(good, problems)
-
-
-def load_left_out(folder: Path) -> list[LeftOut]:
-    """What the budget of a folder's bench left no time for; nothing where there was none."""
-    path = results_path(folder).with_name(LEFT_OUT)
-    return read_lines(path, LeftOut)[0] if path.is_file() else []
+    beside = path.with_name(LEFT_OUT)
+    left_out, damaged = read_lines(beside, LeftOut) if beside.is_file() else ([], [])
+    return Loaded(good, [*problems, *damaged], left_out)
 
 
 def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], list[str]]:

@@ -94,6 +94,12 @@ class Thresholds(Frozen):
         except ValidationError as error:
             raise ValueError(f"{path} is no thresholds artifact: {first_problem(error)}") from None
 
+    def foreign(self, name: str, weights: str | None) -> str | None:
+        """A sentence where they were made on other weights than those of a model, told by digest; None where not."""
+        if self.model.weights in (None, weights):
+            return None
+        return f"the given thresholds were made on other weights than those of {name}, or on another type of them"
+
     def cut(self, layer: int, tokens: float | None = None) -> float:
         """Threshold of a layer, interpolated over log2 of the prompt length where it depends on that.
 

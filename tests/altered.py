@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tda.models.load import WEIGHTS
+from tda.models.reference import WEIGHTS
 
 
 def folder(where: Path, generation: dict[str, Any] | None = None, *, model: str = "swiglu", **config: Any) -> Path:

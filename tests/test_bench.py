@@ -303,6 +303,26 @@ def test_foreign_load_and_few_rounds_are_flagged():
     assert not doubts(fake_timing(), "cpu", rounds=5)["foreign_load"].raised
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "cache", "ms", "is_raised"),
+    [
+        (100.0, 32, 5.0, False),  # 20 GB/s of 20
+        (100.0, 32, 4.2, True),  # faster than memory, whatever the system says of its cache
+        (30.0, 32, 3.0, True),  # fits, and work beside the reading hides how fast it is read
+        (100.0, None, 5.0, False),
+        (100.0, None, 4.0, True),
+    ],
+)
+def test_residence_is_told_by_size_and_by_speed(monkeypatch, megabytes, cache, ms, is_raised):
+    here = facts.machine("cpu").model_copy(update={"cache_bytes": cache and cache * 10**6})
+    monkeypatch.setattr("tda.bench.outcome.machine", lambda device: here)
+    timing = replace(fake_timing(ms=ms), traffic=Traffic(megabytes * 1e6, 0.0), streams_gb_per_s=(19.0, 21.0))
+    flag = doubts(timing, "cpu", rounds=5)["cache_resident"]
+    assert flag.raised == is_raised
+    assert f"{megabytes:.0f} MB of weights" in flag.detail
+    assert f"{megabytes / ms / 20:.2f} of the stream bandwidth" in flag.detail
+
+
 @pytest.mark.parametrize("name", ["ref:swiglu", "ref:relu"])
 def test_traffic_counts_the_bytes_of_named_parameters(name):
     """Against a count by hand over parameter names: tied head read, embedding tables not, FFN by density."""

@@ -20,7 +20,7 @@ from tda.bench.run import Bench
 from tda.bench.traffic import Traffic
 from tda.config import BenchConfig
 from tda.records import merge
-from tda.results import load, load_left_out
+from tda.results import load
 from tda.statistics import LEVEL, LOOKED_LEVEL, geometric, is_baseline, speedup
 from tda.telemetry import Change
 
@@ -208,7 +208,7 @@ def test_dropped_first_is_what_is_away_from_the_middle(play):
     for name, sparsity in ESSENTIAL:
         assert bench.rounds(name, sparsity) >= 5
     assert bench.rounds("griffin", 0.25) == bench.rounds("magnitude", 0.75) == 0
-    left_out = load_left_out(bench.folder)
+    left_out = load(bench.folder).left_out
     told = " ".join(item.what for item in left_out)
     for name in ("griffin", "magnitude"):
         assert f"{name} 0.25" in told
@@ -230,14 +230,14 @@ def test_a_machine_that_slows_down_is_noticed_between_rounds(play):
     bench = play(lambda name, number: 1.0 if number < 12 else 3.0)
     assert bench.run(100) <= 100 + 3.0
     assert bench.rounds("griffin", 0.5) >= 5
-    assert load_left_out(bench.folder)
+    assert load(bench.folder).left_out
 
 
 def test_a_case_that_is_known_narrowly_gets_no_more_rounds(play):
     bench = play(0.1, scatter=0.001, precision=0.02)
     bench.run(600)
     assert bench.rounds("griffin", 0.5) == bench.rounds("dense", 0.0) == 5
-    assert not load_left_out(bench.folder)
+    assert not load(bench.folder).left_out
 
 
 def test_rounds_go_where_intervals_are_wide(play):
@@ -258,16 +258,16 @@ def test_without_a_budget_every_case_gets_the_rounds_that_were_asked(play):
     bench = play(100.0, budget_s=None)
     bench.run(None)
     assert {bench.rounds(name, sparsity) for name, sparsity in ESSENTIAL} == {5}
-    assert not load_left_out(bench.folder)
+    assert not load(bench.folder).left_out
     assert not any("time for" in line for line in bench.said)
 
 
 def test_a_second_run_without_a_budget_completes_the_first(play):
     bench = play(1.0, most_rounds=5)
     bench.run(20)
-    assert load_left_out(bench.folder)
+    assert load(bench.folder).left_out
     bench.run(None)
-    assert not load_left_out(bench.folder)
+    assert not load(bench.folder).left_out
     merged = merge(bench.records)
     assert all(len(set(r.measurements["decode_ms"].groups)) == 5 for r in merged)
 
@@ -286,7 +286,7 @@ def test_a_calibration_that_takes_too_long_is_cut(play, monkeypatch):
     assert bench.run(30) <= 30 + 12
     assert len(begun) == 3
     assert not bench.records
-    (left_out,) = load_left_out(bench.folder)
+    (left_out,) = load(bench.folder).left_out
     assert (left_out.what, left_out.reason) == ("everything", "calibration takes longer than there is time")
 
 
@@ -310,7 +310,7 @@ def test_scoring_that_takes_longer_than_it_did_is_cut(play, monkeypatch, slow_fr
     assert bench.run(40) <= 40 + 30.0  # a pass that has begun is not cut
     scored = {len(record.samples("nll_nats")) for record in bench.records}
     assert len(scored) <= 1
-    told = {name for item in load_left_out(bench.folder) for name in item.what.partition(" of ")[2].split(", ")}
+    told = {name for item in load(bench.folder).left_out for name in item.what.partition(" of ")[2].split(", ")}
     found = {f"{r.case.method} {r.case.sparsity}" for r in bench.records if r.case.control is None}
     for name, sparsity in ESSENTIAL[1:]:
         assert (f"{name} {sparsity}" in found) != (f"{name} {sparsity}" in told)
@@ -322,7 +322,7 @@ def test_a_shape_gets_fewer_new_tokens_before_a_case_is_measured_too_rarely(play
     tokens = {record.case.new_tokens for record in bench.records}
     assert len(tokens) == 1
     assert 8 <= tokens.pop() < 64
-    assert any("new tokens" in item.what for item in load_left_out(bench.folder))
+    assert any("new tokens" in item.what for item in load(bench.folder).left_out)
 
 
 def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most():

@@ -20,7 +20,7 @@ import tda
 from tda.cli import main as cli
 from tda.cli import signals
 from tda.methods import METHODS
-from tda.models.load import WEIGHTS
+from tda.models.reference import WEIGHTS
 from tda.results import load
 
 SENTENCE = "The lantern keeper of Brailon wrote that the river rose again. "
@@ -452,9 +452,13 @@ def test_thresholds_of_other_weights_are_warned_of(command, tmp_path):
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1.0
     model.save_pretrained(folder)
-    code, _, err = command(*words, folder)
-    assert code == 0, err
-    assert "were made on other weights" in " ".join(err.split())
+    for asked in (
+        words,
+        ("generate", *few[:4], "--prompt", SENTENCE[:9], "--new-tokens", 2, "--thresholds", artifact, "-m"),
+    ):
+        code, _, err = command(*asked, folder)
+        assert code == 0, err
+        assert "were made on other weights" in " ".join(err.split())
 
 
 def test_a_terminal_without_a_letter_gets_the_result(tmp_path):

@@ -556,6 +556,15 @@ def test_what_is_dirty_lonely_failed_or_damaged_is_said(cache: Path, tda: Callab
     assert "skipped" in err
 
 
+def test_a_case_that_the_new_folder_lacks_is_not_said_to_be_well(cache: Path, tda: Callable[..., Told]) -> None:
+    know()
+    old, new = folder(cache / "old", methods=["dense", "griffin"]), folder(cache / "new22", methods=["dense"])
+    code, _, err = tda("compare", old, new)
+    assert code == 3
+    assert f"not compared, since not in {new}: griffin 0.5 on shape:25m" in err
+    assert tda("compare", new, old)[0] == 0, "what is new has nothing to be worse than"
+
+
 def test_folders_that_cannot_be_compared(cache: Path, tda: Callable[..., Told]) -> None:
     old = folder(cache / "old")
     played = nights.MACHINE.model_copy(update={"gpu": "FAKE H100"})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tda import cores
-from tda.cores import affinity, all_cores, allowed_cores, control_groups, cpu_quota
+from tda.cores import affinity, all_cores, allowed_cores, control_groups, cpu_quota, last_level_cache
 from tda.device import machine
 
 ROOT = Path(__file__).parent.parent
@@ -163,3 +163,29 @@ class TestThisSystem:
     def test_threads_that_openmp_binds_leave_all_cores_ours(self) -> None:
         told = look(allowed_cores(), OMP_PROC_BIND="true")
         assert told["machine"]["allowed_cores"] == machine("cpu").allowed_cores
+
+
+def caches(folder: Path, shared: Mapping[int, str], level: int, size: str) -> None:
+    """Caches of cores as Linux tells them: two private ones, and one that some cores share."""
+    for core, cores_of_it in shared.items():
+        for index, (one, cpus, amount) in enumerate(((1, core, "48K"), (2, core, "1024K"), (level, cores_of_it, size))):
+            place = folder / f"cpu{core}" / "cache" / f"index{index}"
+            place.mkdir(parents=True)
+            for name, value in (("level", one), ("shared_cpu_list", cpus), ("size", amount)):
+                (place / name).write_text(f"{value}\n")
+
+
+def test_the_last_level_cache_is_that_of_our_cores(tmp_path: Path) -> None:
+    """Of two complexes of cores with a cache each: one's is ours where our cores are in one, else both."""
+    caches(tmp_path, {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, 3, "32768K")
+    assert last_level_cache([0, 1], tmp_path) == 32 << 20
+    assert last_level_cache([2], tmp_path) == 32 << 20
+    assert last_level_cache([1, 2], tmp_path) == 64 << 20
+    assert last_level_cache([7], tmp_path) is None, "the system tells nothing of such a core"
+    (tmp_path / "cpu0/cache/index2/size").write_text("")
+    assert last_level_cache([0], tmp_path) == 1 << 20, "what can be read"
+
+
+def test_a_cache_in_megabytes(tmp_path: Path) -> None:
+    caches(tmp_path, {0: "0"}, 4, "1M")
+    assert last_level_cache([0], tmp_path) == 1 << 20

@@ -20,6 +20,7 @@ from tda.records import (
     MEASUREMENTS,
     Commit,
     Flag,
+    LeftOut,
     Machine,
     Measurement,
     Record,
@@ -28,7 +29,7 @@ from tda.records import (
     measurement_kind,
     merge,
 )
-from tda.results import append, check_writable, load, results_path, write_whole
+from tda.results import LEFT_OUT, append, check_writable, load, results_path, write_whole
 
 MACHINE = Machine(
     cpu="x", cores=2, threads=2, memory_bytes=1, python="3", torch="2", transformers="5", tda="0", system="Linux"
@@ -320,6 +321,14 @@ class TestFile:
         line = record(1, [1.0]).model_dump_json().replace('"version":3', '"version":99')
         results_path(tmp_path).write_text(line + "\n")
         assert "version" in load(tmp_path).problems[0]
+
+    def test_what_was_left_out_is_read_beside_and_a_damaged_line_is_named(self, tmp_path: Path) -> None:
+        append(tmp_path, [])
+        item = LeftOut(model="m", what="quality of griffin 0.5", reason="no time", command="tda bench")
+        write_whole(tmp_path / LEFT_OUT, item.model_dump_json() + "\nnot json\n")
+        found = load(tmp_path)
+        assert found.left_out == [item]
+        assert [problem.split(" skipped: ")[0] for problem in found.problems] == [f"{tmp_path / LEFT_OUT}, line 2"]
 
     def test_a_missing_file_says_what_writes_it(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no results at .*results\.jsonl; `tda bench --out"):

@@ -1,8 +1,10 @@
 """What a timed round says: the samples of a case, and doubts about them."""
 
 from collections.abc import Sequence
+from statistics import median
 
 from tda.bench.measure import Timing
+from tda.derived import mbu_of
 from tda.device import machine
 from tda.records import SPEED, Flag, FlagName, Measurement, few_samples
 from tda.telemetry import flags_of
@@ -44,11 +46,22 @@ def absent(reasons: dict[str, str]) -> dict[str, Measurement]:
     return {name: Measurement.absent(name, reason) for name, reason in reasons.items()}
 
 
+FROM_CACHE = 1.15
+"""Share of the stream bandwidth above which weights are not all read from memory: two rulings differ by less."""
+
+
 def doubts(timing: Timing, device: str, rounds: int) -> dict[FlagName, Flag]:
     """Validity flags of a case in one round."""
     flags: dict[FlagName, Flag] = {**flags_of(timing.change), "few_samples": few_samples(rounds)}
-    if device != "cpu":
-        return flags
-    cache, weights = machine(device).cache_bytes, timing.traffic.weights
-    detail = f"{weights / 1e6:.0f} MB of weights a token, {(cache or 0) / 1e6:.0f} MB of cache"
-    return flags | {"cache_resident": Flag(raised=None if cache is None else weights < cache, detail=detail)}
+    return flags | ({"cache_resident": _residence(timing, machine(device).cache_bytes)} if device == "cpu" else {})
+
+
+def _residence(timing: Timing, cache: int | None) -> Flag:
+    """Whether weights are read from a cache: they fit into it, or are read faster than memory gives them."""
+    weights = timing.traffic.weights
+    mbu = mbu_of(weights, median(timing.decode_ms), timing.stream_gb_per_s)
+    told = "an unknown cache" if cache is None else f"{cache / 1e6:.0f} MB of cache"
+    return Flag(
+        raised=mbu > FROM_CACHE or (cache is not None and weights < cache),
+        detail=f"{weights / 1e6:.0f} MB of weights a token, {told}, read at {mbu:.2f} of the stream bandwidth",
+    )

@@ -140,10 +140,8 @@ def prepare(
         left_out.append(f"{len(asked) - len(questions)} of {len(asked)} recall questions are longer than its context")
     prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out)
     inputs = _inputs(plan, subject, prepared)
-    if artifact is not None and artifact.model.weights not in (None, inputs.weights):
-        say(
-            f"the given thresholds were made on other weights than those of {subject.model}, or on another type of them"
-        )
+    if artifact is not None and (told := artifact.foreign(subject.model, inputs.weights)):
+        say(told)
     calibration = _Calibration(plan, subject, prepared, inputs, folder, profile, artifact, deadline)
     thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():

@@ -30,7 +30,7 @@ def bench(
     from tda.bench.plan import plan_of
     from tda.bench.run import Bench
     from tda.reporting import doubts, summary_rows, verdicts
-    from tda.results import load_left_out
+    from tda.results import load
 
     plan = plan_of(config)
     deadline = NO_END
@@ -44,7 +44,7 @@ def bench(
     except KeyboardInterrupt:
         typer.echo(f"tda: interrupted; {out / 'results.jsonl'} holds what is done. The same command goes on.", err=True)
         raise
-    left_out = load_left_out(out)
+    left_out = load(out).left_out
     if records:
         o.print_rows(summary_rows(records), as_json=as_json)
         write_report([out], out)

@@ -37,6 +37,7 @@ def generate(
     from tda.engine.context import check_context
     from tda.engine.plain import notice, plain
     from tda.models import load_model, needs_training
+    from tda.models.digest import weights_digest
     from tda.quality.documents import encode
     from tda.thresholds import Thresholds
 
@@ -54,6 +55,7 @@ def generate(
     check_context(loaded, tokens.shape[1], new_tokens)
     if told := notice(loaded):
         o.warn(f"{model}: {told}")
+    o.warn(None if artifact is None else artifact.foreign(model, weights_digest(loaded)))
     ends = loaded.generation_config.eos_token_id
     torch.manual_seed(seed or 0)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -1,10 +1,8 @@
 """Load a model and its tokenizer by name."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -16,9 +14,9 @@ from tda.finite import check_weights
 from tda.kernels.pages import rehome
 from tda.models.configuration import check_fields, parameters
 from tda.models.memory import check_memory
+from tda.models.reference import PREFIX, Reference, shipped
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "reference" / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FOLDER = "a folder with config.json and safetensors weights"
 LAYER = re.compile(r"\blayers\.(\d+)\.")
@@ -57,7 +55,8 @@ def load_model(
     Parameters
     ----------
     name : str
-        ``ref:NAME`` (ships with the package), ``shape:NAME`` (random weights), a folder, or a hub id.
+        ``ref:NAME`` (ships with the package; ``ref:NAME:4x`` has every FFN neuron four times, for the same function in
+        more bytes), ``shape:NAME`` (random weights), a folder, or a hub id.
     dtype : {"float32", "bfloat16"}
         Type of weights and activations.
     device : str or torch.device
@@ -82,14 +81,15 @@ def load_model(
     where = torch_device(device)
     if is_shape(name):
         return LoadedModel(_shape(name, kind, where), None)
-    path = str(_reference(name)) if name.startswith("ref:") else name
+    reference = Reference.find(name) if name.startswith(PREFIX) else None
+    path = str(reference.folder) if reference else name
     hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    config, count = _configuration(name, path, hub)
+    config, count = _configuration(name, path, hub, reference)
     with _loading(name):
         for place in {torch.device("cpu"), where}:
             check_memory(count, kind, place)
     tokenizer = _tokenizer(name, path, config.get_text_config().vocab_size, hub)
-    model = _weights(name, path, config, kind, hub).to(where).eval()
+    model = _weights(name, path, config, kind, hub, reference).to(where).eval()
     check_weights(model, f"cannot load model {name!r}: ")
     return LoadedModel(model, tokenizer)
 
@@ -101,7 +101,7 @@ def _shape(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return build_shape(name.removeprefix("shape:"), dtype, device)
 
 
-def _configuration(name: str, path: str, hub: dict[str, Any]) -> tuple[Any, int]:
+def _configuration(name: str, path: str, hub: dict[str, Any], reference: Reference | None) -> tuple[Any, int]:
     """The checked configuration of a folder or hub id, and how many parameters it makes."""
     from transformers import AutoConfig, PreTrainedConfig
 
@@ -109,6 +109,7 @@ def _configuration(name: str, path: str, hub: dict[str, Any]) -> tuple[Any, int]
         check_fields(PreTrainedConfig.get_config_dict(path, revision=hub["revision"])[0])
     with _loading(name, "its config.json makes no model: "):
         config = AutoConfig.from_pretrained(path, **hub)
+        config = reference.config(config) if reference else config
         return config, parameters(config, trust_remote_code=hub["trust_remote_code"])
 
 
@@ -127,20 +128,27 @@ def _tokenizer(name: str, path: str, vocabulary: int, hub: dict[str, Any]) -> An
     return tokenizer
 
 
-def _weights(name: str, path: str, config: Any, dtype: torch.dtype, hub: dict[str, Any]) -> nn.Module:
+def _weights(
+    name: str, path: str, config: Any, dtype: torch.dtype, hub: dict[str, Any], reference: Reference | None
+) -> nn.Module:
     """The model with its weights on the CPU."""
-    from transformers import AutoModelForCausalLM
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         with _loading(name):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                path,
+            if reference:
+                kind, source = getattr(transformers, config.architectures[0]), None
+                given: dict[str, Any] = {"state_dict": reference.state(config)}
+            else:
+                kind, source = transformers.AutoModelForCausalLM, path
+                given = {"use_safetensors": True, **hub}
+            model, report = kind.from_pretrained(
+                source,
                 config=config,
                 dtype=dtype,
-                use_safetensors=True,
-                **hub,
+                **given,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -183,8 +191,7 @@ def _check_complete(report: dict[str, Any], layers: int) -> None:
 
 def names() -> list[str]:
     """Names of the models that need no download."""
-    references = sorted(folder.name for folder in WEIGHTS.glob("*") if (folder / "model.safetensors").is_file())
-    return [*(f"ref:{name}" for name in references), *(f"shape:{name}" for name in SHAPES)]
+    return [*(PREFIX + name for name in shipped()), *(f"shape:{name}" for name in SHAPES)]
 
 
 def parameter_count(name: str) -> int:
@@ -202,10 +209,9 @@ def describe_models() -> list[dict[str, Any]]:
             short = name.removeprefix("shape:")
             config, source = shape_config(short), f"random weights: {SHAPES[short][0]}"
         else:
-            folder = _reference(name)
-            config = AutoConfig.from_pretrained(folder)
-            steps = json.loads((folder / "training.json").read_text())["steps"]
-            source = f"trained on generated text, {steps} steps"
+            reference = Reference.find(name)
+            config = AutoConfig.from_pretrained(reference.folder)
+            source = f"trained on generated text, {reference.training['steps']} steps"
         rows.append(
             {
                 "name": name,
@@ -218,13 +224,6 @@ def describe_models() -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _reference(name: str) -> Path:
-    folder = WEIGHTS / name.removeprefix("ref:")
-    if name not in names() or not (folder / "model.safetensors").is_file():
-        raise ValueError(f"unknown reference model {name!r}; known: {', '.join(names())}")
-    return folder
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -8,13 +8,17 @@ quality, not the bits.
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,13 +55,41 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 SEED = 20261124
-STEPS = 1500
-BATCH = 12
-LEARNING_RATE = 2e-3
+BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
-WARM_UP = 100
 LOG_EVERY = 50
 WEIGHTS = Path(__file__).resolve().parent / "weights"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: steps, sequences a step, peak learning rate, steps of warm-up, and where it starts.
+
+    Attributes
+    ----------
+    skip : int
+        Documents of the training stream that are passed over.
+    autocast : bool
+        Whether products are computed in bfloat16.
+    """
+
+    steps: int = 1500
+    batch: int = 12
+    learning_rate: float = 2e-3
+    warm_up_steps: int = 100
+    skip: int = 0
+    autocast: bool = True
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate: linear warm-up, then cosine decay to a fiftieth."""
+        if step < self.warm_up_steps:
+            return (step + 1) / self.warm_up_steps
+        done = (step - self.warm_up_steps) / (self.steps - self.warm_up_steps)
+        return 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+
+
+Log = list[dict[str, float]]
+"""A row a logged step."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -79,37 +111,34 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, split: Split, batch: int) -> Iterator[Tensor]:
+def batches(tokenizer: PreTrainedTokenizerFast, split: Split, batch: int, skip: int = 0) -> Iterator[Tensor]:
     """Sequences of one document each, kinds in turn: int64 [batch, CONTEXT], without end."""
-    stream = documents(split, min_bytes=CONTEXT)
+    stream = itertools.islice(documents(split, min_bytes=CONTEXT), skip, None)
     while True:
         texts = [found.text for found in itertools.islice(stream, batch)]
         yield torch.tensor([ids[:CONTEXT] for ids in tokenizer(texts, verbose=False)["input_ids"]])
 
 
-def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
+def loss_of(model: nn.Module, tokens: Tensor, *, autocast: bool = True) -> Tensor:
     """Mean next-byte negative log likelihood in nats."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
-@torch.no_grad()
-def held_out(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Nats per byte on two documents of each kind of the calibration stream."""
-    model.eval()
+def held_out_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """Two documents of each kind of the calibration stream: int64 [2 * kinds, CONTEXT]."""
     texts = [document(kind, "calibration", index, min_bytes=CONTEXT).text for kind in KINDS for index in range(2)]
-    tokens = torch.tensor([ids[:CONTEXT] for ids in tokenizer(texts, verbose=False)["input_ids"]])
-    value = float(loss_of(model, tokens))
+    return torch.tensor([ids[:CONTEXT] for ids in tokenizer(texts, verbose=False)["input_ids"]])
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, tokenizer: PreTrainedTokenizerFast, *, autocast: bool = True) -> float:
+    """Nats per byte on held-out text."""
+    model.eval()
+    value = float(loss_of(model, held_out_tokens(tokenizer), autocast=autocast))
     model.train()
     return value
-
-
-def schedule(step: int) -> float:
-    """Learning rate factor: linear warm-up, then cosine decay to a fiftieth."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP))) / 2
 
 
 def embedding_scale(model: Any) -> float:
@@ -121,16 +150,72 @@ def embedding_scale(model: Any) -> float:
     return math.sqrt(model.config.hidden_size) if model.config.model_type == "gemma" else 1.0
 
 
-def parameter_groups(model: Any) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, learning_rate: float, rate: Callable[[str], float]) -> list[dict[str, Any]]:
     """Weight decay for matrices, none for norms and biases; the embedding table on its own scale."""
     table = model.get_input_embeddings().weight
-    matrices = [p for p in model.parameters() if p.dim() >= 2 and p is not table]
-    others = [p for p in model.parameters() if p.dim() < 2]
     return [
-        {"params": matrices, "weight_decay": WEIGHT_DECAY},
-        {"params": others, "weight_decay": 0.0},
-        {"params": [table], "weight_decay": WEIGHT_DECAY, "lr": LEARNING_RATE / embedding_scale(model)},
+        {
+            "params": [parameter],
+            "weight_decay": WEIGHT_DECAY if parameter.dim() >= 2 else 0.0,
+            "lr": learning_rate * (1 / embedding_scale(model) if parameter is table else rate(name)),
+        }
+        for name, parameter in model.named_parameters()
     ]
+
+
+def fit(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    keep: Callable[[Log, float], None],
+    *,
+    as_kept: Callable[[], AbstractContextManager[object]] = nullcontext,
+    rate: Callable[[str], float] = lambda name: 1.0,
+    watched: Mapping[str, Callable[[], float]] = MappingProxyType({}),
+) -> None:
+    """Train a model in place.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        In float32, in train mode.
+    tokenizer : PreTrainedTokenizerFast
+        Turns documents into bytes.
+    recipe : Recipe
+        How.
+    keep : callable
+        Called with the log and the seconds so far, every `LOG_EVERY` steps and at the end.
+    as_kept : callable
+        Context in which the model has the weights that will be kept: gradients are taken there, steps are not.
+    rate : callable
+        Factor of the learning rate for a parameter of a name.
+    watched : mapping
+        Further columns of the log.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.learning_rate, rate), betas=BETAS)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
+    stream = batches(tokenizer, "train", recipe.batch, recipe.skip)
+    started = time.monotonic()
+    log: Log = []
+    recent: list[float] = []
+    for step, tokens in zip(range(1, recipe.steps + 1), stream, strict=False):
+        optimizer.zero_grad(set_to_none=True)
+        with as_kept():
+            loss = loss_of(model, tokens, autocast=recipe.autocast)
+            loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        recent.append(loss.item())
+        if step % LOG_EVERY == 0 or step == recipe.steps:
+            with as_kept():
+                held = held_out(model, tokenizer, autocast=recipe.autocast)
+                row = {"train_nats_per_byte": sum(recent) / len(recent), "held_out_nats_per_byte": held}
+                row |= {name: value() for name, value in watched.items()}
+            log.append({"step": step, **row})
+            recent.clear()
+            print(f"step {step}: {', '.join(f'{name} {value:.4f}' for name, value in row.items())}", flush=True)
+            keep(log, time.monotonic() - started)
 
 
 def train(name: str) -> None:
@@ -142,63 +227,54 @@ def train(name: str) -> None:
     model: Any = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).train()
     with torch.no_grad():
         model.get_input_embeddings().weight.div_(embedding_scale(model))
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.95))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    started = time.monotonic()
-    log: list[tuple[int, float, float]] = []
-    recent: list[float] = []
-    for step, tokens in zip(range(1, STEPS + 1), batches(tokenizer, "train", BATCH), strict=False):
-        loss = loss_of(model, tokens)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        recent.append(loss.item())
-        if step % LOG_EVERY == 0 or step == STEPS:
-            log.append((step, sum(recent) / len(recent), held_out(model, tokenizer)))
-            recent.clear()
-            print(f"{name} step {step}: train {log[-1][1]:.4f}, held out {log[-1][2]:.4f} nats/byte", flush=True)
-            save(folder, model, tokenizer, log, step, time.monotonic() - started)
+    recipe = Recipe()
+
+    def keep(log: Log, seconds: float) -> None:
+        tensors = {key: p.detach().to(torch.bfloat16).contiguous() for key, p in model.named_parameters()}
+        save(folder, model, tokenizer, tensors, recipe, log, seconds)
+
+    fit(model, tokenizer, recipe, keep)
 
 
 def save(
     folder: Path,
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
-    log: list[tuple[int, float, float]],
-    steps: int,
+    tensors: dict[str, Tensor],
+    recipe: Recipe,
+    log: Log,
     seconds: float,
+    **facts: Any,
 ) -> None:
-    """Write weights in bfloat16, config, tokenizer, settings and log."""
+    """Write weights, config, tokenizer, log, and settings with the weights' hash and further facts."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    tensors = {key: p.detach().to(torch.bfloat16).contiguous() for key, p in model.named_parameters()}
     partial = folder / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
     partial.replace(folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     settings = {
         "name": folder.name,
         "seed": SEED,
-        "steps": steps,
-        "planned_steps": STEPS,
-        "batch": BATCH,
+        "planned_steps": recipe.steps,
+        **asdict(recipe),
+        "steps": log[-1]["step"],
         "context": CONTEXT,
-        "optimizer": "AdamW, betas .9 and .95, cosine decay, gradient norm clipped at 1, bfloat16 autocast",
-        "learning_rate": LEARNING_RATE,
+        "optimizer": f"AdamW, betas {BETAS[0]} and {BETAS[1]}, cosine decay, gradient norm clipped at 1",
         "weight_decay": WEIGHT_DECAY,
-        "warm_up_steps": WARM_UP,
         "kinds": list(KINDS),
         "threads": torch.get_num_threads(),
         "seconds": round(seconds),
         "versions": {package: metadata.version(package) for package in ("torch", "transformers")},
+        "sha256": digest,
+        **facts,
     }
     (folder / "training.json").write_text(json.dumps(settings, indent=1) + "\n")
     with (folder / "training_log.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "train_nats_per_byte", "held_out_nats_per_byte"))
-        writer.writerows((step, f"{loss:.4f}", f"{held:.4f}") for step, loss, held in log)
+        writer.writerow(log[0])
+        writer.writerows((row["step"], *(f"{value:.4f}" for value in list(row.values())[1:])) for row in log)
 
 
 def main() -> None:

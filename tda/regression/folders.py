@@ -150,9 +150,9 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
         old=old.name,
         new=new.name,
         rows=(*rows.values(), *map(quality_row, moves)),
-        told=(*old.problems, *new.problems, *failed, *_lonely(old, new), *known.told()),
+        told=(*old.problems, *new.problems, *failed, *_alone(new, old), *known.told()),
         worse=_speed_is_worse(rows) or quality_is_worse(moves) or bool(failed),
-        unjudged=tuple(unjudged(rows, modes)),
+        unjudged=(*unjudged(rows, modes), *_alone(old, new)),
     )
 
 
@@ -251,19 +251,18 @@ def _speed_is_worse(rows: Mapping[Key, Row]) -> bool:
     return any(not key.relative or key.case.setting not in faster for key in bad)
 
 
-def _lonely(old: Folder, new: Folder) -> list[str]:
-    """Sentences about cases that only one of two folders has."""
+def _alone(one: Folder, other: Folder) -> list[str]:
+    """Sentences about cases that only one of two folders has, or has a good record of."""
+    failed = failed_cases(other.records)
+    alone = [record.case for key, record in one.cases.items() if key not in other.cases]
+    among = [record.case for record in (*one.cases.values(), *other.cases.values())]
     told = []
-    for one, other in ((old, new), (new, old)):
-        failed = failed_cases(other.records)
-        alone = [record.case for key, record in one.cases.items() if key not in other.cases]
-        among = [record.case for record in (*one.cases.values(), *other.cases.values())]
-        for what, cases in (
-            ("failed in", [case for case in alone if case.key in failed]),
-            ("not in", [case for case in alone if case.key not in failed]),
-        ):
-            names = ", ".join(describe(case, among) for case in cases)
-            told += [f"not compared, since {what} {other.path}: {names}"] if names else []
+    for what, cases in (
+        ("failed in", [case for case in alone if case.key in failed]),
+        ("not in", [case for case in alone if case.key not in failed]),
+    ):
+        names = ", ".join(describe(case, among) for case in cases)
+        told += [f"not compared, since {what} {other.path}: {names}"] if names else []
     return told
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tda.records import FAKE, Commit, LeftOut, Machine, Record, turn
 from tda.reporting.comparison import Setting, settings
-from tda.results import load, load_left_out, results_path
+from tda.results import load, results_path
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,13 @@ def gather(folders: Sequence[Path]) -> list[Group]:
         raise ValueError("no results folder given; `tda report FOLDER …` needs at least one")
     held_by: list[list[Record]] = []
     problems: list[str] = []
+    left_out: list[LeftOut] = []
     for folder in {results_path(folder).resolve(): folder for folder in folders}.values():
         loaded = load(folder)
         good, refused = _without_fakes(loaded.records, results_path(folder))
         held_by.append(good)
         problems += [*loaded.problems, *refused]
+        left_out += loaded.left_out
     problems += _repeats(held_by)
     records = [record for held in held_by for record in held]
     if not records:
@@ -76,9 +78,9 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     for record in records:
         state = (record.machine.fingerprint, record.commit.hash, str(record.commit.dirty), record.inputs.change)
         held.setdefault(state, []).append(record)
-    left_out = tuple(item for folder in folders for item in load_left_out(folder))
     return [
-        Group(number, tuple(lines), tuple(problems), left_out) for number, lines in enumerate(held.values(), start=1)
+        Group(number, tuple(lines), tuple(problems), tuple(left_out))
+        for number, lines in enumerate(held.values(), start=1)
     ]
 
 
