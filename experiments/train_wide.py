@@ -24,8 +24,8 @@ from tda.reference.train import SEED, WEIGHTS, Log, Recipe, byte_tokenizer, fit,
 
 START = "ref:swiglu"
 HIDDEN, NEURONS = 2, 8
-NOISE = 0.3
-"""Standard deviation of what is added to a weight, in root mean squares of its matrix."""
+NOISE = 1.0
+"""Standard deviation of what is added to a weight, in root mean squares of its matrix: less leaves copies too alike."""
 
 
 def bits(name: str) -> Bits:
