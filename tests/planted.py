@@ -205,7 +205,7 @@ def history(sizes: Sizes) -> list[Planted]:
 def _in_all(percent: float, sizes: Sizes, prefill: float = 0) -> str:
     """Work that makes the decode steps of all methods so many percent slower, and prefill by so many products.
 
-    TDA's steps are about as long as Griffin's; a product may be dearer there, where weights lie otherwise.
+    TDA's steps are about as long as Griffin's; the same work would be a larger share of them than of dense's.
     """
     dense, others = round(percent * sizes.decode), round(percent * sizes.griffin)
     decode = f"{dense} if self.method.name == 'dense' else {others}"
