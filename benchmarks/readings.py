@@ -5,7 +5,7 @@ Griffin and with the default of before, paired per document.
 
     python benchmarks/readings.py --out results/readings
 
-results.jsonl and readings.md are what benchmarks/records/readings keeps of it.
+The folder then holds results.jsonl and readings.md.
 """
 
 import argparse
@@ -17,9 +17,11 @@ from tda.bench.plan import Plan, Subject
 from tda.bench.run import Bench
 from tda.cases import MethodSpec
 from tda.methods import build, spec_of
+from tda.models.reference import PREFIX, shipped
 from tda.records import Record, merge
+from tda.reporting.text import interval
 from tda.results import load, write_whole
-from tda.statistics import Estimate, paired_difference
+from tda.statistics import paired_difference
 
 SPARSITIES = (0.25, 0.5, 0.75)
 BEFORE = {"tda": "tda:statistic=relative,allocation=equal_error", "tt": "tt:allocation=equal_error"}
@@ -48,18 +50,17 @@ def rows(records: Sequence[Record]) -> Iterator[list[str]]:
         own, griffin, old = (scored[model, _spec(one, sparsity)] for one in (text, "griffin", before))
         found = [paired_difference(own.measurements["nll_nats"], other.measurements["nll_nats"])
                  for other in (dense[model], griffin, old)]  # fmt: skip
-        yield [f"`{model}`", f"{sparsity:g}", f"`{text}`", *map(_told, found)]
+        yield [
+            f"`{model}`",
+            f"{sparsity:g}",
+            f"`{text}`",
+            *("–" if one is None else interval(one, signed=True) for one in found),
+        ]
 
 
 def _spec(text: str, sparsity: float) -> MethodSpec:
     """As a record has it: with all its options."""
     return spec_of(build(MethodSpec.parse(text), (sparsity,))[0])
-
-
-def _told(found: Estimate | None) -> str:
-    if found is None or found.low is None or found.high is None:
-        return "–"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="repeatable; else every reference model")
     parser.add_argument("--read", action="store_true", help="measure nothing, only read the records there")
     options = parser.parse_args()
-    models = options.model or ["ref:swiglu", "ref:relu", "ref:geglu", "ref:wide"]
+    models = options.model or [PREFIX + name for name in shipped()]
     records = merge(load(options.out).records) if options.read else measure(options.out, models, options.documents)
     head = ["model", "sparsity", "reading", "ΔNLL to dense", "less Griffin's", "less the default's of before"]
     lines = [" | ".join(cells) for cells in (head, ["---"] * len(head), *rows(records))]

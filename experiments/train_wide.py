@@ -20,7 +20,8 @@ from tda import load_model
 from tda.families import find_ffns
 from tda.models.packed import Bits, pack, pack_state, unpack
 from tda.models.widen import wider_config, wider_state
-from tda.reference.train import SEED, WEIGHTS, Log, Recipe, byte_tokenizer, fit, held_out_tokens, save
+from tda.reference import WEIGHTS
+from tda.reference.train import SEED, Log, Recipe, byte_tokenizer, fit, held_out_tokens, save
 
 START = "ref:swiglu"
 HIDDEN, NEURONS = 2, 8

@@ -1,5 +1,6 @@
 """Wider models are the same function; packed weights are exactly what they say; reference models in more bytes."""
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -164,8 +165,6 @@ class TestReferences:
         assert TIMES == (2, 4, 8, 16)
 
     def test_another_file_of_weights_is_refused(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        import shutil
-
         shutil.copytree(reference.WEIGHTS / "swiglu", tmp_path / "swiglu")
         path = tmp_path / "swiglu" / "model.safetensors"
         content = bytearray(path.read_bytes())

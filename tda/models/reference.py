@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tda.models.packed import unpack_state
 from tda.models.widen import wider_config, wider_state
+from tda.reference import WEIGHTS
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "reference" / "weights"
 PREFIX = "ref:"
 TIMES = (2, 4, 8, 16)
 """How often each FFN neuron may be there. Powers of two: parts are exact in any type."""

@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tda.reference import WEIGHTS
 from tda.reference.text import KINDS, Split, document, documents
 
 PAD, BOS, EOS = 256, 257, 258
@@ -58,7 +59,6 @@ SEED = 20261124
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 LOG_EVERY = 50
-WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, split: Split, batch: int, skip: 
         yield torch.tensor([ids[:CONTEXT] for ids in tokenizer(texts, verbose=False)["input_ids"]])
 
 
-def loss_of(model: nn.Module, tokens: Tensor, *, autocast: bool = True) -> Tensor:
+def loss_of(model: nn.Module, tokens: Tensor, *, autocast: bool) -> Tensor:
     """Mean next-byte negative log likelihood in nats."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
@@ -133,7 +133,7 @@ def held_out_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, tokenizer: PreTrainedTokenizerFast, *, autocast: bool = True) -> float:
+def held_out(model: nn.Module, tokenizer: PreTrainedTokenizerFast, *, autocast: bool) -> float:
     """Nats per byte on held-out text."""
     model.eval()
     value = float(loss_of(model, held_out_tokens(tokenizer), autocast=autocast))
