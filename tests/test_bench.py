@@ -311,6 +311,12 @@ def test_foreign_load_and_few_rounds_are_flagged():
         (30.0, 32, 3.0, True),  # fits, and work beside the reading hides how fast it is read
         (100.0, None, 5.0, False),
         (100.0, None, 4.0, True),
+        (
+            400.0,
+            50,
+            16.4,
+            False,
+        ),  # at 1.22: an eighth of the weights in a cache cannot give that, so the ruler was slow
     ],
 )
 def test_residence_is_told_by_size_and_by_speed(monkeypatch, megabytes, cache, ms, is_raised):

@@ -57,11 +57,16 @@ def doubts(timing: Timing, device: str, rounds: int) -> dict[FlagName, Flag]:
 
 
 def _residence(timing: Timing, cache: int | None) -> Flag:
-    """Whether weights are read from a cache: they fit into it, or are read faster than memory gives them."""
+    """Whether weights are read from a cache: they fit into it, or it holds so much of them that memory is outrun.
+
+    A cache that holds a share of the weights lets them be read at 1 / (1 - share) of the stream bandwidth at most;
+    where that is less than `FROM_CACHE`, more than that is noise of the ruler.
+    """
     weights = timing.traffic.weights
     mbu = mbu_of(weights, median(timing.decode_ms), timing.stream_gb_per_s)
     told = "an unknown cache" if cache is None else f"{cache / 1e6:.0f} MB of cache"
+    outruns = mbu > FROM_CACHE and (cache is None or cache > weights * (1 - 1 / FROM_CACHE))
     return Flag(
-        raised=mbu > FROM_CACHE or (cache is not None and weights < cache),
+        raised=outruns or (cache is not None and weights < cache),
         detail=f"{weights / 1e6:.0f} MB of weights a token, {told}, read at {mbu:.2f} of the stream bandwidth",
     )
