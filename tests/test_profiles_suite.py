@@ -392,6 +392,7 @@ sparsities = [0.5]
 prompt_tokens = 32
 new_tokens = 9
 execution = "compact"
+dtype = "float32"
 """
 
 
@@ -401,7 +402,8 @@ execution = "compact"
 def test_planted_changes_of_real_commits_are_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A product more in the FFN, and a sleep in attention: installed, profiled in turn, and named before all else.
 
-    On torch, whose layers run one by one: the changes are planted in Python.
+    On torch, whose layers run one by one: the changes are planted in Python. In float32: without hardware for bfloat16
+    a product is a copy to float32 first, and the copy takes longer.
     """
     monkeypatch.setenv("CC", "/nonexistent/cc")
     plants = [
