@@ -196,8 +196,8 @@ def history(sizes: Sizes) -> list[Planted]:
         Planted("Mend the threshold", (threshold.undone,), Expected("improvement", "quality", "method"), also=sparser),
         _docs(10),
         Planted("Keep twins of the weights", (memory,), Expected("alarm", "memory", "method")),
-        Planted("Refactor the bench", (crash,), status="crashed"),
-        Planted("Mend the bench", (crash.undone,)),
+        Planted("Refactor the bench", (crash,), Expected("alarm", "failure", "method"), status="crashed"),
+        Planted("Mend the bench", (crash.undone,), Expected("improvement", "failure", "method")),
         _docs(11),
     ]
 
