@@ -3,27 +3,31 @@
 `ref:swiglu` is widened without changing its function: hidden dimensions and heads twice, FFN neurons eight times. Noise
 makes the copies differ, and training on the rest of the same stream, which the small model has not seen, parts them.
 Weights are rounded as they are kept (4 bits, embeddings and attention 8) in every forward pass, and gradients pass
-straight through, so that the file holds the model that was trained. The log tells how alike copies still are: the mean
-correlation of a neuron's activations on held-out text with those of its copies.
+straight through, so that the file holds the model that was trained. A second stage goes on from that file, with half
+the learning rate, on what follows in the stream. The log tells how alike copies still are: the mean correlation of a
+neuron's activations on held-out text with those of its copies.
 """
 
 import argparse
+import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tda import load_model
 from tda.families import find_ffns
-from tda.models.packed import Bits, pack, pack_state, unpack
+from tda.models.packed import Bits, pack, pack_state, unpack, unpack_state
 from tda.models.widen import wider_config, wider_state
 from tda.reference import WEIGHTS
 from tda.reference.train import SEED, Log, Recipe, byte_tokenizer, fit, held_out_tokens, save
 
 START = "ref:swiglu"
+BATCH = 8
 HIDDEN, NEURONS = 2, 8
 NOISE = 1.0
 """Standard deviation of what is added to a weight, in root mean squares of its matrix: less leaves copies too alike."""
@@ -86,34 +90,46 @@ def correlation_of_copies(model: nn.Module, tokens: Tensor) -> float:
     return sum(found) / len(found)
 
 
+def stages(autocast: bool) -> Iterator[Recipe]:
+    """Each starts where the one before ended, in weights and in text."""
+    seen = Recipe.steps * Recipe.batch
+    for steps, learning_rate in ((700, 1e-3), (400, 5e-4)):
+        yield Recipe(steps, batch=BATCH, learning_rate=learning_rate, warm_up_steps=30, skip=seen, autocast=autocast)
+        seen += steps * BATCH
+
+
 def main() -> None:
     """Read the options and train."""
     parser = argparse.ArgumentParser(description="Widen ref:swiglu and train it on.")
-    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--out", type=Path, default=WEIGHTS / "wide")
     parser.add_argument("--autocast", action="store_true", help="products in bfloat16, where the processor has them")
+    parser.add_argument("--from-stage", type=int, choices=(1, 2), default=1, help="2 goes on from the weights in --out")
     options = parser.parse_args()
-    recipe = Recipe(
-        steps=options.steps, batch=8, learning_rate=1e-3, warm_up_steps=30, skip=Recipe.steps * Recipe.batch,
-        autocast=options.autocast,
-    )  # fmt: skip
-    options.out.mkdir(parents=True, exist_ok=True)
+    for number, recipe in enumerate(stages(options.autocast), start=1):
+        if number >= options.from_stage:
+            _train(options.out, number, recipe)
+
+
+def _train(folder: Path, stage: int, recipe: Recipe) -> None:
+    """Run a stage; the folder then holds its weights, and its log behind that of the stage before."""
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     tokenizer, model = byte_tokenizer(), widen_start()
     tokens = held_out_tokens(tokenizer)
+    before: Log = []
+    if stage > 1:
+        model.load_state_dict(unpack_state(load_file(folder / "model.safetensors")))
+        with (folder / "training_log.csv").open(newline="") as file:
+            before = [{**{name: float(value) for name, value in row.items()}, "step": int(row["step"])}
+                      for row in csv.DictReader(file)]  # fmt: skip
+    first = before[-1]["step"] if before else 0
+    facts = {"start": START, "hidden_copies": HIDDEN, "neuron_copies": NEURONS, "noise": NOISE, "stage": stage}
+    facts["planned_steps"] = int(first) + recipe.steps
 
     def keep(log: Log, seconds: float) -> None:
-        facts = {"start": START, "hidden_copies": HIDDEN, "neuron_copies": NEURONS, "noise": NOISE}
-        save(
-            options.out,
-            model,
-            tokenizer,
-            pack_state(dict(model.named_parameters()), bits),
-            recipe,
-            log,
-            seconds,
-            **facts,
-        )
+        shifted = [{**row, "step": first + row["step"]} for row in log]
+        tensors = pack_state(dict(model.named_parameters()), bits)
+        save(folder, model, tokenizer, tensors, recipe, [*before, *shifted], seconds, **facts)
 
     fit(
         model, tokenizer, recipe, keep,

@@ -36,7 +36,7 @@ def machine(device: str) -> Machine:
         cpu_quota=cpu_quota(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
-        cache_bytes=last_level_cache(allowed),
+        cache_bytes=cache_bytes("cpu"),
         gpu=gpu,
         driver=_driver() if gpu else None,
         python=platform.python_version(),
@@ -47,6 +47,20 @@ def machine(device: str) -> Machine:
         products=products(),
         compiler=compiler_version(),
     )
+
+
+def cache_bytes(device: str | torch.device) -> int | None:
+    """Bytes of a device's last-level cache, as far as this process can use it; None where the system does not tell.
+
+    Raises
+    ------
+    ValueError
+        If the device is not here.
+    """
+    place = torch_device(device)
+    if place.type == "cuda":
+        return int(torch.cuda.get_device_properties(place).L2_cache_size)
+    return last_level_cache(allowed_cores())
 
 
 def _driver() -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tda
 from tda.bench.plan import Plan, Subject
 from tda.bench.run import Bench
-from tda.models import reference
+from tda.models import parameter_count, reference
 from tda.models.packed import GROUP, pack, pack_state, unpack, unpack_state
 from tda.models.reference import TIMES, Reference
 from tda.models.widen import wider_config, wider_state
@@ -135,12 +135,17 @@ def tokens() -> Tensor:
 
 
 class TestReferences:
-    @pytest.mark.parametrize("name", ["swiglu", "relu", "geglu"])
+    @pytest.mark.parametrize("name", ["swiglu", "relu", "geglu", "wide"])
     def test_more_bytes_are_the_same_function(self, name: str, tokens: Tensor) -> None:
         one, four = (tda.load_model(f"ref:{name}{times}").model for times in ("", ":4x"))
         assert four.config._name_or_path == f"ref:{name}:4x"
         was, found = logits(one, tokens), logits(four, tokens)
         assert float((found - was).abs().max()) <= 1e-4 * float(was.abs().max())
+
+    @pytest.mark.parametrize("name", ["ref:geglu", "ref:wide", "ref:wide:2x"])
+    def test_parameters_are_counted_without_building(self, name: str) -> None:
+        model = tda.load_model(name).model
+        assert parameter_count(name) == sum(parameter.numel() for parameter in model.parameters())
 
     def test_weights_of_the_type_asked_for(self, tokens: Tensor) -> None:
         one, two = (tda.load_model(name, dtype="bfloat16").model for name in ("ref:swiglu", "ref:swiglu:2x"))

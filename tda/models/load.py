@@ -14,12 +14,14 @@ from tda.finite import check_weights
 from tda.kernels.pages import rehome
 from tda.models.configuration import check_fields, parameters
 from tda.models.memory import check_memory
-from tda.models.reference import PREFIX, Reference, shipped
+from tda.models.reference import PREFIX, TIMES, Reference, shipped
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FOLDER = "a folder with config.json and safetensors weights"
 LAYER = re.compile(r"\blayers\.(\d+)\.")
+CACHES = 3
+"""How much larger than a cache weights must be for next to all of them to come from memory."""
 LONGEST_REASON = 500
 """Characters that are told of another library's error."""
 
@@ -195,23 +197,50 @@ def names() -> list[str]:
 
 
 def parameter_count(name: str) -> int:
-    """Parameters of a shape, without building it."""
-    return parameters(shape_config(name.removeprefix("shape:")))
+    """Parameters of a shape or a reference model, without building it; ValueError for another name."""
+    return parameters(_known_config(name))
+
+
+def _known_config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    if is_shape(name):
+        return shape_config(name.removeprefix("shape:"))
+    reference = Reference.find(name)
+    return reference.config(AutoConfig.from_pretrained(reference.folder))
+
+
+def larger_than_cache(name: str, bytes_per_weight: int, cache: int | None) -> str:
+    """The smallest size of a reference model that is at least `CACHES` times a cache, else the largest.
+
+    Parameters
+    ----------
+    name : str
+        ``ref:NAME``.
+    bytes_per_weight : int
+        By the type that it is run in.
+    cache : int or None
+        Bytes of the cache; None, where nobody knows them, leaves the model as it ships.
+
+    Returns
+    -------
+    str
+        ``ref:NAME``, or e.g. ``ref:NAME:4x``.
+    """
+    sizes = [name, *(f"{name}:{times}x" for times in TIMES)]
+    needed = CACHES * (cache or 0)
+    return next((size for size in sizes if parameter_count(size) * bytes_per_weight >= needed), sizes[-1])
 
 
 def describe_models() -> list[dict[str, Any]]:
     """One row per model known by name: name, family, layers, D, F, parameters, source."""
-    from transformers import AutoConfig
-
     rows = []
     for name in names():
+        config = _known_config(name)
         if is_shape(name):
-            short = name.removeprefix("shape:")
-            config, source = shape_config(short), f"random weights: {SHAPES[short][0]}"
+            source = f"random weights: {SHAPES[name.removeprefix('shape:')][0]}"
         else:
-            reference = Reference.find(name)
-            config = AutoConfig.from_pretrained(reference.folder)
-            source = f"trained on generated text, {reference.training['steps']} steps"
+            source = f"trained on generated text, {Reference.find(name).training['steps']} steps"
         rows.append(
             {
                 "name": name,
