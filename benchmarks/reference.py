@@ -1,11 +1,11 @@
 """What the reference models are worth: whether they tell methods apart, as large models do.
 
-Every method at four sparsities on held-out text, the three models one after the other; then each claim of the README
-with its figure and interval over documents, and whether it holds.
+Every method at four sparsities on held-out text, one model after the other; then what each costs, and each claim of the
+README with its figure and interval over documents, and whether it holds.
 
     python benchmarks/reference.py --out results/reference
 
-results.jsonl, claims.md and the three SVGs are what benchmarks/records/reference keeps of it.
+results.jsonl, costs.md, claims.md and the SVGs are what benchmarks/records/reference keeps of it.
 """
 
 import argparse
@@ -18,10 +18,11 @@ from tda.bench.plan import Plan, Subject
 from tda.bench.run import Bench
 from tda.records import Measurement, Record, merge
 from tda.reporting import build_report
+from tda.reporting.text import interval
 from tda.results import load, write_whole
 from tda.statistics import Estimate, bootstrap, paired_difference
 
-MODELS = ("ref:swiglu", "ref:relu", "ref:geglu")
+MODELS = ("ref:wide", "ref:swiglu", "ref:relu", "ref:geglu")
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)
 TDA_TOLERANCE = 0.03
 
@@ -49,8 +50,13 @@ class Quality:
                 self._nll[key] = record.measurements["nll_nats"]
                 self.achieved[key] = sum(record.achieved_sparsity) / len(record.achieved_sparsity)
 
-    def difference(self, one: str, other: str, sparsity: float) -> Estimate:
-        """How much worse `one` is than `other` ("dense" for the dense model)."""
+    @property
+    def cases(self) -> set[str]:
+        """Methods, and the control, that are there at half."""
+        return {name for name, sparsity in self._nll if sparsity in (0.0, 0.5)}
+
+    def difference(self, one: str, other: str, sparsity: float | None) -> Estimate:
+        """How much worse `one` is than `other` ("dense" for the dense model); int8 has no sparsity."""
         base = (other, 0.0 if other == "dense" else sparsity)
         found = paired_difference(self._nll[one, sparsity], self._nll[base])
         assert found is not None
@@ -93,14 +99,27 @@ def claims(quality: Quality) -> Iterator[Claim]:
     yield Claim(model, "Griffin at .9 hurts (more than .5 nats)", str(hurts), above(hurts, 0.5))
     oracle = quality.difference("oracle", "dense", 0.5)
     yield Claim(model, "the oracle at .5 is within .01 nats of dense", str(oracle), below(oracle, 0.01))
+    for better, worse in (("oracle", "tt"), ("tt", "random"), ("griffin", "random")):
+        apart = quality.difference(worse, better, 0.5)
+        yield Claim(model, f"{better} at .5 costs less than {worse}", str(apart), above(apart))
     for sparsity in SPARSITIES[:3]:
         share = quality.achieved["tda", sparsity]
         sentence = f"TDA at {sparsity:g} leaves out what was asked, within {TDA_TOLERANCE:g}"
         yield Claim(model, sentence, f"{share:.3f}", abs(share - sparsity) <= TDA_TOLERANCE)
 
 
+def costs(quality: Quality) -> Iterator[str]:
+    """A row a method, best at half first: nats a token over dense at each sparsity."""
+    cases = sorted(quality.cases - {"dense"}, key=lambda name: quality.difference(name, "dense", 0.5).value)
+    for name in cases:
+        found = (quality.difference(name, "dense", sparsity) for sparsity in SPARSITIES)
+        yield f"| {quality.model} | {name} | {' | '.join(interval(one, signed=True) for one in found)} |"
+    rounded = interval(quality.difference("int8", "dense", None), signed=True)
+    yield f"| {quality.model} | int8, which leaves out nothing | {' | '.join([rounded] * len(SPARSITIES))} |"
+
+
 def main() -> None:
-    """Measure, write records and report, print the claims."""
+    """Measure, write records and report, print costs and claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=60)
@@ -111,16 +130,20 @@ def main() -> None:
     for number, name in enumerate(MODELS, start=1):
         drawn = report.index.parent / "figures" / f"quality-1-{number}-quality-delta-nll.svg"
         shutil.copy(drawn, options.out / f"quality-{name.removeprefix('ref:')}.svg")
+    qualities = [Quality(name, records) for name in MODELS]
+    table = [f"| model | method | {' | '.join(f'{sparsity:g}' for sparsity in SPARSITIES)} |", "|---" * 6 + "|"]
+    table += [row for quality in qualities for row in costs(quality)]
+    write_whole(options.out / "costs.md", "\n".join(table) + "\n")
     lines = ["| model | claim | figure | holds |", "|---|---|---|---|"]
-    for claim in (claim for name in MODELS for claim in claims(Quality(name, records))):
+    for claim in (claim for quality in qualities for claim in claims(quality)):
         lines.append(f"| {claim.model} | {claim.sentence} | {claim.figure} | {'yes' if claim.holds else '**no**'} |")
     write_whole(options.out / "claims.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print("\n".join([*table, "", *lines]))
     print(f"\nreport: {report.index}")
 
 
 def measure(out: Path, documents: int) -> list[Record]:
-    """Score every method on the three models."""
+    """Score every method on each model."""
     subjects = tuple(Subject(name, prompt_tokens=256, new_tokens=128, speed=False) for name in MODELS)
     return Bench(Plan(subjects, sparsities=SPARSITIES, documents=documents), out).run()
 

@@ -28,11 +28,11 @@ _FIELDS = {
 
 _USUAL: Mapping[str, tuple[Scalar, ...]] = {
     "rows": ("per_row",),
-    "statistic": ("relative",),
+    "statistic": ("contribution",),
     "source": ("z",),
     "min_keep": (0.0,),
     "max_keep": (1.0,),
-    "allocation": ("equal_error",),
+    "allocation": ("uniform",),
     "cett": (None,),
     "dense_kernel": ("own", "torch"),
 }

@@ -394,8 +394,9 @@ class ErrorControlled(Method):
     ----------
     sparsity : float or None
         Mean share left out over the layers; None where `cett` is given. 0.5 if neither is.
-    allocation : {"equal_error", "uniform"}
-        How layers share the sparsity: one error level for all of them, or the same mean share for each.
+    allocation : {"uniform", "equal_error"}
+        How layers share the sparsity: the same mean share for each, or one error level for all of them. The default is
+        "uniform", and "equal_error" where `cett` is given, which is such a level.
     cett : float or None
         The error level itself, instead of a sparsity: the cumulative error of tail truncation, 0 < cett < 1.
     """
@@ -404,10 +405,12 @@ class ErrorControlled(Method):
     instead_of_sparsity: ClassVar[str | None] = "cett"
 
     sparsity: float | None = None
-    allocation: Allocation = "equal_error"
+    allocation: Allocation | None = None
     cett: float | None = None
 
     def __post_init__(self) -> None:
+        if self.allocation is None:
+            object.__setattr__(self, "allocation", "uniform" if self.cett is None else "equal_error")
         check_choice("allocation", self.allocation, get_args(Allocation))
         if self.cett is None:
             if self.sparsity is None:

@@ -87,12 +87,14 @@ class Thresholds(Frozen):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is no artifact of this format, or holds a number that is not finite.
+            If it is a folder, no artifact of this format, or holds a number that is not finite.
         """
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValidationError as error:
             raise ValueError(f"{path} is no thresholds artifact: {first_problem(error)}") from None
+        except IsADirectoryError:
+            raise ValueError(f"{path} is a folder; thresholds are a file, as `tda calibrate` writes it") from None
 
     def foreign(self, name: str, weights: str | None) -> str | None:
         """A sentence where they were made on other weights than those of a model, told by digest; None where not."""

@@ -199,7 +199,8 @@ def test_thresholds_of_another_model(llama: Any) -> None:
         (tda.TDA(sparsity=0.5, source="gate"), tda.TDA(sparsity=0.5)),
         (tda.TT(sparsity=0.5), tda.TDA(sparsity=0.5)),
         (tda.CATS(sparsity=0.5), tda.TT(sparsity=0.5)),
-        (tda.TT(sparsity=0.5, allocation="uniform"), tda.TT(sparsity=0.5)),
+        (tda.TT(sparsity=0.5, allocation="equal_error"), tda.TT(sparsity=0.5)),
+        (tda.TDA(sparsity=0.5), tda.TDA(sparsity=0.5, statistic="relative")),
         (tda.StaticMean(sparsity=0.5), tda.CATS(sparsity=0.5)),
     ],
 )

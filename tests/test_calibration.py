@@ -97,8 +97,7 @@ class BruteForce:
 @pytest.mark.parametrize("case", CASES_WITH_CUTS, ids=tiny.case_id)
 def test_uniform_cuts_are_quantiles(case: tuple[str, Method], sparsity: float) -> None:
     name, method = case
-    options = {} if method.name == "cats" else {"allocation": "uniform"}
-    method = METHODS[method.name](sparsity=sparsity, **options)
+    method = METHODS[method.name](sparsity=sparsity)
     thresholds, brute = calibrate(name, method), BruteForce(name, method)
     lengths = thresholds.lengths or (TOKENS,)
     assert lengths == ((1, 2, 4, 8) if method.name == "tda" else (TOKENS,))
@@ -122,7 +121,7 @@ def test_uniform_cuts_are_quantiles(case: tuple[str, Method], sparsity: float) -
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
 def test_equal_error_is_one_level_for_all_layers(name: str, kind: str, sparsity: float) -> None:
     """Each layer has the largest cut whose error is within the level; the mean share is the target."""
-    method = METHODS[kind](sparsity=sparsity)
+    method = METHODS[kind](sparsity=sparsity, allocation="equal_error")
     thresholds, brute = calibrate(name, method), BruteForce(name, method)
     cuts = [cuts[-1] for cuts in thresholds.cuts]
     level = max(brute.error(layer, cut) for layer, cut in zip(brute.layers, cuts, strict=True))
@@ -345,6 +344,10 @@ class TestArtifact:
         with pytest.raises(ValueError, match=message) as caught:
             tda.Thresholds.load(path)
         assert str(path) in str(caught.value)
+
+    def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="is a folder; thresholds are a file"):
+            tda.Thresholds.load(tmp_path)
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):

@@ -156,6 +156,8 @@ class TestBuild:
         [
             ("griffon", "unknown method 'griffon'; known: cats, dense"),
             ("tda:cet=1", "method 'tda' has no option 'cet'; it has sparsity, allocation, cett, statistic"),
+            ("tda:min_keep=nan", "min_keep must be a number; got 'nan'"),
+            ("tda:max_keep=true", "max_keep must be a number; got True"),
             ("int8:rows=shared", "method 'int8' has no option 'rows'; it has none"),
             ("dense:sparsity=0.5", "method 'dense' has no option 'sparsity'; it has dense_kernel"),
             ("griffin:name=x", "method 'griffin' has no option 'name'; it has sparsity, rows"),
@@ -479,7 +481,7 @@ class TestOnly:
             assert len(found) == 1 + (not one.is_baseline)
 
     def test_a_control_is_measured_by_what_it_controls(self) -> None:
-        config = BenchConfig()
+        config = BenchConfig(models=("ref:swiglu",))
         for plain, control in itertools.product(("dense", "griffin"), sorted(CONTROLS)):
             one = next(own for own in own_cases(config, "ref:swiglu") if own.method == plain)
             narrow = only(config, [one.model_copy(update={"control": control})])

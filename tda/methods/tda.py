@@ -20,16 +20,17 @@ Reading = Literal["relative", "l2", "max", "contribution"]
 class TDA(ErrorControlled, PromptMethod):
     """Keep the neurons whose relative magnitude over the prompt reaches the layer's threshold.
 
-    Score: R_j = sqrt(mean_t (z_tj/‖z_t‖₂)²)·√F, kept where R_j ≥ threshold; so the count differs by layer and
-    prompt. Source: "First Activations Matter", arXiv 2408.11393. This is a **reconstruction**: no public code
-    exists, and the paper leaves normaliser, search rule and calibration text open, so each is an option here.
+    Score: R_j = sqrt(mean_t (n_tj/‖n_t‖₂)²)·√F with n_tj = z_tj·‖W_down[:, j]‖, kept where R_j ≥ threshold; so the
+    count differs by layer and prompt. Source: "First Activations Matter", arXiv 2408.11393. This is a
+    **reconstruction**: no public code exists, and the paper leaves normaliser, search rule and calibration text open,
+    so each is an option here, and the defaults are the readings that lose least on the reference models.
 
     Attributes
     ----------
-    statistic : {"relative", "l2", "max", "contribution"}
-        The reading of "relative magnitudes (L2 over the prompt)": "relative" is each token's share of its norm,
-        root mean square over the prompt; "l2" the plain L2 norm over the prompt, scaled to RMS 1 over neurons;
-        "max" the largest share over the prompt; "contribution" is relative, taken of z_tj·‖W_down[:, j]‖.
+    statistic : {"contribution", "relative", "l2", "max"}
+        The reading of "relative magnitudes (L2 over the prompt)": "contribution" is each token's share of the norm of
+        its contributions n, root mean square over the prompt; "relative" the same of its activations z; "l2" the plain
+        L2 norm of z over the prompt, scaled to RMS 1 over neurons; "max" the largest share of z over the prompt.
     source : {"z", "gate", "up"}
         The activation whose magnitude counts: z, act(gate x), or up x.
     rows : {"per_row", "shared"}
@@ -40,7 +41,7 @@ class TDA(ErrorControlled, PromptMethod):
 
     name: ClassVar[str] = "tda"
 
-    statistic: Reading = "relative"
+    statistic: Reading = "contribution"
     source: Source = "z"
     rows: Rows = "per_row"
     min_keep: float = 0.0
@@ -51,6 +52,9 @@ class TDA(ErrorControlled, PromptMethod):
         check_choice("statistic", self.statistic, ("relative", "l2", "max", "contribution"))
         check_choice("source", self.source, ("z", "gate", "up"))
         check_choice("rows", self.rows, ("per_row", "shared"))
+        for name, bound in (("min_keep", self.min_keep), ("max_keep", self.max_keep)):
+            if isinstance(bound, bool) or not isinstance(bound, int | float):
+                raise ValueError(f"{name} must be a number; got {bound!r}")
         if not 0 <= self.min_keep <= self.max_keep <= 1:
             raise ValueError(f"need 0 <= min_keep <= max_keep <= 1; got {self.min_keep} and {self.max_keep}")
 
