@@ -416,7 +416,36 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
 def test_presets_are_valid_and_cover_every_method():
     for preset, plan in PRESETS.items():
         assert set(plan.methods) == set(METHODS), preset
-        assert plan_of(BenchConfig(preset=preset)) == plan
+        taken = plan_of(BenchConfig(preset=preset))
+        assert replace(taken, subjects=plan.subjects) == plan
+        assert len(taken.subjects) == len(plan.subjects)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "dtype", "taken"),
+    [
+        (8, None, "ref:wide"),
+        (34, None, "ref:wide"),
+        (36, None, "ref:wide:2x"),
+        (32, "bfloat16", "ref:wide:2x"),
+        (105, None, "ref:wide:4x"),
+        (100_000, None, "ref:wide:16x"),
+    ],
+)
+def test_a_preset_takes_its_model_in_a_size_that_no_cache_holds(monkeypatch, megabytes, dtype, taken):
+    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: megabytes * 10**6)
+    for preset in ("smoke", "default", "nightly", "paper"):
+        plan = plan_of(BenchConfig(preset=preset, dtype=dtype))
+        first, *others = plan.subjects
+        assert (first.model, first.quality, first.speed) == (taken, True, True), preset
+        assert {subject.layer_sparsity_from for subject in others if subject.speed} <= {taken}
+    named = plan_of(BenchConfig(models=("ref:wide", "shape:25m"), dtype=dtype))
+    assert [subject.model for subject in named.subjects] == ["ref:wide", "shape:25m"], "who names a model gets that one"
+
+
+def test_the_model_of_both_axes_ships_where_no_cache_is_known(monkeypatch):
+    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: None)
+    assert [subject.model for subject in plan_of(BenchConfig()).subjects] == ["ref:wide"]
 
 
 def test_plan_of_models_named_by_hand():
@@ -565,7 +594,7 @@ def test_a_shape_has_the_layers_of_the_model_that_it_imitates_also_at_an_error_l
     plan = Plan((shape,), methods=("tt:cett=0.2", "tt"), sparsities=(0.5,), rounds=1)
     shares = {
         "tt:allocation=equal_error,cett=0.2": [0.2, 0.6],
-        "tt:sparsity=0.5,allocation=equal_error,cett=none": [0.4],
+        "tt:sparsity=0.5,allocation=uniform,cett=none": [0.4],
     }
     profile = {MethodSpec.parse(text): layers for text, layers in shares.items()}
     found = {str(built.sparsity): made for built, made, _ in prepare(plan, shape, profile=profile).methods if made}
@@ -592,8 +621,8 @@ def test_models_and_methods_may_be_objects(tmp_path):
     records = run_bench(tmp_path, models=[own, (model, tokenizer)], methods=methods, **options)
     assert {record.status for record in records} == {"ok"}
     named = {str(record.case): record for record in records if record.case.control is None}
-    cases = {f"{case} on {name}" for name in ("mine", "LlamaForCausalLM")
-             for case in ("dense", "first 0.5 (step=2)", "griffin 0.3", "tt (cett=0.2)")}  # fmt: skip
+    labels = ("dense", "first 0.5 (step=2)", "griffin 0.3", "tt (allocation=equal_error, cett=0.2)")
+    cases = {f"{case} on {name}" for name in ("mine", "LlamaForCausalLM") for case in labels}
     assert set(named) == cases
     assert named["first 0.5 (step=2) on mine"].case.options == {"step": 2}
     for text, record in named.items():

@@ -214,7 +214,7 @@ def test_a_failed_case_ends_with_exit_code_1(command, tmp_path, monkeypatch):
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("tda.bench.scoring.recall", broken)
+    monkeypatch.setattr("tda.bench.scoring.Evaluator.add", broken)
     words = ("-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", *TINY)
     code, _, err = command("bench", *words, "--out", tmp_path)
     assert code == 1

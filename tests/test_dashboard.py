@@ -299,6 +299,19 @@ def test_frontier_moves_by_keyboard(page: Browser, site: Site) -> None:
     assert page.ask(f"{hidden}.length > 0 && {hidden}.every((layer) => !layer.getClientRects().length)")
 
 
+def test_frontier_shows_what_asv_measured(page: Browser, site: Site) -> None:
+    """One model's time and text: a mark for each method, where it was before, and the numbers beside them."""
+    page.open(f"{site.address}/tda/frontier.html")
+    section = "[...document.querySelectorAll('section.frontier')].find((s) => s.innerText.startsWith('desk'))"
+    assert "ref:swiglu" in page.ask(f"{section}.querySelector('h2').innerText")
+    rows = page.ask(f"[...{section}.querySelectorAll('div[data-stop]:not([hidden]) tbody tr')].map((r) => r.innerText)")
+    assert [row.split("\n")[0].split("\t")[0] for row in rows] == ["dense", "griffin 0.5", "tda 0.5"]
+    shown = f"[...{section}.querySelectorAll('.v0 svg [data-stop]:not([hidden]) use')]"
+    wide = f"{shown}.filter((mark) => mark.getBoundingClientRect().width > 3)"
+    places = page.ask(f"{wide}.map((mark) => mark.getBoundingClientRect()).map((r) => [r.x, r.y])")
+    assert len({(round(x), round(y)) for x, y in places}) >= 3, places
+
+
 def test_frontier_without_scripts_shows_the_newest_and_all_side_by_side(page: Browser, site: Site) -> None:
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

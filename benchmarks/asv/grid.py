@@ -2,12 +2,14 @@
 
 asv names a cell by its place in the lists of parameters, so the lists must be the same whichever commit is installed;
 and it reads every value in a process of its own, so they must not cost an import of torch. Hence they are made once, by
-a child that imports the tree that this file lies in, and kept until a source changes.
+a child that imports the tree that this file lies in, and kept until a source changes, or the cache of the cores: a
+preset takes its model in a size that the cache does not hold.
 """
 
 import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".asv" / "grids"
+CORES = ROOT / "tda" / "cores.py"
 
 
 def grid(preset: str) -> dict[str, Any]:
@@ -39,7 +42,15 @@ def grid(preset: str) -> dict[str, Any]:
 
 def _digest() -> str:
     sources = [Path(__file__), *sorted((ROOT / "tda").rglob("*.py"))]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    parts = [*(path.read_bytes() for path in sources), str(_cache_bytes()).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cache_bytes() -> int | None:
+    """By this tree's own code: the package that is installed is another commit's."""
+    cores = runpy.run_path(str(CORES))
+    found: int | None = cores["last_level_cache"](cores["allowed_cores"]())
+    return found
 
 
 def _keep(path: Path, text: str) -> None:
@@ -51,11 +62,14 @@ def _keep(path: Path, text: str) -> None:
 
 def planned(preset: str) -> dict[str, Any]:
     """What `grid` tells, read from the registries."""
-    from tda.bench.plan import PRESETS
+    from tda.bench.plan import plan_of
+    from tda.config import BenchConfig
 
-    if preset not in PRESETS:
-        raise SystemExit(f"TDA_PRESET must be one of {', '.join(PRESETS)}")
-    plan = PRESETS[preset]
+    try:
+        config = BenchConfig.of({"preset": preset})
+    except ValueError as error:
+        raise SystemExit(f"TDA_PRESET: {error}") from None
+    plan = plan_of(config)
     methods = list(plan.build())
     timed = [method for method in methods if method.fast and method.name in ("dense", *plan.speed_methods)]
     return {

@@ -5,17 +5,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tda.bench.budget import MOST_ROUNDS, parse_fraction, parse_seconds
 from tda.cases import Case, Control, MethodSpec
 from tda.config import BenchConfig
 from tda.contracts import EXECUTIONS, Method, check_choice
+from tda.device import cache_bytes
 from tda.methods import METHODS, build
-from tda.models import LoadedModel, is_shape, needs_training
+from tda.models import LoadedModel, is_shape, larger_than_cache, needs_training
 from tda.names import Execution, Preset
 
 MISSION = ("dense", "tt", "griffin", "tda", "cats", "int8")
+WIDE = "ref:wide"
+"""The trained model whose quality and speed the presets measure."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Plan:
         Documents scored.
     calibration_documents : int
         Documents that thresholds are made from.
+    recall : bool
+        Whether questions over long contexts are asked, as many as documents; they take longer than the documents.
     batch, device, execution, seed
         As in a record's case.
     text, calibration_text : Path or None
@@ -100,6 +106,7 @@ class Plan:
     rounds: int = 7
     documents: int = 48
     calibration_documents: int = 64
+    recall: bool = True
     batch: int = 1
     device: str = "cpu"
     execution: Execution = "auto"
@@ -173,35 +180,34 @@ def _reference(name: str, **sizes: Any) -> Subject:
 
 
 def _shape(name: str, **options: Any) -> Subject:
-    return Subject(
-        f"shape:{name}", **{"dtype": "bfloat16", "quality": False, "layer_sparsity_from": "ref:swiglu", **options}
-    )
+    return Subject(f"shape:{name}", **{"dtype": "bfloat16", "quality": False, "layer_sparsity_from": WIDE, **options})
 
 
 PRESETS: dict[Preset, Plan] = {
     "smoke": Plan(
-        (
-            _reference("swiglu", prompt_tokens=128, new_tokens=32),
-            _shape("0.1b", prompt_tokens=64, new_tokens=8),
-        ),
+        (Subject(WIDE, prompt_tokens=64, new_tokens=16),),
         sparsities=(0.5,),
         rounds=5,
         documents=8,
         calibration_documents=16,
+        recall=False,
         budget_s=50,
         precision=0.02,
     ),
     "default": Plan(
-        (_reference("swiglu"), _shape("0.3b", prompt_tokens=128, new_tokens=12)),
+        (Subject(WIDE, prompt_tokens=256, new_tokens=32),),
         rounds=6,
+        documents=24,
+        calibration_documents=32,
+        recall=False,
         budget_s=300,
         precision=0.02,
         most_rounds=MOST_ROUNDS,
     ),
     "nightly": Plan(
         (
-            *(_reference(name) for name in ("swiglu", "relu", "geglu")),
-            _shape("0.3b", prompt_tokens=128, new_tokens=32),
+            Subject(WIDE, prompt_tokens=256, new_tokens=128),
+            *(_reference(name) for name in ("relu", "geglu")),
             _shape("1b", prompt_tokens=128, new_tokens=32),
         ),
         sparsities=(0.25, 0.5, 0.75, 0.9),
@@ -210,7 +216,7 @@ PRESETS: dict[Preset, Plan] = {
     ),
     "paper": Plan(
         (
-            _reference("swiglu"),
+            Subject(WIDE, prompt_tokens=256, new_tokens=128),
             *(
                 _shape(name, prompt_tokens=512, new_tokens=128)
                 for name in ("opt-350m", "opt-2.7b", "gemma-2b", "llama-2-7b", "llama-3-8b", "mistral-7b")
@@ -221,7 +227,10 @@ PRESETS: dict[Preset, Plan] = {
         documents=96,
     ),
     "gpu": Plan(
-        (_reference("swiglu"), _shape("llama-3-8b", prompt_tokens=512, new_tokens=64)),
+        (
+            _reference("swiglu"),
+            _shape("llama-3-8b", prompt_tokens=512, new_tokens=64, layer_sparsity_from="ref:swiglu"),
+        ),
         sparsities=(0.5, 0.75),
         device="cuda",
         budget_s=180,
@@ -229,6 +238,7 @@ PRESETS: dict[Preset, Plan] = {
         most_rounds=MOST_ROUNDS,
     ),
 }
+"""Presets by name. `plan_of` takes their model of both axes in a size that no cache holds."""
 
 
 SIZES = ("prompt_tokens", "new_tokens", "dtype")
@@ -242,7 +252,8 @@ def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
     """A preset, changed by what is asked.
 
     Models take the place of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
-    achieved sparsity per layer of the first trained one. Methods that are named are timed too.
+    achieved sparsity per layer of the first trained one. Methods that are named are timed too. A preset's own model of
+    both axes has the smallest size that is larger than the caches of the device.
 
     Parameters
     ----------
@@ -273,7 +284,26 @@ def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
         profile = trained[0] if trained else None
         subjects = tuple(_subject(name, profile) for name in sorted(config.models, key=is_shape))
     sizes = {name: value for name in SIZES if (value := getattr(config, name)) is not None}
-    return replace(plan, subjects=tuple(replace(subject, **sizes) for subject in subjects), **changes)
+    subjects = tuple(replace(subject, **sizes) for subject in subjects)
+    if not config.models:
+        subjects = _beyond_cache(subjects, config.device or plan.device)
+    return replace(plan, subjects=subjects, **changes)
+
+
+def _beyond_cache(subjects: Sequence[Subject], device: str) -> tuple[Subject, ...]:
+    """The model of both axes in a size that the device's caches do not hold, wherever it is named."""
+    both = [subject for subject in subjects if subject.model == WIDE]
+    if not both:
+        return tuple(subjects)
+    taken = larger_than_cache(WIDE, getattr(torch, both[0].dtype).itemsize, cache_bytes(device))
+    return tuple(
+        replace(
+            subject,
+            model=taken if subject.model == WIDE else subject.model,
+            layer_sparsity_from=taken if subject.layer_sparsity_from == WIDE else subject.layer_sparsity_from,
+        )
+        for subject in subjects
+    )
 
 
 def plan_for(

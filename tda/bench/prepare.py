@@ -27,7 +27,7 @@ from tda.models.digest import weights_digest
 from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
 from tda.quality.documents import read_jsonl, text_facts
 from tda.quality.recall import Question
-from tda.thresholds import Thresholds
+from tda.thresholds import WINDOW, Thresholds
 
 Profile = Mapping[MethodSpec, Sequence[float]]
 """Achieved sparsity per layer, by method."""
@@ -132,7 +132,7 @@ def prepare(
         documents = evaluation_documents(
             tokenizer, subject.prompt_tokens, subject.new_tokens, scored + timed, text=plan.text
         )
-    asks = subject.quality and plan.text is None
+    asks = plan.recall and subject.quality and plan.text is None
     asked = recall_questions(tokenizer, plan.documents) if asks else []
     questions = [question for question in asked if fits(model, len(question.context), len(question.answer))]
     methods, left_out = _defined(plan, find_ffns(model)[0])
@@ -263,6 +263,8 @@ class _Calibration:
     def _length(self) -> int:
         """Tokens of a calibration document: the power of two that holds every prompt, or what the model holds."""
         longest = max([self.subject.prompt_tokens, *(len(question.context) for question in self.prepared.questions)])
+        if self.plan.calibration_text is None and self.prepared.tokenizer is not None:
+            longest = max(longest, 2 * WINDOW)  # first words alone are alike in all built-in streams
         held, positions = 1 << (longest - 1).bit_length(), context_length(text_config(self.prepared.model))
         return held if positions is None else min(held, positions)
 
