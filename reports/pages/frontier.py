@@ -269,7 +269,7 @@ def _name(artists: Sequence[Artist], place: int) -> None:
 
 
 def _point(spot: Spot) -> Point:
-    text = "" if spot.facts.sparsity is None else f"{spot.facts.sparsity:.3g}".lstrip("0")
+    text = "" if spot.facts.sparsity is None else f"{spot.facts.sparsity:.3g}"
     return Point(spot.facts.method, spot.facts.method, False, spot.x, spot.y, text)
 
 
