@@ -25,7 +25,9 @@ def test_statistic(clock: Clock, subject: Subject, method: Any) -> None:
     z = subject.z
     statistic = clock(lambda: statistic_of(subject, method), rounds=100)
     assert int(statistic.tokens) == PROMPT_TOKENS
-    squares = z.double().square()
+    contributes = getattr(method, "statistic", None) == "contribution"
+    norms = subject.ffns[0].down.weight.double().norm(dim=0) if contributes else 1.0
+    squares = (z.double() * norms).square()
     expected = (squares / squares.sum(-1, keepdim=True)).sum(1)
     torch.testing.assert_close(statistic.value().double(), expected, rtol=1e-3, atol=1e-6)
     clock.note("statistic_ms", subject.case(method), bytes_moved=z.nbytes)
