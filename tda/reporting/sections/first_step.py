@@ -54,7 +54,7 @@ def _before(setting: Setting, cases: list[Comparison]) -> Plot:
         row_text(axes, row, _cost(case))
     if setting.baseline is not None:
         axes.axvline(_level(setting.baseline, "prefill_ms"), color=INK, linewidth=1, linestyle="--", zorder=3)
-    axes.set_xlim(0, max(map(_ready_ms, cases)) * 2.4)
+    axes.set_xlim(0, max(map(_ready_ms, cases)) * 2.9)
     label_axes(axes, f"Prefill and selection of {setting.model} (ms, mean over rounds; dashed: dense prefill)")
     plain_ticks(axes, "x")
     caption = (
