@@ -152,11 +152,17 @@ def check_sparsity(sparsity: object) -> float:
     TypeError, ValueError
         If it is no number, or not in 0 <= sparsity < 1.
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
-        raise TypeError(f"sparsity must be a number, got {sparsity!r}")
-    if not 0 <= sparsity < 1:
+    number = check_number("sparsity", sparsity)
+    if not 0 <= number < 1:
         raise ValueError(f"sparsity is the share of neurons left out, 0 <= sparsity < 1; got {sparsity}")
-    return float(sparsity)
+    return float(number)
+
+
+def check_number(name: str, value: object) -> int | float:
+    """Return an option's value; TypeError if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
 
 
 def kept_count(sparsity: float, F: int) -> int:
@@ -421,7 +427,7 @@ class ErrorControlled(Method):
             raise ValueError(
                 f"give a sparsity or an error level, not both; got sparsity {self.sparsity}, cett {self.cett}"
             )
-        if not 0 < self.cett < 1:
+        if not 0 < check_number("cett", self.cett) < 1:
             raise ValueError(f"cett is a relative error, 0 < cett < 1; got {self.cett}")
         if self.allocation != "equal_error":
             raise ValueError(

@@ -156,8 +156,10 @@ class TestBuild:
         [
             ("griffon", "unknown method 'griffon'; known: cats, dense"),
             ("tda:cet=1", "method 'tda' has no option 'cet'; it has sparsity, allocation, cett, statistic"),
-            ("tda:min_keep=nan", "min_keep must be a number; got 'nan'"),
-            ("tda:max_keep=true", "max_keep must be a number; got True"),
+            ("tda:min_keep=nan", "min_keep must be a number, got 'nan'"),
+            ("tda:max_keep=true", "max_keep must be a number, got True"),
+            ("tt:cett=high", "cett must be a number, got 'high'"),
+            ("tda:cett=true", "cett must be a number, got True"),
             ("int8:rows=shared", "method 'int8' has no option 'rows'; it has none"),
             ("dense:sparsity=0.5", "method 'dense' has no option 'sparsity'; it has dense_kernel"),
             ("griffin:name=x", "method 'griffin' has no option 'name'; it has sparsity, rows"),

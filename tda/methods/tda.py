@@ -7,7 +7,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, ErrorControlled, Prompt, PromptMethod, Rows, Source, Statistic, check_choice
+from tda.contracts import (
+    FFN,
+    ErrorControlled,
+    Prompt,
+    PromptMethod,
+    Rows,
+    Source,
+    Statistic,
+    check_choice,
+    check_number,
+)
 from tda.methods import METHODS
 from tda.prompt_statistics import RelativeMaximum, RelativeSquares, Squares
 from tda.thresholds import Thresholds
@@ -52,10 +62,8 @@ class TDA(ErrorControlled, PromptMethod):
         check_choice("statistic", self.statistic, ("relative", "l2", "max", "contribution"))
         check_choice("source", self.source, ("z", "gate", "up"))
         check_choice("rows", self.rows, ("per_row", "shared"))
-        for name, bound in (("min_keep", self.min_keep), ("max_keep", self.max_keep)):
-            if isinstance(bound, bool) or not isinstance(bound, int | float):
-                raise ValueError(f"{name} must be a number; got {bound!r}")
-        if not 0 <= self.min_keep <= self.max_keep <= 1:
+        low, high = check_number("min_keep", self.min_keep), check_number("max_keep", self.max_keep)
+        if not 0 <= low <= high <= 1:
             raise ValueError(f"need 0 <= min_keep <= max_keep <= 1; got {self.min_keep} and {self.max_keep}")
 
     @property
