@@ -245,8 +245,9 @@ static NOT_INLINE float dot_end(const char *row, const float *x, int64_t from, i
     return total;
 }
 
-/* Dot products of `count` rows with packed x; what lies `ahead` bytes on is prefetched. */
-INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t n, int kind, int64_t ahead, float *out) {
+/* Dot products of `count` rows with packed x; those of `ahead` are prefetched. */
+INLINE void dot_rows(const char *const *row, const char *const *ahead, int count, const float *x, int64_t n, int kind,
+                     float *out) {
     vf even[STREAMS], odd[STREAMS];
     for (int r = 0; r < count; r++) even[r] = odd[r] = (vf){0};
     int64_t i = 0;
@@ -254,7 +255,7 @@ INLINE void dot_rows(const char *const *row, int count, const float *x, int64_t 
         vf x0 = load(x + i), x1 = load(x + i + W);
         for (int r = 0; r < count; r++) {
             vf a, b;
-            prefetch(row[r] + ahead, i, kind);
+            prefetch(ahead[r], i, kind);
             load_block(row[r], i, kind, &a, &b);
             even[r] += a * x0;
             odd[r] += b * x1;
@@ -277,8 +278,8 @@ INLINE void add_block(const char *const *row, int count, const vf *factor, int64
     store(y + i + W, y1);
 }
 
-/* Packed y += sum of factor·row; what lies LEAP bytes on is prefetched, from the ends of rows on in the rows of `then`. */
-INLINE void add_rows(const char *const *row, const char *const *then, int count, const float *factor, int64_t n, int kind,
+/* Packed y += sum of factor·row; what lies LEAP bytes on in a row is prefetched, and in its last LEAP bytes `ahead`. */
+INLINE void add_rows(const char *const *row, const char *const *ahead, int count, const float *factor, int64_t n, int kind,
                      float *y) {
     int64_t i = 0, turn = blocks_end(n) - LEAP / size_of(kind);
     vf factors[STREAMS]; /* a copy, which stores to y cannot change */
@@ -288,7 +289,7 @@ INLINE void add_rows(const char *const *row, const char *const *then, int count,
         add_block(row, count, factors, i, kind, y);
     }
     for (; i < blocks_end(n); i += STEP) {
-        for (int r = 0; r < count; r++) prefetch(then[r] + LEAP - n * size_of(kind), i, kind);
+        for (int r = 0; r < count; r++) prefetch(ahead[r], i, kind);
         add_block(row, count, factors, i, kind, y);
     }
     for (; i < n; i++)
@@ -301,25 +302,25 @@ INLINE float bias_at(const Matrix *matrix, int64_t row) {
     return element(matrix->bias, row, matrix->kind == INT8 ? FLOAT32 : matrix->kind);
 }
 
-/* Dot products of a row from each stream with packed x. */
-static void dot_streams(const char *const *row, const float *x, int64_t n, int kind, float *out) {
-    if (kind == BFLOAT16) dot_rows(row, STREAMS, x, n, BFLOAT16, LEAP, out);
-    else if (kind == FLOAT32) dot_rows(row, STREAMS, x, n, FLOAT32, LEAP, out);
-    else dot_rows(row, STREAMS, x, n, INT8, LEAP, out);
+/* Dot products of a row from each stream with packed x; those of `ahead` are prefetched. */
+static void dot_streams(const char *const *row, const char *const *ahead, const float *x, int64_t n, int kind, float *out) {
+    if (kind == BFLOAT16) dot_rows(row, ahead, STREAMS, x, n, BFLOAT16, out);
+    else if (kind == FLOAT32) dot_rows(row, ahead, STREAMS, x, n, FLOAT32, out);
+    else dot_rows(row, ahead, STREAMS, x, n, INT8, out);
 }
 
 INLINE void dot_kind(const Matrix *matrix, int64_t first, int64_t count, const float *x, int kind, float *out) {
     int64_t part = READS_APART ? count / STREAMS : 0;
     for (int64_t i = 0; i < part; i++) {
-        const char *row[STREAMS];
+        const char *row[STREAMS], *ahead[STREAMS];
         float dots[STREAMS];
-        for (int r = 0; r < STREAMS; r++) row[r] = row_at(matrix, first + r * part + i);
-        dot_streams(row, x, matrix->columns, kind, dots);
+        for (int r = 0; r < STREAMS; r++) ahead[r] = (row[r] = row_at(matrix, first + r * part + i)) + LEAP;
+        dot_streams(row, ahead, x, matrix->columns, kind, dots);
         for (int r = 0; r < STREAMS; r++) out[r * part + i] = dots[r];
     }
     for (int64_t i = part * STREAMS; i < count; i++) {
-        const char *row = row_at(matrix, first + i);
-        dot_rows(&row, 1, x, matrix->columns, kind, AHEAD, out + i);
+        const char *row = row_at(matrix, first + i), *ahead = row + AHEAD;
+        dot_rows(&row, &ahead, 1, x, matrix->columns, kind, out + i);
     }
     for (int64_t i = 0; i < count; i++) {
         if (kind == INT8) out[i] *= matrix->scale[first + i];
@@ -335,27 +336,27 @@ static void dot_all(const Matrix *matrix, int64_t first, int64_t count, const fl
 }
 
 /* out = x, packed, times picked rows, as many as there are streams or fewer, + bias; no INT8. */
-static void dot_picked(const Matrix *matrix, const int64_t *picked, int count, const float *x, float *out) {
+static void dot_picked(const Matrix *matrix, const int64_t *picked, const char *const *ahead, int count, const float *x,
+                       float *out) {
     const char *row[STREAMS];
     for (int r = 0; r < count; r++) row[r] = row_at(matrix, picked[r]);
-    if (count == STREAMS) dot_streams(row, x, matrix->columns, matrix->kind, out);
+    if (count == STREAMS) dot_streams(row, ahead, x, matrix->columns, matrix->kind, out);
     else
-        for (int r = 0; r < count; r++) dot_rows(row + r, 1, x, matrix->columns, matrix->kind, LEAP, out + r);
+        for (int r = 0; r < count; r++) dot_rows(row + r, ahead + r, 1, x, matrix->columns, matrix->kind, out + r);
     if (matrix->bias)
         for (int r = 0; r < count; r++) out[r] += bias_at(matrix, picked[r]);
 }
 
-/* Packed y += sum of factor·row over picked rows, as many as there are streams or fewer; no INT8. Afterwards each stream goes
- * on with its row of `then`. */
-static void add_picked(const Matrix *matrix, const int64_t *picked, const char *const *then, int count, const float *factor,
+/* Packed y += sum of factor·row over picked rows, as many as there are streams or fewer; no INT8. */
+static void add_picked(const Matrix *matrix, const int64_t *picked, const char *const *ahead, int count, const float *factor,
                        float *y) {
     const char *row[STREAMS];
     int64_t n = matrix->columns;
     for (int r = 0; r < count; r++) row[r] = row_at(matrix, picked[r]);
-    if (count == STREAMS && matrix->kind == BFLOAT16) add_rows(row, then, STREAMS, factor, n, BFLOAT16, y);
-    else if (count == STREAMS) add_rows(row, then, STREAMS, factor, n, FLOAT32, y);
+    if (count == STREAMS && matrix->kind == BFLOAT16) add_rows(row, ahead, STREAMS, factor, n, BFLOAT16, y);
+    else if (count == STREAMS) add_rows(row, ahead, STREAMS, factor, n, FLOAT32, y);
     else
-        for (int r = 0; r < count; r++) add_rows(row + r, then + r, 1, factor + r, n, matrix->kind, y);
+        for (int r = 0; r < count; r++) add_rows(row + r, ahead + r, 1, factor + r, n, matrix->kind, y);
 }
 
 /* This thread's share of `total` pieces, in whole groups. */
@@ -418,31 +419,56 @@ static void activate(float *values, int64_t n, int act) {
 
 /* ---- feed-forward network ---- */
 
+/* The rows that a stream reads of each neuron, one of every matrix, and for each row where what is prefetched meanwhile lies:
+ * LEAP bytes on in the row itself, or, from its end on or where rows are shorter, in a row that follows. */
+typedef struct {
+    int count;
+    const Matrix *matrix[3];
+    struct { const Matrix *matrix; int64_t offset; int later; } ahead[3]; /* later: that row is the next neuron's */
+} Rows;
+
+static Rows rows_of(const FFN *ffn, int known) {
+    Rows rows = {0};
+    int gated = ffn->gate.data != NULL, whole = ffn->rule == CONTRIBUTION_THRESHOLD;
+    if (gated && !known) rows.matrix[rows.count++] = &ffn->gate;
+    if (!whole && (gated || !known)) rows.matrix[rows.count++] = &ffn->up;
+    rows.matrix[rows.count++] = &ffn->down;
+    int64_t bytes = ffn->up.columns * size_of(ffn->up.kind), short_of = bytes < LEAP ? 0 : bytes - LEAP;
+    int on = short_of ? 1 : (LEAP + bytes - 1) / bytes;
+    for (int i = 0; i < rows.count; i++) {
+        int last = i == rows.count - 1, same = short_of && !last, place = same ? i : i + on;
+        rows.ahead[i].matrix = rows.matrix[place % rows.count];
+        rows.ahead[i].offset = same ? LEAP : -short_of;
+        rows.ahead[i].later = place >= rows.count;
+    }
+    return rows;
+}
+
 /* Packed y += what some neurons of a list (NULL: of all) give, at most one for each stream, by their places in it.
  * `known`, by place, are activations of the gate that are there already, or of whole neurons where their size decided. */
-static void add_few(const FFN *ffn, const int32_t *list, int64_t end, const int64_t *place, int count, const float *known,
-                    const float *x, float *y) {
+static void add_few(const FFN *ffn, const Rows *rows, const int32_t *list, int64_t end, const int64_t *place, int count,
+                    const float *known, const float *x, float *y) {
     float z[W] = {0}, u[STREAMS];
     int64_t picked[STREAMS];
-    int gated = ffn->gate.data != NULL, whole = ffn->rule == CONTRIBUTION_THRESHOLD;
-    const Matrix *first = whole ? &ffn->down : known || !gated ? &ffn->up : &ffn->gate;
-    const char *then[STREAMS];
+    const char *ahead[3][STREAMS];
     for (int r = 0; r < count; r++) {
         int64_t later = place[r] + 1 < end ? place[r] + 1 : place[r];
         picked[r] = list ? list[place[r]] : place[r];
-        then[r] = row_at(first, list ? list[later] : later);
+        if (list) later = list[later];
+        for (int i = 0; i < rows->count; i++)
+            ahead[i][r] = row_at(rows->ahead[i].matrix, rows->ahead[i].later ? later : picked[r]) + rows->ahead[i].offset;
     }
     if (known)
         for (int r = 0; r < count; r++) z[r] = known[place[r]];
     else {
-        dot_picked(first, picked, count, x, z);
+        dot_picked(rows->matrix[0], picked, ahead[0], count, x, z);
         activate(z, W, ffn->act);
     }
-    if (gated && !whole) {
-        dot_picked(&ffn->up, picked, count, x, u);
+    if (ffn->gate.data && ffn->rule != CONTRIBUTION_THRESHOLD) {
+        dot_picked(&ffn->up, picked, ahead[rows->count - 2], count, x, u);
         for (int r = 0; r < count; r++) z[r] *= u[r];
     }
-    add_picked(&ffn->down, picked, then, count, z, y);
+    add_picked(&ffn->down, picked, ahead[rows->count - 1], count, z, y);
 }
 
 /* Packed y += what neurons [begin, end) of a list give. Each stream reads a part of the list from end to end: rows of gate, up
@@ -450,13 +476,14 @@ static void add_few(const FFN *ffn, const int32_t *list, int64_t end, const int6
 static void add_neurons(const FFN *ffn, const int32_t *list, int64_t begin, int64_t end, const float *known, const float *x,
                         float *y) {
     int64_t part = (end - begin) / STREAMS, place[STREAMS];
+    Rows rows = rows_of(ffn, known != NULL);
     for (int64_t i = 0; i < part; i++) {
         for (int r = 0; r < STREAMS; r++) place[r] = begin + r * part + i;
-        add_few(ffn, list, end, place, STREAMS, known, x, y);
+        add_few(ffn, &rows, list, end, place, STREAMS, known, x, y);
     }
     int rest = 0;
     for (int64_t i = begin + part * STREAMS; i < end; i++) place[rest++] = i;
-    add_few(ffn, list, end, place, rest, known, x, y);
+    add_few(ffn, &rows, list, end, place, rest, known, x, y);
 }
 
 /* Packed y += the part of the down projection that neurons [begin, end) of the list give. Needs `down_rows`. */
