@@ -1,30 +1,42 @@
 """What the reference models are worth: whether they tell methods apart, as large models do.
 
-Every method at four sparsities on held-out text, one model after the other; then what each costs, and each claim of the
-README with its figure and interval over documents, and whether it holds.
+Every method at four sparsities on held-out text, one model after the other, and the speed of `ref:wide` beside it. Then
+what each method costs, how the methods are ordered, how they lie against int8 and dense at equal bytes, and each claim
+of the README with its figure and interval over documents, and whether it holds.
 
     python benchmarks/reference.py --out results/reference
+    python benchmarks/reference.py --out results/mine --model FOLDER --text FILE --calibration-text FILE
 
-results.jsonl, costs.md, claims.md and the SVGs are what benchmarks/records/reference keeps of it.
+The tables, results.jsonl and the SVGs are what benchmarks/records/reference keeps of it.
 """
 
 import argparse
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from tda.bench.plan import Plan, Subject
+import numpy as np
+
+from tda.bench.plan import WIDE, Plan, Subject
 from tda.bench.run import Bench
+from tda.models.load import load_model
 from tda.records import Measurement, Record, merge
 from tda.reporting import build_report
-from tda.reporting.text import interval
+from tda.reporting.comparison import Comparison, settings
+from tda.reporting.text import MISSING, interval, size
 from tda.results import load, write_whole
 from tda.statistics import Estimate, bootstrap, paired_difference
 
-MODELS = ("ref:wide", "ref:swiglu", "ref:relu", "ref:geglu")
+MODELS = (WIDE, "ref:swiglu", "ref:relu", "ref:geglu")
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)
 TDA_TOLERANCE = 0.03
+ROUNDS = 15
+SMALLER = {(WIDE, "bfloat16"), ("ref:swiglu", "float32")}
+"""Dense models that read fewer bytes than the wide one, on the same documents."""
+ORDER = ("oracle", "tt", "cats", "tda", "griffin", "static_mean", "magnitude", "random")
+"""Methods from what should lose least to what should lose most."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,9 @@ class Claim:
     figure: str
     holds: bool
 
+    def __str__(self) -> str:
+        return f"| {self.model} | {self.sentence} | {self.figure} | {'yes' if self.holds else '**no**'} |"
+
 
 class Quality:
     """Differences between the cases of one model, in nats a token, paired per document."""
@@ -45,7 +60,7 @@ class Quality:
         self._nll: dict[tuple[str, float | None], Measurement] = {}
         self.achieved: dict[tuple[str, float | None], float] = {}
         for record in records:
-            if record.case.model == model:
+            if record.case.model == model and record.case.dtype == "float32":
                 key = (record.case.control or record.case.method, record.case.sparsity)
                 self._nll[key] = record.measurements["nll_nats"]
                 self.achieved[key] = sum(record.achieved_sparsity) / len(record.achieved_sparsity)
@@ -60,6 +75,12 @@ class Quality:
         base = (other, 0.0 if other == "dense" else sparsity)
         own = (one, None if one == "int8" else sparsity)
         found = paired_difference(self._nll[own], self._nll[base])
+        assert found is not None
+        return found
+
+    def below(self, other: Measurement) -> Estimate:
+        """How much worse another dense model is than this one."""
+        found = paired_difference(other, self._nll["dense", 0.0])
         assert found is not None
         return found
 
@@ -117,34 +138,106 @@ def costs(quality: Quality) -> Iterator[str]:
         yield f"| {quality.model} | {name} | {' | '.join(interval(one, signed=True) for one in found)} |"
 
 
+def order(quality: Quality) -> Iterator[str]:
+    """A row for each pair of neighbours of `ORDER`: how much more the second costs, and whether that is the order."""
+    for better, worse in pairwise(name for name in ORDER if name in quality.cases):
+        cells = []
+        for sparsity in SPARSITIES:
+            found = quality.difference(worse, better, sparsity)
+            assert found.low is not None and found.high is not None
+            verdict = "as expected" if found.low > 0 else "**reversed**" if found.high < 0 else "tie"
+            cells.append(f"{verdict}: {interval(found, signed=True)}")
+        yield f"| {quality.model} | {better} < {worse} | {' | '.join(cells)} |"
+
+
+def axes(records: list[Record], wide: Quality) -> Iterator[str]:
+    """A row for each timed case, most bytes first, then the dense models that read fewer bytes, which have no speed here."""
+    timed = [case for setting in settings(records) for case in setting.timed]
+    for case in sorted(timed, key=lambda case: -_bytes(case.record)):
+        names = ("speedup", "roofline_speedup", "speedup_efficiency", "break_even_tokens")
+        found = [*map(case.estimate, names), None if case.is_dense else case.delta_nll]
+        cells = [MISSING if one is None else interval(one, signed=one is case.delta_nll) for one in found]
+        yield f"| {case.label} | {size(_bytes(case.record))} | {' | '.join(cells)} | {'; '.join(case.warnings)} |"
+    for record in records:
+        case = record.case
+        if case.method == "dense" and case.control is None and (case.model, case.dtype) in SMALLER:
+            model = load_model(case.model, dtype=case.dtype).model
+            read = size(sum(weights.nbytes for weights in model.parameters()))
+            over = wide.below(record.measurements["nll_nats"])
+            yield f"| {case.model}, dense, {case.dtype} | {read} | {' | '.join([MISSING] * 4)} | {interval(over, signed=True)} | |"
+
+
+def _bytes(record: Record) -> float:
+    return float(np.median(record.samples("weight_bytes_per_token")))
+
+
 def main() -> None:
-    """Measure, write records and report, print costs and claims."""
+    """Measure, write records, report and tables, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=60)
+    parser.add_argument("--model", help="measure the quality of this one in place of the reference models")
+    parser.add_argument("--text", type=Path, help="JSONL to score it on")
+    parser.add_argument("--calibration-text", type=Path, help="JSONL that thresholds are made from")
     parser.add_argument("--read", action="store_true", help="measure nothing, only read the records there")
     options = parser.parse_args()
-    records = merge(load(options.out).records) if options.read else measure(options.out, options.documents)
+    if not options.read:
+        for plan in plans(options.documents) if options.model is None else [of_one(options)]:
+            Bench(plan, options.out).run()
+    records = merge(load(options.out).records)
     report = build_report([options.out], options.out)
-    for number, name in enumerate(MODELS, start=1):
-        drawn = report.index.parent / "figures" / f"quality-1-{number}-quality-delta-nll.svg"
-        shutil.copy(drawn, options.out / f"quality-{name.removeprefix('ref:')}.svg")
-    qualities = [Quality(name, records) for name in MODELS]
-    table = [f"| model | method | {' | '.join(f'{sparsity:g}' for sparsity in SPARSITIES)} |", "|---" * 6 + "|"]
-    table += [row for quality in qualities for row in costs(quality)]
-    write_whole(options.out / "costs.md", "\n".join(table) + "\n")
-    lines = ["| model | claim | figure | holds |", "|---|---|---|---|"]
-    for claim in (claim for quality in qualities for claim in claims(quality)):
-        lines.append(f"| {claim.model} | {claim.sentence} | {claim.figure} | {'yes' if claim.holds else '**no**'} |")
-    write_whole(options.out / "claims.md", "\n".join(lines) + "\n")
-    print("\n".join([*table, "", *lines]))
-    print(f"\nreport: {report.index}")
+    models = MODELS if options.model is None else (options.model,)
+    qualities = [Quality(name, records) for name in models]
+    sparsities = [f"{sparsity:g}" for sparsity in SPARSITIES]
+    tables = {"costs": table(["model", "method", *sparsities], [row for each in qualities for row in costs(each)])}
+    tables["order"] = table(["model", "pair", *sparsities], [row for each in qualities for row in order(each)])
+    if options.model is None:
+        figures = report.index.parent / "figures"
+        for number, name in enumerate(models, start=1):
+            drawn = figures / f"quality-1-{number}-quality-delta-nll.svg"
+            shutil.copy(drawn, options.out / f"quality-{name.removeprefix('ref:')}.svg")
+        shutil.copy(figures / "tradeoff-1-1-tradeoff-joint-speedup.svg", options.out / "joint-wide.svg")
+        heads = [
+            "case",
+            "weights read a token",
+            "speed-up",
+            "limit",
+            "share of the gain",
+            "repaid after",
+            "ΔNLL",
+            "doubt",
+        ]
+        tables["axes"] = table(heads, list(axes(records, qualities[0])))
+        found = [claim for quality in qualities for claim in claims(quality)]
+        tables["claims"] = table(["model", "claim", "figure", "holds"], [str(claim) for claim in found])
+    for name, text in tables.items():
+        write_whole(options.out / f"{name}.md", text)
+        print(text)
+    print(f"report: {report.index}")
 
 
-def measure(out: Path, documents: int) -> list[Record]:
-    """Score every method on each model."""
-    subjects = tuple(Subject(name, prompt_tokens=256, new_tokens=128, speed=False) for name in MODELS)
-    return Bench(Plan(subjects, sparsities=SPARSITIES, documents=documents), out).run()
+def table(heads: list[str], rows: list[str]) -> str:
+    """Write a table in Markdown."""
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]) + "\n"
+
+
+def plans(documents: int) -> list[Plan]:
+    """Every method on each model: the wide one on both axes, the dense one in half the bytes, then the small ones."""
+    wide = Subject(WIDE, prompt_tokens=256, new_tokens=128)
+    small = tuple(Subject(name, prompt_tokens=256, new_tokens=128, speed=False) for name in MODELS[1:])
+    half = Subject(WIDE, prompt_tokens=256, new_tokens=128, dtype="bfloat16", speed=False)
+    return [
+        Plan((wide,), sparsities=SPARSITIES, documents=documents, rounds=ROUNDS, recall=False),
+        Plan((half,), methods=("dense",), documents=documents, recall=False),
+        Plan(small, sparsities=SPARSITIES, documents=documents),
+    ]
+
+
+def of_one(options: argparse.Namespace) -> Plan:
+    """The quality of a model of one's own."""
+    subject = Subject(options.model, prompt_tokens=128, new_tokens=64, speed=False)
+    texts = {"text": options.text, "calibration_text": options.calibration_text}
+    return Plan((subject,), sparsities=SPARSITIES, documents=options.documents, recall=False, **texts)
 
 
 if __name__ == "__main__":

@@ -180,16 +180,15 @@ class TestReferences:
             tda.load_model("ref:swiglu")
 
 
-def test_quality_is_that_of_the_model_before(tmp_path: Any) -> None:
+@pytest.mark.parametrize("name", ["ref:swiglu", pytest.param("ref:wide", marks=pytest.mark.slow)])
+def test_quality_is_that_of_the_model_before(name: str, tmp_path: Any) -> None:
     """Copies tie in every statistic, and both stay or go; random draws neurons, so it may keep one of two."""
-    subjects = tuple(
-        Subject(name, prompt_tokens=48, new_tokens=16, speed=False) for name in ("ref:swiglu", "ref:swiglu:2x")
-    )
+    subjects = tuple(Subject(each, prompt_tokens=48, new_tokens=16, speed=False) for each in (name, f"{name}:2x"))
     plan = Plan(subjects, sparsities=(0.5,), documents=3, calibration_documents=4)
     one: dict[Any, Record] = {}
     two: dict[Any, Record] = {}
     for record in merge(Bench(plan, tmp_path).run()):
-        (one if record.case.model == "ref:swiglu" else two)[record.case.spec, record.case.control] = record
+        (one if record.case.model == name else two)[record.case.spec, record.case.control] = record
     assert one.keys() == two.keys()
     for key, record in one.items():
         was, found = (np.array(each.samples("nll_nats")) for each in (record, two[key]))
