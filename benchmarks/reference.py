@@ -24,7 +24,7 @@ from tda.bench.run import Bench
 from tda.models.load import load_model
 from tda.records import Measurement, Record, merge
 from tda.reporting import build_report
-from tda.reporting.comparison import Comparison, settings
+from tda.reporting.comparison import settings
 from tda.reporting.text import MISSING, interval, size
 from tda.results import load, write_whole
 from tda.statistics import Estimate, bootstrap, paired_difference
@@ -144,14 +144,15 @@ def order(quality: Quality) -> Iterator[str]:
         cells = []
         for sparsity in SPARSITIES:
             found = quality.difference(worse, better, sparsity)
-            assert found.low is not None and found.high is not None
+            assert found.low is not None
+            assert found.high is not None
             verdict = "as expected" if found.low > 0 else "**reversed**" if found.high < 0 else "tie"
             cells.append(f"{verdict}: {interval(found, signed=True)}")
         yield f"| {quality.model} | {better} < {worse} | {' | '.join(cells)} |"
 
 
 def axes(records: list[Record], wide: Quality) -> Iterator[str]:
-    """A row for each timed case, most bytes first, then the dense models that read fewer bytes, which have no speed here."""
+    """A row for each timed case, most bytes first, then those of `SMALLER`, which have no speed here."""
     timed = [case for setting in settings(records) for case in setting.timed]
     for case in sorted(timed, key=lambda case: -_bytes(case.record)):
         names = ("speedup", "roofline_speedup", "speedup_efficiency", "break_even_tokens")
@@ -163,8 +164,8 @@ def axes(records: list[Record], wide: Quality) -> Iterator[str]:
         if case.method == "dense" and case.control is None and (case.model, case.dtype) in SMALLER:
             model = load_model(case.model, dtype=case.dtype).model
             read = size(sum(weights.nbytes for weights in model.parameters()))
-            over = wide.below(record.measurements["nll_nats"])
-            yield f"| {case.model}, dense, {case.dtype} | {read} | {' | '.join([MISSING] * 4)} | {interval(over, signed=True)} | |"
+            cells = [*[MISSING] * 4, interval(wide.below(record.measurements["nll_nats"]), signed=True)]
+            yield f"| {case.model}, dense, {case.dtype} | {read} | {' | '.join(cells)} | |"
 
 
 def _bytes(record: Record) -> float:
@@ -202,8 +203,8 @@ def main() -> None:
             "weights read a token",
             "speed-up",
             "limit",
-            "share of the gain",
-            "repaid after",
+            "efficiency",
+            "repaid after (tokens)",
             "ΔNLL",
             "doubt",
         ]
