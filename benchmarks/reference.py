@@ -60,7 +60,8 @@ class Quality:
         self._nll: dict[tuple[str, float | None], Measurement] = {}
         self.achieved: dict[tuple[str, float | None], float] = {}
         for record in records:
-            if record.case.model == model and record.case.dtype == "float32":
+            case = record.case
+            if (case.model, case.dtype) == (model, "float32") and case.control != "a_a":
                 key = (record.case.control or record.case.method, record.case.sparsity)
                 self._nll[key] = record.measurements["nll_nats"]
                 self.achieved[key] = sum(record.achieved_sparsity) / len(record.achieved_sparsity)
