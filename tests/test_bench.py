@@ -78,7 +78,7 @@ def test_every_case_is_measured_and_says_why_not_what(finished):
             assert bool(record.samples(quantity)) or record.measurements[quantity].missing
     griffin = merged["griffin", None]
     assert len(griffin.samples("decode_ms")) == 2 * 3  # rounds x (new tokens - 1): the first comes from prefill
-    assert (griffin.execution, griffin.backend) == ("indexed", "c")
+    assert (griffin.execution, griffin.backend) == ("compact", "c")
     assert merged["tt", None].execution == "indexed"
     assert merged["oracle", None].execution == "masked"
     assert len(griffin.samples("nll_nats")) == 3 + 2  # scored documents, and one per timed round

@@ -69,7 +69,7 @@ def test_calibrate_then_generate_and_eval_with_the_artifact(command, tmp_path):
     assert code == 0, err
     assert out.startswith(prompt)
     assert len(out.strip()) > len(prompt)
-    assert "indexed: left out per layer" in err
+    assert "compact: left out per layer" in err
 
     code, out, err = command("eval", *common, *TINY, "--json")
     assert code == 0, err

@@ -364,7 +364,7 @@ class TestDetaching:
         before, laid = state(model), strides(model)
 
         def body() -> None:
-            with stepping(model, tda.Griffin()) as run:
+            with stepping(model, tda.Griffin(), execution="indexed") as run:
                 step_logits(model, prefill(model, tiny.text(1, 9)).cache, tiny.text(1, 2))
                 assert run.execution == "indexed"
                 assert strides(model) != laid
@@ -393,7 +393,7 @@ class TestDetaching:
             return interrupted
 
         monkeypatch.setattr("tda.engine.executors.lay_rows", lay)
-        with pytest.raises(KeyboardInterrupt), stepping(model, tda.Griffin()):
+        with pytest.raises(KeyboardInterrupt), stepping(model, tda.Griffin(), execution="indexed"):
             pass
         same(before, state(model))
         assert strides(model) == laid
@@ -431,7 +431,7 @@ class TestDetaching:
     def test_only_what_a_method_leaves_out_lies_together(self, method: Method, together: int) -> None:
         """What is read in full stays a matrix of its own: rows that follow each other stream best."""
         model = tiny.build("llama")
-        with stepping(model, method, thresholds=tiny.thresholds("llama", method)):
+        with stepping(model, method, thresholds=tiny.thresholds("llama", method), execution="indexed"):
             ffn = find_ffns(model)[0]
             held = {linear.weight.untyped_storage().data_ptr() for linear in ffn.linears}
         assert len(held) == 4 - together

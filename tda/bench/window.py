@@ -9,6 +9,7 @@ from torch import nn
 
 from tda.contracts import Method
 from tda.engine import attach
+from tda.engine.caches import MARK
 from tda.engine.plain import plain
 from tda.engine.session import Session
 from tda.names import Execution
@@ -50,10 +51,10 @@ def gpu_use(
 def decode_for(seconds: float, session: Session) -> int:
     """Decode a request's continuations again and again until so much time has passed; the number of tokens."""
     end, cache = time.monotonic() + seconds, session.cache
-    prompt = copy.deepcopy(vars(cache))
+    prompt = copy.deepcopy({name: held for name, held in vars(cache).items() if name != MARK})
     tokens = 0
     while not tokens or time.monotonic() < end:
-        vars(cache).update(copy.deepcopy(prompt))  # the same object, by which the run knows the request
+        vars(cache).update(copy.deepcopy(prompt))  # the same object with its mark, by which the run knows the request
         tokens += sum(len(logits) for logits in session.steps())
         if session.device.type == "cuda":
             torch.cuda.synchronize(session.device)

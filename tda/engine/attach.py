@@ -51,7 +51,8 @@ def attach(
     execution : {"auto", "masked", "compact", "indexed"}
         "masked": dense arithmetic with left-out activations zeroed, the reference, without a speed; "compact":
         weights gathered once per prompt (methods that choose per prompt); "indexed": only kept rows are read, where
-        they lie; "auto": the fastest that is right here.
+        they lie; "auto": the fastest that is right here (on a CPU, "indexed" where a neuron's weights have 4 KiB or
+        more, else "compact" for methods that choose per prompt).
 
     Yields
     ------

@@ -42,6 +42,13 @@ from tda.names import Execution, Ran
 from tda.prompt_statistics import Sweep
 from tda.thresholds import Thresholds
 
+SHORT = 4096
+"""Bytes of a neuron's weights below which "auto" copies what a prompt keeps.
+
+At every jump over neurons a processor has fetched about 1 KiB in vain, which it expected to be read next: much of a
+short neuron, little of a long one.
+"""
+
 
 @dataclass
 class Executors:
@@ -134,7 +141,7 @@ def executors(
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
     if reason is None:
-        if asked == "compact":
+        if asked == "compact" or (asked == "auto" and isinstance(method, PromptMethod) and _short(ffns)):
             prepared = _gathered(model, ffns)
         else:
             for ffn in ffns:
@@ -178,6 +185,12 @@ def _gathered(model: nn.Module, ffns: list[FFN]) -> Executors:
     layers = [GatheredFFN(ffn) for ffn in ffns]
     step, reason = _step(model, ffns, [layer.description for layer in layers])
     return Executors(ffns, "compact", _named(reason), layers, step)
+
+
+def _short(ffns: list[FFN]) -> bool:
+    """Whether reading neurons where they lie would mean jumping over short ones on a CPU."""
+    ffn = ffns[0]
+    return not _on_cuda(ffns) and (len(ffn.inputs) + 1) * ffn.D * ffn.up.weight.element_size() < SHORT
 
 
 def _compact(ffns: list[FFN], backend: str) -> Executors:
