@@ -75,8 +75,12 @@ class Quality:
         """How much worse `one` is than `other` ("dense" for the dense model); int8 is the same at each sparsity."""
         base = (other, 0.0 if other == "dense" else sparsity)
         own = (one, None if one == "int8" else sparsity)
+        missing = {own, base} - self._nll.keys()
+        if missing:
+            raise ValueError(f"{self.model}: no record of {' and '.join(f'{name} {level}' for name, level in missing)}")
         found = paired_difference(self._nll[own], self._nll[base])
-        assert found is not None
+        if found is None or found.low is None:
+            raise ValueError(f"{self.model}: too few documents for an interval; give more --documents")
         return found
 
     def below(self, other: Measurement) -> Estimate:
@@ -183,22 +187,34 @@ def main() -> None:
     parser.add_argument("--calibration-text", type=Path, help="JSONL that thresholds are made from")
     parser.add_argument("--read", action="store_true", help="measure nothing, only read the records there")
     options = parser.parse_args()
-    if not options.read:
-        for plan in plans(options.documents) if options.model is None else [of_one(options)]:
-            Bench(plan, options.out).run()
-    records = merge(load(options.out).records)
-    report = build_report([options.out], options.out)
-    models = MODELS if options.model is None else (options.model,)
+    own = (options.model, options.text, options.calibration_text)
+    if any(own) and not all(own):
+        parser.error("--model, --text and --calibration-text go together")
+    try:
+        if not options.read:
+            for plan in plans(options.documents) if options.model is None else [of_one(options)]:
+                Bench(plan, options.out).run()
+        write(options.out)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def write(out: Path) -> None:
+    """Write report and tables of the records in a folder, and print the tables."""
+    records = merge(load(out).records)
+    report = build_report([out], out)
+    found = [setting.cases[0].record.case for setting in settings(records)]
+    models = {case.model: number for number, case in enumerate(found, start=1) if case.dtype == "float32"}
     qualities = [Quality(name, records) for name in models]
     sparsities = [f"{sparsity:g}" for sparsity in SPARSITIES]
     tables = {"costs": table(["model", "method", *sparsities], [row for each in qualities for row in costs(each)])}
     tables["order"] = table(["model", "pair", *sparsities], [row for each in qualities for row in order(each)])
-    if options.model is None:
+    if tuple(models) == MODELS:
         figures = report.index.parent / "figures"
-        for number, name in enumerate(models, start=1):
+        for name, number in models.items():
             drawn = figures / f"quality-1-{number}-quality-delta-nll.svg"
-            shutil.copy(drawn, options.out / f"quality-{name.removeprefix('ref:')}.svg")
-        shutil.copy(figures / "tradeoff-1-1-tradeoff-joint-speedup.svg", options.out / "joint-wide.svg")
+            shutil.copy(drawn, out / f"quality-{name.removeprefix('ref:')}.svg")
+        shutil.copy(figures / "tradeoff-1-1-tradeoff-joint-speedup.svg", out / "joint-wide.svg")
         heads = [
             "case",
             "weights read a token",
@@ -210,10 +226,10 @@ def main() -> None:
             "doubt",
         ]
         tables["axes"] = table(heads, list(axes(records, qualities[0])))
-        found = [claim for quality in qualities for claim in claims(quality)]
-        tables["claims"] = table(["model", "claim", "figure", "holds"], [str(claim) for claim in found])
+        rows = [str(claim) for quality in qualities for claim in claims(quality)]
+        tables["claims"] = table(["model", "claim", "figure", "holds"], rows)
     for name, text in tables.items():
-        write_whole(options.out / f"{name}.md", text)
+        write_whole(out / f"{name}.md", text)
         print(text)
     print(f"report: {report.index}")
 

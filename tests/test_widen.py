@@ -158,6 +158,8 @@ class TestReferences:
         assert Reference.find("ref:swiglu:16x").times == 16
         for name in (
             "ref:swiglu:3x",
+            "ref:swiglu:1x",
+            "ref:swiglu:02x",
             "ref:swiglu:1x:2x",
             "ref:swiglu:x",
             "ref:none",

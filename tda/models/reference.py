@@ -16,7 +16,7 @@ from tda.reference import WEIGHTS
 PREFIX = "ref:"
 TIMES = (2, 4, 8, 16)
 """How often each FFN neuron may be there. Powers of two: parts are exact in any type."""
-_FORM = re.compile(r"ref:([^:]+)(?::(\d+)x)?")
+_FORM = re.compile(rf"ref:([^:]+)(?::({'|'.join(map(str, TIMES))})x)?")
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,13 @@ class Reference:
             If there is none.
         """
         found = _FORM.fullmatch(name)
-        times = int(found[2] or 1) if found else 0
-        if found is None or found[1] not in shipped() or times not in (1, *TIMES):
+        if found is None or found[1] not in shipped():
             known = ", ".join(PREFIX + known for known in shipped())
             sizes = ", ".join(f":{times}x" for times in TIMES)
             raise ValueError(
                 f"unknown reference model {name!r}; known: {known}, each also with {sizes} behind its name"
             )
-        return cls(WEIGHTS / found[1], times)
+        return cls(WEIGHTS / found[1], int(found[2] or 1))
 
     def config(self, config: Any) -> Any:
         """Its configuration, from the one in its folder."""
