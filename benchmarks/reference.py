@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from tda.bench.plan import WIDE, Plan, Subject
 from tda.bench.run import Bench
 from tda.models.load import load_model
@@ -27,7 +25,7 @@ from tda.reporting import build_report
 from tda.reporting.comparison import settings
 from tda.reporting.text import MISSING, interval, size
 from tda.results import load, write_whole
-from tda.statistics import Estimate, bootstrap, paired_difference
+from tda.statistics import Estimate, bootstrap, by_group, geometric, paired_difference
 
 MODELS = (WIDE, "ref:swiglu", "ref:relu", "ref:geglu")
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)
@@ -91,15 +89,15 @@ class Quality:
 
     def share(self, one: str, other: str, sparsity: float) -> Estimate:
         """What share of the cost of `other` is the cost of `one`; the bounds are those of one - other/2."""
-        costs = [self._costs(name, sparsity) for name in (one, other)]
-        pairs = bootstrap([a - 0.5 * b for a, b in zip(*costs, strict=True)])
-        value = sum(costs[0]) / sum(costs[1])
+        mine, theirs = (self._costs(name, sparsity) for name in (one, other))
+        both = [(mine[group], theirs[group]) for group in mine if group in theirs]  # timed documents are scored, too
+        pairs = bootstrap([a - 0.5 * b for a, b in both])
+        value = sum(a for a, _ in both) / sum(b for _, b in both)
         return Estimate(value, pairs.low, pairs.high, pairs.groups)
 
-    def _costs(self, name: str, sparsity: float) -> list[float]:
-        dense = dict(zip(self._nll["dense", 0.0].groups, self._nll["dense", 0.0].samples, strict=True))
-        part = self._nll[name, sparsity]
-        return [value - dense[group] for group, value in zip(part.groups, part.samples, strict=True)]
+    def _costs(self, name: str, sparsity: float) -> dict[int, float]:
+        dense, part = by_group(self._nll["dense", 0.0]), by_group(self._nll[name, sparsity])
+        return {group: value - dense[group] for group, value in part.items() if group in dense}
 
 
 def claims(quality: Quality) -> Iterator[Claim]:
@@ -174,7 +172,8 @@ def axes(records: list[Record], wide: Quality) -> Iterator[str]:
 
 
 def _bytes(record: Record) -> float:
-    return float(np.median(record.samples("weight_bytes_per_token")))
+    """What the limit of a speed-up is of: prompts keep different numbers of neurons."""
+    return geometric(list(by_group(record.measurements["weight_bytes_per_token"]).values())).value
 
 
 def main() -> None:
@@ -203,8 +202,8 @@ def write(out: Path) -> None:
     """Write report and tables of the records in a folder, and print the tables."""
     records = merge(load(out).records)
     report = build_report([out], out)
-    found = [setting.cases[0].record.case for setting in settings(records)]
-    models = {case.model: number for number, case in enumerate(found, start=1) if case.dtype == "float32"}
+    scored = [setting for setting in settings(records) if setting.scored]  # each has a figure
+    models = {setting.model: number for number, setting in enumerate(scored, start=1)}
     qualities = [Quality(name, records) for name in models]
     sparsities = [f"{sparsity:g}" for sparsity in SPARSITIES]
     tables = {"costs": table(["model", "method", *sparsities], [row for each in qualities for row in costs(each)])}

@@ -253,7 +253,7 @@ def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
 
     Models take the place of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
     achieved sparsity per layer of the first trained one. Methods that are named are timed too. A preset's own model of
-    both axes has the smallest size that is larger than the caches of the device.
+    both axes has the smallest size that is at least three times the last-level cache.
 
     Parameters
     ----------
