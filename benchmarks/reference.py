@@ -81,7 +81,7 @@ class Quality:
             raise ValueError(f"{self.model}: too few documents for an interval; give more --documents")
         return found
 
-    def below(self, other: Measurement) -> Estimate:
+    def dense_difference(self, other: Measurement) -> Estimate:
         """How much worse another dense model is than this one."""
         found = paired_difference(other, self._nll["dense", 0.0])
         assert found is not None
@@ -167,7 +167,7 @@ def axes(records: list[Record], wide: Quality) -> Iterator[str]:
         if case.method == "dense" and case.control is None and (case.model, case.dtype) in SMALLER:
             model = load_model(case.model, dtype=case.dtype).model
             read = size(sum(weights.nbytes for weights in model.parameters()))
-            cells = [*[MISSING] * 4, interval(wide.below(record.measurements["nll_nats"]), signed=True)]
+            cells = [*[MISSING] * 4, interval(wide.dense_difference(record.measurements["nll_nats"]), signed=True)]
             yield f"| {case.model}, dense, {case.dtype} | {read} | {' | '.join(cells)} | |"
 
 
