@@ -135,7 +135,7 @@ def claims(quality: Quality) -> Iterator[Claim]:
 
 def costs(quality: Quality) -> Iterator[str]:
     """A row a method, best at half first: nats a token over dense at each sparsity."""
-    cases = sorted(quality.cases - {"dense"}, key=lambda name: quality.difference(name, "dense", 0.5).value)
+    cases = sorted(quality.cases - {"dense"}, key=lambda name: (quality.difference(name, "dense", 0.5).value, name))
     for name in cases:
         found = (quality.difference(name, "dense", sparsity) for sparsity in SPARSITIES)
         yield f"| {quality.model} | {name} | {' | '.join(interval(one, signed=True) for one in found)} |"
