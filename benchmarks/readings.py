@@ -16,7 +16,7 @@ from pathlib import Path
 from tda.bench.plan import Plan, Subject
 from tda.bench.run import Bench
 from tda.cases import MethodSpec
-from tda.methods import build, spec_of
+from tda.methods import build
 from tda.models.reference import PREFIX, shipped
 from tda.records import Record, merge
 from tda.reporting.text import interval
@@ -60,7 +60,7 @@ def rows(records: Sequence[Record]) -> Iterator[list[str]]:
 
 def _spec(text: str, sparsity: float) -> MethodSpec:
     """As a record has it: with all its options."""
-    return spec_of(build(MethodSpec.parse(text), (sparsity,))[0])
+    return build(MethodSpec.parse(text), (sparsity,))[0].spec
 
 
 def main() -> None:

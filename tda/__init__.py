@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tda.engine.score import Scores as Scores
     from tda.engine.score import score as score
     from tda.methods import CATS as CATS
+    from tda.methods import GLASS as GLASS
     from tda.methods import TDA as TDA
     from tda.methods import TT as TT
     from tda.methods import Dense as Dense
@@ -28,12 +29,26 @@ if TYPE_CHECKING:
     from tda.methods import Oracle as Oracle
     from tda.methods import Random as Random
     from tda.methods import StaticMean as StaticMean
+    from tda.methods import load_method as load_method
     from tda.models import load_model as load_model
     from tda.thresholds import Thresholds as Thresholds
 
 _HOME = {
     **dict.fromkeys(
-        ("CATS", "TDA", "TT", "Dense", "Griffin", "Int8", "Magnitude", "Oracle", "Random", "StaticMean"),
+        (
+            "CATS",
+            "GLASS",
+            "TDA",
+            "TT",
+            "Dense",
+            "Griffin",
+            "Int8",
+            "Magnitude",
+            "Oracle",
+            "Random",
+            "StaticMean",
+            "load_method",
+        ),
         "tda.methods",
     ),
     "Run": "tda.engine",

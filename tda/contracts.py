@@ -1,4 +1,4 @@
-"""What methods, families, kernels and the engine agree on.
+"""What methods, kernels and the engine agree on.
 
 Shapes: B rows, T tokens, F neurons (intermediate size), D hidden size, L layers. z is the neuron activation, the
 input of the down projection.
@@ -6,112 +6,33 @@ input of the down projection.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from tda.cases import MethodSpec
+from tda.fitting.allocate import ErrorCurve, at_level, equal_error
+from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation, Execution
-
-if TYPE_CHECKING:
-    from tda.thresholds import Thresholds
+from tda.results import write_whole
+from tda.thresholds import Thresholds
+from tda.view import FFN, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
+METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
 Scope = Literal["model", "prompt", "token"]
 Source = Literal["z", "gate", "up"]
 Rows = Literal["per_row", "shared"]
-
-
-@dataclass(frozen=True, eq=False)
-class FFN:
-    """One layer's feed-forward network, as its family declares it.
-
-    ``z = act(gate x) * (up x)`` where there is a gate, else ``z = act(up x)``; ``y = down z``; each linear may
-    have a bias.
-
-    Attributes
-    ----------
-    index : int
-        Layer number, from 0.
-    gate, up, down : nn.Linear
-        Weights [F, D], [F, D] and [D, F]; gate is None in a plain FFN.
-    act : nn.Module
-        The activation function.
-    block : nn.Module or None
-        The module whose forward is the whole FFN; None where the layer calls the linears itself (OPT).
-    """
-
-    index: int
-    gate: nn.Linear | None
-    up: nn.Linear
-    down: nn.Linear
-    act: nn.Module
-    block: nn.Module | None
-
-    @property
-    def F(self) -> int:  # noqa: N802
-        """Number of neurons."""
-        return self.up.out_features
-
-    @property
-    def D(self) -> int:  # noqa: N802
-        """Hidden size."""
-        return self.up.in_features
-
-    @property
-    def inputs(self) -> list[nn.Linear]:
-        """The linears that make a neuron's activation: gate (where there is one), up."""
-        return [linear for linear in (self.gate, self.up) if linear is not None]
-
-    @property
-    def linears(self) -> Iterator[nn.Linear]:
-        """The FFN's linears: gate (where there is one), up, down."""
-        yield from (*self.inputs, self.down)
-
-    def named_linears(self) -> Iterator[tuple[str, nn.Linear]]:
-        """The FFN's linears by name."""
-        named = (("gate", self.gate), ("up", self.up), ("down", self.down))
-        yield from ((name, linear) for name, linear in named if linear is not None)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """z for inputs x: [..., D] -> [..., F]."""
-        up = nn.functional.linear(x, self.up.weight, self.up.bias)
-        if self.gate is None:
-            return _tensor(self.act(up))
-        return _tensor(self.act(nn.functional.linear(x, self.gate.weight, self.gate.bias))) * up
-
-    @cached_property
-    def down_norms(self) -> Tensor:
-        """‖W_down[:, j]‖₂ of each neuron: float32 [F]."""
-        norms: Tensor = torch.linalg.vector_norm(self.down.weight.detach(), dim=0, dtype=torch.float32)
-        return norms
-
-
-def _tensor(value: Any) -> Tensor:
-    assert isinstance(value, Tensor)
-    return value
-
-
-class Statistic(Protocol):
-    """A sum over a prompt's tokens, kept per row and neuron."""
-
-    tokens: Tensor
-    """Prompt tokens that counted, per row: int64 [B]."""
-
-    def add(self, a: Tensor, mask: Tensor) -> None:
-        """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""
-
-    def value(self) -> Tensor:
-        """The statistic of the tokens so far: float32 [B, F]."""
-
-    def take(self, rows: Tensor) -> None:
-        """Let row i be what row rows[i] was: int64 [B]. Rows move where a cache's do."""
+Window = Literal["prompt", "request"]
 
 
 @dataclass(frozen=True)
@@ -213,10 +134,10 @@ class Method(ABC):
         Which projections a kernel needs to read for kept neurons only.
     fast : bool
         Whether any execution really skips what it leaves out. Where not, it has a quality and no speed.
-    needs_thresholds : bool
-        Whether it needs an artifact of `tda.calibrate`.
     not_calibrated : frozenset of str
-        Fields that its thresholds do not depend on.
+        Fields that what it is fitted with does not depend on.
+    window : {"prompt", "request"}
+        What a document of its calibration text is as long as: a prompt, or a prompt and its answer.
     instead_of_sparsity : str or None
         A field that may be given in place of a sparsity.
     """
@@ -225,8 +146,8 @@ class Method(ABC):
     scope: ClassVar[Scope]
     reads: ClassVar[Reads] = Reads(gate=True, up=True, down=True)
     fast: ClassVar[bool] = True
-    needs_thresholds: ClassVar[bool] = False
     not_calibrated: ClassVar[frozenset[str]] = frozenset({"rows", "min_keep", "max_keep"})
+    window: ClassVar[Window] = "prompt"
     instead_of_sparsity: ClassVar[str | None] = None
 
     sparsity: float | None = 0.5
@@ -251,10 +172,117 @@ class Method(ABC):
         return {name: value for name, value in fields.items() if name != "sparsity"}
 
     @property
+    def spec(self) -> MethodSpec:
+        """Name and all options, so that equal methods have equal specs."""
+        takes = any(field.name == "sparsity" and field.init for field in dataclasses.fields(self))
+        dial = {"sparsity": self.sparsity} if takes and self.sparsity is not None else {}
+        return MethodSpec(name=self.name, options={**dial, **self.options})
+
+    @property
     def calibrated(self) -> dict[str, Any]:
         """What its thresholds depend on: name, and the fields that matter to calibration."""
         fields = {"sparsity": self.sparsity, **self.options}
         return {"name": self.name, **{k: v for k, v in fields.items() if k not in self.not_calibrated}}
+
+    # Fitting.
+
+    def collector(self, layers: int) -> Collector | None:
+        """What the next pass over calibration text is to fill; None where the method lacks nothing any more."""
+        return None
+
+    def shares(self, curves: Sequence[ErrorCurve]) -> Sequence[float]:
+        """Share that each layer is to leave out, by the layers' error curves: the same for each."""
+        assert self.sparsity is not None
+        return [self.sparsity] * len(curves)
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether it must be fitted on calibration text before it can choose."""
+        return dataclasses.replace(self).collector(0) is not None
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """What it was fitted with; None where it was not."""
+        found: Thresholds | None = self.__dict__.get("_thresholds")
+        return found
+
+    @property
+    def fitted(self) -> Thresholds:
+        """What it was fitted with.
+
+        Raises
+        ------
+        ValueError
+            If it was not.
+        """
+        if self.thresholds is None:
+            raise ValueError(
+                f"method {self.name!r} needs thresholds: method.fit(model, texts, tokenizer) gives a fitted copy"
+            )
+        return self.thresholds
+
+    def with_thresholds(self, thresholds: Thresholds) -> Self:
+        """A copy that is fitted with thresholds made before.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are none, or were made for another method or other options.
+        """
+        if not isinstance(thresholds, Thresholds):
+            raise TypeError(f"thresholds must be a tda.Thresholds, got {type(thresholds).__name__}")
+        options = {name: value for name, value in thresholds.method.items() if name != "name"}
+        try:
+            made_for = type(self)(**options).calibrated if thresholds.method["name"] == self.name else None
+        except (TypeError, ValueError):
+            made_for = None
+        if made_for != self.calibrated:
+            thresholds.check_method(self.calibrated)
+        fitted = copy.copy(self)
+        object.__setattr__(fitted, "_thresholds", thresholds)
+        return fitted
+
+    def fit(self, model: nn.Module, data: Iterable[Any], tokenizer: Any = None) -> Self:
+        """Fit the method on calibration text.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A supported decoder.
+        data : iterable
+            Batches ``{"input_ids": [B, T], "attention_mask": [B, T]}``, a row a document; or texts (str), with a
+            tokenizer.
+        tokenizer : object, optional
+            Of the model, where texts are given.
+
+        Returns
+        -------
+        Method
+            A fitted copy; a method that needs no text is returned as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `tda.calibrate`.
+        """
+        # The pass over the model stands floors above: it is looked up when it is called.
+        fitted: Self = importlib.import_module("tda.calibration").fit(model, self, data, tokenizer)
+        return fitted
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the method into a folder, which is made where it is missing; `tda.load_method` reads it.
+
+        ``method.json`` is its spec, ``thresholds.json`` what it was fitted with.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        if self.thresholds is None:
+            (place / THRESHOLDS_FILE).unlink(missing_ok=True)
+        else:
+            self.thresholds.save(place / THRESHOLDS_FILE)
+        write_whole(place / METHOD_FILE, self.spec.model_dump_json() + "\n")
+
+    # Running.
 
     @property
     def executions(self) -> tuple[Execution, ...]:
@@ -282,21 +310,64 @@ class PromptMethod(Method):
         return None
 
     @abstractmethod
-    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
         """Score the neurons of one layer: float32 [B, F], or [1, F] where all rows share one set."""
 
-    def keep(self, ffn: FFN, scores: Tensor, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+    def keep(self, ffn: FFN, scores: Tensor, prompt: Prompt) -> Tensor:
         """Turn scores [B, F] into kept sets: bool [B, F]. By default the top k, k from the sparsity."""
         assert self.sparsity is not None
         return keep_top(scores, kept_count(self.sparsity, ffn.F))
 
-    def select(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+    def select(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
         """Kept set of one layer for a batch of prompts: bool [B, F]."""
         shape = (prompt.rows, ffn.F)
         if self.keeps_all:
             return torch.ones(shape, dtype=torch.bool, device=prompt.tokens.device)
-        kept = self.keep(ffn, self.scores(ffn, statistic, prompt, thresholds), prompt, thresholds)
+        kept = self.keep(ffn, self.scores(ffn, statistic, prompt), prompt)
         return kept.expand(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorMethod(PromptMethod):
+    """A prompt-wise method over mean squares of a relative statistic, which a prior may shrink to the model's own.
+
+    S_j² = (Σ_t c_tj² + prior_tokens·m_j) / (T + prior_tokens), c the method's relative statistic and m_j its mean
+    square over calibration windows: as if so many more tokens had been seen. The prior is ours: no paper has it.
+
+    Attributes
+    ----------
+    prior_tokens : float
+        Tokens that the prior is worth; 0 is the method as published.
+    """
+
+    prior_tokens: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= check_number("prior_tokens", self.prior_tokens) < math.inf:
+            raise ValueError(f"prior_tokens is a count of tokens, 0 or more; got {self.prior_tokens}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All fields but the sparsity; without a prior, those of the method as published."""
+        return {name: value for name, value in super().options.items() if name != "prior_tokens" or value}
+
+    @property
+    def window(self) -> Window:  # type: ignore[override]
+        """A prior is of whole requests."""
+        return "request" if self.prior_tokens else "prompt"
+
+    @property
+    def lacks_prior(self) -> bool:
+        """Whether it needs a prior and has none."""
+        return self.prior_tokens > 0 and not (self.thresholds and self.thresholds.prior)
+
+    def squares(self, ffn: FFN, statistic: Statistic) -> tuple[Tensor, Tensor]:
+        """Sums of squares [B, F] and their tokens [B], the prior among them."""
+        if not self.prior_tokens:
+            return statistic.value(), statistic.tokens
+        prior = torch.tensor(self.fitted.prior[ffn.index], device=statistic.tokens.device)
+        return statistic.value() + self.prior_tokens * prior, statistic.tokens + self.prior_tokens
 
 
 class Rounded(NamedTuple):
@@ -355,21 +426,23 @@ class TokenMethod(Method):
         """Score a token's neurons from the activation it looks at: [..., F] -> float32 [..., F]."""
 
     @abstractmethod
-    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+    def keep(self, ffn: FFN, importance: Tensor) -> Tensor:
         """Turn importance [..., F] into kept sets: bool [..., F]."""
 
-    def select(self, ffn: FFN, a: Tensor, thresholds: Thresholds | None) -> Tensor:
+    def select(self, ffn: FFN, a: Tensor) -> Tensor:
         """Kept set of each token: [..., F] -> bool [..., F]."""
         if self.keeps_all:
             return torch.ones_like(a, dtype=torch.bool)
-        return self.keep(ffn, self.importance(ffn, a), thresholds)
+        return self.keep(ffn, self.importance(ffn, a))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdMethod(TokenMethod):
     """A per-token method that keeps what reaches a cut: abs(a)·weight ≥ cut of the layer. Kernels know this rule."""
 
-    needs_thresholds: ClassVar[bool] = True
+    def collector(self, layers: int) -> Collector | None:
+        """Importance of every neuron and token."""
+        return None if self.thresholds else TokenCollector(self.importance, layers)
 
     def weights(self, ffn: FFN) -> Tensor | None:
         """Factor of each neuron: float32 [F]; None is 1."""
@@ -380,16 +453,15 @@ class ThresholdMethod(TokenMethod):
         weights = self.weights(ffn)
         return a.abs().float() if weights is None else a.abs().float() * weights
 
-    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+    def keep(self, ffn: FFN, importance: Tensor) -> Tensor:
         """Importance at or above the layer's threshold; a nan is kept, so that logits tell of it."""
-        return ~(importance < self.cut(ffn, thresholds))
+        return ~(importance < self.cut(ffn))
 
-    def cut(self, ffn: FFN, thresholds: Thresholds | None) -> float:
+    def cut(self, ffn: FFN) -> float:
         """The layer's threshold; everything reaches it where nothing is to be left out."""
         if self.keeps_all:
             return 0.0
-        assert thresholds is not None
-        return thresholds.cut(ffn.index)
+        return self.fitted.cut(ffn.index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,7 +479,6 @@ class ErrorControlled(Method):
         The error level itself, instead of a sparsity: the cumulative error of tail truncation, 0 < cett < 1.
     """
 
-    needs_thresholds: ClassVar[bool] = True
     instead_of_sparsity: ClassVar[str | None] = "cett"
 
     sparsity: float | None = None
@@ -434,6 +505,15 @@ class ErrorControlled(Method):
                 f"cett is one error level for all layers; it needs allocation 'equal_error', got {self.allocation!r}"
             )
 
+    def shares(self, curves: Sequence[ErrorCurve]) -> Sequence[float]:
+        """The same for each layer, or what one error level for all of them gives."""
+        if self.cett is not None:
+            return at_level(curves, self.cett)
+        if self.allocation == "equal_error":
+            assert self.sparsity is not None
+            return equal_error(curves, self.sparsity)
+        return super().shares(curves)
+
 
 Observer = Callable[[int, Tensor], None]
 """Told a layer's number and the sets, bool [N, F], that a per-token method kept of N tokens."""
@@ -452,113 +532,3 @@ class PromptExecutor(Executor, Protocol):
 
     def load(self, kept: Tensor) -> None:
         """Take the kept neurons: bool [B, F]."""
-
-
-@dataclass(frozen=True, eq=False)
-class DecoderLayer:
-    """One layer of a decoder around its FFN, for kernels that run a whole decode step.
-
-    ``h = h + out(attention(in(h)))`` and ``h = h + out(ffn(in(h)))``; a norm "sum" comes after the addition. A norm
-    that a layer does not have is None.
-
-    Attributes
-    ----------
-    query, key, value, output : nn.Linear
-        Projections of the attention.
-    name, ffn_name : str
-        Paths of attention and FFN in the model.
-    scale, softcap : float
-        Factor of the attention scores; bound c of ``c·tanh(score / c)``, 0 for none.
-    window : int or None
-        Tokens that a token sees, itself among them; None is all.
-    query_norm, key_norm : nn.Module or None
-        Norms of each head.
-    """
-
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
-    name: str
-    ffn_name: str
-    scale: float
-    softcap: float = 0.0
-    window: int | None = None
-    query_norm: nn.Module | None = None
-    key_norm: nn.Module | None = None
-    attention_in: nn.Module | None = None
-    attention_out: nn.Module | None = None
-    attention_sum: nn.Module | None = None
-    ffn_in: nn.Module | None = None
-    ffn_out: nn.Module | None = None
-    ffn_sum: nn.Module | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Decoder:
-    """A decoder as a decode step of one token sees it.
-
-    Attributes
-    ----------
-    layers : tuple of DecoderLayer
-        All layers.
-    heads, kv_heads, head_dim : int
-        Of the attention.
-    head : nn.Linear
-        The language model's head.
-    embed : callable
-        Token ids and positions, int64 [1, 1] each -> hidden state [1, 1, D].
-    rotary : callable or None
-        Hidden state and positions -> cosines and sines [1, 1, R]; None without rotary positions.
-    last, project : nn.Module or None
-        Norm after the last layer; linear between it and the head.
-    softcap : float
-        Bound of the logits, 0 for none.
-    """
-
-    layers: tuple[DecoderLayer, ...]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    head: nn.Linear
-    embed: Callable[[Tensor, Tensor], Tensor]
-    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    last: nn.Module | None = None
-    project: nn.Linear | None = None
-    softcap: float = 0.0
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a decoder's FFN lives, said in dotted paths.
-
-    Attributes
-    ----------
-    name : str
-        Registered name.
-    model_types : tuple of str
-        Values of ``config.model_type`` that belong to it.
-    layers : str
-        Path from the model to its list of layers.
-    up, down, act : str
-        Paths from a layer to the linears and the activation function; `down` is the linear that consumes z.
-    gate : str or None
-        Path to the gate; None for a plain FFN.
-    block : str or None
-        Path to the module whose forward is the whole FFN; None where the layer calls the linears itself.
-    attention : str
-        Path to the attention module.
-    decoder : callable or None
-        Describes a model's whole decode step; None where only its FFN is known.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    layers: str
-    up: str
-    down: str
-    act: str
-    gate: str | None = None
-    block: str | None = None
-    attention: str = "self_attn"
-    decoder: Callable[[Any], Decoder] | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tda.as_built import tensor_problem
-from tda.contracts import Statistic
+from tda.view import Statistic
 
 _FINITE: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 """Models whose weights were read and are finite."""

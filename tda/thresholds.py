@@ -52,7 +52,9 @@ class Thresholds(Frozen):
     cuts : tuple of tuple of float
         [L][lengths], or [L][1] for per-token methods; empty where `scores` stands instead.
     scores : tuple of tuple of float
-        [L][F], for a static method.
+        [L][F]: means over calibration text, for a static method or as a ranking beside the prompt's.
+    prior : tuple of tuple of float
+        [L][F]: mean squares over calibration text, where `prior_tokens` are asked for.
     targets : tuple of float
         Share that each layer was to leave out.
     achieved_sparsity, cett : tuple of float
@@ -68,6 +70,7 @@ class Thresholds(Frozen):
     lengths: tuple[int, ...] = ()
     cuts: tuple[tuple[float, ...], ...] = ()
     scores: tuple[tuple[float, ...], ...] = ()
+    prior: tuple[tuple[float, ...], ...] = ()
     targets: tuple[float, ...] = ()
     achieved_sparsity: tuple[float, ...] = ()
     cett: tuple[float, ...] = ()

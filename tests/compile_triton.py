@@ -24,13 +24,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from tda.contracts import FFN, ThresholdMethod
+from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
 from tda.kernels.native.describe import activation_name
 from tda.kernels.native.library import ACTIVATIONS
 from tda.kernels.triton import down, ffn, rows, statistic
 from tda.kernels.triton.tuning import Config
 from tda.methods import METHODS, method
+from tda.view import FFN
 
 
 class SquaredReLU(nn.Module):
@@ -89,7 +90,7 @@ def launch_all(case: Layer) -> None:
     listed(x)
     for built in map(method, METHODS):
         if isinstance(built, ThresholdMethod) and (case.gated or built.activation == "z"):
-            ffn.ThresholdFFN(layer, type(built)(sparsity=0), None, lambda index, kept: None)(x)
+            ffn.ThresholdFFN(layer, type(built)(sparsity=0), lambda index, kept: None)(x)
     rows.own_forward(layer.up, layer.up.forward)(x)
     a, mask = torch.zeros(1, 3, case.F, dtype=case.dtype), torch.ones(1, 3, dtype=torch.bool)
     for weights in (None, torch.ones(case.F)):

@@ -427,7 +427,7 @@ def _cell(name: str, execution: str) -> str:
 
 def _needs(name: str) -> str:
     chosen = built(name)
-    found = ["thresholds"] * chosen.needs_thresholds + ["a gated feed-forward network"] * (chosen.activation != "z")
+    found = ["thresholds"] * chosen.needs_fit + ["a gated feed-forward network"] * (chosen.activation != "z")
     return ", ".join(found)
 
 

@@ -248,6 +248,19 @@ def cut_at(thresholds: Any, layer: int, tokens: float) -> float:
     return float(np.interp(np.log2(tokens), np.log2(thresholds.lengths), thresholds.cuts[layer]))
 
 
+def prior(thresholds: Any, layer: int) -> Tensor:
+    return torch.tensor(thresholds.prior[layer], dtype=torch.float64)
+
+
+def rank(scores: Tensor) -> Tensor:
+    """1 for the least; of equal scores the neuron of lower index ranks higher."""
+    order = sorted(range(len(scores)), key=lambda j: (float(scores[j]), -j))
+    found = torch.zeros(len(scores), dtype=torch.float64)
+    for place, j in enumerate(order):
+        found[j] = place + 1
+    return found
+
+
 def prompt_choices(
     method: Any, weights: Weights, rows: Sequence[Activations], thresholds: Any, layer: int
 ) -> list[Choice]:
@@ -255,6 +268,10 @@ def prompt_choices(
     tokens = [len(row.z) for row in rows]
     if method.name == "tda":
         R = [relative_magnitude(row.source(method.source), method.statistic, weights.down_norms) for row in rows]
+        if n0 := method.prior_tokens:
+            m = prior(thresholds, layer)
+            squares = [(T * r.square() / weights.F + n0 * m) / (T + n0) for r, T in zip(R, tokens, strict=True)]
+            R = [(weights.F * s2).sqrt() for s2 in squares]
         if method.rows == "shared":
             R, tokens = [sum(R) / len(R)] * len(R), [sum(tokens) / len(tokens)] * len(R)
         cuts = [cut_at(thresholds, layer, count) for count in tokens]
@@ -266,9 +283,16 @@ def prompt_choices(
             for choice, count in zip(choices, counts, strict=True)
         ]
     if method.name == "griffin":
-        scores = [griffin_s(row.z) for row in rows]
+        scores, n0 = [griffin_s(row.z) for row in rows], method.prior_tokens
+        if n0:
+            scores = [(s.square() + n0 * prior(thresholds, layer)).sqrt() for s in scores]
         if method.rows == "shared":
-            scores = [sum(s / math.sqrt(T) for s, T in zip(scores, tokens, strict=True))] * len(rows)
+            scores = [sum(s / math.sqrt(T + n0) for s, T in zip(scores, tokens, strict=True))] * len(rows)
+    elif method.name == "glass":
+        norms = weights.down_norms if method.statistic == "contribution" else torch.ones_like(weights.down_norms)
+        own, w = [rank(griffin_s(row.z * norms)) for row in rows], method.weight
+        model = rank(torch.tensor(thresholds.scores[layer], dtype=torch.float64))
+        scores = [w * r + (1 - w) * model for r in own]
     elif method.name == "magnitude":
         scores = [magnitude(weights)] * len(rows)
     elif method.name == "static_mean":

@@ -154,7 +154,7 @@ def history(sizes: Sizes) -> list[Planted]:
         f'{BEGIN_DECODE}        if self.method.name == "griffin":\n    {_work_in("self.ffns", 10 * sizes.griffin)}',
     )
     everything = Edit(RUN, BEFORE_CALL, _in_all(10, sizes, 10 * sizes.prefill) + BEFORE_CALL)
-    again = "            self._load(request, request.choose(self.method, self.ffns, self.thresholds))\n"
+    again = "            self._load(request, request.choose(self.method, self.ffns))\n"
     selection = Edit(RUN, LOAD, f"{LOAD}        for _ in range({round(sizes.times)}):\n{again}")
     threshold = Edit(
         "tda/methods/tda.py", "kept = scores >= cuts.unsqueeze(1)", "kept = scores >= 1.2 * cuts.unsqueeze(1)"

@@ -16,7 +16,7 @@ PACKAGE = Path(tda.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "names", "cases", "config", "process", "schedule", "git", "registry"),
     ("records", "results", "statistics", "derived", "thresholds", "spans"),
-    ("as_built", "contracts", "finite", "cores", "telemetry", "processor", "device", "limits"),
+    ("as_built", "view", "finite", "fitting", "contracts", "cores", "telemetry", "processor", "device", "limits"),
     ("kernels", "prompt_statistics", "families", "methods", "reference", "models"),
     ("engine",),
     ("calibration", "metrics", "quality", "profiler"),

@@ -172,11 +172,11 @@ def test_wrong_options(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.needs_thresholds])
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind().needs_fit])
 def test_missing_thresholds(name: str, llama: Any) -> None:
     method = METHODS[name](sparsity=0.5)
     call = functools.partial(use, llama, method, None, "auto")
-    refuse(llama, ValueError, name, "needs thresholds", "tda.calibrate(model", call=call)
+    refuse(llama, ValueError, name, "needs thresholds", "method.fit(model", call=call)
 
 
 def test_thresholds_of_a_wrong_type(llama: Any) -> None:

@@ -22,20 +22,21 @@ from tda.bench.run import Bench, run_bench
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.cases import Inputs, MethodSpec
 from tda.config import BenchConfig
-from tda.contracts import FFN, Method, PromptMethod
+from tda.contracts import Method, PromptMethod
 from tda.engine import attach
 from tda.engine.phases import decode, prefill
 from tda.engine.session import Session
 from tda.families import find_ffns
 from tda.kernels import Backend
 from tda.kernels.compact import CompactFFN
-from tda.methods import METHODS, Griffin, method, spec_of
+from tda.methods import METHODS, Griffin, method
 from tda.models import load_model
 from tda.quality import rows_of
 from tda.records import SPEED
 from tda.results import load
 from tda.telemetry import Change, Series, Telemetry
 from tda.telemetry.fields import GPU_FIELDS
+from tda.view import FFN
 from tests import nights
 
 QUIET = Console(quiet=True)
@@ -257,8 +258,8 @@ def prepared():
     ],
 )
 def test_statistic_choice_and_gather_are_clocked_by_themselves(prepared, name, clocked):
-    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == name)
-    passes = time_case(prepared.model, built, thresholds, prepared.timed[:1], "auto", keep_logits=False).passes
+    built = next(found for found, _ in prepared.methods if found.name == name)
+    passes = time_case(prepared.model, built, prepared.timed[:1], "auto", keep_logits=False).passes
     assert PASSES <= len(passes.prefill) <= MOST_PASSES
     for part in ("statistic", "selection", "choice", "gather"):
         taken = getattr(passes, part)
@@ -373,7 +374,7 @@ def test_batch_counts_the_union_of_the_rows(tmp_path):
     prepared = prepare(plan, plan.subjects[0])
     griffin = method("griffin", 0.5)
     one, two = (
-        time_case(prepared.model, griffin, None, prepared.timed[:rows], "compact", keep_logits=False).traffic.weights
+        time_case(prepared.model, griffin, prepared.timed[:rows], "compact", keep_logits=False).traffic.weights
         for rows in (1, 2)
     )
     dense = decode_traffic(prepared.model, find_ffns(prepared.model), METHODS["dense"](), [1.0] * 4, 0, 1).weights
@@ -383,12 +384,12 @@ def test_batch_counts_the_union_of_the_rows(tmp_path):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_sparsity_and_traffic_are_those_of_the_timed_steps_alone(prepared, rows):
     """Warm-up and generate count nothing: the steps of a per-token method differ in what they read."""
-    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == "tt")
+    built = next(found for found, _ in prepared.methods if found.name == "tt")
     documents = prepared.scored[:rows]
-    timing = time_case(prepared.model, built, thresholds, documents, "indexed", keep_logits=False)
+    timing = time_case(prepared.model, built, documents, "indexed", keep_logits=False)
     prompts, continuations = rows_of(documents, torch.device("cpu"))
     read = []
-    with attach(prepared.model, built, thresholds, execution="masked") as run:
+    with attach(prepared.model, built, execution="masked") as run:
         _, cache = prefill(prepared.model, prompts)
         for token in continuations[:, :-1].split(1, dim=1):
             decode(prepared.model, token, cache)
@@ -485,9 +486,9 @@ def test_quality_of_random_weights_is_refused():
 def test_cuda_timing_has_events_memory_and_driver_facts():
     model = load_model("ref:swiglu", device="cuda").model
     document = prepare(TINY, TINY.subjects[0]).timed[0]
-    timing = time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
+    timing = time_case(model, method("griffin", 0.5), [document], "auto", keep_logits=False)
     assert all(ms > 0 for ms in timing.decode_ms)
-    assert measure.peak_memory(model, method("griffin", 0.5), None, [document], "auto")[0] > 0
+    assert measure.peak_memory(model, method("griffin", 0.5), [document], "auto")[0] > 0
     assert torch.cuda.is_available()
 
 
@@ -609,7 +610,7 @@ class First(PromptMethod):
     name: ClassVar[str] = "first"
     step: int = 1
 
-    def scores(self, ffn: FFN, statistic: object, prompt: object, thresholds: object) -> torch.Tensor:
+    def scores(self, ffn: FFN, statistic: object, prompt: object) -> torch.Tensor:
         return -torch.arange(ffn.F, dtype=torch.float32).unsqueeze(0)
 
 
@@ -636,7 +637,7 @@ class Mine(Griffin):
 
 
 def test_a_method_of_ones_own_has_a_spec_and_a_name_of_its_own():
-    assert str(spec_of(First(sparsity=0.25))) == "first:sparsity=0.25,step=1"
+    assert str(First(sparsity=0.25).spec) == "first:sparsity=0.25,step=1"
     shape = Subject("shape:25m", quality=False)
     for methods in ((Mine(sparsity=0.5),), ("griffin", Mine(sparsity=0.5))):
         with pytest.raises(ValueError, match="Mine is named as Griffin is, 'griffin'; give it a name of its own"):
@@ -665,8 +666,8 @@ def test_objects_that_cannot_be_told_apart_or_moved_are_refused(tmp_path, models
 def prefilled(name: str) -> tuple:
     """A tiny request that is ready to be decoded: what attaches, the model, and the rows."""
     prepared = prepare(replace(TINY, methods=(name,)), TINY.subjects[0])
-    built, thresholds = next((m, t) for m, t, _ in prepared.methods if m.name == name)
-    return prepared.model, attach(prepared.model, built, thresholds), rows_of(prepared.timed[:1], "cpu")
+    built = next(found for found, _ in prepared.methods if found.name == name)
+    return prepared.model, attach(prepared.model, built), rows_of(prepared.timed[:1], "cpu")
 
 
 @pytest.mark.parametrize("name", ["dense", "magnitude", "griffin", "tt"])

@@ -18,21 +18,20 @@ from torch import Tensor
 
 import tda
 from tda.calibration import calibrate_all
-from tda.calibration.allocate import ErrorCurve, equal_error
-from tda.calibration.collect import SAMPLE_PROMPTS, Batch, Collector, TokenCollector
-from tda.calibration.histogram import BINS, Histogram
 from tda.contracts import Method
 from tda.families import find_ffns
+from tda.fitting.allocate import ErrorCurve, equal_error
+from tda.fitting.collect import SAMPLE_PROMPTS, Batch, Collector, TokenCollector
+from tda.fitting.histogram import BINS, Histogram
 from tda.methods import METHODS
 from tda.thresholds import SHORTEST_WINDOW, Thresholds, hash_text
 
 BIN = 1 / 64  # relative width of a histogram's bin
-CALIBRATED = [method for method in tiny.default_methods() if method.needs_thresholds]
+CALIBRATED = [method for method in tiny.default_methods() if method.needs_fit]
+CUT = [method for method in CALIBRATED if method.name not in ("static_mean", "glass")]
 PROMPTS, TOKENS = 12, 8
 MODELS = ("llama", "gemma2", "opt", "opt-post-norm")
-CASES_WITH_CUTS = [
-    case for case in tiny.method_cases(*MODELS) if case[1] in CALIBRATED and case[1].name != "static_mean"
-]
+CASES_WITH_CUTS = [case for case in tiny.method_cases(*MODELS) if case[1] in CUT]
 
 
 def batches(prompts: int = PROMPTS, tokens: int = TOKENS, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -207,7 +206,37 @@ def test_static_mean_averages_over_prompts(name: str) -> None:
         assert thresholds.cuts == ()
 
 
-@pytest.mark.parametrize("method", [m for m in CALIBRATED if m.name != "static_mean"], ids=tiny.case_id)
+@pytest.mark.parametrize("statistic", ["relative", "contribution"])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a_prior_is_the_mean_square_over_tokens(name: str, statistic: Any) -> None:
+    """Tokens count alike, whatever the window that they stand in; padding on either side not at all."""
+    rows = tiny.prompts((5, 16, 9, 2, 7))
+    reference = tiny.reference(name)
+    squares: list[list[Tensor]] = [[] for _ in range(tiny.LAYERS)]
+    for row in rows:
+        for layer, seen in enumerate(reference.run(row).layers):
+            norms = reference.weights[layer].down_norms if statistic == "contribution" else 1.0
+            squares[layer].append(float64.relative(seen.z * norms) ** 2)
+    expected = torch.stack([torch.cat(layer).mean(0) for layer in squares])
+    methods: list[Method] = [tda.TDA(prior_tokens=4, statistic=statistic)]
+    methods += [tda.Griffin(prior_tokens=8)] if statistic == "relative" else []
+    for side in ("left", "right"):
+        tokens, mask = tiny.padded(rows, side)
+        for made in calibrate_all(tiny.model(name), methods, [{"input_ids": tokens, "attention_mask": mask.long()}]):
+            found = torch.tensor(made.prior, dtype=torch.float64)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_cuts_beside_a_prior_leave_out_what_was_asked() -> None:
+    """They are cut where the prior is among the squares, at every length."""
+    method = tda.TDA(sparsity=0.5, prior_tokens=8).fit(tiny.model("llama"), [{"input_ids": tiny.text(80, 32, seed=3)}])
+    assert method.fitted.lengths == (1, 2, 4, 8, 16, 32)
+    assert method.fitted.achieved_sparsity == pytest.approx((0.5, 0.5), abs=0.02)
+    scores = tda.score(tiny.model("llama"), method, tiny.text(80, 32, seed=9), tiny.text(80, 2, seed=10))
+    assert scores.achieved_sparsity == pytest.approx((0.5, 0.5), abs=0.04)
+
+
+@pytest.mark.parametrize("method", CUT, ids=tiny.case_id)
 def test_padding_and_batching_do_not_matter(method: Method) -> None:
     rows = tiny.prompts((8, 16, 16, 11, 9))
     alone = [{"input_ids": row.unsqueeze(0)} for row in rows]
@@ -251,7 +280,7 @@ def test_first_tokens_do_not_count_for_per_token_methods(side: str) -> None:
     a = torch.full((*tokens.shape, ffn.F), 1.0)
     a[mask & (positions == 0)] = 1000.0
     a[~mask] = 1e6
-    collector = TokenCollector(tda.CATS(sparsity=0.5), layers=1)
+    collector = TokenCollector(tda.CATS(sparsity=0.5).importance, layers=1)
     collector.observe(ffn, a, torch.zeros(*tokens.shape, ffn.D), Batch(mask, positions))
     assert collector.histograms[0].total == (4 + 2 + 7) * ffn.F
     assert collector.histograms[0].quantile(1.0) == pytest.approx(1.0, rel=2 * BIN)
@@ -366,19 +395,20 @@ class TestBoundedMemory:
     def held_bytes(self, monkeypatch: pytest.MonkeyPatch, prompts: int, tokens: int) -> list[int]:
         """Bytes of all storages that the collectors hold after a calibration."""
         module = importlib.import_module("tda.calibration.calibrate")
-        made: list[Collector] = []
-        real = module._collector
+        made: dict[int, Collector] = {}
+        real = module._fitted
 
-        def collector(method: Method, layers: int) -> Collector:
-            made.append(real(method, layers))
-            return made[-1]
+        def fitted(model: Any, ffns: Any, method: Method, collector: Collector, *rest: Any) -> Method:
+            made[id(collector)] = collector
+            found: Method = real(model, ffns, method, collector, *rest)
+            return found
 
-        monkeypatch.setattr(module, "_collector", collector)
+        monkeypatch.setattr(module, "_fitted", fitted)
         calibrate_all(tiny.model("llama"), CALIBRATED, batches(prompts, tokens), progress=False)
         monkeypatch.undo()
         return [
             sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(c)}.values())
-            for c in made
+            for c in made.values()
         ]
 
     def test_more_text_holds_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from tda.cases import CONTROLS, Case, Inputs, MethodSpec, describe, taken_for
 from tda.cli.options import configured
 from tda.config import BenchConfig, flag_of
 from tda.contracts import Rows, Source
-from tda.methods import METHODS, build, method, spec_of, takes_sparsity
+from tda.methods import METHODS, build, method, takes_sparsity
 from tda.methods.tda import Reading
 from tda.names import Allocation, Dtype, Execution, Preset
 from tda.records import Commit, Measurement, Record, merge
@@ -137,7 +137,7 @@ class TestBuild:
         crossed = takes_sparsity(name) and option not in ("sparsity", "cett")
         assert [one.sparsity for one in built] == ([0.25, 0.75] if crossed else [built[0].sparsity])
         for one in built:
-            assert build(MethodSpec.parse(str(spec_of(one)))) == [one]
+            assert build(MethodSpec.parse(str(one.spec))) == [one]
 
     @pytest.mark.parametrize("name", METHODS)
     def test_a_name_alone_is_the_method_at_each_sparsity_or_its_own(self, name: str) -> None:
@@ -149,7 +149,7 @@ class TestBuild:
     def test_an_error_level_is_asked_in_place_of_a_sparsity(self) -> None:
         (built,) = build(MethodSpec.parse("tt:cett=0.2"), (0.25, 0.75))
         assert (built.sparsity, built.options["cett"]) == (None, 0.2)
-        assert spec_of(built) == MethodSpec.parse("tt:allocation=equal_error,cett=0.2")
+        assert built.spec == MethodSpec.parse("tt:allocation=equal_error,cett=0.2")
         assert [one.sparsity for one in build(MethodSpec.parse("tt:cett=none"), (0.25, 0.75))] == [0.25, 0.75]
 
     @pytest.mark.parametrize(

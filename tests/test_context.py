@@ -106,8 +106,8 @@ def test_a_timed_case_feeds_no_more_positions_than_its_request_needs(new):
     check_context(model, POSITIONS + 1 - new, new)
     with pytest.raises(ContextError):
         check_context(model, POSITIONS + 2 - new, new)
-    assert len(time_case(model, method("dense"), None, [document], "auto", keep_logits=False).decode_ms) == new - 1
-    peak_memory(model, method("dense"), None, [document], "auto")
+    assert len(time_case(model, method("dense"), [document], "auto", keep_logits=False).decode_ms) == new - 1
+    peak_memory(model, method("dense"), [document], "auto")
 
 
 def plan_on(model: str, prompt_tokens: int, new_tokens: int, **changes: Any) -> Plan:

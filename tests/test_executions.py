@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tda
-from tda.contracts import FFN, Method, PromptExecutor, PromptMethod, TokenMethod
+from tda.contracts import Method, PromptExecutor, PromptMethod, TokenMethod
 from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
 from tda.kernels.compact import CompactFFN
@@ -18,6 +18,7 @@ from tda.kernels.native.ffn import GatheredFFN
 from tda.kernels.native.layout import lay_rows
 from tda.methods import method as build_method
 from tda.names import Execution
+from tda.view import FFN
 
 LENGTHS = (7, 1, 13)
 Made = Callable[[FFN], PromptExecutor]
@@ -226,9 +227,7 @@ class TestKernels:
             if not tiny.fits(name, method):
                 continue
             seen: list[Tensor] = []
-            executor = IndexedFFN(
-                ffn, method, tiny.thresholds(name, method), lambda layer, kept, to=seen: to.append(kept)
-            )
+            executor = IndexedFFN(ffn, tiny.fitted(name, method), lambda layer, kept, to=seen: to.append(kept))
             x = torch.randn(2, 3, ffn.D)
             with torch.no_grad():
                 y = executor(x)

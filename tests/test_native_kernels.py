@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tda.contracts import FFN
 from tda.kernels import native
 from tda.kernels.native import library as c
 from tda.kernels.native.describe import UndescribedError, activation, check_ffn, feed_forward, norm
 from tda.kernels.native.ffn import ListedFFN
 from tda.kernels.native.layout import lay_rows
+from tda.view import FFN
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
 each_isa = pytest.mark.usefixtures("each_isa")

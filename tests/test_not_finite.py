@@ -16,7 +16,7 @@ from torch import Tensor
 import tda
 from tda.bench import rounds
 from tda.cli.options import print_rows
-from tda.contracts import FFN, Executor
+from tda.contracts import Executor
 from tda.engine import session
 from tda.engine.phases import prefill
 from tda.families import find_ffns
@@ -29,6 +29,7 @@ from tda.metrics import METRICS
 from tda.prompt_statistics import PromptSum, RelativeMaximum, RelativeSquares, Squares
 from tda.quality import Document, Evaluator
 from tda.results import load
+from tda.view import FFN
 
 NAN, INF = math.nan, math.inf
 SMALL = ["--prompt-tokens", "16", "--new-tokens", "4", "--documents", "2", "--calibration-documents", "2"]
@@ -233,7 +234,7 @@ def test_a_row_that_is_all_zero_keeps_as_many_as_any():
     assert scores.nll.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", [name for name in METHODS if METHODS[name].needs_thresholds])
+@pytest.mark.parametrize("kind", [name for name in METHODS if METHODS[name]().needs_fit])
 def test_no_thresholds_are_made_of_broken_activations(odd, kind):
     told = "layer 0: what calibration text gives of its neurons holds nan at .*; the weight model.embed_tokens"
     with pytest.raises(ValueError, match=told):
@@ -244,7 +245,7 @@ def test_an_evaluation_names_documents_and_method(odd):
     prompts, continuations = texts(None, 0), texts(2, 0)
     documents = [Document(number + 4, "x", *row) for number, row in enumerate(zip(prompts, continuations, strict=True))]
     with pytest.raises(ValueError, match="griffin on documents 4 to 6: the logits of row 2, token 1 of"):
-        Evaluator(odd, documents).evaluate(tda.Griffin(), None)
+        Evaluator(odd, documents).evaluate(tda.Griffin())
 
 
 # Statistics by themselves.
@@ -303,7 +304,7 @@ def test_a_token_that_is_broken_is_not_mended_by_what_is_left_out(chosen):
     ffn = find_ffns(tiny.model("llama"))[0]
     a = torch.randn(2, ffn.F, generator=torch.Generator().manual_seed(1))
     a[1, 4] = NAN
-    kept = chosen.select(ffn, a, tiny.thresholds("llama", chosen))
+    kept = tiny.fitted("llama", chosen).select(ffn, a)
     assert kept[1, 4]
     assert 0 < kept[1].sum() < ffn.F
 
@@ -314,7 +315,7 @@ def test_the_kernels_in_c_do_not_mend_it_either(chosen):
     ffn = find_ffns(tiny.build("llama"))[0]
     lay_rows(ffn.down)
     kept = torch.empty(ffn.F, dtype=torch.uint8)
-    spreads(ffn, ThresholdFFN(ffn, chosen, tiny.thresholds("llama", chosen), lambda layer, kept: None, kept))
+    spreads(ffn, ThresholdFFN(ffn, tiny.fitted("llama", chosen), lambda layer, kept: None, kept))
 
 
 @pytest.mark.slow
@@ -325,7 +326,7 @@ def test_the_kernels_in_triton_do_not_mend_it_either(chosen):
 
     ffn = find_ffns(tiny.build("llama"))[0]
     lay_rows(ffn.down)
-    spreads(ffn, TritonFFN(ffn, chosen, tiny.thresholds("llama", chosen), lambda layer, kept: None))
+    spreads(ffn, TritonFFN(ffn, tiny.fitted("llama", chosen), lambda layer, kept: None))
 
 
 def spreads(ffn: FFN, executor: Executor) -> None:

@@ -86,7 +86,7 @@ def test_a_timed_case_generates_greedily_with_a_cache_whatever_the_folder_says(g
     document = Document(0, "random", prompt(), tiny.text(1, NEW, seed=4, vocabulary=256)[0])
     calls = fed(model)
     dense = method("dense", 0.0, dense_kernel="own")
-    timing = time_case(model, dense, None, [document], "auto", keep_logits=False)
+    timing = time_case(model, dense, [document], "auto", keep_logits=False)
     assert [tokens.shape[1] for tokens in calls[-NEW:]] == [PROMPT] + [1] * (NEW - 1)
     assert torch.equal(torch.cat(calls[-NEW:], 1), greedy[:, :-1])
     assert timing.backend.startswith("c"), "a step did not run on our kernels"
@@ -111,7 +111,7 @@ def test_a_generate_that_a_folder_brings_is_neither_timed_nor_lost():
     own = model.generate = functools.partial(lambda *args, **kwargs: pytest.fail("the folder's own generate"), model)
     document = Document(0, "random", prompt(), tiny.text(1, NEW, seed=4, vocabulary=256)[0])
     assert left_aside(model) == {"custom_generate": True}
-    time_case(model, method("griffin", 0.5), None, [document], "auto", keep_logits=False)
+    time_case(model, method("griffin", 0.5), [document], "auto", keep_logits=False)
     assert model.generate is own
 
 

@@ -207,7 +207,7 @@ class TestDocuments:
         method = tda.TT(sparsity=0.5)
         thresholds = tda.calibrate(model, method, calibration_batches(tokenizer, 200, 20), progress=False)
         found = evaluation_documents(tokenizer, 150, 50, 20)
-        Evaluator(model, found).evaluate(method, thresholds)
+        Evaluator(model, found).evaluate(method.with_thresholds(thresholds))
         leaked = calibration_batches(tokenizer, 200, 20)[0]["input_ids"]
         with pytest.raises(ValueError, match="use other text"):
             tda.score(model, method, leaked[:, 20:120], leaked[:, 120:], thresholds)
@@ -312,7 +312,7 @@ class TestEvaluator:
     def test_equals_documents_one_by_one(self, model: Any, tokenizer: Any, batch: int) -> None:
         found = evaluation_documents(tokenizer, 24, 12, 7)
         method, ticks = tda.Griffin(sparsity=0.5), []
-        evaluation = Evaluator(model, found, batch=batch, advance=lambda: ticks.append(1)).evaluate(method, None)
+        evaluation = Evaluator(model, found, batch=batch, advance=lambda: ticks.append(1)).evaluate(method)
         assert len(ticks) == math.ceil(7 / batch)
         assert evaluation.documents == list(range(7))
         assert evaluation.sparse_share == pytest.approx(11 / 12)
@@ -334,14 +334,14 @@ class TestEvaluator:
         found = evaluation_documents(tokenizer, 24, 12, 4)
         others = [*found[1:], found[0]]
         evaluator = Evaluator(model, found, batch=3)
-        own = evaluator.evaluate(tda.Griffin(sparsity=0.5), None)
-        swapped = evaluator.evaluate(tda.Griffin(sparsity=0.5), None, select_on=others)
+        own = evaluator.evaluate(tda.Griffin(sparsity=0.5))
+        swapped = evaluator.evaluate(tda.Griffin(sparsity=0.5), select_on=others)
         digests = own.values["selection_digest"]
         assert swapped.values["selection_digest"] == [*digests[1:], digests[0]]
         assert swapped.values["nll_nats"] != own.values["nll_nats"]
 
     def test_dense_is_the_reference(self, model: Any, tokenizer: Any) -> None:
-        evaluation = Evaluator(model, evaluation_documents(tokenizer, 24, 12, 4)).evaluate(tda.Dense(), None)
+        evaluation = Evaluator(model, evaluation_documents(tokenizer, 24, 12, 4)).evaluate(tda.Dense())
         assert evaluation.values["kl_to_dense_nats"] == [0.0] * 4
         assert evaluation.values["top1_disagreement"] == [0.0] * 4
         assert "selection_digest" not in evaluation.values
@@ -350,9 +350,9 @@ class TestEvaluator:
         self, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         found = evaluation_documents(tokenizer, 24, 12, 4)
-        cached = Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5), None)
+        cached = Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5))
         monkeypatch.setattr("tda.quality.evaluate.CACHED_BYTES", 0)
-        assert Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5), None) == cached
+        assert Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5)) == cached
 
     def test_digests_tell_sets_apart(self) -> None:
         sets = [torch.rand(2, 53) < 0.5 for _ in range(2)]
@@ -367,7 +367,7 @@ class TestEvaluator:
 def test_recall_scores_the_whole_answer_sparsely(model: Any, tokenizer: Any) -> None:
     questions = recall_questions(tokenizer, 10)
     method = tda.Griffin(sparsity=0.5)
-    found = recall(model, method, None, questions)
+    found = recall(model, method, questions)
     assert found["task_recall_nll"].groups == tuple(range(10))
     for number, question in enumerate(questions):
         scores = tda.score(
@@ -382,11 +382,11 @@ def test_a_document_has_the_set_that_it_has_alone_though_scored_with_others() ->
     """Eight documents scored together shared one set with rows="shared", though each request is of one row."""
     model, tokenizer = load_model("ref:swiglu")
     documents = evaluation_documents(tokenizer, 32, 8, 6)
-    together = Evaluator(model, documents, batch=6).evaluate(Griffin(sparsity=0.5, rows="shared"), None)
-    alone = Evaluator(model, documents, batch=1).evaluate(Griffin(sparsity=0.5), None)
+    together = Evaluator(model, documents, batch=6).evaluate(Griffin(sparsity=0.5, rows="shared"))
+    alone = Evaluator(model, documents, batch=1).evaluate(Griffin(sparsity=0.5))
     assert together.values["selection_digest"] == alone.values["selection_digest"]
     assert together.values["nll_nats"] == pytest.approx(alone.values["nll_nats"], abs=1e-5)
-    pairs = Evaluator(model, documents, batch=6, together=2).evaluate(Griffin(sparsity=0.5, rows="shared"), None)
+    pairs = Evaluator(model, documents, batch=6, together=2).evaluate(Griffin(sparsity=0.5, rows="shared"))
     digests = pairs.values["selection_digest"]
     assert digests[::2] == digests[1::2]
     assert len(set(digests)) == 3

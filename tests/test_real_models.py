@@ -38,7 +38,7 @@ class Stories:
     def score_all(self) -> None:
         """Score every method on 20 stories, prompt and continuation of 128 tokens each."""
         methods = [tda.Dense(), *(method(name, s) for name in METHODS for s in SPARSITIES if takes_sparsity(name))]
-        calibrated = [found for found in methods if found.needs_thresholds]
+        calibrated = [found for found in methods if found.needs_fit]
         text = [{"input_ids": part} for part in self.rows[40:80].split(8)]
         thresholds = dict(zip(calibrated, calibrate_all(self.model, calibrated, text, progress=False), strict=True))
         prompts, continuations = self.rows[:20].split(128, dim=1)
@@ -95,7 +95,7 @@ class TestStories260K:
         assert scored.delta(name, 0.25) == pytest.approx(at_a_quarter, abs=0.25)
         assert scored.delta(name, 0.5) == pytest.approx(at_a_half, abs=0.3)
 
-    @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.needs_thresholds])
+    @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind().needs_fit])
     def test_thresholds_leave_out_what_was_asked(self, scored: Stories, name: str) -> None:
         for sparsity in SPARSITIES:
             achieved = scored.scores[method(name, sparsity)].achieved_sparsity
@@ -129,7 +129,7 @@ class Reference:
         self.dense = self.nll(tda.Dense())
 
     def nll(self, chosen: Method, **options: Any) -> float:
-        values = self.evaluator.evaluate(chosen, None, **options).values["nll_nats"]
+        values = self.evaluator.evaluate(chosen, **options).values["nll_nats"]
         return sum(values) / len(values)
 
 
@@ -170,7 +170,7 @@ class TestReferenceModels:
             methods, calibrate_all(reference.model, methods, text, progress=False), strict=True
         ):
             for tokens in (64, 90, 128, 250):
-                evaluation = self.evaluate(reference, chosen, thresholds, tokens)
+                evaluation = self.evaluate(reference, chosen.with_thresholds(thresholds), tokens)
                 assert self.mean(evaluation) == pytest.approx(chosen.sparsity, abs=0.03), (chosen, tokens)
 
     @pytest.mark.slow
@@ -181,15 +181,15 @@ class TestReferenceModels:
         single = thresholds.model_copy(
             update={"lengths": (128,), "cuts": tuple((cuts[-1],) for cuts in thresholds.cuts)}
         )
-        bucketed = self.evaluate(reference, chosen, thresholds, 8)
+        bucketed = self.evaluate(reference, chosen.with_thresholds(thresholds), 8)
         with pytest.warns(UserWarning, match="thresholds were calibrated for 128 to 128"):
-            drifting = self.evaluate(reference, chosen, single, 8)
+            drifting = self.evaluate(reference, chosen.with_thresholds(single), 8)
         assert self.mean(bucketed) == pytest.approx(0.5, abs=0.05)
         assert self.mean(drifting) > 0.55
 
-    def evaluate(self, reference: Reference, chosen: Method, thresholds: tda.Thresholds, tokens: int) -> Evaluation:
+    def evaluate(self, reference: Reference, chosen: Method, tokens: int) -> Evaluation:
         documents = evaluation_documents(reference.tokenizer, tokens, 4, 20)
-        return Evaluator(reference.model, documents, batch=10).evaluate(chosen, thresholds)
+        return Evaluator(reference.model, documents, batch=10).evaluate(chosen)
 
     @staticmethod
     def mean(evaluation: Evaluation) -> float:

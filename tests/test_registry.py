@@ -72,6 +72,7 @@ def test_methods_by_name() -> None:
         "static_mean",
         "tt",
         "griffin",
+        "glass",
         "tda",
         "cats",
         "oracle",
@@ -88,12 +89,16 @@ def test_methods_by_name() -> None:
         assert "sparsity" not in made.options
     assert method("tt").sparsity == 0.5
     assert method("griffin", rows="shared").options == {"rows": "shared"}
+    assert method("griffin", prior_tokens=0).options == {"rows": "per_row"}
+    assert method("griffin", prior_tokens=32).options == {"rows": "per_row", "prior_tokens": 32}
 
 
 def test_wrong_methods_by_name() -> None:
     with pytest.raises(ValueError, match="unknown method 'griffon'"):
         method("griffon", 0.5)
-    with pytest.raises(ValueError, match="method 'griffin' has no option 'density'; it has sparsity, rows"):
+    with pytest.raises(
+        ValueError, match="method 'griffin' has no option 'density'; it has sparsity, prior_tokens, rows"
+    ):
         method("griffin", 0.5, density=0.5)
     with pytest.raises(ValueError, match="0 <= sparsity < 1"):
         method("griffin", 1.5)

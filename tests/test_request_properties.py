@@ -31,6 +31,9 @@ METHODS: list[Method] = [
     tda.Random(sparsity=0.5),
     tda.Magnitude(sparsity=0.5),
     tda.StaticMean(sparsity=0.5),
+    tda.GLASS(sparsity=0.5),
+    tda.Griffin(sparsity=0.5, prior_tokens=8),
+    tda.TDA(sparsity=0.5, prior_tokens=8),
     tda.TT(sparsity=0.5),
     tda.CATS(sparsity=0.5),
     tda.Oracle(sparsity=0.5),
@@ -159,7 +162,7 @@ def note_sets(run: Run, seen: Seen) -> None:
         assert run._request is not None
         prompt = run._request.prompt()
         pairs = zip(run.ffns, run._request.statistics, strict=True)
-        seen.scores.append([run.method.scores(ffn, held, prompt, run.thresholds) for ffn, held in pairs])
+        seen.scores.append([run.method.scores(ffn, held, prompt) for ffn, held in pairs])
         seen.sets.append(run.selection())
 
 

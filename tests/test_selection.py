@@ -97,6 +97,56 @@ def test_shared_rows_select_one_set(name: str, method: Method) -> None:
     check_prompt_sets(name, method, prompts, selection, thresholds)
 
 
+WITH_PRIORS = [
+    tda.Griffin(sparsity=0.5, prior_tokens=6),
+    tda.Griffin(sparsity=0.75, prior_tokens=0.5, rows="shared"),
+    tda.TDA(sparsity=0.5, prior_tokens=6),
+    tda.TDA(sparsity=0.25, prior_tokens=64, statistic="relative", rows="shared"),
+    tda.GLASS(sparsity=0.5, weight=0.3),
+    tda.GLASS(sparsity=0.25, weight=0.75, statistic="contribution"),
+]
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("method", WITH_PRIORS, ids=lambda m: str(m.spec))
+def test_prior_and_prompt_together(name: str, method: Method) -> None:
+    prompts, thresholds = tiny.prompts(LENGTHS, seed=5), tiny.thresholds(name, method)
+    selection = select(tiny.model(name), method, prompts, thresholds)
+    check_prompt_sets(name, method, prompts, selection, thresholds)
+
+
+def test_the_ends_of_a_prior() -> None:
+    """No tokens are the prompt alone, ever more of them the calibration text alone; likewise the weight of ranks."""
+    model, prompts = tiny.model("llama"), tiny.prompts((4, 9), seed=6)
+
+    def kept(method: Method) -> list[torch.Tensor]:
+        return select(model, method, prompts, tiny.thresholds("llama", method))
+
+    def equal(one: Method, other: Method) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(kept(one), kept(other), strict=True))
+
+    assert equal(tda.GLASS(weight=1), tda.Griffin())
+    assert equal(tda.GLASS(weight=0), tda.StaticMean())
+    assert equal(tda.Griffin(prior_tokens=1e-9), tda.Griffin())
+    alone = kept(tda.Griffin(prior_tokens=1e9))
+    assert all(torch.equal(layer[0], layer[1]) for layer in alone)
+    assert not equal(tda.Griffin(prior_tokens=1e9), tda.Griffin())
+
+
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "many", True])
+def test_a_prior_is_worth_a_number_of_tokens(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="prior_tokens"):
+        tda.Griffin(prior_tokens=value)
+    with pytest.raises((ValueError, TypeError), match="weight"):
+        tda.GLASS(weight=value)
+
+
+def test_a_prior_needs_a_reading_by_squares() -> None:
+    for statistic in ("l2", "max"):
+        with pytest.raises(ValueError, match=f"prior_tokens needs .* got '{statistic}'"):
+            tda.TDA(prior_tokens=8, statistic=statistic)
+
+
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=tiny.case_id)
 def test_per_token_sets_equal_the_formula(case: tuple[str, Method]) -> None:
     """The set of a decode step, whose input has passed sparse layers below."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 import tda
-from tda.contracts import FFN, ThresholdMethod
+from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
 from tda.kernels.native.layout import lay_rows
+from tda.view import FFN
 
 pytest.importorskip("triton", reason="the kernels need the package triton")
 
@@ -181,7 +182,7 @@ class TestListed:
 class TestThreshold:
     def run(self, layer: FFN, method: ThresholdMethod, cut: float, x: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
-        executor = ffn.ThresholdFFN(layer, method, None, lambda _, kept: seen.append(kept))
+        executor = ffn.ThresholdFFN(layer, method, lambda _, kept: seen.append(kept))
         executor._cut = cut
         y = executor(x)
         assert torch.equal(executor.kept.bool(), seen[0])

@@ -140,7 +140,13 @@ def _thresholds(name: str, chosen: Method) -> tda.Thresholds:
 
 def thresholds(name: str, chosen: Method) -> tda.Thresholds | None:
     """Thresholds of a method for a shared tiny model, calibrated on random tokens; None where it needs none."""
-    return _thresholds(name, chosen) if chosen.needs_thresholds and not chosen.keeps_all else None
+    return _thresholds(name, chosen) if chosen.needs_fit and not chosen.keeps_all else None
+
+
+def fitted(name: str, chosen: Method) -> Method:
+    """A method that can run on a shared tiny model: fitted where it needs that."""
+    made = thresholds(name, chosen)
+    return chosen if made is None else chosen.with_thresholds(made)
 
 
 def method_cases(*model_names: str, sparsity: float = 0.5) -> list[tuple[str, Method]]:

@@ -71,7 +71,7 @@ class Subject:
 
     model: Any
     prompt: Tensor
-    _thresholds: dict[Any, Any] = field(default_factory=dict)
+    _fitted: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -115,22 +115,23 @@ class Subject:
         vocabulary = self.model.config.vocab_size
         return torch.randint(1, vocabulary, (rows, PROMPT_TOKENS), generator=generator).to(self.device)
 
-    def thresholds(self, chosen: Any) -> Any:
-        """Thresholds of a method, made once; None where it needs none.
+    def fitted(self, chosen: Any) -> Any:
+        """A method, fitted once where it needs that.
 
         Every layer leaves out the same share: random weights make an error level meaningless.
         """
-        if not chosen.needs_thresholds:
-            return None
-        if chosen not in self._thresholds:
+        if not chosen.needs_fit:
+            return chosen
+        if chosen not in self._fitted:
             batches = [{"input_ids": self.text(CALIBRATION_DOCUMENTS)}]
             shares = [chosen.sparsity] * len(self.ffns)
-            self._thresholds[chosen] = tda.calibrate(self.model, chosen, batches, layer_sparsity=shares, progress=False)
-        return self._thresholds[chosen]
+            made = tda.calibrate(self.model, chosen, batches, layer_sparsity=shares, progress=False)
+            self._fitted[chosen] = chosen.with_thresholds(made)
+        return self._fitted[chosen]
 
     def attach(self, chosen: Any, execution: str = "auto") -> AbstractContextManager[Any]:
         """The model with a method attached."""
-        return tda.attach(self.model, chosen, self.thresholds(chosen), execution=execution)
+        return tda.attach(self.model, self.fitted(chosen), execution=execution)
 
     def case(self, chosen: Any, execution: str = "auto") -> Case:
         """What a record of this would be filed under."""

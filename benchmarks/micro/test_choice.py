@@ -39,9 +39,10 @@ def test_selection(clock: Clock, subject: Subject, method: Any) -> None:
     """From the statistic to the kept set: the largest scores, or those at a threshold."""
     tokens = torch.tensor([PROMPT_TOKENS], device=subject.device)
     prompt = part("tda.contracts", "Prompt")(tokens=tokens, key=lambda row: row)
-    ffn, thresholds, statistic = subject.ffns[0], subject.thresholds(method), statistic_of(subject, method)
-    kept = clock(lambda: method.select(ffn, statistic, prompt, thresholds), rounds=100)
-    scores = method.scores(ffn, statistic, prompt, thresholds)
+    method = subject.fitted(method)
+    ffn, statistic = subject.ffns[0], statistic_of(subject, method)
+    kept = clock(lambda: method.select(ffn, statistic, prompt), rounds=100)
+    scores = method.scores(ffn, statistic, prompt)
     assert scores[kept].min() >= scores[~kept].max()
     share = float(kept.double().mean())
     assert 1 - share == pytest.approx(method.sparsity, abs=0.1)
@@ -52,12 +53,12 @@ def test_selection(clock: Clock, subject: Subject, method: Any) -> None:
 @pytest.mark.benchmark(group="threshold")
 def test_threshold(clock: Clock, subject: Subject, method: Any) -> None:
     """The kept set of one token, from the activation that the method looks at."""
-    ffn, thresholds = subject.ffns[0], subject.thresholds(method)
+    method, ffn = subject.fitted(method), subject.ffns[0]
     a = subject.z[:, -1:]
     if method.activation == "gate":
         a = ffn.act(ffn.gate(subject.x))
-    kept = clock(lambda: method.select(ffn, a, thresholds), rounds=200)
+    kept = clock(lambda: method.select(ffn, a), rounds=200)
     importance = method.importance(ffn, a)
-    assert torch.equal(kept, importance >= thresholds.cut(0))
+    assert torch.equal(kept, importance >= method.fitted.cut(0))
     assert kept.any()
     clock.note("threshold_ms", subject.case(method), achieved_sparsity=1 - float(kept.double().mean()))

@@ -10,7 +10,7 @@ import tda
 
 RECORDS = Path(__file__).resolve().parents[1] / "records" / "reference"
 """Real records of the reference models, read as data."""
-CALIBRATED = [method for method in methods() if method.needs_thresholds and method.sparsity == SPARSITIES[1]]
+CALIBRATED = [method for method in methods() if method.needs_fit and method.sparsity == SPARSITIES[1]]
 REPORTED = ("dense", "griffin", "tda", "tt", "cats")
 
 

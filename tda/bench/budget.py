@@ -106,16 +106,19 @@ class Deadline:
         """The moment at which a fraction of what is left will have passed."""
         return Deadline(self.clock() + self.left * fraction, self.clock) if self.is_set else self
 
-    def each(self, items: Iterable[T]) -> Iterator[T]:
-        """Items, one after another, as long as there is time.
+    def each(self, items: Iterable[T]) -> Iterable[T]:
+        """Items, one after another as often as they are gone through; OutOfTimeError once the time is over."""
+        return _Each(items, self)
 
-        Raises
-        ------
-        OutOfTimeError
-            If the time is over before an item.
-        """
-        for item in items:
-            if self.left <= 0:
+
+@dataclass(frozen=True)
+class _Each(Iterable[T]):
+    items: Iterable[T]
+    deadline: Deadline
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self.items:
+            if self.deadline.left <= 0:
                 raise OutOfTimeError
             yield item
 

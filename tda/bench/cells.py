@@ -19,7 +19,6 @@ from tda.bench.store import Place
 from tda.cases import Case, Inputs, first_problem
 from tda.contracts import Method
 from tda.records import Record, Status
-from tda.thresholds import Thresholds
 
 PROCESS = uuid.uuid4().hex[:8]
 """Name of this process in its records: rounds of several say more than rounds of one."""
@@ -32,7 +31,6 @@ class Cell:
     case: Case
     inputs: Inputs
     method: Method
-    thresholds: Thresholds | None
 
     @property
     def series(self) -> tuple[str, str]:

@@ -23,7 +23,6 @@ from tda.names import Execution
 from tda.quality import Document, rows_of, selection_digest
 from tda.spans import recording
 from tda.telemetry import Change, Watch
-from tda.thresholds import Thresholds
 
 WARM_UP_TOKENS = 3
 PASSES, MOST_PASSES = 2, 10
@@ -150,7 +149,6 @@ def pace(
 def time_case(
     model: nn.Module,
     method: Method,
-    thresholds: Thresholds | None,
     documents: Sequence[Document],
     execution: Execution,
     *,
@@ -165,7 +163,7 @@ def time_case(
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
     clock, stream = Stopwatch(device), stream or limits.Stream(device)
-    with plain(model), attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, execution=execution) as run:
         session = Session(run, prompts, continuations)
         session.serve(WARM_UP_TOKENS)
         gc.collect()
@@ -264,7 +262,6 @@ def _traffic(session: Session, steps: _Steps) -> Traffic:
 def peak_memory(
     model: nn.Module,
     method: Method,
-    thresholds: Thresholds | None,
     documents: Sequence[Document],
     execution: Execution,
 ) -> tuple[int | None, str | None]:
@@ -273,7 +270,7 @@ def peak_memory(
     prompts, continuations = rows_of(documents, device)
     gc.collect()
     peak = PeakMemory(device)
-    with plain(model), attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, execution=execution) as run:
         Session(run, prompts, continuations).serve(WARM_UP_TOKENS)
     return (None, peak.problem) if peak.problem else (peak.read(), None)
 

@@ -160,7 +160,7 @@ class Plan:
             options=built.options,
             sparsity=built.sparsity,
             control=control,
-            layer_sparsity_from=subject.layer_sparsity_from if built.needs_thresholds else None,
+            layer_sparsity_from=subject.layer_sparsity_from if built.needs_fit else None,
             execution=self.execution,
             device=self.device,
             dtype=subject.dtype,

@@ -1,10 +1,9 @@
 """Everything a model needs before it is measured: weights, documents and thresholds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,19 +14,19 @@ from tda.bench.budget import NO_END, Deadline
 from tda.bench.plan import Plan, Subject
 from tda.calibration import calibrate_all
 from tda.cases import Inputs, MethodSpec, digest_of
-from tda.contracts import FFN, Method
+from tda.contracts import Method, Window
 from tda.engine.context import check_context, context_length, fits
 from tda.engine.identity import identify
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
 from tda.limits import matmul_tflop_per_s
-from tda.methods import spec_of
 from tda.models import is_shape, load_model, parameter_count
 from tda.models.digest import weights_digest
 from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
 from tda.quality.documents import read_jsonl, text_facts
 from tda.quality.recall import Question
 from tda.thresholds import WINDOW, Thresholds
+from tda.view import FFN
 
 Profile = Mapping[MethodSpec, Sequence[float]]
 """Achieved sparsity per layer, by method."""
@@ -51,8 +50,8 @@ class Prepared:
         Documents for the timed rounds, `batch` for each.
     questions : list of Question
         Recall items; empty where quality is measured on the user's own text, or not at all.
-    methods : list of (Method, Thresholds or None, Inputs)
-        What is measured on it, and on which inputs.
+    methods : list of (Method, Inputs)
+        What is measured on it, fitted where that is needed, and on which inputs.
     left_out : list of str
         Why a method is not defined for this model, and which questions are too long for it.
     """
@@ -62,7 +61,7 @@ class Prepared:
     scored: list[Document]
     timed: list[Document]
     questions: list[Question]
-    methods: list[tuple[Method, Thresholds | None, Inputs]]
+    methods: list[tuple[Method, Inputs]]
     left_out: list[str]
 
 
@@ -146,10 +145,11 @@ def prepare(
     thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():
         made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
-    prepared.methods = [
-        (method, thresholds.get(_name(method)), inputs.model_copy(update={"calibration": calibration.digest(method)}))
-        for method in methods
-    ]
+    for method in methods:
+        made_for = inputs.model_copy(update={"calibration": calibration.digest(method)})
+        name = _name(method)
+        fitted = method.with_thresholds(thresholds[name]) if name in thresholds else method
+        prepared.methods.append((fitted, made_for))
     return prepared
 
 
@@ -177,7 +177,7 @@ def expected_seconds(plan: Plan, subject: Subject) -> float:
     if not is_shape(subject.model) or plan.device != "cpu":
         return 0.0
     device, count = torch.device("cpu"), parameter_count(subject.model)
-    needed = any(built.needs_thresholds for built in plan.build())
+    needed = any(built.needs_fit for built in plan.build())
     operations = 2 * count * RANDOM_CALIBRATION * (1 << (subject.prompt_tokens - 1).bit_length()) * needed
     rate = matmul_tflop_per_s(device, getattr(torch, subject.dtype)) * 1e12
     return LOADED_AND_HASHED_S * count / 1e9 + operations / rate
@@ -211,9 +211,10 @@ class _Calibration:
     profile: Profile | None
     artifact: Thresholds | None
     deadline: Deadline
+    _cut: dict[Window, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
 
     def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
-        needed = {_name(method): method for method in methods if method.needs_thresholds}
+        needed = {_name(method): method for method in methods if method.needs_fit}
         found = {name: kept for name, method in needed.items() if (kept := self._kept(name, method)) is not None}
         if self.artifact is not None and self.artifact not in found.values():
             wanted = ", ".join(method.name for method in needed.values()) or "no method that needs thresholds"
@@ -222,27 +223,29 @@ class _Calibration:
         if not missing:
             return found
         say(f"calibrating {', '.join(sorted({needed[name].name for name in missing}))} for {self.subject.model}")
-        model = self.prepared.model
-        made = calibrate_all(
-            model,
-            [needed[name] for name in missing],
-            self.deadline.each(self._batches),
-            layer_sparsity=[self._shares(needed[name]) for name in missing],
-            progress=False,
-        )
-        for name, thresholds in zip(missing, made, strict=True):
-            if self.folder is not None:
-                thresholds.save(self._path(name, needed[name]))
-            found[name] = thresholds
+        for window in get_args(Window):
+            names = [name for name in missing if needed[name].window == window]
+            made = calibrate_all(
+                self.prepared.model,
+                [needed[name] for name in names],
+                self.deadline.each(self._batches(window)),
+                layer_sparsity=[self._shares(needed[name]) for name in names],
+                progress=False,
+            )
+            for name, thresholds in zip(names, made, strict=True):
+                if self.folder is not None:
+                    thresholds.save(self._path(name, needed[name]))
+                found[name] = thresholds
         return found
 
     def digest(self, method: Method) -> str | None:
         """Hash of what a method's thresholds follow from; None where it has none."""
-        if not method.needs_thresholds:
+        if not method.needs_fit:
             return None
         if self.artifact is not None and self.artifact.method == method.calibrated:
             return digest_of(self.artifact.model_dump(mode="json", exclude={"versions"}))
-        return digest_of([self._tokens, self._shares(method)])
+        rows = (row for batch in self._batches(method.window) for row in batch["input_ids"])
+        return digest_of([_tokens_digest(rows), self._shares(method)])
 
     def _path(self, name: str, method: Method) -> Path:
         """Where thresholds are kept that follow from equal text, weights and code."""
@@ -260,28 +263,39 @@ class _Calibration:
         thresholds.check_method(method.calibrated)
         return thresholds
 
-    def _length(self) -> int:
-        """Tokens of a calibration document: the power of two that holds every prompt, or what the model holds."""
+    def _length(self, window: Window) -> int:
+        """Tokens of a calibration document, as many as the model holds.
+
+        A "prompt" is the power of two that holds every prompt; a "request" is a prompt and its answer, or that.
+        """
         longest = max([self.subject.prompt_tokens, *(len(question.context) for question in self.prepared.questions)])
         if self.plan.calibration_text is None and self.prepared.tokenizer is not None:
             longest = max(longest, 2 * WINDOW)  # first words alone are alike in all built-in streams
-        held, positions = 1 << (longest - 1).bit_length(), context_length(text_config(self.prepared.model))
-        return held if positions is None else min(held, positions)
+        length = 1 << (longest - 1).bit_length()
+        if window == "request":
+            length = max(length, self.subject.prompt_tokens + self.subject.new_tokens)
+        positions = context_length(text_config(self.prepared.model))
+        return length if positions is None else min(length, positions)
 
-    @cached_property
-    def _batches(self) -> list[dict[str, torch.Tensor]]:
-        """Calibration text as tokens."""
+    def _batches(self, window: Window) -> list[dict[str, torch.Tensor]]:
+        """Calibration text as tokens; where no document is as long as a request, of prompts."""
+        if window not in self._cut:
+            try:
+                self._cut[window] = self._documents(self._length(window))
+            except ValueError:
+                if window == "prompt":
+                    raise
+                self._cut[window] = self._batches("prompt")
+        return self._cut[window]
+
+    def _documents(self, length: int) -> list[dict[str, torch.Tensor]]:
+        """Batches of documents of so many tokens."""
         if self.prepared.tokenizer is None:
             vocabulary = text_config(self.prepared.model).vocab_size
-            documents = random_documents(vocabulary, self._length(), 0, RANDOM_CALIBRATION, self.plan.seed + 1)
+            documents = random_documents(vocabulary, length, 0, RANDOM_CALIBRATION, self.plan.seed + 1)
             return [{"input_ids": torch.stack([document.prompt for document in documents])}]
-        count = self.plan.calibration_documents
-        return calibration_batches(self.prepared.tokenizer, self._length(), count, text=self.plan.calibration_text)
-
-    @cached_property
-    def _tokens(self) -> str:
-        """Hash of those tokens."""
-        return _tokens_digest(row for batch in self._batches for row in batch["input_ids"])
+        count, text = self.plan.calibration_documents, self.plan.calibration_text
+        return calibration_batches(self.prepared.tokenizer, length, count, text=text)
 
     def _shares(self, method: Method) -> list[float] | None:
         """Share that each layer is to leave out: another model's, stretched over this model's depth.
@@ -292,7 +306,7 @@ class _Calibration:
         if self.profile is None or method.name == "static_mean":
             return None
         layers = len(find_ffns(self.prepared.model))
-        known = self.profile.get(spec_of(method))
+        known = self.profile.get(method.spec)
         if known is None:
             return None if method.sparsity is None else [method.sparsity] * layers
         depth = (np.arange(layers) + 0.5) / layers

@@ -35,7 +35,6 @@ from tda.quality import Document, rows_of
 from tda.records import join_flags
 from tda.schedule import balanced
 from tda.telemetry import Sampler, Telemetry
-from tda.thresholds import Thresholds
 
 ROUNDS = 5
 WINDOW_S = 1.0
@@ -123,9 +122,9 @@ class _SubjectProfile:
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
         profiles = []
-        for (method, thresholds, inputs), timings in zip(prepared.methods, timed, strict=True):
+        for (method, inputs), timings in zip(prepared.methods, timed, strict=True):
             self.say(f"{self.subject.model}: profiling {method.name}")
-            profiles.append(self._profile(prepared, method, thresholds, inputs, timings, peak))
+            profiles.append(self._profile(prepared, method, inputs, timings, peak))
         return profiles
 
     def _execution(self, method: Method) -> Execution:
@@ -141,17 +140,16 @@ class _SubjectProfile:
         cells = list(zip(prepared.methods, taken, strict=True))
         for number in range(1, ROUNDS + 1):
             self.say(f"{self.subject.model}: timing, round {number} of {ROUNDS}")
-            for (method, thresholds, _), timings in balanced(cells, number, f"{self.plan.seed}/{self.subject.model}"):
+            for (method, _), timings in balanced(cells, number, f"{self.plan.seed}/{self.subject.model}"):
                 documents = self._documents(prepared, number - 1)
                 execution = self._execution(method)
-                timings.append(time_case(prepared.model, method, thresholds, documents, execution, keep_logits=False))
+                timings.append(time_case(prepared.model, method, documents, execution, keep_logits=False))
         return taken
 
     def _profile(
         self,
         prepared: Prepared,
         method: Method,
-        thresholds: Thresholds | None,
         inputs: Inputs,
         timings: Sequence[Timing],
         peak: float,
@@ -163,7 +161,7 @@ class _SubjectProfile:
         device = next(prepared.model.parameters()).device
         prompts, continuations = rows_of(self._documents(prepared, 0), device)
         execution = self._execution(method)
-        with plain(prepared.model), attach(prepared.model, method, thresholds, execution=execution) as run:
+        with plain(prepared.model), attach(prepared.model, method, execution=execution) as run:
             session = Session(run, prompts, continuations)
             serve(session)
             memory = peaks(session)

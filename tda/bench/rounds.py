@@ -167,7 +167,6 @@ class Rounds:
         timing = time_case(
             self.stage.prepared.model,
             cell.method,
-            cell.thresholds,
             self.stage.documents(number),
             self.stage.execution(cell.method),
             keep_logits=self._scores_round(number),
@@ -190,7 +189,6 @@ class Rounds:
                 return gpu_use(
                     self.stage.prepared.model,
                     cell.method,
-                    cell.thresholds,
                     self.stage.documents(number),
                     self.stage.execution(cell.method),
                 )

@@ -52,9 +52,7 @@ class Scoring:
             begun[cell.series] = Evaluation()
             self.stage.guarded(
                 cell.place(0),
-                functools.partial(
-                    evaluator.add, begun[cell.series], 0, cell.method, cell.thresholds, self._source(cell)
-                ),
+                functools.partial(evaluator.add, begun[cell.series], 0, cell.method, self._source(cell)),
             )
             costs.append(time.monotonic() - started)
             self.stage.progress.advance()
@@ -101,7 +99,7 @@ class Scoring:
             return 1.0
         started = time.monotonic()
         with suppress(Exception):  # the cell that meets it again tells of it
-            recall(self.stage.prepared.model, build_method("dense"), None, questions)
+            recall(self.stage.prepared.model, build_method("dense"), questions)
         return 1.0 + (time.monotonic() - started) / max(dense_s, 1e-3)
 
     def _source(self, cell: Cell) -> Sequence[Document] | None:
@@ -113,11 +111,11 @@ class Scoring:
         """Score the rest of the documents, ask for recall, and keep a record."""
         started = time.monotonic()
         for number in end.each(range(1, batches)):
-            evaluator.add(result, number, cell.method, cell.thresholds, self._source(cell))
+            evaluator.add(result, number, cell.method, self._source(cell))
         measurements = result.measurements()
         questions = self.stage.prepared.questions[: batches * SCORED_TOGETHER]
         if questions and cell.case.control is None and end.left > 0:
-            measurements |= recall(self.stage.prepared.model, cell.method, cell.thresholds, questions)
+            measurements |= recall(self.stage.prepared.model, cell.method, questions)
         measurements |= self.stage.memory(cell) if self.stage.is_timed(cell) else {}
         ran = "dense" if cell.method.name == "dense" else "masked"
         self.stage.keep_first(cell, started, measurements, result.achieved_sparsity, execution=ran, backend="torch")

@@ -87,7 +87,7 @@ class Stage:
         """Peak memory of a cell's first request."""
         batch = self.prepared.timed[: self.plan.batch]
         execution = self.execution(cell.method)
-        peak, problem = peak_memory(self.prepared.model, cell.method, cell.thresholds, batch, execution)
+        peak, problem = peak_memory(self.prepared.model, cell.method, batch, execution)
         if peak is None:
             return absent({"peak_memory_bytes": problem or "unknown"})
         return {"peak_memory_bytes": Measurement.of("peak_memory_bytes", [peak])}
@@ -126,7 +126,7 @@ class Stage:
         told = built_in_uses(
             model,
             scored=self.subject.quality and plan.text is None,
-            calibrated=cell.method.needs_thresholds and plan.calibration_text is None,
+            calibrated=cell.method.needs_fit and plan.calibration_text is None,
         )
         return {"built_in_text": Flag(raised=told is not None, detail=told or "neither scored nor calibrated on them")}
 

@@ -119,7 +119,7 @@ def _run(stage: Stage, deadline: Deadline) -> None:
 def _cells(stage: Stage) -> list[Cell]:
     """Every case, with dense's control where it is timed, and the controls of quality."""
     plan, subject = stage.plan, stage.subject
-    cells = [Cell(plan.case(subject, built), inputs, built, made) for built, made, inputs in stage.prepared.methods]
+    cells = [Cell(plan.case(subject, built), inputs, built) for built, inputs in stage.prepared.methods]
     controls = [_control(cell, "a_a") for cell in cells if cell.method.name == "dense" and stage.is_timed(cell)]
     if subject.quality and len({document.kind for document in stage.prepared.scored}) > 1:
         controls += [_control(cell, "cross_domain") for cell in cells if cell.method.name == "griffin"]

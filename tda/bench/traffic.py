@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from tda.contracts import FFN, Method, Reads, WeightMethod
+from tda.contracts import Method, Reads, WeightMethod
 from tda.engine.transformers_api import text_config
+from tda.view import FFN
 
 
 @dataclass(frozen=True)

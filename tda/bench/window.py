@@ -16,7 +16,6 @@ from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.records import Measurement
 from tda.telemetry import Sampler, Telemetry
-from tda.thresholds import Thresholds
 
 WINDOW_S = 1.0
 """The driver's energy counter and utilisation need about a second."""
@@ -31,14 +30,13 @@ NO_WINDOW = "the work ran on a CPU"
 def gpu_use(
     model: nn.Module,
     method: Method,
-    thresholds: Thresholds | None,
     documents: Sequence[Document],
     execution: Execution,
 ) -> dict[str, Measurement]:
     """Utilisation, memory, power and energy of a GPU while a case decodes."""
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
-    with plain(model), attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, execution=execution) as run:
         session = Session(run, prompts, continuations)
         session.prefill()
         session.select()

@@ -1,5 +1,5 @@
 """Calibration: thresholds from text, offline, in bounded memory."""
 
-from tda.calibration.calibrate import calibrate, calibrate_all
+from tda.calibration.calibrate import calibrate, calibrate_all, fit
 
-__all__ = ["calibrate", "calibrate_all"]
+__all__ = ["calibrate", "calibrate_all", "fit"]

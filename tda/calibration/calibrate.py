@@ -1,8 +1,9 @@
-"""One dense pass over calibration text, then thresholds for any number of methods."""
+"""Dense passes over calibration text, then thresholds for any number of methods."""
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from tda.calibration.allocate import at_level, equal_error, error_curve
-from tda.calibration.collect import Batch, Collector, MeanCollector, PromptCollector, TokenCollector
-from tda.calibration.histogram import Histogram
-from tda.contracts import FFN, ErrorControlled, Method, Source, TokenMethod
+from tda.contracts import Method, Source
 from tda.engine.context import check_context
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
@@ -24,10 +22,12 @@ from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
 from tda.families import check_model, find_ffns
 from tda.finite import NotFiniteError, explained
+from tda.fitting.collect import Batch, Collector
 from tda.kernels.products import widening
-from tda.methods.static_mean import StaticMean
-from tda.methods.tda import TDA
 from tda.thresholds import TextHashes, Thresholds, hash_text
+from tda.view import FFN
+
+Made = TypeVar("Made", bound=Method)
 
 
 def calibrate(
@@ -68,6 +68,23 @@ def calibrate(
     return calibrate_all(model, [method], batches, layer_sparsity=[layer_sparsity], progress=progress)[0]
 
 
+def fit(model: nn.Module, method: Made, data: Iterable[Any], tokenizer: Any = None) -> Made:
+    """Fit a method; see `tda.contracts.Method.fit`."""
+    batches = list(data)
+    if any(isinstance(one, str) for one in batches):
+        batches = _batches(batches, tokenizer)
+    return method.with_thresholds(calibrate(model, method, batches)) if method.needs_fit else method
+
+
+def _batches(texts: Sequence[Any], tokenizer: Any) -> list[dict[str, Tensor]]:
+    """Texts as batches of one."""
+    if tokenizer is None:
+        raise TypeError("texts need the model's tokenizer: method.fit(model, texts, tokenizer)")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("give texts or batches of tokens, not both")
+    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"]])} for text in texts]
+
+
 @torch.no_grad()
 def calibrate_all(
     model: nn.Module,
@@ -81,8 +98,10 @@ def calibrate_all(
     ffns = find_ffns(model)
     check_model(model, ffns)
     for method in methods:
-        if not (isinstance(method, Method) and method.needs_thresholds):
-            raise ValueError(f"method {getattr(method, 'name', method)!r} needs no thresholds")
+        if not (isinstance(method, Method) and method.needs_fit):
+            raise ValueError(
+                f"method {getattr(method, 'name', method)!r} needs no thresholds: it chooses without calibration text"
+            )
         method.check(ffns[0])
     given = layer_sparsity or [None] * len(methods)
     for shares in given:
@@ -106,34 +125,32 @@ def _calibrate(
     rotary: Rotary,
     progress: bool,
 ) -> list[Thresholds]:
-    collectors: dict[str, Collector] = {}
-    for method in methods:
-        if _collects(method) not in collectors:
-            collectors[_collects(method)] = _collector(method, len(ffns))
-    sources = {key: next(m.activation for m in methods if _collects(m) == key) for key in collectors}
-    try:
-        text = _pass(model, ffns, collectors, sources, batches, rotary, progress)
-    except NotFiniteError as error:
-        raise explained(model, str(error)) from None
-    return [
-        _thresholds(model, ffns, method, collectors[_collects(method)], text, shares)
-        for method, shares in zip(methods, given, strict=True)
-    ]
+    """Pass over the text until no method lacks anything; methods that differ in their target share a collector."""
+    fitted = [dataclasses.replace(method) for method in methods]  # none of them fitted yet
+    text = list(batches) if isinstance(batches, Iterator) else batches
+    while True:
+        collectors: dict[str, Collector] = {}
+        sources: dict[str, Source] = {}
+        for method in fitted:
+            collector = method.collector(len(ffns))
+            if collector is not None:
+                collectors.setdefault(_collects(method), collector)
+                sources[_collects(method)] = method.activation
+        if not collectors:
+            return [method.fitted for method in fitted]
+        try:
+            hashes = _pass(model, ffns, collectors, sources, text, rotary, progress)
+        except NotFiniteError as error:
+            raise explained(model, str(error)) from None
+        for place, (method, shares) in enumerate(zip(fitted, given, strict=True)):
+            if (collector := collectors.get(_collects(method))) is not None:
+                fitted[place] = _fitted(model, ffns, method, collector, hashes, shares)
 
 
 def _collects(method: Method) -> str:
     """Equal for methods that differ in their target only."""
     target = ("sparsity", "cett", "allocation")
     return repr({name: value for name, value in method.calibrated.items() if name not in target})
-
-
-def _collector(method: Method, layers: int) -> Collector:
-    if isinstance(method, StaticMean):
-        return MeanCollector(method, layers)
-    if isinstance(method, TDA):
-        return PromptCollector(method, layers)
-    assert isinstance(method, TokenMethod)
-    return TokenCollector(method, layers)
 
 
 def _pass(
@@ -222,62 +239,23 @@ def _watch(ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source
     return hooks
 
 
-def _thresholds(
+def _fitted(
     model: nn.Module,
     ffns: list[FFN],
     method: Method,
     collector: Collector,
     text: TextHashes,
     layer_sparsity: Sequence[float] | None,
-) -> Thresholds:
-    common: dict[str, Any] = {
-        "method": method.calibrated,
-        "model": identify(model, ffns),
-        "dtype": str(ffns[0].up.weight.dtype).removeprefix("torch."),
-        "text": text,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-    }
-    if isinstance(collector, MeanCollector):
-        means = [(s / collector.prompts).tolist() for s in collector.sums if s is not None]
-        return Thresholds(**common, scores=tuple(map(tuple, means)))
-    lengths: list[int] = collector.lengths() if isinstance(collector, PromptCollector) else []
-    per_layer = _histograms(collector, lengths)
-    longest = [histograms[-1] for histograms in per_layer]
-    if not longest[0].total:
-        raise ValueError(
-            f"method {method.name!r} chooses for decode tokens, and no calibration row has a second token; "
-            "give longer text"
-        )
-    curves = []
-    if layer_sparsity is None:
-        curves = [error_curve(ffn, longest[ffn.index], collector.samples[ffn.index]) for ffn in ffns]
-        if isinstance(method, ErrorControlled) and method.cett is not None:
-            shares = at_level(curves, method.cett)
-        elif isinstance(method, ErrorControlled) and method.allocation == "equal_error":
-            assert method.sparsity is not None
-            shares = equal_error(curves, method.sparsity)
-        else:
-            assert method.sparsity is not None
-            shares = [method.sparsity] * len(ffns)
-    else:
-        shares = list(layer_sparsity)
-    cuts = [
-        tuple(histogram.quantile(share) for histogram in histograms)
-        for histograms, share in zip(per_layer, shares, strict=True)
-    ]
-    return Thresholds(
-        **common,
-        lengths=tuple(lengths),
-        cuts=tuple(cuts),
-        targets=tuple(shares),
-        achieved_sparsity=tuple(h.share_below(cut[-1]) for h, cut in zip(longest, cuts, strict=True)),
-        cett=tuple(curve.error_at(share) for curve, share in zip(curves, shares, strict=bool(curves))),
+) -> Method:
+    found = collector.found(ffns, method.shares, layer_sparsity)
+    if method.thresholds is not None:
+        return method.with_thresholds(method.thresholds.model_copy(update=found))
+    made = Thresholds(
+        method=method.calibrated,
+        model=identify(model, ffns),
+        dtype=str(ffns[0].up.weight.dtype).removeprefix("torch."),
+        text=text,
+        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        **found,
     )
-
-
-def _histograms(collector: Collector, lengths: list[int]) -> list[list[Histogram]]:
-    """Histograms per layer, one for each length (or one)."""
-    if isinstance(collector, PromptCollector):
-        return [[by_length[length] for length in lengths] for by_length in collector.histograms]
-    assert isinstance(collector, TokenCollector)
-    return [[histogram] for histogram in collector.histograms]
+    return method.with_thresholds(made)

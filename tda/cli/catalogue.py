@@ -14,7 +14,7 @@ def models(as_json: AsJson = False) -> None:
 
 def methods(as_json: AsJson = False) -> None:
     """List the methods, what they choose from and how they run."""
-    from tda.methods import METHODS
+    from tda.methods import METHODS, option_names
 
     rows = []
     for name, kind in METHODS.items():
@@ -23,9 +23,9 @@ def methods(as_json: AsJson = False) -> None:
             {
                 "name": name,
                 "chosen": {"model": "once", "prompt": "per prompt", "token": "per token"}[method.scope],
-                "needs_thresholds": "yes" if method.needs_thresholds else "no",
+                "needs_thresholds": "yes" if method.needs_fit else "no",
                 "executions": "dense" if name == "dense" else ", ".join(method.executions),
-                "options": ", ".join(method.options) or None,
+                "options": ", ".join(option_names(kind)) or None,
                 "what": (kind.__doc__ or "").splitlines()[0],
             }
         )

@@ -47,8 +47,8 @@ def evaluate(
         for sentence in prepared.left_out:
             console.print(f"[yellow]{sentence}; left out")
         evaluator = Evaluator(prepared.model, prepared.scored, protocol=protocol)
-        results = [(built, evaluator.evaluate(built, made)) for built, made, _ in prepared.methods]
-    calibrated = plan.calibration_text is None and any(built.needs_thresholds for built, _ in results)
+        results = [(built, evaluator.evaluate(built)) for built, _ in prepared.methods]
+    calibrated = plan.calibration_text is None and any(built.needs_fit for built, _ in results)
     o.warn(built_in_uses(model, scored=plan.text is None, calibrated=calibrated and artifact is None))
     dense = results[0][1]
     cases = [plan.case(subject, built) for built, _ in results]

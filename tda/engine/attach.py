@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 )
 
 from tda.as_built import CHANGING, Addresses, NewHooks, modules_of
-from tda.contracts import EXECUTIONS, FFN, Method, PromptMethod, TokenMethod, check_choice
+from tda.contracts import EXECUTIONS, Method, PromptMethod, TokenMethod, check_choice
 from tda.engine.executors import executors
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
@@ -25,6 +25,7 @@ from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
 from tda.thresholds import Thresholds
+from tda.view import FFN
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -47,7 +48,7 @@ def attach(
     method : Method
         E.g. ``tda.Griffin(sparsity=0.5)``.
     thresholds : Thresholds, optional
-        The artifact of `tda.calibrate`, for methods that need one.
+        The artifact of `tda.calibrate`, for a method that needs one and was not fitted (`method.fit`).
     execution : {"auto", "masked", "compact", "indexed"}
         "masked": dense arithmetic with left-out activations zeroed, the reference, without a speed; "compact":
         weights gathered once per prompt (methods that choose per prompt); "indexed": only kept rows are read, where
@@ -68,8 +69,10 @@ def attach(
     if not isinstance(method, Method):
         raise TypeError(f"method must be a tda method such as tda.Griffin(sparsity=0.5), got {method!r}")
     ffns = find_ffns(model)
-    _check(model, ffns, method, thresholds, execution)
-    run = Run(model, method, thresholds, execution, ffns)
+    if thresholds is not None and method.needs_fit:
+        method = method.with_thresholds(thresholds)
+    _check(model, ffns, method, execution)
+    run = Run(model, method, execution, ffns)
     overrides = Overrides()
     failed = True
     try:
@@ -77,7 +80,7 @@ def attach(
         check_family(model, ffns)
         _ATTACHED.add(model)
         overrides.later(lambda: _ATTACHED.discard(model))
-        run.fast = executors(model, ffns, method, thresholds, execution, run.observe, overrides)
+        run.fast = executors(model, ffns, method, execution, run.observe, overrides)
         _override(run, overrides)
         yield run
         failed = False
@@ -86,9 +89,7 @@ def attach(
         run.close(failed=failed)
 
 
-def _check(
-    model: nn.Module, ffns: list[FFN], method: Method, thresholds: Thresholds | None, execution: Execution
-) -> None:
+def _check(model: nn.Module, ffns: list[FFN], method: Method, execution: Execution) -> None:
     check_choice("execution", execution, EXECUTIONS)
     if execution != "auto" and execution not in method.executions:
         raise ValueError(f"method {method.name!r} cannot run {execution!r}; it can run {', '.join(method.executions)}")
@@ -96,16 +97,8 @@ def _check(
         raise ValueError("a method is already attached to this model; leave that `with` block first")
     check_model(model, ffns)
     method.check(ffns[0])
-    if not method.needs_thresholds or method.keeps_all:
-        return
-    if thresholds is None:
-        raise ValueError(
-            f"method {method.name!r} needs thresholds: pass tda.calibrate(model, {type(method).__name__}(...), batches)"
-        )
-    if not isinstance(thresholds, Thresholds):
-        raise TypeError(f"thresholds must be a tda.Thresholds, got {type(thresholds).__name__}")
-    thresholds.check_method(method.calibrated)
-    thresholds.check_model(identify(model, ffns))
+    if method.needs_fit and not method.keeps_all:
+        method.fitted.check_model(identify(model, ffns))
 
 
 def _override(run: Run, overrides: Overrides) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tda.as_built import addition, modules_of
 from tda.contracts import (
-    FFN,
     Executor,
     Method,
     Observer,
@@ -40,7 +39,7 @@ from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
 from tda.names import Execution, Ran
 from tda.prompt_statistics import Sweep
-from tda.thresholds import Thresholds
+from tda.view import FFN
 
 SHORT = 4096
 """Bytes of a neuron's weights below which "auto" copies what a prompt keeps.
@@ -110,7 +109,6 @@ def executors(
     model: nn.Module,
     ffns: list[FFN],
     method: Method,
-    thresholds: Thresholds | None,
     asked: Execution,
     observe: Observer,
     overrides: Overrides,
@@ -148,11 +146,11 @@ def executors(
                 overrides.later(lay_rows(ffn.down, *_beside(ffn, method)))
             give_back()
             prepare = _triton if _on_cuda(ffns) else _native
-            prepared = prepare(model, ffns, method, thresholds, observe)
+            prepared = prepare(model, ffns, method, observe)
         _own_linears(model, ffns, overrides)  # last: a step is checked against what the model itself computes
         return prepared
     if isinstance(method, TokenMethod):
-        looked_up = [IndexedFFN(ffn, method, thresholds, observe) for ffn in ffns]
+        looked_up = [IndexedFFN(ffn, method, observe) for ffn in ffns]
         return Executors(ffns, "indexed", f"torch ({reason})", looked_up)
     if asked == "indexed":
         raise ValueError(f"execution 'indexed' of {method.name!r} needs kernels of our own: {reason}; use 'compact'")
@@ -230,7 +228,6 @@ def _native(
     model: nn.Module,
     ffns: list[FFN],
     method: PromptMethod | TokenMethod,
-    thresholds: Thresholds | None,
     observe: Observer,
 ) -> Executors:
     """Executors on a CPU; what the method leaves out lies in rows."""
@@ -241,7 +238,7 @@ def _native(
     assert isinstance(method, ThresholdMethod)
     with torch.inference_mode(False):
         kept = torch.zeros(len(ffns), max(ffn.F for ffn in ffns), dtype=torch.uint8)
-    layers = [ThresholdFFN(ffn, method, thresholds, observe, kept[ffn.index]) for ffn in ffns]
+    layers = [ThresholdFFN(ffn, method, observe, kept[ffn.index]) for ffn in ffns]
     step, reason = _step(model, ffns, [layer.description for layer in layers])
     return Executors(ffns, "indexed", _named(reason), layers, step, kept)
 
@@ -267,7 +264,6 @@ def _triton(
     model: nn.Module,
     ffns: list[FFN],
     method: PromptMethod | TokenMethod,
-    thresholds: Thresholds | None,
     observe: Observer,
 ) -> Executors:
     """Executors on CUDA; the down projections lie in rows."""
@@ -281,7 +277,7 @@ def _triton(
         graph = GraphStep(model) if reason is None else None
         return Executors(ffns, "indexed", backend, listed, graph=graph, sweep=add_squares)
     assert isinstance(method, ThresholdMethod)
-    layers = [kernels.ThresholdFFN(ffn, method, thresholds, observe) for ffn in ffns]
+    layers = [kernels.ThresholdFFN(ffn, method, observe) for ffn in ffns]
     graph = GraphStep(model, lambda: [layer.kept for layer in layers]) if reason is None else None
     return Executors(ffns, "indexed", backend, layers, graph=graph)
 

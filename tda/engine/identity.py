@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from tda.contracts import FFN
 from tda.thresholds import ModelIdentity, hash_config
+from tda.view import FFN
 
 
 def identify(model: nn.Module, ffns: list[FFN]) -> ModelIdentity:

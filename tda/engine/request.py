@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Prompt, PromptMethod, Statistic
+from tda.contracts import Prompt, PromptMethod
 from tda.engine.caches import Shown, lost_tokens, moved_rows
 from tda.names import Ran
-from tda.thresholds import Thresholds
+from tda.view import FFN, Statistic
 
 
 @dataclass(eq=False)
@@ -161,13 +161,10 @@ class Request:
             digest.update(tokens[row][mask[row]].double().cpu().numpy().tobytes())
         return int.from_bytes(digest.digest(), "little")
 
-    def choose(self, method: PromptMethod, ffns: list[FFN], thresholds: Thresholds | None) -> list[Tensor]:
+    def choose(self, method: PromptMethod, ffns: list[FFN]) -> list[Tensor]:
         """Kept neurons of every layer, from the prompt so far: bool [B, F] each."""
         prompt = self.prompt()
-        return [
-            method.select(ffn, statistic, prompt, thresholds)
-            for ffn, statistic in zip(ffns, self.statistics, strict=True)
-        ]
+        return [method.select(ffn, statistic, prompt) for ffn, statistic in zip(ffns, self.statistics, strict=True)]
 
     def keep(self, kept: Sequence[Tensor]) -> list[Tensor]:
         """Hold a selection."""

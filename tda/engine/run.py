@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tda.as_built import CHANGING, Addresses, NewHooks
-from tda.contracts import FFN, Executor, Method, PromptMethod, TokenMethod, WeightMethod
+from tda.contracts import Executor, Method, PromptMethod, TokenMethod, WeightMethod
 from tda.engine.caches import Marked
 from tda.engine.executors import Executors
 from tda.engine.graph import GraphStep
@@ -22,7 +22,7 @@ from tda.finite import check_statistics
 from tda.names import Execution, Ran
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
-from tda.thresholds import Thresholds
+from tda.view import FFN
 
 Phase = Literal["prefill", "decode"]
 WORTHWHILE_ROWS = 1.2
@@ -51,8 +51,6 @@ class Run:
         The Hugging Face model.
     method : Method
         The attached method.
-    thresholds : Thresholds or None
-        Its artifact.
     asked_execution : str
         The execution asked for; `execution` is the one that really ran.
     fast : Executors
@@ -67,13 +65,11 @@ class Run:
         self,
         model: nn.Module,
         method: Method,
-        thresholds: Thresholds | None,
         execution: Execution,
         ffns: list[FFN],
     ) -> None:
         self.model = model
         self.method = method
-        self.thresholds = thresholds
         self.asked_execution = execution
         self.ffns = ffns
         self._call: Call | None = None
@@ -396,7 +392,7 @@ class Run:
                 raise ValueError(f"the imposed sets are of {imposed} rows, and the batch has {request.rows}")
             if self._imposed is None:
                 check_statistics(self.model, request.statistics)
-            kept = request.keep(self._imposed or request.choose(self.method, self.ffns, self.thresholds))
+            kept = request.keep(self._imposed or request.choose(self.method, self.ffns))
             request.execution = self._choose_execution(request)
         self._load(request, kept)
 
@@ -556,7 +552,7 @@ class Run:
             return None
         if isinstance(self.method, TokenMethod):
             with span("selection"):
-                kept = self.method.select(self.ffns[layer], a, self.thresholds)
+                kept = self.method.select(self.ffns[layer], a)
                 self.observe(layer, kept.reshape(-1, kept.shape[-1]))
             return z.masked_fill(~kept, 0)
         assert call.request.kept is not None

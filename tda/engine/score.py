@@ -118,11 +118,13 @@ def score(
     check_context(model, int(prompt_mask[longest].sum()), int(continuation_mask[longest].sum()))
     if selection_ids is not None:
         check_context(model, selection_ids.shape[1], 1)
-    if thresholds is not None and method.needs_thresholds:
+    if thresholds is not None and method.needs_fit:
+        method = method.with_thresholds(thresholds)
+    if method.thresholds is not None:
         both = zip(prompt_ids, prompt_mask, continuation_ids, continuation_mask, strict=True)
-        thresholds.check_text([torch.cat([p[m], c[n]]).cpu().numpy() for p, m, c, n in both])
+        method.thresholds.check_text([torch.cat([p[m], c[n]]).cpu().numpy() for p, m, c, n in both])
     tokens, mask = _left_align(prompt_ids, prompt_mask)
-    with plain(model), attach(model, method, thresholds, execution=execution) as run:
+    with plain(model), attach(model, method, execution=execution) as run:
         if selection_ids is not None:
             prefill(model, selection_ids)
             run.impose(run.selection())

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tda.as_built import addition, modules_of
-from tda.contracts import FFN, Decoder
 from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
 from tda.engine.plain import plain
@@ -19,6 +18,7 @@ from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
 from tda.kernels.native.step import Step
 from tda.kernels.products import widening
+from tda.view import FFN, Decoder
 
 Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from tda.as_built import is_compiled, linear_problem, modules_of, path_of, place_problem
-from tda.contracts import FFN, Family
 from tda.registry import Registry
+from tda.view import FFN, Family
 
 FAMILIES: Registry[Family] = Registry("model family", "tda.families")
 

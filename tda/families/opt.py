@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tda.contracts import Decoder, DecoderLayer, Family
 from tda.families import FAMILIES
+from tda.view import Decoder, DecoderLayer, Family
 
 
 def _decoder(model: Any) -> Decoder:

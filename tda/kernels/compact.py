@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tda.contracts import FFN
 from tda.kernels.pages import fresh
 from tda.spans import span
+from tda.view import FFN
 
 Gather = Callable[[FFN, Tensor, Tensor, Tensor], None]
 """Copies the weights of an FFN's neurons, by index int64 [K]: rows of gate and up into [P, K, D], columns of down into

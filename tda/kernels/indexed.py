@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tda.contracts import FFN, Observer, TokenMethod
+from tda.contracts import Observer, TokenMethod
 from tda.spans import span
-from tda.thresholds import Thresholds
+from tda.view import FFN
 
 
 class IndexedFFN:
@@ -20,16 +20,13 @@ class IndexedFFN:
         The layer's FFN; its weights are not touched.
     method : TokenMethod
         Chooses from z (then only the down projection is skipped) or from the gate (up and down are).
-    thresholds : Thresholds or None
-        The method's artifact.
     observe : callable
         Told the layer's number and the kept sets [N, F] of each call.
     """
 
-    def __init__(self, ffn: FFN, method: TokenMethod, thresholds: Thresholds | None, observe: Observer) -> None:
+    def __init__(self, ffn: FFN, method: TokenMethod, observe: Observer) -> None:
         self.ffn = ffn
         self.method = method
-        self.thresholds = thresholds
         self.observe = observe
         with torch.inference_mode(False), torch.no_grad():
             self._down_rows = ffn.down.weight.detach().t().contiguous()  # [F, D]
@@ -47,7 +44,7 @@ class IndexedFFN:
             with span("gate_up" if self.ffn.gate is not None else "up"):
                 a = self.ffn.activation(tokens)
         with span("selection"):
-            kept = self.method.select(self.ffn, a, self.thresholds)
+            kept = self.method.select(self.ffn, a)
             self.observe(self.ffn.index, kept)
             row, index = kept.nonzero(as_tuple=True)
             z = a[row, index]

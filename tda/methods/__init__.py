@@ -2,11 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tda.cases import MethodSpec
-from tda.contracts import Method
+from pydantic import ValidationError
+
+from tda.cases import MethodSpec, first_problem
+from tda.contracts import METHOD_FILE, THRESHOLDS_FILE, Method
 from tda.registry import Registry
+from tda.thresholds import Thresholds
 
 METHODS: Registry[type[Method]] = Registry("method", "tda.methods")
 
@@ -23,13 +27,13 @@ def method(name: str, sparsity: float | None = None, **options: Any) -> Method:
     return _made(name, {**dial, **options})
 
 
-def _made(name: str, options: Mapping[str, Any]) -> Method:
-    known = _options(METHODS[name])
-    for option in options:
+def _made(name: str, chosen: Mapping[str, Any]) -> Method:
+    known = option_names(METHODS[name])
+    for option in chosen:
         if option not in known:
             raise ValueError(f"method {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
     try:
-        return METHODS[name](**options)
+        return METHODS[name](**chosen)
     except TypeError as error:
         raise ValueError(f"method {name!r}: {error}") from None
 
@@ -42,10 +46,11 @@ def takes_sparsity(name: str) -> bool:
     ValueError
         If the name is unknown.
     """
-    return "sparsity" in _options(METHODS[name])
+    return "sparsity" in option_names(METHODS[name])
 
 
-def _options(kind: type[Method]) -> list[str]:
+def option_names(kind: type[Method]) -> list[str]:
+    """Names of the options of a kind of method, its sparsity among them."""
     return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
@@ -63,10 +68,45 @@ def build(spec: MethodSpec, sparsities: Sequence[float] = ()) -> list[Method]:
     return [_made(spec.name, {**spec.options, "sparsity": sparsity}) for sparsity in dict.fromkeys(sparsities)]
 
 
-def spec_of(built: Method) -> MethodSpec:
-    """The spec of a method with all its options, so that equal methods have equal specs."""
-    dial = {"sparsity": built.sparsity} if "sparsity" in _options(type(built)) and built.sparsity is not None else {}
-    return MethodSpec(name=built.name, options={**dial, **built.options})
+def load_method(source: str | Path) -> Method:
+    """A method by its spec, or fitted, as it was saved.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder of `Method.save_pretrained`; a file of `tda calibrate`; or a spec, as ``"tda:sparsity=0.5"``, of a
+        method that is not fitted then.
+
+    Raises
+    ------
+    ValueError
+        If it is none of them, or what was saved is not of this version.
+    """
+    place = Path(source)
+    if place.is_file():
+        return _of_artifact(Thresholds.load(place), place)
+    if not place.is_dir():
+        if isinstance(source, Path) or "/" in source or "\\" in source:
+            raise ValueError(f"there is no {source}; a method is saved by method.save_pretrained(folder)")
+        return build(MethodSpec.parse(source))[0]
+    if not (place / METHOD_FILE).is_file():
+        raise ValueError(f"{place} has no {METHOD_FILE}; a method is saved by method.save_pretrained(folder)")
+    try:
+        spec = MethodSpec.model_validate_json((place / METHOD_FILE).read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{place / METHOD_FILE} is no method: {first_problem(error)}") from None
+    made = _made(spec.name, spec.options)
+    artifact = place / THRESHOLDS_FILE
+    return made.with_thresholds(Thresholds.load(artifact)) if artifact.is_file() else made
+
+
+def _of_artifact(thresholds: Thresholds, place: Path) -> Method:
+    """The method that thresholds were made for, fitted with them."""
+    options = {name: value for name, value in thresholds.method.items() if name != "name"}
+    try:
+        return _made(str(thresholds.method.get("name")), options).with_thresholds(thresholds)
+    except ValueError as error:
+        raise ValueError(f"{place} is of a method that this version does not have: {error}; calibrate anew") from None
 
 
 def __getattr__(name: str) -> Any:

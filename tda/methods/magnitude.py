@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Prompt, PromptMethod, Scope, Statistic
+from tda.contracts import Prompt, PromptMethod, Scope
 from tda.methods import METHODS
-from tda.thresholds import Thresholds
+from tda.view import FFN, Statistic
 
 
 @METHODS.register("magnitude")
@@ -28,7 +28,7 @@ class Magnitude(PromptMethod):
     name: ClassVar[str] = "magnitude"
     scope: ClassVar[Scope] = "model"
 
-    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
         """Product of the rows' norms: [1, F]."""
         weights = [linear.weight.detach() for linear in ffn.inputs]
         norms = [torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32) for weight in weights]

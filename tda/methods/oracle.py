@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tda.contracts import FFN, Reads, TokenMethod, keep_top, kept_count
+from tda.contracts import Reads, TokenMethod, keep_top, kept_count
 from tda.methods import METHODS
-from tda.thresholds import Thresholds
+from tda.view import FFN
 
 
 @METHODS.register("oracle")
@@ -33,7 +33,7 @@ class Oracle(TokenMethod):
         """Size of each neuron's contribution to the output."""
         return a.abs().float() * ffn.down_norms
 
-    def keep(self, ffn: FFN, importance: Tensor, thresholds: Thresholds | None) -> Tensor:
+    def keep(self, ffn: FFN, importance: Tensor) -> Tensor:
         """Top k of each token; a nan is kept, so that logits tell of it."""
         assert self.sparsity is not None
         return keep_top(importance.nan_to_num(math.inf, math.inf), kept_count(self.sparsity, ffn.F))

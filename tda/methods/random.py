@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Prompt, PromptMethod, Statistic
+from tda.contracts import Prompt, PromptMethod
 from tda.methods import METHODS
-from tda.thresholds import Thresholds
+from tda.view import FFN, Statistic
 
 
 @METHODS.register("random")
@@ -37,7 +37,7 @@ class Random(PromptMethod):
         if type(self.seed) is not int:
             raise ValueError(f"seed must be a whole number; got {self.seed!r}")
 
-    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
         """Uniform random scores: [B, F]."""
         return torch.stack([self._row(ffn, prompt.key(row)) for row in range(prompt.rows)]).to(prompt.tokens.device)
 

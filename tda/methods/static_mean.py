@@ -6,10 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Prompt, PromptMethod, Scope, Statistic
+from tda.contracts import Prompt, PromptMethod, Scope, Window
+from tda.fitting.collect import Collector, MeanCollector
 from tda.methods import METHODS
 from tda.prompt_statistics import RelativeSquares
-from tda.thresholds import Thresholds
+from tda.view import FFN, Statistic
 
 
 @METHODS.register("static_mean")
@@ -27,14 +28,13 @@ class StaticMean(PromptMethod):
 
     name: ClassVar[str] = "static_mean"
     scope: ClassVar[Scope] = "model"
-    needs_thresholds: ClassVar[bool] = True
+    window: ClassVar[Window] = "request"
     not_calibrated: ClassVar[frozenset[str]] = frozenset({"sparsity"})
 
-    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt, thresholds: Thresholds | None) -> Tensor:
+    def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
         """Averaged statistic from the artifact: [1, F]."""
-        assert thresholds is not None
-        return torch.tensor([thresholds.layer_scores(ffn.index)], device=prompt.tokens.device)
+        return torch.tensor([self.fitted.layer_scores(ffn.index)], device=prompt.tokens.device)
 
-    def calibration_statistic(self, ffn: FFN) -> Statistic:
-        """The statistic whose average the artifact holds."""
-        return RelativeSquares()
+    def collector(self, layers: int) -> Collector | None:
+        """Mean over prompts of Griffin's statistic."""
+        return None if self.thresholds else MeanCollector(lambda ffn: RelativeSquares(), layers)

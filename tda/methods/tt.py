@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tda.contracts import FFN, ErrorControlled, Reads, ThresholdMethod
+from tda.contracts import ErrorControlled, Reads, ThresholdMethod
 from tda.methods import METHODS
+from tda.view import FFN
 
 
 @METHODS.register("tt")

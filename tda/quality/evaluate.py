@@ -16,7 +16,6 @@ from tda.names import Protocol
 from tda.quality.documents import Document, rows_of
 from tda.records import Measurement
 from tda.statistics import paired_difference
-from tda.thresholds import Thresholds
 
 CACHED_BYTES = 1 << 30
 """Dense logits beyond this are computed anew for each method."""
@@ -108,24 +107,20 @@ class Evaluator:
         self.batches = [documents[start : start + batch] for start in range(0, len(documents), batch)]
         self._dense: dict[int, Scores] = {}
 
-    def evaluate(
-        self, method: Method, thresholds: Thresholds | None, select_on: Sequence[Document] | None = None
-    ) -> Evaluation:
+    def evaluate(self, method: Method, select_on: Sequence[Document] | None = None) -> Evaluation:
         """Score a method on all documents.
 
         Parameters
         ----------
         method : Method
-            The method.
-        thresholds : Thresholds or None
-            Its artifact.
+            The method, fitted where it needs that.
         select_on : sequence of Document, optional
             Documents whose prompts the selections are taken from instead, one for one: the control that shows what
             a prompt's own selection is worth.
         """
         result = Evaluation()
         for number in range(len(self.batches)):
-            self.add(result, number, method, thresholds, select_on)
+            self.add(result, number, method, select_on)
         return result
 
     def add(
@@ -133,7 +128,6 @@ class Evaluator:
         result: Evaluation,
         number: int,
         method: Method,
-        thresholds: Thresholds | None,
         select_on: Sequence[Document] | None = None,
     ) -> None:
         """Score a method on one batch of the documents, and add that to what there is; else as `evaluate`."""
@@ -142,7 +136,7 @@ class Evaluator:
         chosen = None if select_on is None else select_on[start : start + len(batch)]
         size = self.together if shares_rows(method) else len(batch)
         parts = [(batch[at : at + size], chosen and chosen[at : at + size]) for at in range(0, len(batch), size)]
-        scores = Scores.joined([self._score(method, thresholds, *part) for part in parts])
+        scores = Scores.joined([self._score(method, *part) for part in parts])
         dense = scores if method.name == "dense" else self._dense_scores(number)
         for name, metric in METRICS.items():
             result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
@@ -157,7 +151,7 @@ class Evaluator:
     def _dense_scores(self, number: int) -> Scores:
         if number in self._dense:
             return self._dense[number]
-        scores = self._score(METHODS["dense"](), None, self.batches[number], None)
+        scores = self._score(METHODS["dense"](), self.batches[number], None)
         if sum(held.logits.nbytes for held in self._dense.values()) + scores.logits.nbytes <= CACHED_BYTES:
             self._dense[number] = scores
         return scores
@@ -165,7 +159,6 @@ class Evaluator:
     def _score(
         self,
         method: Method,
-        thresholds: Thresholds | None,
         documents: Sequence[Document],
         select_on: Sequence[Document] | None,
     ) -> Scores:
@@ -178,7 +171,6 @@ class Evaluator:
                 method,
                 prompts,
                 continuations,
-                thresholds,
                 protocol=self.protocol,
                 selection_ids=selecting,
             )

@@ -13,7 +13,6 @@ from tda.quality.documents import bytes_per_token, encode
 from tda.quality.evaluate import measured, shares_rows
 from tda.records import Measurement
 from tda.reference.text import recall_items
-from tda.thresholds import Thresholds
 
 DISTANCE_TOKENS = 256
 LONGEST_TOKENS = 512
@@ -40,9 +39,7 @@ def recall_questions(tokenizer: Any, count: int) -> list[Question]:
     return found
 
 
-def recall(
-    model: nn.Module, method: Method, thresholds: Thresholds | None, questions: list[Question]
-) -> dict[str, Measurement]:
+def recall(model: nn.Module, method: Method, questions: list[Question]) -> dict[str, Measurement]:
     """Score the answers, every token of them computed sparsely (protocol "all_sparse").
 
     Returns
@@ -55,7 +52,7 @@ def recall(
     nll: list[float] = []
     together = 1 if shares_rows(method) else ROWS
     for start in range(0, len(questions), together):
-        scores, answers = _score(model, method, thresholds, questions[start : start + together])
+        scores, answers = _score(model, method, questions[start : start + together])
         right = (scores.logits.argmax(-1) == answers) | ~scores.valid
         accuracy += right.all(1).double().tolist()
         nll += (scores.nll.double().sum(1) / scores.valid.sum(1)).tolist()
@@ -64,9 +61,7 @@ def recall(
     return {name: measured(name, values, groups) for name, values in samples.items()}
 
 
-def _score(
-    model: nn.Module, method: Method, thresholds: Thresholds | None, questions: list[Question]
-) -> tuple[Scores, Tensor]:
+def _score(model: nn.Module, method: Method, questions: list[Question]) -> tuple[Scores, Tensor]:
     device = next(model.parameters()).device
     contexts, context_mask = _pad([question.context for question in questions], device)
     answers, answer_mask = _pad([question.answer for question in questions], device)
@@ -75,7 +70,6 @@ def _score(
         method,
         contexts,
         answers,
-        thresholds,
         prompt_mask=context_mask,
         continuation_mask=answer_mask,
         protocol="all_sparse",

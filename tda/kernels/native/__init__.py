@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tda.contracts import FFN
 from tda.kernels.native import library
 from tda.kernels.native.describe import UndescribedError, check_ffn
+from tda.view import FFN
 
 
 def problem(ffns: Sequence[FFN]) -> str | None:

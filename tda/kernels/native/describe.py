@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tda.as_built import linear_problem
-from tda.contracts import FFN
 from tda.kernels.native import library as c
+from tda.view import FFN
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,

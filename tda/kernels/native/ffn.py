@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Observer, ThresholdMethod
+from tda.contracts import Observer, ThresholdMethod
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.spans import span
-from tda.thresholds import Thresholds
+from tda.view import FFN
 
 
 class NativeFFN(ABC):
@@ -156,22 +156,20 @@ class ThresholdFFN(NativeFFN):
     ----------
     ffn : FFN
         The layer's FFN.
-    method, thresholds
-        What says weights and cut.
+    method : ThresholdMethod
+        Says weights and cut.
     observe : callable
         Told the layer's number and the kept sets [N, F] of each call.
     kept : Tensor
         Where a whole step leaves which neurons it kept: uint8 [F].
     """
 
-    def __init__(
-        self, ffn: FFN, method: ThresholdMethod, thresholds: Thresholds | None, observe: Observer, kept: Tensor
-    ) -> None:
+    def __init__(self, ffn: FFN, method: ThresholdMethod, observe: Observer, kept: Tensor) -> None:
         super().__init__(ffn)
         self._observe = observe
         self._weights = method.weights(ffn)
         self.description.norms = c.address(self._weights)
-        self.description.cut = method.cut(ffn, thresholds)
+        self.description.cut = method.cut(ffn)
         self.description.rule = c.RULES.index("gate" if method.activation == "gate" else "contribution")
         self.description.kept = kept.data_ptr()
         self._costs: list[ops.Cost] = []

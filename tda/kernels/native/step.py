@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tda.contracts import Decoder, DecoderLayer
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.kernels.native.ffn import ffn_cost, weights_cost
 from tda.kernels.native.key_values import KeyValues
 from tda.spans import span
+from tda.view import Decoder, DecoderLayer
 
 NORMS = tuple(field[0] for field in c.Layer._fields_ if field[1] is c.Norm)
 LINEARS = ("query", "key", "value", "output")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tda.contracts import FFN
 from tda.kernels.native.describe import UndescribedError, activation_name
+from tda.view import FFN
 
 DTYPES = (torch.bfloat16, torch.float32)
 

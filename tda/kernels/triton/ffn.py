@@ -6,13 +6,13 @@ So a step captured once into a CUDA graph serves every prompt and sparsity of th
 import torch
 from torch import Tensor
 
-from tda.contracts import FFN, Observer, ThresholdMethod
+from tda.contracts import Observer, ThresholdMethod
 from tda.kernels.native.describe import activation_name
 from tda.kernels.triton.choice import fill
 from tda.kernels.triton.down import down
 from tda.kernels.triton.rows import Lists, Rule, rows
 from tda.spans import span
-from tda.thresholds import Thresholds
+from tda.view import FFN
 
 
 def _activations(ffn: FFN, act: str, x: Tensor, lists: Lists | None = None, rule: Rule | None = None) -> Tensor:
@@ -69,8 +69,8 @@ class ThresholdFFN:
     ----------
     ffn : FFN
         The layer's FFN.
-    method, thresholds
-        What says weights and cut.
+    method : ThresholdMethod
+        Says weights and cut.
     observe : callable
         Told the layer's number and the kept sets [N, F] of each call.
 
@@ -80,14 +80,14 @@ class ThresholdFFN:
         Sets of the last call: uint8 [N, F].
     """
 
-    def __init__(self, ffn: FFN, method: ThresholdMethod, thresholds: Thresholds | None, observe: Observer) -> None:
+    def __init__(self, ffn: FFN, method: ThresholdMethod, observe: Observer) -> None:
         self.ffn = ffn
         self.kept = torch.empty(0, ffn.F, dtype=torch.uint8)
         self._observe = observe
         self._act = activation_name(ffn.act)
         self._gate_first = method.activation == "gate"
         self._weights = method.weights(ffn)
-        self._cut = method.cut(ffn, thresholds)
+        self._cut = method.cut(ffn)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:

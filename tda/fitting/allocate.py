@@ -4,18 +4,26 @@ CETT of a token for a set D of left-out neurons: ‖Σ_{j∈D} n_j‖ / ‖Σ_j 
 (arXiv 2402.03804). Errors come from a dense pass and do not propagate between layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tda.calibration.collect import Sample
-from tda.calibration.histogram import Histogram
-from tda.contracts import FFN
+from tda.fitting.histogram import Histogram
+from tda.view import FFN
 
 GRID = torch.linspace(0, 0.99, 100).tolist()
 """Shares whose quantiles are the cuts that are tried."""
+
+
+@dataclass
+class Sample:
+    """FFN inputs x [n, D] of a prompt's sampled tokens, and what its neurons are cut by: [F] or [n, F]."""
+
+    x: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def _token_errors(z: Tensor, scores: Tensor, cuts: Tensor, down_rows: Tensor) ->
     return norms[:-1] / norms[-1].clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def equal_error(curves: list[ErrorCurve], target: float) -> list[float]:
+def equal_error(curves: Sequence[ErrorCurve], target: float) -> list[float]:
     """Layer shares at the one error level whose mean share is nearest to the target."""
     levels = torch.cat([curve.errors for curve in curves]).unique().tolist()
     low, high = 0, len(levels) - 1
@@ -82,11 +90,11 @@ def equal_error(curves: list[ErrorCurve], target: float) -> list[float]:
     return at_level(curves, near)
 
 
-def at_level(curves: list[ErrorCurve], error: float) -> list[float]:
+def at_level(curves: Sequence[ErrorCurve], error: float) -> list[float]:
     """Layer shares at an error level."""
     return [curve.largest_share(error) for curve in curves]
 
 
-def _mean_share(curves: list[ErrorCurve], error: float) -> float:
+def _mean_share(curves: Sequence[ErrorCurve], error: float) -> float:
     shares = at_level(curves, error)
     return sum(shares) / len(shares)

@@ -1,0 +1,276 @@
+"""What a dense pass over calibration text leaves behind for a method: histograms, means and a small sample."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tda.finite import NotFiniteError, not_finite
+from tda.fitting.allocate import ErrorCurve, Sample, error_curve
+from tda.fitting.histogram import Histogram
+from tda.view import FFN, Statistic
+
+SAMPLE_PROMPTS = 32
+SAMPLE_TOKENS = 8
+"""Tokens kept of each sampled prompt: FFN inputs [D], never activations [F]."""
+
+Shares = Callable[[Sequence[ErrorCurve]], Sequence[float]]
+"""Share that each layer is to leave out, by the layers' error curves."""
+
+
+@dataclass
+class Batch:
+    """One calibration batch: which tokens are no padding [B, T], and their positions in their row [B, T]."""
+
+    mask: Tensor
+    positions: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens per row: int64 [B]."""
+        return self.mask.sum(1)
+
+
+class Collector(ABC):
+    """Sees every layer's activations of every batch, and keeps little."""
+
+    @abstractmethod
+    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+        """See one layer of one batch: the activation it looks at [B, T, F], FFN inputs x [B, T, D]."""
+
+    @abstractmethod
+    def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
+        """Fields of `tda.Thresholds` that a method is fitted with.
+
+        Parameters
+        ----------
+        ffns : sequence of FFN
+            The model's.
+        shares : callable
+            How the method shares a sparsity among layers.
+        given : sequence of float or None
+            Shares of the layers to take instead.
+        """
+
+    def _checked(self, ffn: FFN, values: Tensor) -> Tensor:
+        """What is measured of a layer's neurons, if it is finite."""
+        if found := not_finite(values):
+            raise NotFiniteError(f"layer {ffn.index}: what calibration text gives of its neurons holds {found}")
+        return values
+
+
+class CutCollector(Collector):
+    """Histograms of what neurons are cut by, and inputs of some tokens, whose errors the cuts make."""
+
+    def __init__(self, layers: int) -> None:
+        self.samples: list[list[Sample]] = [[] for _ in range(layers)]
+
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """Prompt lengths that have histograms of their own; none where lengths do not matter."""
+
+    @abstractmethod
+    def histograms_of(self, layer: int) -> list[Histogram]:
+        """Histograms of a layer: one for each length, or one."""
+
+    def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
+        """Cuts of each layer at its share, and the errors that they make."""
+        per_layer = [self.histograms_of(ffn.index) for ffn in ffns]
+        longest = [histograms[-1] for histograms in per_layer]
+        curves = []
+        if given is None:
+            curves = [error_curve(ffn, longest[ffn.index], self.samples[ffn.index]) for ffn in ffns]
+        targets = tuple(shares(curves) if given is None else given)
+        cuts = [
+            tuple(histogram.quantile(share) for histogram in histograms)
+            for histograms, share in zip(per_layer, targets, strict=True)
+        ]
+        return {
+            "lengths": tuple(self.lengths()),
+            "cuts": tuple(cuts),
+            "targets": targets,
+            "achieved_sparsity": tuple(h.share_below(cut[-1]) for h, cut in zip(longest, cuts, strict=True)),
+            "cett": tuple(curve.error_at(share) for curve, share in zip(curves, targets, strict=bool(curves))),
+        }
+
+    def _sampled(self, batch: Batch, row: int) -> Tensor:
+        """Which tokens of a row are sampled: spread evenly, the first token left out where there are others."""
+        columns = batch.mask[row].nonzero().squeeze(1)
+        columns = columns[1:] if len(columns) > 1 else columns
+        spread = torch.linspace(0, len(columns) - 1, min(SAMPLE_TOKENS, len(columns)), device=columns.device)
+        return columns[spread.round().long()]
+
+
+class TokenCollector(CutCollector):
+    """Importance of each neuron and token, for methods that choose per token.
+
+    Parameters
+    ----------
+    importance : callable
+        Scores the neurons of an FFN from activations [..., F].
+    layers : int
+        Layers of the model.
+    """
+
+    def __init__(self, importance: Callable[[FFN, Tensor], Tensor], layers: int) -> None:
+        super().__init__(layers)
+        self._importance = importance
+        self.histograms = [Histogram() for _ in range(layers)]
+
+    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+        """Count the importance of all tokens but each row's first, which is never decoded."""
+        decodable = batch.mask & (batch.positions > 0)
+        self.histograms[ffn.index].add(self._checked(ffn, self._importance(ffn, a[decodable])))
+        for row in range(len(a)):
+            if len(self.samples[ffn.index]) < SAMPLE_PROMPTS:
+                columns = self._sampled(batch, row)
+                scores = self._importance(ffn, a[row, columns])
+                self.samples[ffn.index].append(Sample(x[row, columns].clone(), scores))
+
+    def lengths(self) -> list[int]:
+        """None: each token is cut alone."""
+        return []
+
+    def histograms_of(self, layer: int) -> list[Histogram]:
+        """The histogram of a layer.
+
+        Raises
+        ------
+        ValueError
+            If no token was decodable.
+        """
+        if not self.histograms[layer].total:
+            raise ValueError(
+                "the method chooses for decode tokens, and no calibration row has a second token; give longer text"
+            )
+        return [self.histograms[layer]]
+
+
+class PromptCollector(CutCollector):
+    """Relative magnitude of each neuron and prompt, for every prefix of a power of two tokens.
+
+    A causal model's activations of a prefix are those of the prefix alone, so one pass serves all lengths.
+
+    Parameters
+    ----------
+    new_statistic : callable
+        Makes the statistic of an FFN.
+    magnitude : callable
+        Relative magnitudes [B, F] that a statistic of an FFN stands for.
+    layers : int
+        Layers of the model.
+    """
+
+    def __init__(
+        self,
+        new_statistic: Callable[[FFN], Statistic],
+        magnitude: Callable[[FFN, Statistic], Tensor],
+        layers: int,
+    ) -> None:
+        super().__init__(layers)
+        self._new_statistic = new_statistic
+        self._magnitude = magnitude
+        self.histograms: list[dict[int, Histogram]] = [{} for _ in range(layers)]
+        self.prompts: dict[int, int] = {}
+
+    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+        """Count R of every prefix; keep R and inputs of some whole prompts."""
+        statistic = self._new_statistic(ffn)
+        begin, length = 0, 1
+        longest = int(batch.lengths.max())
+        while length <= longest:
+            inside = batch.mask & (batch.positions >= begin) & (batch.positions < length)
+            columns = inside.any(0).nonzero()
+            first, last = int(columns[0]), int(columns[-1]) + 1
+            statistic.add(a[:, first:last], inside[:, first:last])
+            whole = batch.lengths >= length
+            R = self._checked(ffn, self._magnitude(ffn, statistic)[whole])
+            self.histograms[ffn.index].setdefault(length, Histogram()).add(R)
+            if ffn.index == 0:
+                self.prompts[length] = self.prompts.get(length, 0) + int(whole.sum())
+            begin, length = length, length * 2
+        self._sample(ffn, a, x, batch)
+
+    def _sample(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+        room = SAMPLE_PROMPTS - len(self.samples[ffn.index])
+        if room <= 0:
+            return
+        statistic = self._new_statistic(ffn)
+        statistic.add(a[:room], batch.mask[:room])
+        R = self._magnitude(ffn, statistic)
+        for row in range(len(R)):
+            columns = self._sampled(batch, row)
+            self.samples[ffn.index].append(Sample(x[row, columns].clone(), R[row].clone()))
+
+    def lengths(self) -> list[int]:
+        """Prompt lengths that at least a quarter of the prompts reach."""
+        return [length for length, count in self.prompts.items() if 4 * count >= self.prompts[1]]
+
+    def histograms_of(self, layer: int) -> list[Histogram]:
+        """A histogram for each length."""
+        return [self.histograms[layer][length] for length in self.lengths()]
+
+
+class PriorCollector(Collector):
+    """Mean square of a relative statistic over calibration tokens.
+
+    Parameters
+    ----------
+    new_statistic : callable
+        Makes the statistic of an FFN: Σ_t c_tj², c relative.
+    layers : int
+        Layers of the model.
+    """
+
+    def __init__(self, new_statistic: Callable[[FFN], Statistic], layers: int) -> None:
+        self._new_statistic = new_statistic
+        self.sums: list[Tensor | None] = [None] * layers
+        self.tokens = 0
+
+    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+        """Add the batch's tokens."""
+        statistic = self._new_statistic(ffn)
+        statistic.add(a, batch.mask)
+        squares = self._checked(ffn, statistic.value().double().sum(0))
+        held = self.sums[ffn.index]
+        self.sums[ffn.index] = squares if held is None else held + squares
+        self.tokens += int(statistic.tokens.sum()) if ffn.index == 0 else 0
+
+    def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
+        """Prior of each layer's neurons, in the precision that it is used in."""
+        means = [(total / self.tokens).float().tolist() for total in self.sums if total is not None]
+        return {"prior": tuple(map(tuple, means))}
+
+
+class MeanCollector(Collector):
+    """Relative statistic s_j/√T, mean over prompts.
+
+    Parameters
+    ----------
+    new_statistic : callable
+        Makes the statistic of an FFN: Σ_t c_tj², c relative.
+    layers : int
+        Layers of the model.
+    """
+
+    def __init__(self, new_statistic: Callable[[FFN], Statistic], layers: int) -> None:
+        self._new_statistic = new_statistic
+        self.sums: list[Tensor | None] = [None] * layers
+        self.prompts = 0
+
+    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+        """Add the batch's prompts."""
+        statistic = self._new_statistic(ffn)
+        statistic.add(a, batch.mask)
+        s = self._checked(ffn, (statistic.value() / statistic.tokens.unsqueeze(1)).sqrt().sum(0))
+        held = self.sums[ffn.index]
+        self.sums[ffn.index] = s if held is None else held + s
+        self.prompts += len(a) if ffn.index == 0 else 0
+
+    def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
+        """Scores of each layer's neurons."""
+        means = [(s / self.prompts).tolist() for s in self.sums if s is not None]
+        return {"scores": tuple(map(tuple, means))}
