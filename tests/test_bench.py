@@ -514,7 +514,7 @@ def on_texts(tmp_path) -> Plan:
 
 def inputs_of(plan: Plan) -> dict[str, Inputs]:
     """On what each method of a plan is measured."""
-    return {built.name: inputs for built, _, inputs in prepare(plan, plan.subjects[0]).methods}
+    return {built.name: inputs for built, inputs in prepare(plan, plan.subjects[0]).methods}
 
 
 def rewrite(path: Path | None) -> None:
@@ -598,7 +598,7 @@ def test_a_shape_has_the_layers_of_the_model_that_it_imitates_also_at_an_error_l
         "tt:sparsity=0.5,allocation=uniform,cett=none": [0.4],
     }
     profile = {MethodSpec.parse(text): layers for text, layers in shares.items()}
-    found = {str(built.sparsity): made for built, made, _ in prepare(plan, shape, profile=profile).methods if made}
+    found = {str(b.sparsity): b.thresholds for b, _ in prepare(plan, shape, profile=profile).methods if b.thresholds}
     assert (found["None"].targets[0], found["None"].targets[-1]) == (0.2, 0.6)
     assert set(found["0.5"].targets) == {0.4}
 

@@ -152,14 +152,14 @@ def test_recall_questions_that_are_too_long_are_left_out_and_told(tmp_path):
     held = prepare(plan, replace(plan.subjects[0], model=few))
     assert len(held.questions) == sum(length <= lengths[2] for length in lengths)
     assert held.left_out == [f"{6 - len(held.questions)} of 6 recall questions are longer than its context"]
-    assert held.methods[-1][1].lengths[-1] <= lengths[2]
+    assert held.methods[-1][0].fitted.lengths[-1] <= lengths[2]
 
 
 def test_thresholds_of_a_context_that_is_no_power_of_two_are_made_from_text_that_it_holds(tmp_path):
     short = str(altered.folder(tmp_path, max_position_embeddings=48))
     plan = plan_on(short, 40, 9, methods=("tda",), calibration_documents=2)
     made = prepare(plan, plan.subjects[0]).methods
-    assert [thresholds.lengths[-1] for _, thresholds, _ in made if thresholds] == [32]
+    assert [found.fitted.lengths[-1] for found, _ in made if found.thresholds] == [32]
 
 
 def test_a_profile_feeds_all_of_its_steps(tmp_path):

@@ -194,7 +194,7 @@ def test_logits_of_padding_do_not_count():
     check_logits(tiny.model("llama"), logits, inside)
 
 
-@pytest.mark.parametrize("kind", [name for name in METHODS if name not in ("griffin", "tda")])
+@pytest.mark.parametrize("kind", [name for name in METHODS if name not in ("griffin", "glass", "tda")])
 def test_a_broken_prompt_has_no_likelihood(odd, kind):
     chosen = method(kind)
     thresholds = tiny.thresholds("llama", chosen)
@@ -202,7 +202,7 @@ def test_a_broken_prompt_has_no_likelihood(odd, kind):
         tda.score(odd, chosen, texts(1, 6), texts(None, 0), thresholds)
 
 
-STATISTICS = [tda.Griffin(), tda.Griffin(rows="shared"), tda.Griffin(sparsity=0)] + [
+STATISTICS = [tda.Griffin(), tda.Griffin(rows="shared"), tda.Griffin(sparsity=0), tda.GLASS()] + [
     tda.TDA(statistic=reading) for reading in ("relative", "l2", "max", "contribution")
 ]
 
