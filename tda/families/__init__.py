@@ -48,10 +48,9 @@ def family_for(model_type: object) -> Family:
         if model_type in family.model_types:
             return family
     problem = "no model_type" if model_type is None else f"unsupported architecture {model_type!r}"
-    supported = sorted(name for family in FAMILIES.values() for name in family.model_types)
     raise ValueError(
-        f"{problem} in the model's configuration; supported: {', '.join(supported)}. "
-        "CONTRIBUTING says how to add a family in one file."
+        f"{problem} in the model's configuration; `tda models` lists those that are supported, and CONTRIBUTING says "
+        "how to add a family in one file"
     )
 
 
