@@ -54,6 +54,19 @@ def family_for(model_type: object) -> Family:
     )
 
 
+def describe_families() -> list[dict[str, str]]:
+    """One row per family: name, model types, kind of FFN, and how far the kernels in C run its decode."""
+    return [
+        {
+            "family": family.name,
+            "model_types": ", ".join(sorted(family.model_types)),
+            "ffn": "plain" if family.gate is None else "gated",
+            "decode_in_c": "layer by layer" if family.decoder is None else "whole steps",
+        }
+        for family in FAMILIES.values()
+    ]
+
+
 def find_ffns(model: nn.Module) -> list[FFN]:
     """List the FFNs of all layers, as the model's family declares them.
 
