@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import tda
+from tda.bench.traffic import decode_traffic
 from tda.contracts import Method
 from tda.engine.phases import decode, prefill
 from tda.engine.selfcheck import check_step
@@ -149,6 +150,24 @@ def test_its_configuration_is_accepted_and_its_parts_are_found(name: str) -> Non
     parts = [part for _, part, _ in named_parts(model)]
     assert {"up", "down", "attention", "head", "embedding"} <= set(parts)
     assert parts.count("attention") == parts.count("down") == tiny.LAYERS
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("gpt_bigcode", 2 * 2 * 1 * 6),  # layers, keys and values, one head for all queries, width
+        ("minicpm3", 2 * (8 + 4)),  # what keys and values are made of, and the part of the keys that has positions
+        ("gemma4_text", 2 * 2 * (8 + 12)),  # and layers differ
+        ("bloom", 2 * 2 * 4 * 6),
+    ],
+)
+def test_what_a_cache_holds_of_a_token_is_counted(name: str, numbers: int) -> None:
+    model = tiny.model(name)
+    ffns = find_ffns(model)
+    with torch.no_grad():
+        cache = prefill(model, tiny.text(3, 9)).cache
+    traffic = decode_traffic(model, ffns, tda.Dense(), [1.0] * len(ffns), 9, 3, cache)
+    assert traffic.cache == numbers * 4 * 9 * 3
 
 
 @each

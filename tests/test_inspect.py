@@ -121,6 +121,15 @@ def test_a_folder_is_checked(command: Any, folder: Path) -> None:
         assert found["kernels"] in out
 
 
+def test_weights_beyond_the_last_layer_are_refused(command: Any, folder: Path) -> None:
+    """Whatever a family calls its list of layers."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": 1}))
+    code, _, err = command("models", "--check", folder)
+    assert code == 2
+    assert "num_hidden_layers is 1, and they hold transformer.h.1." in err
+
+
 @pytest.mark.parametrize("name", ["shape:25m", "ref:relu"])
 def test_a_model_known_by_name_is_checked(command: Any, name: str) -> None:
     code, out, err = command("models", "--check", name)
