@@ -20,7 +20,15 @@ from tda.methods import METHODS, method
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "supported.md"
 EXECUTIONS = ("masked", "compact", "indexed", "auto")
 DTYPES = ("float32", "bfloat16", "float16")
-MODEL_TYPES = tuple(name for family in FAMILIES.values() for name in family.model_types)
+MODEL_TYPES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3", "opt")
+"""Types of model that every test over models runs: one for each thing around an FFN that the C kernels know.
+
+Biases (llama), one window (mistral), norms about 1 and scaled embeddings (gemma), norms on both sides, capped scores
+and windows in some layers (gemma2), biases of the attention alone (qwen2), norms of heads (qwen3), a plain FFN without
+a module of its own and learnt positions (opt). A further type is made of these, or runs layer by layer.
+"""
+FURTHER_TYPES = tuple(name for family in FAMILIES.values() for name in family.model_types if name not in MODEL_TYPES)
+"""Types of model that `tests/test_families.py` runs."""
 VARIANTS = {"opt-post-norm": "opt", "mistral-window": "mistral"}
 """Tiny models beside one of each type: OPT with its norms behind, Mistral with a window shorter than its prompts."""
 MODELS = (*MODEL_TYPES, *VARIANTS)
@@ -394,6 +402,20 @@ def page() -> str:
             ("`model_type`", "feed-forward network", "methods"),
             [(f"`{name}`", "gated" if is_gated(name) else "plain", _methods_of(name)) for name in MODEL_TYPES],
         ),
+        "Further types, each with a tiny model in `tests/test_families.py`: what passes through their FFNs against "
+        "float64, sets and logits of a method that chooses per prompt and of those that choose per token, kernels "
+        "against masked execution, batches padded on the left, and a model that is left as it was.",
+        _table(
+            ("`model_type`", "feed-forward network", "methods"),
+            [
+                (
+                    ", ".join(f"`{name}`" for name in names),
+                    "gated" if is_gated(names[0]) else "plain",
+                    _methods_of(names[0]),
+                )
+                for names in _further()
+            ],
+        ),
         "Also tested: OPT with its norms behind and projections around (as 350M has them), sliding windows (Mistral, "
         "Gemma 2) shorter than the prompt.",
         "## Requests",
@@ -429,6 +451,12 @@ def _needs(name: str) -> str:
     chosen = built(name)
     found = ["thresholds"] * chosen.needs_fit + ["a gated feed-forward network"] * (chosen.activation != "z")
     return ", ".join(found)
+
+
+def _further() -> Iterator[list[str]]:
+    """The further types with a gate, and those without."""
+    for gated in (True, False):
+        yield sorted(name for name in FURTHER_TYPES if is_gated(name) is gated)
 
 
 def _methods_of(model: str) -> str:

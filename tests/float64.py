@@ -25,7 +25,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
     "relu": lambda x: x * (x > 0),
+    "relu2": lambda x: (x * (x > 0)) ** 2,
 }
+ACTIVATIONS["gelu_new"] = ACTIVATIONS["gelu_pytorch_tanh"]
+NAMED = ("hidden_act", "hidden_activation", "activation_function")
+"""Fields of a configuration that name the activation."""
+FIXED = {"gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh", "bloom": "gelu_pytorch_tanh", "mpt": "gelu"}
+"""Activations of types of model whose configuration does not tell."""
+
+
+def xielu(act: Any) -> Callable[[Tensor], Tensor]:
+    """xIELU, arXiv 2411.13010: quadratic above 0, exponential and linear below; both slopes are learnt."""
+    above, beta = torch.log1p(torch.exp(act.alpha_p.detach())), act.beta
+    below = beta + torch.log1p(torch.exp(act.alpha_n.detach()))
+    negative = lambda x: below * (torch.exp(x.clamp(max=-1e-6)) - 1 - x) + beta * x  # noqa: E731
+    return lambda x: torch.where(x > 0, above * x**2 + beta * x, negative(x))
 
 
 @dataclass
@@ -53,6 +67,7 @@ class Weights:
     gate_bias: Tensor | None
     up_bias: Tensor | None
     down_bias: Tensor | None
+    act: Callable[[Tensor], Tensor]
 
     @property
     def F(self) -> int:  # noqa: N802
@@ -77,15 +92,10 @@ class Float64:
 
     def __init__(self, model: Any) -> None:
         self.model = copy.deepcopy(model).double()
-        kind = self.model.config.model_type
-        family = next(found for found in FAMILIES.values() if kind in found.model_types)
-        self.layers = [_Layer(layer, family) for layer in _at(self.model, family.layers)]
-        names = ("hidden_act", "hidden_activation", "activation_function")
-        named = [getattr(self.model.config, name, None) for name in names]
-        act = next(name for name in named if name is not None)
-        if kind in ("gemma", "gemma2"):
-            act = "gelu_pytorch_tanh"
-        self.act = ACTIVATIONS[act]
+        config = self.model.config
+        family = next(found for found in FAMILIES.values() if config.model_type in found.model_types)
+        act = FIXED.get(config.model_type) or next(filter(None, (getattr(config, name, None) for name in NAMED)))
+        self.layers = [_Layer(layer, family, act) for layer in _at(self.model, family.layers)]
         self.weights = [layer.weights for layer in self.layers]
 
     @torch.no_grad()
@@ -105,16 +115,26 @@ class Float64:
             y = (activations.z * keep) @ weights.down.T
             return (y if weights.down_bias is None else y + weights.down_bias).view_as(x)
 
-        with _replaced(self.layers, ffn):
+        with _replaced(self.layers, ffn), _in_float64():
             logits = self.model(input_ids=tokens.unsqueeze(0), use_cache=False).logits[0]
         return Pass(logits, seen, kept)
 
     def activations(self, weights: Weights, x: Tensor) -> Activations:
         up = x @ weights.up.T + (0 if weights.up_bias is None else weights.up_bias)
         if weights.gate is None:
-            return Activations(self.act(up), None, up, x)
-        gate = self.act(x @ weights.gate.T + (0 if weights.gate_bias is None else weights.gate_bias))
+            return Activations(weights.act(up), None, up, x)
+        gate = weights.act(x @ weights.gate.T + (0 if weights.gate_bias is None else weights.gate_bias))
         return Activations(gate * up, gate, up, x)
+
+
+@contextmanager
+def _in_float64() -> Iterator[None]:
+    """Let what a model makes on its way be float64 too."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _at(root: Any, path: str) -> Any:
@@ -126,7 +146,7 @@ def _at(root: Any, path: str) -> Any:
 class _Layer:
     """Modules of one layer's FFN."""
 
-    def __init__(self, layer: Any, family: Any) -> None:
+    def __init__(self, layer: Any, family: Any, act: str) -> None:
         self.block = None if family.block is None else _at(layer, family.block)
         self.first, self.last = _at(layer, family.up), _at(layer, family.down)
         gate = None if family.gate is None else _at(layer, family.gate)
@@ -137,6 +157,7 @@ class _Layer:
             gate_bias=None if gate is None or gate.bias is None else gate.bias.detach(),
             up_bias=None if self.first.bias is None else self.first.bias.detach(),
             down_bias=None if self.last.bias is None else self.last.bias.detach(),
+            act=xielu(_at(layer, family.act)) if act == "xielu" else ACTIVATIONS[act],
         )
 
 

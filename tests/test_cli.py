@@ -40,7 +40,7 @@ def test_methods_are_those_of_the_registry(command):
 
 def test_models_have_sizes_and_sources(command):
     code, out, _ = command("models", "--json")
-    rows = {row["name"]: row for row in json.loads(out)}
+    rows = {row["name"]: row for row in json.loads(out)["models"]}
     assert code == 0
     assert {"ref:swiglu", "ref:relu", "ref:geglu", "shape:1b", "shape:llama-3-8b"} <= set(rows)
     assert 1.0e9 < rows["shape:1b"]["parameters"] < 1.2e9

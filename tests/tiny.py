@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import contract
 import float64
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,25 @@ COMMON: dict[str, Any] = {
     "eos_token_id": None,
 }
 GATED: dict[str, Any] = {**COMMON, "intermediate_size": F, "num_key_value_heads": 2}
+EIGHT: dict[str, Any] = {**GATED, "hidden_size": 32}  # heads of 8, where some dimensions have no position
+MLA: dict[str, Any] = {
+    **GATED,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
+GEMMA4: dict[str, Any] = {
+    **GATED,
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 6,
+}
 OPT: dict[str, Any] = {**COMMON, "ffn_dim": F, "word_embed_proj_dim": D, "activation_function": "relu"}
 # Where a family needs sizes of its own; the name is a model type, or any other that says its type in `model_type`.
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -42,14 +62,41 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "opt": OPT,
     "opt-post-norm": {**OPT, "model_type": "opt", "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     "mistral-window": {**GATED, "model_type": "mistral", "sliding_window": 4, "intermediate_size": 40},
+    # Further types.
+    "bloom": COMMON,
+    "codegen": {**COMMON, "rotary_dim": 4, "n_inner": F},
+    "cohere2": {**GATED, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "cwm": {**GATED, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "exaone4": {**GATED, "sliding_window": None, "layer_types": ["full_attention"] * LAYERS},
+    "gemma3_text": {**GATED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
+    "gemma4_text": GEMMA4,
+    "gpt_bigcode": {**COMMON, "n_inner": F},
+    "gpt_neo": {**COMMON, "intermediate_size": F, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "gptj": {**COMMON, "rotary_dim": 4, "n_inner": F},
+    "gemma4_unified_text": GEMMA4,
+    "helium": {**GATED, "head_dim": 6},
+    "hunyuan_v1_dense": {**GATED, "head_dim": 6},
+    "minicpm3": MLA,
+    "ministral": {**GATED, "head_dim": 8, "sliding_window": 4},
+    "mpt": {**COMMON, "expansion_ratio": 2, "use_cache": True},
+    "persimmon": {**COMMON, "hidden_size": 32, "intermediate_size": F},
+    "phi": EIGHT,
+    "stablelm": EIGHT,
+    "starcoder2": {**GATED, "sliding_window": 4},
+    "vaultgemma": {**GATED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
+    "youtu": MLA,
 }
-ZERO_CENTRED_NORMS = ("gemma", "gemma2")
+ZERO_CENTRED_NORMS = ("gemma", "gemma2", "gemma3_text", "vaultgemma")
 
 
 def names() -> list[str]:
-    """One name for every model type that a family declares, and the special ones."""
-    declared = [model_type for family in FAMILIES.values() for model_type in family.model_types]
-    return list(dict.fromkeys([*declared, *SPECIAL]))
+    """The models that every test over models runs: the types that `contract.py` tells, and variants of them."""
+    return list(contract.MODELS)
+
+
+def further() -> list[str]:
+    """One name for every other type that a family declares."""
+    return list(contract.FURTHER_TYPES)
 
 
 def config(name: str, **changes: Any) -> Any:

@@ -255,7 +255,7 @@ def _traffic(session: Session, steps: _Steps) -> Traffic:
     kept = [mean(layer) for layer in zip(*steps.read, strict=True)]
     cached = prompts.shape[1] + session.continuations.shape[1] / 2
     kept = kept or [1 - share for share in run.achieved_sparsity()]
-    return decode_traffic(run.model, run.ffns, run.method, kept, cached, len(prompts))
+    return decode_traffic(run.model, run.ffns, run.method, kept, cached, len(prompts), session.cache)
 
 
 @torch.no_grad()

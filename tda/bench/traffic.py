@@ -39,6 +39,7 @@ def decode_traffic(
     kept: Sequence[float],
     cached_tokens: float,
     batch: int,
+    cache: Any = None,
 ) -> Traffic:
     """Bytes that one decode step of a batch must read.
 
@@ -56,18 +57,21 @@ def decode_traffic(
         Tokens in the cache, mean over the steps meant.
     batch : int
         Rows.
+    cache : object, optional
+        A key-value cache of the model, which shows what it holds of a token; without one the configuration tells.
     """
-    weights = float(_always_read(model))
+    weights = float(always_read(model))
     for ffn, share in zip(ffns, kept, strict=True):
         weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
         weights += _ffn_bytes(ffn, method.reads, share)
     if isinstance(method, WeightMethod):
         linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
         weights -= sum(weight.nbytes - method.nbytes(weight) for weight in linears)
-    return Traffic(weights, _cache_bytes(model, cached_tokens, batch))
+    token = _by_config(model) if cache is None else _shown(cache)
+    return Traffic(weights, float(token * cached_tokens * batch))
 
 
-def _always_read(model: Any) -> int:
+def always_read(model: Any) -> int:
     """Bytes of all parameters but embedding tables, of which a row is read; a tied table is the head."""
     head = model.get_output_embeddings()
     tables = {
@@ -88,9 +92,15 @@ def _ffn_bytes(ffn: FFN, reads: Reads, share: float) -> float:
     return total
 
 
-def _cache_bytes(model: nn.Module, tokens: float, batch: int) -> float:
+def _by_config(model: nn.Module) -> int:
+    """Bytes of a token in the key-value cache of a model whose heads are as its configuration says."""
     config = text_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = next(model.parameters()).element_size()
-    return float(2 * config.num_hidden_layers * heads * width * tokens * batch * size)
+    return int(2 * config.num_hidden_layers * heads * width * next(model.parameters()).element_size())
+
+
+def _shown(cache: Any) -> int:
+    """Bytes of a token in a key-value cache: heads and widths may differ between layers, and keys from values."""
+    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]  # [B, H, T, W] each
+    return sum(part.shape[1] * part.shape[3] * part.element_size() for part in parts)

@@ -135,11 +135,11 @@ def executors(
         return _dense_on_cuda(model, ffns, overrides) if _on_cuda(ffns) else _dense(model, ffns, overrides)
     if asked == "compact" and _on_cuda(ffns):
         return _compact(ffns, "torch")
-    reason = (triton if _on_cuda(ffns) else native).problem(ffns)
+    reason = kernel_problem(ffns)
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
     if reason is None:
-        if asked == "compact" or (asked == "auto" and isinstance(method, PromptMethod) and _short(ffns)):
+        if asked == "compact" or (asked == "auto" and isinstance(method, PromptMethod) and prefers_copies(ffns)):
             prepared = _gathered(model, ffns)
         else:
             for ffn in ffns:
@@ -155,6 +155,24 @@ def executors(
     if asked == "indexed":
         raise ValueError(f"execution 'indexed' of {method.name!r} needs kernels of our own: {reason}; use 'compact'")
     return _compact(ffns, f"torch ({reason})")
+
+
+def kernel_problem(ffns: Sequence[FFN]) -> str | None:
+    """Why our kernels cannot run a model's feed-forward networks where they lie; None if they can."""
+    return triton.problem(ffns) if _on_cuda(ffns) else native.problem(ffns)
+
+
+def own_kernels(model: nn.Module, ffns: list[FFN]) -> str:
+    """Name of our kernels where they can run a model's networks, and why they do not run its whole step in one call."""
+    if _on_cuda(ffns):
+        return _named_on_cuda(_graph_problem(model))
+    return _named(_step(model, ffns, [describe.feed_forward(ffn) for ffn in ffns])[1])
+
+
+def prefers_copies(ffns: Sequence[FFN]) -> bool:
+    """Whether reading neurons where they lie would mean jumping over short ones on a CPU."""
+    ffn = ffns[0]
+    return not _on_cuda(ffns) and (len(ffn.inputs) + 1) * ffn.D * ffn.up.weight.element_size() < SHORT
 
 
 def _addition(ffn: FFN) -> str | None:
@@ -185,17 +203,11 @@ def _gathered(model: nn.Module, ffns: list[FFN]) -> Executors:
     return Executors(ffns, "compact", _named(reason), layers, step)
 
 
-def _short(ffns: list[FFN]) -> bool:
-    """Whether reading neurons where they lie would mean jumping over short ones on a CPU."""
-    ffn = ffns[0]
-    return not _on_cuda(ffns) and (len(ffn.inputs) + 1) * ffn.D * ffn.up.weight.element_size() < SHORT
-
-
 def _compact(ffns: list[FFN], backend: str) -> Executors:
     return Executors(ffns, "compact", backend, [CompactFFN(ffn) for ffn in ffns])
 
 
-def _on_cuda(ffns: list[FFN]) -> bool:
+def _on_cuda(ffns: Sequence[FFN]) -> bool:
     return ffns[0].up.weight.is_cuda
 
 
@@ -271,7 +283,7 @@ def _triton(
     from tda.kernels.triton.statistic import add_squares
 
     reason = _graph_problem(model)
-    backend = "triton" if reason is None else f"triton, without a graph ({reason})"
+    backend = _named_on_cuda(reason)
     if isinstance(method, PromptMethod):
         listed = [kernels.ListedFFN(ffn) for ffn in ffns]
         graph = GraphStep(model) if reason is None else None
@@ -311,6 +323,10 @@ def _own_forward(linear: nn.Linear, matrices: describe.Matrices) -> Callable[[Te
 
 def _named(reason: str | None) -> str:
     return "c" if reason is None else f"c, layer by layer ({reason})"
+
+
+def _named_on_cuda(reason: str | None) -> str:
+    return "triton" if reason is None else f"triton, without a graph ({reason})"
 
 
 def _step(

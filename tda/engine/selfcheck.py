@@ -26,6 +26,7 @@ _STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure, str | None]]" = w
 PROBE_TOKENS = 8
 ADDED = "its modules have hooks or forwards of their own"
 """Why nothing runs in place of a whole model to which something was added."""
+NOT_AS_SAID = "this model's FFN does more than its family declares; it is not supported"
 VALUES = frozenset((bool, int, float, str, type(None)))
 """Types of a module's attributes that say how it computes."""
 
@@ -82,6 +83,8 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         with plain(model), widening(model):
             logits = model(input_ids=_probe(model), use_cache=False).logits
             for ffn in ffns:
+                if ffn.index not in seen:
+                    raise ValueError(f"layer {ffn.index}: the model does not call its FFN's linears; {NOT_AS_SAID}")
                 _check_finite(model, ffn, *seen[ffn.index])
                 _compare(ffn, *seen[ffn.index])
             if found := not_finite(logits):
@@ -176,7 +179,7 @@ def _compare(ffn: FFN, x: Tensor, z: Tensor, y: Tensor) -> None:
         if ours.shape != theirs.shape or not _close(ours, theirs, tolerance):
             raise ValueError(
                 f"layer {ffn.index}: the {what} of the FFN with all neurons kept is not what the model computes, so "
-                "this model's FFN does more than its family declares; it is not supported"
+                f"{NOT_AS_SAID}"
             )
 
 

@@ -48,11 +48,23 @@ def family_for(model_type: object) -> Family:
         if model_type in family.model_types:
             return family
     problem = "no model_type" if model_type is None else f"unsupported architecture {model_type!r}"
-    supported = sorted(name for family in FAMILIES.values() for name in family.model_types)
     raise ValueError(
-        f"{problem} in the model's configuration; supported: {', '.join(supported)}. "
-        "CONTRIBUTING says how to add a family in one file."
+        f"{problem} in the model's configuration; `tda models` lists those that are supported, and CONTRIBUTING says "
+        "how to add a family in one file"
     )
+
+
+def describe_families() -> list[dict[str, str]]:
+    """One row per family: name, model types, kind of FFN, and how far the kernels in C run its decode."""
+    return [
+        {
+            "family": family.name,
+            "model_types": ", ".join(sorted(family.model_types)),
+            "ffn": "plain" if family.gate is None else "gated",
+            "decode_in_c": "layer by layer" if family.decoder is None else "whole steps",
+        }
+        for family in FAMILIES.values()
+    ]
 
 
 def find_ffns(model: nn.Module) -> list[FFN]:

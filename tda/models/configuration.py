@@ -7,12 +7,11 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import nn
 
 from tda.families import family_for
 
 LARGEST = 2**31 - 1
-DEEPEST = 10_000
+DEEPEST = 1000
 """Layers of the deepest model that is believed; the deepest known ones have some hundreds."""
 SIZES = {
     "vocab_size": LARGEST,
@@ -87,19 +86,9 @@ def _wrong(name: str, value: object, accepted: str) -> ValueError:
 
 
 def parameters(config: Any, *, trust_remote_code: bool = False) -> int:
-    """How many parameters a model has, tied ones counted once, from one layer built without memory."""
+    """How many parameters a model has, tied ones counted once: it is built without memory."""
     from transformers import AutoModelForCausalLM
 
-    single = copy.deepcopy(config)
-    text = single.get_text_config()
-    others, text.num_hidden_layers = int(text.num_hidden_layers) - 1, 1
-    if getattr(text, "layer_types", None) is not None:
-        text.layer_types = text.layer_types[:1]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(single, trust_remote_code=trust_remote_code)
-    layers = model.get_submodule(family_for(config.model_type).layers)
-    return _count(model) + others * _count(layers)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 from tda.device import torch_device
+from tda.families import family_for
 from tda.finite import check_weights
 from tda.kernels.pages import rehome
 from tda.models.configuration import check_fields, parameters
 from tda.models.memory import check_memory
 from tda.models.reference import PREFIX, TIMES, Reference, shipped
 from tda.models.shapes import SHAPES, build_shape, shape_config
+from tda.view import Family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FOLDER = "a folder with config.json and safetensors weights"
-LAYER = re.compile(r"\blayers\.(\d+)\.")
 CACHES = 3
 """How much larger than a cache weights must be for next to all of them to come from memory."""
 LONGEST_REASON = 500
@@ -154,7 +155,7 @@ def _weights(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-            _check_complete(report, config.get_text_config().num_hidden_layers)
+            _check_complete(report, family_for(config.model_type), config.get_text_config().num_hidden_layers)
     finally:
         logging.enable_progress_bar()
     model.config._name_or_path = name
@@ -176,7 +177,7 @@ def _loading(name: str, what: str = "") -> Iterator[None]:
         raise ValueError(f"cannot load model {name!r}: {what}{reason}{hint}") from error
 
 
-def _check_complete(report: dict[str, Any], layers: int) -> None:
+def _check_complete(report: dict[str, Any], family: Family, layers: int) -> None:
     """Raise ValueError if weights and config do not make one model.
 
     Transformers fills a parameter without weights with random numbers, and leaves out what lies beyond the last layer.
@@ -184,8 +185,9 @@ def _check_complete(report: dict[str, Any], layers: int) -> None:
     unset = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if unset:
         raise ValueError(f"its weights do not fit its config: {len(unset)} parameters are unset, e.g. {unset[0]}")
+    layer = re.compile(rf"\b{family.layers.split('.')[-1]}\.(\d+)\.")
     beyond = sorted(
-        key for key in report["unexpected_keys"] if (place := LAYER.search(key)) and int(place[1]) >= layers
+        key for key in report["unexpected_keys"] if (place := layer.search(key)) and int(place[1]) >= layers
     )
     if beyond:
         raise ValueError(f"its weights do not fit its config: num_hidden_layers is {layers}, and they hold {beyond[0]}")
