@@ -33,7 +33,7 @@ from tda.statistics import bootstrap
 PROMPTS = (16, 64, 256)
 CONTINUATION = 64
 SPARSITIES = (0.25, 0.5, 0.75)
-TOKENS = (8, 16, 32, 64, 128)
+TOKENS = (2, 4, 8, 16, 32, 64, 128)
 """What a prior may be worth."""
 FITTED_ON = 40
 """Documents that a prior is fitted on, whatever their kinds."""
