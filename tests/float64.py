@@ -221,6 +221,10 @@ def left_out(sparsity: float, F: int) -> int:
     return math.floor(sparsity * F + 0.5)
 
 
+FLOAT32 = 2e-5
+"""Rounding of a score in float32, as a share of the border."""
+
+
 @dataclass
 class Choice:
     """What to keep of one layer for one row (or token): the scores [F], and a count or a cut.
@@ -231,6 +235,8 @@ class Choice:
     scores: Tensor
     count: int | None = None
     cut: float | None = None
+    step: float = 0.0
+    """What a swap of two neurons changes, where scores are ranks: rounding coarser than float32's swaps some."""
 
     def kept(self) -> Tensor:
         if self.cut is not None:
@@ -249,13 +255,14 @@ class Choice:
         ranked = sorted(self.scores.tolist(), reverse=True)
         return ranked[max(self.count - 1, 0)]
 
-    def check(self, kept: Tensor, rounding: float = 2e-5, *, of_largest: bool = False) -> None:
+    def check(self, kept: Tensor, rounding: float = FLOAT32, *, of_largest: bool = False) -> None:
         """Raise AssertionError where a set differs by more than rounding, as a share of the border or largest score."""
         if self.cut is None:
             assert int(kept.sum()) == self.count, f"kept {int(kept.sum())} neurons, not {self.count}"
         wrong = kept.cpu() != self.kept()
         unit = float(self.scores.abs().max()) if of_largest else abs(self.border)
         distance = (self.scores - self.border).abs() / max(unit, 1e-30)
+        rounding += self.step / unit if rounding > FLOAT32 else 0.0
         far = (wrong & (distance > rounding)).nonzero().flatten().tolist()
         assert not far, f"neurons {far} are on the wrong side; scores {self.scores[far]}, border {self.border}"
         assert int(wrong.sum()) <= max(2, len(wrong) // 10), "too many neurons within rounding of the cut"
@@ -313,7 +320,8 @@ def prompt_choices(
         norms = weights.down_norms if method.statistic == "contribution" else torch.ones_like(weights.down_norms)
         own, w = [rank(griffin_s(row.z * norms)) for row in rows], method.weight
         model = rank(torch.tensor(thresholds.scores[layer], dtype=torch.float64))
-        scores = [w * r + (1 - w) * model for r in own]
+        count = weights.F - left_out(method.sparsity, weights.F)
+        return [Choice(w * r + (1 - w) * model, count=count, step=1.0) for r in own]
     elif method.name == "magnitude":
         scores = [magnitude(weights)] * len(rows)
     elif method.name == "static_mean":
