@@ -221,6 +221,15 @@ class Method(ABC):
             )
         return self.thresholds
 
+    def is_served_by(self, thresholds: Thresholds) -> bool:
+        """Whether thresholds were made for this method; an option that they do not tell had its default."""
+        options = {name: value for name, value in thresholds.method.items() if name != "name"}
+        try:
+            made_for = type(self)(**options).calibrated if thresholds.method["name"] == self.name else None
+        except (TypeError, ValueError):
+            made_for = None
+        return made_for == self.calibrated
+
     def with_thresholds(self, thresholds: Thresholds) -> Self:
         """A copy that is fitted with thresholds made before.
 
@@ -231,12 +240,7 @@ class Method(ABC):
         """
         if not isinstance(thresholds, Thresholds):
             raise TypeError(f"thresholds must be a tda.Thresholds, got {type(thresholds).__name__}")
-        options = {name: value for name, value in thresholds.method.items() if name != "name"}
-        try:
-            made_for = type(self)(**options).calibrated if thresholds.method["name"] == self.name else None
-        except (TypeError, ValueError):
-            made_for = None
-        if made_for != self.calibrated:
+        if not self.is_served_by(thresholds):
             thresholds.check_method(self.calibrated)
         fitted = copy.copy(self)
         object.__setattr__(fitted, "_thresholds", thresholds)

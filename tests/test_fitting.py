@@ -178,3 +178,22 @@ def test_text_that_it_was_fitted_on_is_refused_in_scoring() -> None:
     rows = tiny.text(4, 24, seed=0)
     with pytest.raises(ValueError, match="calibration"):
         tda.score(tiny.model("llama"), fitted(), rows[:, :16], rows[:, 16:])
+
+
+def test_a_bench_takes_a_method_as_it_was_fitted(tmp_path: Path) -> None:
+    """No other text is asked of it, and its record says by digest what it was fitted with."""
+    from tda.bench.plan import plan_for
+    from tda.bench.prepare import prepare
+
+    model = tiny.build("llama", vocab_size=300)
+
+    def prepared(method: Method) -> tuple[Method, Any]:
+        plan = plan_for([(model, None)], [method], {"prompt_tokens": 8, "new_tokens": 4, "documents": 1, "rounds": 1})
+        return prepare(plan, plan.subjects[0]).methods[-1]
+
+    one, other = (tda.TDA().fit(model, [{"input_ids": tiny.text(4, 24, seed=seed)}]) for seed in (3, 4))
+    found, inputs = prepared(one)
+    assert found.thresholds == one.thresholds
+    assert inputs.calibration not in (None, prepared(other)[1].calibration, prepared(tda.TDA())[1].calibration)
+    with pytest.raises(ValueError, match="belong to"):
+        prepared(fitted())

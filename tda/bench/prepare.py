@@ -141,7 +141,9 @@ def prepare(
     inputs = _inputs(plan, subject, prepared)
     if artifact is not None and (told := artifact.foreign(subject.model, inputs.weights)):
         say(told)
-    calibration = _Calibration(plan, subject, prepared, inputs, folder, profile, artifact, deadline)
+    if artifact is not None:
+        methods = _fitted_with(artifact, methods)
+    calibration = _Calibration(plan, subject, prepared, inputs, folder, profile, deadline)
     thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():
         made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
@@ -195,6 +197,16 @@ def _defined(plan: Plan, ffn: FFN) -> tuple[list[Method], list[str]]:
     return methods, list(dict.fromkeys(left_out))
 
 
+def _fitted_with(artifact: Thresholds, methods: Sequence[Method]) -> list[Method]:
+    """Methods, those that thresholds were made for fitted with them."""
+    needy = [method for method in methods if method.needs_fit]
+    served = [method for method in needy if method.is_served_by(artifact)]
+    if not served:
+        wanted = ", ".join(method.name for method in needy) or "no method that needs thresholds"
+        raise ValueError(f"the given thresholds are for {artifact.method}; asked for: {wanted}")
+    return [method.with_thresholds(artifact) if method in served else method for method in methods]
+
+
 def _name(method: Method) -> str:
     return f"{method.name}-{digest_of(method.calibrated, 8)}"
 
@@ -209,16 +221,12 @@ class _Calibration:
     inputs: Inputs
     folder: Path | None
     profile: Profile | None
-    artifact: Thresholds | None
     deadline: Deadline
     _cut: dict[Window, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
 
     def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
         needed = {_name(method): method for method in methods if method.needs_fit}
         found = {name: kept for name, method in needed.items() if (kept := self._kept(name, method)) is not None}
-        if self.artifact is not None and self.artifact not in found.values():
-            wanted = ", ".join(method.name for method in needed.values()) or "no method that needs thresholds"
-            raise ValueError(f"the given thresholds are for {self.artifact.method}; asked for: {wanted}")
         missing = [name for name in needed if name not in found]
         if not missing:
             return found
@@ -242,8 +250,8 @@ class _Calibration:
         """Hash of what a method's thresholds follow from; None where it has none."""
         if not method.needs_fit:
             return None
-        if self.artifact is not None and self.artifact.method == method.calibrated:
-            return digest_of(self.artifact.model_dump(mode="json", exclude={"versions"}))
+        if method.thresholds is not None:
+            return digest_of(method.thresholds.model_dump(mode="json", exclude={"versions"}))
         rows = (row for batch in self._batches(method.window) for row in batch["input_ids"])
         return digest_of([_tokens_digest(rows), self._shares(method)])
 
@@ -254,13 +262,14 @@ class _Calibration:
         return self.folder / f"{digest_of(what, 8)}-{name}.json"
 
     def _kept(self, name: str, method: Method) -> Thresholds | None:
-        thresholds = self.artifact
-        if thresholds is None or thresholds.method != method.calibrated:
+        """What a method was fitted with: by who asked for it, else by an earlier run."""
+        thresholds = method.thresholds
+        if thresholds is None:
             if self.folder is None or not self._path(name, method).is_file():
                 return None
             thresholds = Thresholds.load(self._path(name, method))
+            thresholds.check_method(method.calibrated)
         thresholds.check_model(identify(self.prepared.model, find_ffns(self.prepared.model)))
-        thresholds.check_method(method.calibrated)
         return thresholds
 
     def _length(self, window: Window) -> int:
