@@ -31,11 +31,33 @@ def _memory_problem(tensor: Tensor) -> str | None:
     return None
 
 
+LINEARS = {
+    "torch.nn.modules.linear.Linear": False,
+    "transformers.models.falcon.modeling_falcon.FalconLinear": False,
+    "transformers.pytorch_utils.Conv1D": True,
+}
+"""Classes of modules that multiply by a weight and add a bias, and no more; whether the weight is stored [in, out]."""
+
+
+def _class_of(module: nn.Module) -> str:
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module's class is a plain linear."""
+    return _class_of(module) in LINEARS
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear module's weight is stored [in, out]."""
+    return LINEARS.get(_class_of(module), False)
+
+
 def linear_problem(linear: Any) -> str | None:
     """Why a linear does not just multiply by a weight that can be read where it lies; None if it does."""
-    kind = type(linear)
-    if kind is not nn.Linear:
-        return f"is a {kind.__module__}.{kind.__qualname__}, not a plain torch.nn.Linear"
+    if not is_linear(linear):
+        return f"is a {_class_of(linear)}, not a plain torch.nn.Linear"
     for name in ("weight", "bias"):
         tensor = linear._parameters.get(name)
         if tensor is None and getattr(linear, name, None) is not None:

@@ -14,6 +14,93 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tda.as_built import is_transposed
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear of a model, wherever its weights lie: ``y = weight x + bias``.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Holds the parameters, and computes the linear: alone, or among others whose weights are fused with it.
+    rows : slice or None
+        Its outputs among those of a fused weight; None is all.
+    expert : int or None
+        Its place in weights of many experts, [E, N, K].
+    name : str
+        The weight's name in the module.
+    """
+
+    module: nn.Module
+    rows: slice | None = None
+    expert: int | None = None
+    name: str = "weight"
+
+    @cached_property
+    def transposed(self) -> bool:
+        """Whether the weight is stored [K, N]."""
+        return is_transposed(self.module)
+
+    @property
+    def parameter(self) -> Tensor:
+        """The tensor that holds the weight."""
+        held: Tensor = getattr(self.module, self.name)
+        return held
+
+    @property
+    def weight(self) -> Tensor:
+        """A view of the weight: [N, K]."""
+        held = self.parameter
+        if self.expert is not None:
+            held = held[self.expert]
+        if self.transposed:
+            held = held.t()
+        return held if self.rows is None else held[self.rows]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A view of the bias, [N]; experts have none."""
+        held: Tensor | None = None if self.expert is not None else getattr(self.module, "bias", None)
+        return held if held is None or self.rows is None else held[self.rows]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for the same linear of the same module."""
+        rows = None if self.rows is None else (self.rows.start, self.rows.stop)
+        return id(self.module), self.name, self.expert, rows
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is all that its module computes."""
+        return self.rows is None and self.expert is None
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+        return len(self.weight)
+
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+        return self.weight.shape[1]
+
+    def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Views of weight and bias, as a module gives its own."""
+        yield self.weight
+        if self.bias is not None:
+            yield self.bias
+
+    def output(self, y: Tensor) -> Tensor:
+        """Its part of its module's output: [..., N]."""
+        return y if self.rows is None else y[..., self.rows]
+
+    def lay(self, weight: Tensor) -> None:
+        """Let the weight, all that its parameter holds, lie where an equal one does: [N, K]."""
+        assert self.is_module
+        self.parameter.data = weight.t() if self.transposed else weight
+
 
 @dataclass(frozen=True, eq=False)
 class FFN:
@@ -26,7 +113,7 @@ class FFN:
     ----------
     index : int
         Layer number, from 0.
-    gate, up, down : nn.Linear
+    gate, up, down : Linear
         Weights [F, D], [F, D] and [D, F]; gate is None in a plain FFN.
     act : nn.Module
         The activation function.
@@ -35,9 +122,9 @@ class FFN:
     """
 
     index: int
-    gate: nn.Linear | None
-    up: nn.Linear
-    down: nn.Linear
+    gate: Linear | None
+    up: Linear
+    down: Linear
     act: nn.Module
     block: nn.Module | None
 
@@ -52,16 +139,21 @@ class FFN:
         return self.up.in_features
 
     @property
-    def inputs(self) -> list[nn.Linear]:
+    def inputs(self) -> list[Linear]:
         """The linears that make a neuron's activation: gate (where there is one), up."""
         return [linear for linear in (self.gate, self.up) if linear is not None]
 
     @property
-    def linears(self) -> Iterator[nn.Linear]:
+    def linears(self) -> Iterator[Linear]:
         """The FFN's linears: gate (where there is one), up, down."""
         yield from (*self.inputs, self.down)
 
-    def named_linears(self) -> Iterator[tuple[str, nn.Linear]]:
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that hold and compute its linears, each once."""
+        return list({id(linear.module): linear.module for linear in self.linears}.values())
+
+    def named_linears(self) -> Iterator[tuple[str, Linear]]:
         """The FFN's linears by name."""
         named = (("gate", self.gate), ("up", self.up), ("down", self.down))
         yield from ((name, linear) for name, linear in named if linear is not None)
@@ -110,7 +202,7 @@ class DecoderLayer:
 
     Attributes
     ----------
-    query, key, value, output : nn.Linear
+    query, key, value, output : Linear
         Projections of the attention.
     name, ffn_name : str
         Paths of attention and FFN in the model.
@@ -122,10 +214,10 @@ class DecoderLayer:
         Norms of each head.
     """
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
     name: str
     ffn_name: str
     scale: float
@@ -151,7 +243,7 @@ class Decoder:
         All layers.
     heads, kv_heads, head_dim : int
         Of the attention.
-    head : nn.Linear
+    head : Linear
         The language model's head.
     embed : callable
         Token ids and positions, int64 [1, 1] each -> hidden state [1, 1, D].
@@ -167,11 +259,11 @@ class Decoder:
     heads: int
     kv_heads: int
     head_dim: int
-    head: nn.Linear
+    head: Linear
     embed: Callable[[Tensor, Tensor], Tensor]
     rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     last: nn.Module | None = None
-    project: nn.Linear | None = None
+    project: Linear | None = None
     softcap: float = 0.0
 
 
@@ -188,7 +280,9 @@ class Family:
     layers : str
         Path from the model to its list of layers.
     up, down, act : str
-        Paths from a layer to the linears and the activation function; `down` is the linear that consumes z.
+        Paths from a layer to the linears and the activation function; `down` is the linear that consumes z. Where a
+        weight holds several linears, one below the other, its path says which: ``"mlp.gate_up_proj[1/2]"`` is the
+        second half.
     gate : str or None
         Path to the gate; None for a plain FFN.
     block : str or None

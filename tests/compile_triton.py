@@ -31,7 +31,7 @@ from tda.kernels.native.library import ACTIVATIONS
 from tda.kernels.triton import down, ffn, rows, statistic
 from tda.kernels.triton.tuning import Config
 from tda.methods import METHODS, method
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 
 class SquaredReLU(nn.Module):
@@ -79,8 +79,8 @@ class Driver:
 def launch_all(case: Layer) -> None:
     """Every way in which the engine uses the kernels: executors of each registered method, linears, statistics."""
 
-    def linear(inputs: int, outputs: int) -> nn.Linear:
-        return nn.Linear(inputs, outputs, case.bias, dtype=case.dtype).requires_grad_(False)
+    def linear(inputs: int, outputs: int) -> Linear:
+        return Linear(nn.Linear(inputs, outputs, case.bias, dtype=case.dtype).requires_grad_(False))
 
     x = torch.zeros(1, case.D, dtype=case.dtype)
     gate = linear(case.D, case.F) if case.gated else None
@@ -91,7 +91,7 @@ def launch_all(case: Layer) -> None:
     for built in map(method, METHODS):
         if isinstance(built, ThresholdMethod) and (case.gated or built.activation == "z"):
             ffn.ThresholdFFN(layer, type(built)(sparsity=0), lambda index, kept: None)(x)
-    rows.own_forward(layer.up, layer.up.forward)(x)
+    rows.own_forward(layer.up.module, layer.up.module.forward)(x)
     a, mask = torch.zeros(1, 3, case.F, dtype=case.dtype), torch.ones(1, 3, dtype=torch.bool)
     for weights in (None, torch.ones(case.F)):
         for relative in (True, False):

@@ -30,7 +30,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 ACTIVATIONS["gelu_new"] = ACTIVATIONS["gelu_pytorch_tanh"]
 NAMED = ("hidden_act", "hidden_activation", "activation_function")
 """Fields of a configuration that name the activation."""
-FIXED = {"gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh", "bloom": "gelu_pytorch_tanh", "mpt": "gelu"}
+FIXED = {
+    "gemma": "gelu_pytorch_tanh",
+    "gemma2": "gelu_pytorch_tanh",
+    "bloom": "gelu_pytorch_tanh",
+    "mpt": "gelu",
+    "falcon": "gelu",
+}
 """Activations of types of model whose configuration does not tell."""
 
 
@@ -148,17 +154,32 @@ class _Layer:
 
     def __init__(self, layer: Any, family: Any, act: str) -> None:
         self.block = None if family.block is None else _at(layer, family.block)
-        self.first, self.last = _at(layer, family.up), _at(layer, family.down)
-        gate = None if family.gate is None else _at(layer, family.gate)
+        self.first, self.last = (_at(layer, path.partition("[")[0]) for path in (family.up, family.down))
+        up, up_bias = _weights(layer, family.up)
+        down, down_bias = _weights(layer, family.down)
+        gate, gate_bias = (None, None) if family.gate is None else _weights(layer, family.gate)
         self.weights = Weights(
-            gate=None if gate is None else gate.weight.detach(),
-            up=self.first.weight.detach(),
-            down=self.last.weight.detach(),
-            gate_bias=None if gate is None or gate.bias is None else gate.bias.detach(),
-            up_bias=None if self.first.bias is None else self.first.bias.detach(),
-            down_bias=None if self.last.bias is None else self.last.bias.detach(),
+            gate=gate,
+            up=up,
+            down=down,
+            gate_bias=gate_bias,
+            up_bias=up_bias,
+            down_bias=down_bias,
             act=xielu(_at(layer, family.act)) if act == "xielu" else ACTIVATIONS[act],
         )
+
+
+def _weights(layer: Any, path: str) -> tuple[Tensor, Tensor | None]:
+    """Weight [N, K] and bias at a path; ``path[1/2]`` is the lower half of the weight."""
+    module = _at(layer, path.partition("[")[0])
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    if type(module).__name__ == "Conv1D":  # stored [K, N]
+        weight = weight.T
+    if "[" in path:
+        assert path.endswith("/2]")
+        half = int(path[-4])
+        weight, bias = weight.chunk(2)[half], bias if bias is None else bias.chunk(2)[half]
+    return weight, bias
 
 
 @contextmanager
@@ -262,7 +283,7 @@ class Choice:
         wrong = kept.cpu() != self.kept()
         unit = float(self.scores.abs().max()) if of_largest else abs(self.border)
         distance = (self.scores - self.border).abs() / max(unit, 1e-30)
-        rounding += self.step / unit if rounding > FLOAT32 else 0.0
+        rounding += self.step / max(unit, 1e-30) if rounding > FLOAT32 else 0.0
         far = (wrong & (distance > rounding)).nonzero().flatten().tolist()
         assert not far, f"neurons {far} are on the wrong side; scores {self.scores[far]}, border {self.border}"
         assert int(wrong.sum()) <= max(2, len(wrong) // 10), "too many neurons within rounding of the cut"
@@ -281,12 +302,9 @@ def prior(thresholds: Any, layer: int) -> Tensor:
 
 
 def rank(scores: Tensor) -> Tensor:
-    """1 for the least; of equal scores the neuron of lower index ranks higher."""
-    order = sorted(range(len(scores)), key=lambda j: (float(scores[j]), -j))
-    found = torch.zeros(len(scores), dtype=torch.float64)
-    for place, j in enumerate(order):
-        found[j] = place + 1
-    return found
+    """1 for the least; equal scores share the mean of their ranks."""
+    less, equal = (scores < scores[:, None]).sum(1), (scores == scores[:, None]).sum(1)
+    return less + (equal + 1) / 2
 
 
 def prompt_choices(
@@ -321,7 +339,7 @@ def prompt_choices(
         own, w = [rank(griffin_s(row.z * norms)) for row in rows], method.weight
         model = rank(torch.tensor(thresholds.scores[layer], dtype=torch.float64))
         count = weights.F - left_out(method.sparsity, weights.F)
-        return [Choice(w * r + (1 - w) * model, count=count, step=1.0) for r in own]
+        return [Choice(w * r + (1 - w) * model + 1e-6 * r, count=count, step=1.0) for r in own]
     elif method.name == "magnitude":
         scores = [magnitude(weights)] * len(rows)
     elif method.name == "static_mean":

@@ -10,7 +10,7 @@ import tiny
 import torch
 from model_state import same, state
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
+from transformers import AutoModelForCausalLM, GenerationConfig, OpenAIGPTConfig
 
 import tda
 from tda.contracts import Method
@@ -217,10 +217,10 @@ def test_thresholds_serve_what_they_do_not_depend_on(llama: Any) -> None:
 
 def test_unsupported_architecture_tells_where_the_supported_ones_stand() -> None:
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": tiny.VOCABULARY}
-    config = GPT2Config(**sizes, bos_token_id=1, eos_token_id=None, pad_token_id=0)
+    config = OpenAIGPTConfig(**sizes, pad_token_id=0)
     model = AutoModelForCausalLM.from_config(config).eval()
     before = state(model)
-    with pytest.raises(ValueError, match=r"unsupported architecture 'gpt2' .* `tda models` lists those that are"):
+    with pytest.raises(ValueError, match=r"unsupported architecture 'openai-gpt' .* `tda models` lists those that are"):
         use(model, tda.Griffin(sparsity=0.5), None, "auto")
     same(before, state(model))
 

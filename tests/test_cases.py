@@ -113,6 +113,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "sparsity": (0.3,),
     "rows": get_args(Rows),
     "statistic": get_args(Reading),
+    "glass.statistic": ("relative", "contribution"),
+    "weight": (0.3,),
+    "prior_tokens": (16,),
     "source": get_args(Source),
     "min_keep": (0.1,),
     "max_keep": (0.9,),
@@ -121,12 +124,16 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "cett": (0.2,),
     "dense_kernel": ("torch", "own"),
 }
-"""Values of every option of every method."""
+"""Values of every option of every method, of a single one by its name too."""
 
 
 def every_option() -> list[tuple[str, str, Any]]:
     fields = [(name, field.name) for name in METHODS for field in dataclasses.fields(METHODS[name]) if field.init]
-    return [(name, option, value) for name, option in fields for value in OPTIONS[option]]
+    return [
+        (name, option, value)
+        for name, option in fields
+        for value in OPTIONS.get(f"{name}.{option}", OPTIONS.get(option, ()))
+    ]
 
 
 class TestBuild:
@@ -156,14 +163,14 @@ class TestBuild:
         ("text", "told"),
         [
             ("griffon", "unknown method 'griffon'; known: cats, dense"),
-            ("tda:cet=1", "method 'tda' has no option 'cet'; it has sparsity, allocation, cett, statistic"),
+            ("tda:cet=1", "method 'tda' has no option 'cet'; it has sparsity, prior_tokens, allocation, cett"),
             ("tda:min_keep=nan", "min_keep must be a number, got 'nan'"),
             ("tda:max_keep=true", "max_keep must be a number, got True"),
             ("tt:cett=high", "cett must be a number, got 'high'"),
             ("tda:cett=true", "cett must be a number, got True"),
             ("int8:rows=shared", "method 'int8' has no option 'rows'; it has none"),
             ("dense:sparsity=0.5", "method 'dense' has no option 'sparsity'; it has dense_kernel"),
-            ("griffin:name=x", "method 'griffin' has no option 'name'; it has sparsity, rows"),
+            ("griffin:name=x", "method 'griffin' has no option 'name'; it has sparsity, prior_tokens, rows"),
             ("griffin:rows=some", "rows must be one of per_row, shared; got 'some'"),
             ("griffin:sparsity=1.5", "0 <= sparsity < 1; got 1.5"),
             ("griffin:sparsity=half", "sparsity must be a number, got 'half'"),

@@ -12,7 +12,7 @@ import shapes
 import tiny
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 import tda
 from tda.engine.run import Run
@@ -163,10 +163,10 @@ def hooked(path: str, scale: float) -> Any:
     return model
 
 
-def gpt2() -> Any:
+def first_gpt() -> Any:
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": tiny.VOCABULARY}
     return AutoModelForCausalLM.from_config(
-        GPT2Config(**sizes, bos_token_id=1, eos_token_id=None, pad_token_id=0)
+        OpenAIGPTConfig(**sizes, bos_token_id=1, eos_token_id=None, pad_token_id=0)
     ).eval()
 
 
@@ -189,7 +189,7 @@ WEIGHTS: dict[str, Callable[[], Any]] = {
     "hooks_elsewhere": lambda: (hooked("self_attn", 0.5),) * 2,
     "no_head": lambda: tiny.build("llama").model,
     "more_than_declared": lambda: hooked("mlp", 0.5),
-    "other_type": gpt2,
+    "other_type": first_gpt,
     "moved": moved,
 }
 """Makes a model of each kind; where it is right, also one that float64 reads."""

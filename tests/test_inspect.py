@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from transformers import GPT2Config
+from transformers import OpenAIGPTConfig
 
 import tda
 from tda.bench.inspect import inspect
@@ -140,10 +140,10 @@ def test_a_model_known_by_name_is_checked(command: Any, name: str) -> None:
 
 
 def test_an_unsupported_architecture_is_one_sentence(command: Any, tmp_path: Path) -> None:
-    GPT2Config(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    OpenAIGPTConfig(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
     code, out, err = command("models", "--check", tmp_path)
     assert (code, out) == (2, "")
-    assert err.startswith(f"tda: cannot load model '{tmp_path}': unsupported architecture 'gpt2'")
+    assert err.startswith(f"tda: cannot load model '{tmp_path}': unsupported architecture 'openai-gpt'")
     assert "`tda models` lists those that are supported, and CONTRIBUTING says how to add a family" in err
 
 

@@ -19,7 +19,7 @@ from tda.kernels.native import library as c
 from tda.kernels.native.describe import UndescribedError, activation, check_ffn, feed_forward, norm
 from tda.kernels.native.ffn import ListedFFN
 from tda.kernels.native.layout import lay_rows
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
 each_isa = pytest.mark.usefixtures("each_isa")
@@ -432,8 +432,8 @@ class Tripled(nn.RMSNorm):
 
 
 def an_ffn(act: nn.Module | None = None, dtype: torch.dtype = torch.float32, D: int = 24, F: int = 53) -> FFN:
-    gate, up, down = nn.Linear(D, F), nn.Linear(D, F), nn.Linear(F, D)
-    return FFN(0, gate.to(dtype), up.to(dtype), down.to(dtype), nn.SiLU() if act is None else act, None)
+    gate, up, down = (Linear(one.to(dtype)) for one in (nn.Linear(D, F), nn.Linear(D, F), nn.Linear(F, D)))
+    return FFN(0, gate, up, down, nn.SiLU() if act is None else act, None)
 
 
 class TestDescriptions:
@@ -452,7 +452,7 @@ class TestDescriptions:
 
     def test_mixed_types_are_refused(self) -> None:
         ffn = an_ffn()
-        ffn.down.to(torch.bfloat16)
+        ffn.down.module.to(torch.bfloat16)
         with pytest.raises(UndescribedError, match=r"parameters of torch\.bfloat16 beside others of torch\.float32"):
             check_ffn(ffn)
 
@@ -497,7 +497,7 @@ class TestExecutor:
         wide = torch.randn(3, 48).to(dtype)
         for x in (wide[:, ::2], wide[:, 7:31], wide.view(6, 24)[:3], wide[:1, :24].expand(3, 24)):
             with torch.no_grad():
-                expected = ffn.down(ffn.activation(x))
+                expected = ffn.down.module(ffn.activation(x))
                 found = run.run(x, [run.description] * 3)
             tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
@@ -506,7 +506,7 @@ class TestExecutor:
         ffn = an_ffn()
         run, x = ListedFFN(ffn), torch.randn(2, 24).bfloat16()
         with torch.no_grad():
-            expected = ffn.down(ffn.activation(x.float()))
+            expected = ffn.down.module(ffn.activation(x.float()))
         torch.testing.assert_close(run.run(x, [run.description] * 2).float(), expected, rtol=1e-5, atol=1e-5)
 
     def test_rows_with_lists_of_their_own_and_several_tokens(self) -> None:
@@ -518,5 +518,5 @@ class TestExecutor:
                 kept = torch.rand(batch, ffn.F) < 0.5
                 x = torch.randn(batch, tokens, ffn.D)
                 run.load(kept)
-                expected = ffn.down(ffn.activation(x) * kept.unsqueeze(1))
+                expected = ffn.down.module(ffn.activation(x) * kept.unsqueeze(1))
                 torch.testing.assert_close(run(x), expected, rtol=1e-5, atol=1e-5)

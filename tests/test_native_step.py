@@ -21,6 +21,7 @@ from tda.kernels.native import key_values, library
 from tda.kernels.native.describe import UndescribedError, feed_forward
 from tda.kernels.native.layout import lay_rows
 from tda.kernels.native.step import Step
+from tda.view import Linear
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
 
@@ -383,7 +384,7 @@ class TestDetaching:
         model = tiny.build("llama")
         before, laid = state(model), strides(model)
 
-        def lay(*linears: nn.Linear) -> Callable[[], None]:
+        def lay(*linears: Linear) -> Callable[[], None]:
             undo = lay_rows(*linears)
 
             def interrupted() -> None:
@@ -403,7 +404,7 @@ class TestDetaching:
     def test_what_a_layout_changes_is_only_the_layout(self) -> None:
         linear = nn.Linear(53, 24)
         before, pointer = linear.weight.detach().clone(), linear.weight
-        undo = lay_rows(linear)
+        undo = lay_rows(Linear(linear))
         assert linear.weight is pointer
         assert linear.weight.stride() == (1, 24)
         assert torch.equal(linear.weight, before)
@@ -414,7 +415,7 @@ class TestDetaching:
     def test_rows_that_are_read_together_lie_together(self) -> None:
         gate, up, down = nn.Linear(24, 53), nn.Linear(24, 53), nn.Linear(53, 20)
         before = [linear.weight.detach().clone() for linear in (gate, up, down)]
-        undo = lay_rows(down, gate, up)
+        undo = lay_rows(*map(Linear, (down, gate, up)))
         assert [linear.weight.stride() for linear in (gate, up, down)] == [(68, 1), (68, 1), (1, 68)]
         start = gate.weight.data_ptr()
         assert up.weight.data_ptr() == start + 24 * 4

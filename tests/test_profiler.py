@@ -117,7 +117,7 @@ def test_ranges_close_when_a_forward_fails(llama: Any) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("planted")
 
-    hook = find_ffns(llama)[1].down.register_forward_pre_hook(fail)
+    hook = find_ffns(llama)[1].down.module.register_forward_pre_hook(fail)
     try:
         with ranges(llama), spans.recording(lambda name: Open()), pytest.raises(RuntimeError, match="planted"):
             llama(tiny.text(1, 4))

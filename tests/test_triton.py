@@ -14,7 +14,7 @@ import tda
 from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
 from tda.kernels.native.layout import lay_rows
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 pytest.importorskip("triton", reason="the kernels need the package triton")
 
@@ -56,7 +56,8 @@ def build_ffn(F: int, D: int, act: str, *, gated: bool, bias: bool, dtype: torch
     torch.manual_seed(F * D)
     gate = nn.Linear(D, F, bias) if gated else None
     linears = [gate, nn.Linear(D, F, bias), nn.Linear(F, D, bias)]
-    gate, up, down = (linear and linear.to(DEVICE, dtype).requires_grad_(False) for linear in linears)
+    made = [linear and linear.to(DEVICE, dtype).requires_grad_(False) for linear in linears]
+    gate, up, down = (None if linear is None else Linear(linear) for linear in made)
     assert up is not None
     assert down is not None
     return FFN(0, gate, up, down, ACTIVATIONS[act], None)

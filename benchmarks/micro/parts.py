@@ -102,7 +102,8 @@ class Subject:
     def _seen(self) -> tuple[Tensor, Tensor]:
         ffn, seen = self.ffns[0], []
         hooks = [
-            module.register_forward_pre_hook(lambda module, args: seen.append(args[0])) for module in (ffn.up, ffn.down)
+            module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+            for module in (ffn.up.module, ffn.down.module)
         ]
         self.model(self.prompt)
         for hook in hooks:

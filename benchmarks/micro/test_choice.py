@@ -56,7 +56,7 @@ def test_threshold(clock: Clock, subject: Subject, method: Any) -> None:
     method, ffn = subject.fitted(method), subject.ffns[0]
     a = subject.z[:, -1:]
     if method.activation == "gate":
-        a = ffn.act(ffn.gate(subject.x))
+        a = ffn.act(ffn.gate.module(subject.x))
     kept = clock(lambda: method.select(ffn, a), rounds=200)
     importance = method.importance(ffn, a)
     assert torch.equal(kept, importance >= method.fitted.cut(0))

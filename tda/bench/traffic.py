@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from tda.as_built import is_linear
 from tda.contracts import Method, Reads, WeightMethod
 from tda.engine.transformers_api import text_config
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def decode_traffic(
         weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
         weights += _ffn_bytes(ffn, method.reads, share)
     if isinstance(method, WeightMethod):
-        linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
+        linears = [Linear(module).weight for module in model.modules() if is_linear(module)]
         weights -= sum(weight.nbytes - method.nbytes(weight) for weight in linears)
     token = _by_config(model) if cache is None else _shown(cache)
     return Traffic(weights, float(token * cached_tokens * batch))

@@ -216,7 +216,7 @@ def _watch(ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            parts[name] = output
+            parts[name] = output if name == "gate" else ffn.up.output(output)
 
         return hook
 
@@ -229,13 +229,13 @@ def _watch(ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source
         parts.clear()
 
     hooks: list[Any] = [
-        (ffn.block or ffn.up).register_forward_pre_hook(entering),
-        ffn.down.register_forward_pre_hook(before_down),
+        (ffn.block or ffn.up.module).register_forward_pre_hook(entering),
+        ffn.down.module.register_forward_pre_hook(before_down),
     ]
     if "gate" in sources.values():
         hooks.append(ffn.act.register_forward_hook(keep("gate")))
     if "up" in sources.values():
-        hooks.append(ffn.up.register_forward_hook(keep("up")))
+        hooks.append(ffn.up.module.register_forward_hook(keep("up")))
     return hooks
 
 

@@ -117,7 +117,7 @@ def _override(run: Run, overrides: Overrides) -> None:
     if run.fast.step is not None or run.fast.graph is not None:
         run.new_hooks = NewHooks(modules_of(model))
     if run.fast.layers:
-        run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.linears, ffn.act))
+        run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.modules, ffn.act))
 
 
 def _refuse_other_parts(model: nn.Module, overrides: Overrides) -> None:
@@ -188,7 +188,7 @@ def _watch(run: Run, ffn: FFN) -> list[Any]:
     source = run.method.activation
 
     def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[:] = [output]
+        seen[:] = [output if source == "gate" else ffn.up.output(output)]
 
     def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         z = args[0]
@@ -199,9 +199,9 @@ def _watch(run: Run, ffn: FFN) -> list[Any]:
         masked = run.mask(ffn.index, z, a)
         return None if masked is None else (masked,)
 
-    hooks = [ffn.down.register_forward_pre_hook(before_down)]
+    hooks = [ffn.down.module.register_forward_pre_hook(before_down)]
     if source != "z":
-        hooks.append((ffn.act if source == "gate" else ffn.up).register_forward_hook(keep_output))
+        hooks.append((ffn.act if source == "gate" else ffn.up.module).register_forward_hook(keep_output))
     return hooks
 
 
@@ -236,9 +236,9 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
     if ffn.block is not None:
         route(ffn.block, whole=True)
         return
-    route(ffn.up, whole=False)
+    route(ffn.up.module, whole=False)
     route(ffn.act, whole=False)
-    route(ffn.down, whole=True)
+    route(ffn.down.module, whole=True)
 
 
 GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")

@@ -1,6 +1,6 @@
 """What runs an attached method's decode here: kernels in C on a CPU, in Triton on CUDA, else torch operators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tda.as_built import addition, modules_of
+from tda.as_built import addition, is_linear, modules_of
 from tda.contracts import (
     Executor,
     Method,
@@ -39,7 +39,7 @@ from tda.kernels.native.step import Step
 from tda.kernels.pages import give_back
 from tda.names import Execution, Ran
 from tda.prompt_statistics import Sweep
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 SHORT = 4096
 """Bytes of a neuron's weights below which "auto" copies what a prompt keeps.
@@ -139,6 +139,7 @@ def executors(
     if reason is None and not isinstance(method, PromptMethod | ThresholdMethod):
         reason = f"the kernels do not know the rule of {method.name!r}"
     if reason is None:
+        _in_rows([linear for ffn in ffns for linear in ffn.inputs], overrides)
         if asked == "compact" or (asked == "auto" and isinstance(method, PromptMethod) and prefers_copies(ffns)):
             prepared = _gathered(model, ffns)
         else:
@@ -177,7 +178,8 @@ def prefers_copies(ffns: Sequence[FFN]) -> bool:
 
 def _addition(ffn: FFN) -> str | None:
     """What was added to a feed-forward network that a fast path in its place would leave out; None if nothing was."""
-    for name, module in (*ffn.named_linears(), ("the activation", ffn.act)):
+    named = ((name, linear.module) for name, linear in ffn.named_linears())
+    for name, module in (*named, ("the activation", ffn.act)):
         found = addition(module)
         if found is not None:
             return f"layer {ffn.index}: {name} has {found}"
@@ -186,14 +188,21 @@ def _addition(ffn: FFN) -> str | None:
     return None
 
 
-def _beside(ffn: FFN, method: Method) -> list[nn.Linear]:
+def _beside(ffn: FFN, method: Method) -> list[Linear]:
     """Projections of which a decode step reads the rows that it reads of the down projection, and no others."""
     if _on_cuda([ffn]):
         return []
     if isinstance(method, PromptMethod):
-        return ffn.inputs
+        return [linear for linear in ffn.inputs if linear.is_module]
     gate_decides = isinstance(method, ThresholdMethod) and method.activation == "gate" and ffn.gate is not None
-    return [ffn.up] if gate_decides else []
+    return [ffn.up] if gate_decides and ffn.up.is_module else []
+
+
+def _in_rows(linears: Iterable[Linear], overrides: Overrides) -> None:
+    """Let weights that are stored transposed lie in rows, as the kernels read them."""
+    for linear in linears:
+        if linear.transposed and linear.weight.stride(1) != 1:
+            overrides.later(lay_rows(None, linear))
 
 
 def _gathered(model: nn.Module, ffns: list[FFN]) -> Executors:
@@ -215,6 +224,7 @@ def _dense(model: nn.Module, ffns: list[FFN], overrides: Overrides) -> Executors
     reason = native.problem(ffns)
     if reason is not None:
         return Executors(ffns, "dense", f"torch ({reason})")
+    _in_rows([linear for ffn in ffns for linear in ffn.inputs], overrides)
     step, reason = _step(model, ffns, [describe.feed_forward(ffn) for ffn in ffns])
     if not _own_linears(model, [], overrides) and step is None:
         return Executors(ffns, "dense", f"torch ({reason})")
@@ -302,16 +312,17 @@ def _own_linears(
     Returns how many linears they are.
     """
     count = 0
-    served = {id(linear) for ffn in ffns for linear in ffn.linears}
+    served = {id(linear.module) for ffn in ffns for linear in ffn.linears}
     for module in model.modules():
-        if type(module) is nn.Linear and id(module) not in served and "forward" not in vars(module):
+        if is_linear(module) and id(module) not in served and "forward" not in vars(module):
+            _in_rows([Linear(module)], overrides)
             with suppress(UndescribedError):
                 overrides.set(module, "forward", _own_forward(module, matrices))
                 count += 1
     return count
 
 
-def _own_forward(linear: nn.Linear, matrices: describe.Matrices) -> Callable[[Tensor], Tensor]:
+def _own_forward(linear: Any, matrices: describe.Matrices) -> Callable[[Tensor], Tensor]:
     if not linear.weight.is_cuda:
         return NativeLinear(linear, linear.forward, matrices)
     if linear.weight.dtype not in triton.DTYPES:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tda.as_built import linear_problem, path_of
+from tda.as_built import is_linear, linear_problem, path_of
 from tda.contracts import Rounded, WeightMethod
 from tda.engine.overrides import Overrides
 from tda.kernels.native import describe
 from tda.kernels.native import library as c
 from tda.kernels.pages import fresh
+from tda.view import Linear
 
 ROWS = 64
 """Rows of weights that are rounded together."""
@@ -34,27 +35,29 @@ class RoundedLinears:
     def __init__(self, model: nn.Module, method: WeightMethod, overrides: Overrides, *, hold: bool) -> None:
         self._held: dict[int, tuple[Rounded, Tensor | None]] = {}
         overrides.later(self._held.clear)  # the kernels read them until then
-        for linear in model.modules():
-            if not isinstance(linear, nn.Linear):
+        for module in model.modules():
+            if not (isinstance(module, nn.Linear) or is_linear(module)):
                 continue
-            reason = linear_problem(linear) or ("has a forward of its own" if "forward" in vars(linear) else None)
+            reason = linear_problem(module) or ("has a forward of its own" if "forward" in vars(module) else None)
             if reason is not None:
-                raise ValueError(f"method {method.name!r} cannot round {path_of(model, linear)}: it {reason}")
-            weight = linear.weight
-            rounded, dense = _rounded(weight.detach(), method)
+                raise ValueError(f"method {method.name!r} cannot round {path_of(model, module)}: it {reason}")
+            linear, held = Linear(module), module._parameters["weight"]
+            rounded, dense = _rounded(linear.weight.detach(), method)
             if hold:
                 bias = None if linear.bias is None else linear.bias.detach().float()
-                self._held[id(linear)] = (rounded, bias)
-            linear._parameters["weight"] = nn.Parameter(dense, requires_grad=False)
-            overrides.later(_restoring(linear, weight))
+                self._held[id(module)] = (rounded, bias)
+            stored = dense.t() if linear.transposed else dense
+            module._parameters["weight"] = nn.Parameter(stored, requires_grad=False)
+            overrides.later(_restoring(module, held))
 
-    def matrix(self, linear: nn.Linear | None) -> c.Matrix:
+    def matrix(self, linear: Linear | None) -> c.Matrix:
         """Description of a linear's weights in few bits; None is none."""
         if linear is None:
             return c.Matrix()
         describe.check_linear(linear)
-        rounded, bias = self._held[id(linear)]
-        return c.Matrix.of(rounded.values, bias, rounded.scale)
+        rounded, bias = self._held[id(linear.module)]
+        rows = slice(None) if linear.rows is None else linear.rows
+        return c.Matrix.of(rounded.values[rows], None if bias is None else bias[rows], rounded.scale[rows])
 
 
 def _rounded(weight: Tensor, method: WeightMethod) -> tuple[Rounded, Tensor]:
@@ -69,8 +72,8 @@ def _rounded(weight: Tensor, method: WeightMethod) -> tuple[Rounded, Tensor]:
     return Rounded(values, scale), dense
 
 
-def _restoring(linear: nn.Linear, weight: Tensor) -> Callable[[], None]:
+def _restoring(module: nn.Module, weight: Tensor | None) -> Callable[[], None]:
     def restore() -> None:
-        linear._parameters["weight"] = weight  # type: ignore[assignment]  # it is the parameter that was there
+        module._parameters["weight"] = weight  # type: ignore[assignment]  # it is the parameter that was there
 
     return restore

@@ -155,12 +155,12 @@ def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> list[An
         parts["z"] = args[0].detach()
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[ffn.index] = (parts["x"], parts["z"], output.detach())
+        seen[ffn.index] = (parts["x"], parts["z"], output.detach().clone())  # some models add to it in place
 
     return [
-        (ffn.block or ffn.up).register_forward_pre_hook(entering),
-        ffn.down.register_forward_pre_hook(activated),
-        (ffn.block or ffn.down).register_forward_hook(leaving),
+        (ffn.block or ffn.up.module).register_forward_pre_hook(entering),
+        ffn.down.module.register_forward_pre_hook(activated),
+        (ffn.block or ffn.down.module).register_forward_hook(leaving),
     ]
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from tda.as_built import is_compiled, linear_problem, modules_of, path_of, place_problem
 from tda.registry import Registry
-from tda.view import FFN, Family
+from tda.view import FFN, Family, Linear
 
 FAMILIES: Registry[Family] = Registry("model family", "tda.families")
 
@@ -95,16 +95,16 @@ def check_model(model: nn.Module, ffns: list[FFN]) -> None:
     reason = place_problem(model)
     if reason is not None:
         raise ValueError(f"{reason}; a method needs the whole model on one device: load it without offload or sharding")
-    owners: dict[int, int] = {}
+    owners: dict[Any, int] = {}
     for ffn in ffns:
         for name, linear in ffn.named_linears():
-            reason = linear_problem(linear)
+            reason = linear_problem(linear.module)
             if reason is not None:
                 raise ValueError(
                     f"layer {ffn.index}: {name} {reason}; quantised or adapted weights of the feed-forward network "
                     "are not supported (merge adapters first: `merge_and_unload()` in PEFT)"
                 )
-            shared = owners.setdefault(id(linear), ffn.index)
+            shared = owners.setdefault(linear.key, ffn.index)
             if shared != ffn.index:
                 raise ValueError(f"layers {shared} and {ffn.index} share {name}; a layer needs weights of its own")
 
@@ -112,12 +112,23 @@ def check_model(model: nn.Module, ffns: list[FFN]) -> None:
 def _ffn(layer: nn.Module, index: int, family: Family) -> FFN:
     return FFN(
         index=index,
-        gate=None if family.gate is None else _resolve(layer, family.gate, family),
-        up=_resolve(layer, family.up, family),
-        down=_resolve(layer, family.down, family),
+        gate=None if family.gate is None else _linear(layer, family.gate, family),
+        up=_linear(layer, family.up, family),
+        down=_linear(layer, family.down, family),
         act=_resolve(layer, family.act, family),
         block=None if family.block is None else _resolve(layer, family.block, family),
     )
+
+
+def _linear(layer: nn.Module, path: str, family: Family) -> Linear:
+    """The linear at a path; ``path[1/2]`` is the second half of the outputs there."""
+    path, _, part = path.rstrip("]").partition("[")
+    module = _resolve(layer, path, family)
+    if not part:
+        return Linear(module)
+    number, of = map(int, part.split("/"))
+    size = Linear(module).out_features // of
+    return Linear(module, rows=slice(number * size, (number + 1) * size))
 
 
 def _resolve(root: nn.Module, path: str, family: Family) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tda.view import Decoder, DecoderLayer
+from tda.view import Decoder, DecoderLayer, Linear
 
 Norms = Mapping[str, str]
 """Norms of a `DecoderLayer` -> their names in a model's layer."""
@@ -35,7 +35,7 @@ def llama_step(norms: Norms = PRE) -> Callable[[Any], Decoder]:
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=inner.layers[0].self_attn.head_dim,
-            head=model.lm_head,
+            head=Linear(model.lm_head),
             embed=embed,
             rotary=inner.rotary_emb,
             last=inner.norm,
@@ -48,10 +48,8 @@ def llama_step(norms: Norms = PRE) -> Callable[[Any], Decoder]:
 def _layer(layer: Any, path: str, config: Any, norms: Norms) -> DecoderLayer:
     attention = layer.self_attn
     return DecoderLayer(
-        query=attention.q_proj,
-        key=attention.k_proj,
-        value=attention.v_proj,
-        output=attention.o_proj,
+        **_projections(attention),
+        output=Linear(attention.o_proj),
         name=f"{path}.self_attn",
         ffn_name=f"{path}.mlp",
         scale=attention.scaling,
@@ -61,6 +59,17 @@ def _layer(layer: Any, path: str, config: Any, norms: Norms) -> DecoderLayer:
         key_norm=getattr(attention, "k_norm", None),
         **{place: getattr(layer, name) for place, name in norms.items()},
     )
+
+
+def _projections(attention: Any) -> dict[str, Any]:
+    """Query, key and value: modules of their own, or one below the other in one weight."""
+    if not hasattr(attention, "qkv_proj"):
+        return {name: Linear(getattr(attention, f"{name[0]}_proj")) for name in ("query", "key", "value")}
+    module, config, width = attention.qkv_proj, attention.config, attention.head_dim
+    query, each = config.num_attention_heads * width, config.num_key_value_heads * width
+    starts = {"query": 0, "key": query, "value": query + each}
+    stops = {"query": query, "key": query + each, "value": query + 2 * each}
+    return {name: Linear(module, rows=slice(start, stops[name])) for name, start in starts.items()}
 
 
 def _window(attention: Any, config: Any) -> int | None:

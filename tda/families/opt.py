@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from tda.families import FAMILIES
-from tda.view import Decoder, DecoderLayer, Family
+from tda.view import Decoder, DecoderLayer, Family, Linear
 
 
 def _decoder(model: Any) -> Decoder:
@@ -23,10 +23,10 @@ def _decoder(model: Any) -> Decoder:
         heads=config.num_attention_heads,
         kv_heads=config.num_attention_heads,
         head_dim=config.hidden_size // config.num_attention_heads,
-        head=model.lm_head,
+        head=Linear(model.lm_head),
         embed=embed,
         last=inner.final_layer_norm,
-        project=inner.project_out,
+        project=None if inner.project_out is None else Linear(inner.project_out),
     )
 
 
@@ -34,10 +34,10 @@ def _layer(layer: Any, path: str) -> DecoderLayer:
     attention, before = layer.self_attn, layer.do_layer_norm_before
     norms = ("attention_in", "ffn_in") if before else ("attention_sum", "ffn_sum")
     return DecoderLayer(
-        query=attention.q_proj,
-        key=attention.k_proj,
-        value=attention.v_proj,
-        output=attention.out_proj,
+        query=Linear(attention.q_proj),
+        key=Linear(attention.k_proj),
+        value=Linear(attention.v_proj),
+        output=Linear(attention.out_proj),
         name=f"{path}.self_attn",
         ffn_name=path,
         scale=attention.scaling,

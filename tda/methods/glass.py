@@ -12,6 +12,9 @@ from tda.methods import METHODS
 from tda.prompt_statistics import RelativeSquares
 from tda.view import FFN, Statistic
 
+TIE = 1e-6
+"""Weight by which the prompt's rank decides between equal sums, which are frequent among ranks."""
+
 
 @METHODS.register("glass")
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,12 @@ class GLASS(PromptMethod):
         assert statistic is not None
         own = statistic.value()
         prior = torch.tensor([self.fitted.layer_scores(ffn.index)], device=own.device)
-        return self.weight * ranks(own) + (1 - self.weight) * ranks(prior)
+        ranked = ranks(own)
+        return self.weight * ranked + (1 - self.weight) * ranks(prior) + TIE * ranked
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Rank of each value in its row, 1 for the least to F; of equal ones the first ranks higher: float64 [B, F]."""
-    order = torch.sort(values, dim=1, descending=True, stable=True).indices
-    places = torch.arange(values.shape[1], 0, -1, dtype=torch.float64, device=values.device)
-    return torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(
-        1, order, places.expand_as(order)
-    )
+    """Rank of each value in its row, 1 for the least to F; equal ones share the mean of theirs: float64 [B, F]."""
+    ordered = values.sort(dim=1).values
+    below, upto = (torch.searchsorted(ordered, values, right=right).double() for right in (False, True))
+    return (below + upto + 1) / 2

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from tda.as_built import is_linear
 from tda.families import family_of, find_ffns
 from tda.spans import span
 
@@ -47,7 +48,9 @@ def _roles(model: Any) -> dict[int, str]:
     roles = {id(model): "model"}
     for ffn in find_ffns(model):
         roles |= {id(ffn.block): "ffn"} if ffn.block is not None else {}
-        roles |= {id(linear): name for name in ("gate", "up", "down") if (linear := getattr(ffn, name)) is not None}
+        for name, linear in ffn.named_linears():
+            alone = linear.is_module or linear.expert is not None
+            roles[id(linear.module)] = name if alone else "gate_up"
     family = family_of(model)
     for layer in model.get_submodule(family.layers):
         roles |= {id(layer): "layer", id(layer.get_submodule(family.attention)): "attention"}
@@ -59,7 +62,7 @@ def _by_kind(module: nn.Module) -> str | None:
     """Part of a module that the family does not name."""
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or is_linear(module):
         return "projection"
     return "norm" if "norm" in type(module).__name__.lower() else None
 

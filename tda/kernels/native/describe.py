@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from tda.as_built import linear_problem
 from tda.kernels.native import library as c
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -21,7 +21,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-Matrices = Callable[[nn.Linear | None], c.Matrix]
+Matrices = Callable[[Linear | None], c.Matrix]
 """Description of a linear's weights as a kernel is to read them; None is none."""
 
 
@@ -92,7 +92,7 @@ def norm(module: Any) -> c.Norm:
     return c.Norm(c.address(weight), c.address(bias), eps, c.NORMS.index(nearest))
 
 
-def matrix(linear: nn.Linear | None) -> c.Matrix:
+def matrix(linear: Linear | None) -> c.Matrix:
     """Description of a linear in the layout of torch; None is none.
 
     Raises
@@ -106,12 +106,12 @@ def matrix(linear: nn.Linear | None) -> c.Matrix:
     return c.Matrix.of(linear.weight.detach(), linear.bias)
 
 
-def check_linear(linear: nn.Linear, *, transposed: bool = False) -> None:
+def check_linear(linear: Linear, *, transposed: bool = False) -> None:
     """Raise UndescribedError if a linear's weights are of a type, place or layout that the kernels do not take.
 
     Rows must be contiguous, or columns where `transposed` allows it.
     """
-    reason = linear_problem(linear)
+    reason = linear_problem(linear.module)
     if reason is not None:
         raise UndescribedError(f"a linear {reason}")
     weight, bias = linear.weight, linear.bias
@@ -127,15 +127,15 @@ def check_linear(linear: nn.Linear, *, transposed: bool = False) -> None:
 def check_ffn(ffn: FFN) -> None:
     """Raise UndescribedError if the kernels cannot run a feed-forward network."""
     for linear in ffn.linears:
-        check_linear(linear, transposed=linear is ffn.down)
+        check_linear(linear, transposed=linear is ffn.down or linear.transposed)  # which are laid in rows
     check_types(ffn.linears, ffn.up.weight.dtype)
     activation(ffn.act)
 
 
-def check_types(modules: Iterable[Any], dtype: torch.dtype) -> None:
-    """Raise UndescribedError if a module's parameters are of another type than the kernels are told."""
-    for module in modules:
-        parameters = () if module is None else module.parameters(recurse=False)
+def check_types(parts: Iterable[Any], dtype: torch.dtype) -> None:
+    """Raise UndescribedError if a linear's or norm's parameters are of another type than the kernels are told."""
+    for part in parts:
+        parameters = () if part is None else part.parameters(recurse=False)
         found = next((parameter.dtype for parameter in parameters if parameter.dtype != dtype), None)
         if found is not None:
             raise UndescribedError(f"parameters of {found} beside others of {dtype}")

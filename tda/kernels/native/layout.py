@@ -4,14 +4,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from torch import nn
 
 from tda.kernels.pages import fresh
+from tda.view import Linear
 
 
 @torch.no_grad()
-def lay_rows(down: nn.Linear, *beside: nn.Linear) -> Callable[[], None]:
-    """Store a weight [D, F] transposed, so that what belongs to a neuron is contiguous; return what undoes it.
+def lay_rows(down: Linear | None, *beside: Linear) -> Callable[[], None]:
+    """Store weights so that what belongs to a neuron is contiguous; return what undoes it.
 
     Where a neuron's rows of several projections are read together, they lie side by side: a picked neuron is then one
     longer stretch of memory. The modules see strided views of the same values, and no second copy is kept. Undoing
@@ -19,33 +19,33 @@ def lay_rows(down: nn.Linear, *beside: nn.Linear) -> Callable[[], None]:
 
     Parameters
     ----------
-    down : nn.Linear
-        The down projection.
-    *beside : nn.Linear
+    down : Linear or None
+        The down projection [D, F], which is stored transposed.
+    *beside : Linear
         Projections with weights [F, D] whose rows are to lie before its own.
     """
-    linears = (*beside, down)
-    rows = [linear.weight.data.t() if linear is down else linear.weight.data for linear in linears]  # [F, D] each
+    linears = beside if down is None else (*beside, down)
+    rows = [linear.weight.detach().t() if linear is down else linear.weight.detach() for linear in linears]  # [F, D]
     widths = [one.shape[1] for one in rows]
     undo = ExitStack()
     for linear in linears:
         undo.callback(_restoring(linear))
     with torch.inference_mode(False):
-        together = fresh((len(rows[0]), sum(widths)), down.weight.dtype, down.weight.device)
+        together = fresh((len(rows[0]), sum(widths)), rows[0].dtype, rows[0].device)
         places = [place.copy_(own) for place, own in zip(together.split(widths, dim=1), rows, strict=True)]
         for linear, place in zip(linears, places, strict=True):
-            linear.weight.data = place.t() if linear is down else place
+            linear.lay(place.t() if linear is down else place)
     return undo.close
 
 
-def _restoring(linear: nn.Linear) -> Callable[[], None]:
+def _restoring(linear: Linear) -> Callable[[], None]:
     """What gives a weight the layout back that it has now, if it is still the linear's weight."""
-    parameter = linear.weight
+    parameter = linear.parameter
     stride, dense = parameter.stride(), parameter.is_contiguous()
 
     @torch.no_grad()
     def restore() -> None:
-        if linear.weight is not parameter:
+        if linear.parameter is not parameter:
             return
         with torch.inference_mode(False):
             before = fresh(parameter.shape, parameter.dtype, parameter.device)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.kernels.native.ffn import weights_cost
+from tda.view import Linear
 
 
 class NativeLinear:
@@ -37,7 +38,7 @@ class NativeLinear:
         dense: Callable[[Tensor], Tensor],
         matrices: describe.Matrices = describe.matrix,
     ) -> None:
-        self._matrix = matrices(linear)
+        self._matrix = matrices(Linear(linear))
         self._dtype = linear.weight.dtype
         self._dense = dense
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")

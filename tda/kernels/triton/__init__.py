@@ -9,10 +9,9 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from tda.kernels.native.describe import UndescribedError, activation_name
-from tda.view import FFN
+from tda.view import FFN, Linear
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -36,7 +35,7 @@ def problem(ffns: Sequence[FFN]) -> str | None:
     return None
 
 
-def _check_linear(linear: nn.Linear) -> None:
+def _check_linear(linear: Linear) -> None:
     weight = linear.weight
     if weight.dtype not in DTYPES or not (weight.is_cuda or interpreted()):
         got = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"

@@ -3,11 +3,12 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 from tda.kernels.triton import interpreted
 from tda.kernels.triton.rows import Lists
 from tda.kernels.triton.tuning import Config, choose
+from tda.view import Linear
 
 SPLITS = 2 if interpreted() else 16
 """Programs that share the neurons of a block of columns, since columns alone are too few for a large GPU."""
@@ -53,14 +54,14 @@ def _finish(parts, bias, y, D, BIAS: tl.constexpr, SPLITS: tl.constexpr, COLUMNS
     tl.store(y + token * D + d, value.to(y.dtype.element_ty), mask=d < D)
 
 
-def down(z: Tensor, linear: nn.Linear, lists: Lists, y: Tensor) -> None:
+def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor) -> None:
     """Fill y [N, D] with the down projection of z [N, F] over each row's listed neurons.
 
     Parameters
     ----------
     z : Tensor
         Contiguous; read at listed neurons only.
-    linear : nn.Linear
+    linear : Linear
         Fastest where its weight [D, F] is stored transposed (`lay_rows`).
     lists : Lists
         For each batch row; its tokens lie one after the other in z.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tda.kernels.triton.functions import activate
 from tda.kernels.triton.tuning import Config, choose
+from tda.view import Linear
 
 # Rows by columns of a block. The first is what the interpreter runs: small, so that tests meet many blocks.
 CANDIDATES = (
@@ -99,11 +100,11 @@ def _rows(
 
 def rows(
     x: Tensor,
-    first: nn.Linear,
+    first: Linear,
     out: Tensor,
     *,
     act: str = "identity",
-    second: nn.Linear | None = None,
+    second: Linear | None = None,
     lists: Lists | None = None,
     rule: Rule | None = None,
     times: bool = False,
@@ -155,12 +156,13 @@ def own_forward(linear: nn.Linear, dense: Callable[[Tensor], Tensor]) -> Callabl
 
     Over several tokens a product reads its weights once for all of them, and torch's is as fast as can be.
     """
+    own = Linear(linear)
 
     def forward(x: Tensor) -> Tensor:
         if x.numel() != x.shape[-1]:
             return dense(x)
         y = torch.empty(*x.shape[:-1], linear.out_features, dtype=x.dtype, device=x.device)
-        rows(x.reshape(1, -1), linear, y.view(1, -1))
+        rows(x.reshape(1, -1), own, y.view(1, -1))
         return y
 
     return forward
