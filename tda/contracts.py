@@ -25,12 +25,11 @@ from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation, Execution
 from tda.results import write_whole
 from tda.thresholds import Thresholds
-from tda.view import FFN, Statistic
+from tda.view import FFN, Source, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
 Scope = Literal["model", "prompt", "token"]
-Source = Literal["z", "gate", "up"]
 Rows = Literal["per_row", "shared"]
 Window = Literal["prompt", "request"]
 
@@ -309,6 +308,11 @@ class PromptMethod(Method):
 
     scope: ClassVar[Scope] = "prompt"
 
+    @property
+    def knows_unseen(self) -> bool:
+        """Whether it can choose of an expert that no token of a prompt reached. Where not, that one keeps all."""
+        return False
+
     def new_statistic(self, ffn: FFN) -> Statistic | None:
         """Return a fresh statistic to be filled in prefill; None where the prompt's activations do not matter."""
         return None
@@ -327,8 +331,10 @@ class PromptMethod(Method):
         shape = (prompt.rows, ffn.F)
         if self.keeps_all:
             return torch.ones(shape, dtype=torch.bool, device=prompt.tokens.device)
-        kept = self.keep(ffn, self.scores(ffn, statistic, prompt), prompt)
-        return kept.expand(shape)
+        kept = self.keep(ffn, self.scores(ffn, statistic, prompt), prompt).expand(shape)
+        if ffn.experts is None or statistic is None or self.knows_unseen:
+            return kept
+        return kept | (statistic.tokens == 0).unsqueeze(1)  # of an expert that a prompt did not reach nothing is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +366,11 @@ class PriorMethod(PromptMethod):
     def window(self) -> Window:  # type: ignore[override]
         """A prior is of whole requests."""
         return "request" if self.prior_tokens else "prompt"
+
+    @property
+    def knows_unseen(self) -> bool:
+        """By its prior."""
+        return self.prior_tokens > 0
 
     @property
     def lacks_prior(self) -> bool:
@@ -404,6 +415,14 @@ class WeightMethod(Method):
 
     def __post_init__(self) -> None:
         """There is no sparsity to check."""
+
+    def check(self, ffn: FFN) -> None:
+        """Raise ValueError if this method is not defined for such an FFN."""
+        if ffn.experts is not None:
+            raise ValueError(
+                f"method {self.name!r} rounds linears, and the weights of this model's experts lie together in one "
+                "tensor; it needs a model without experts"
+            )
 
     @abstractmethod
     def round(self, weight: Tensor) -> Rounded:

@@ -30,8 +30,8 @@ def not_finite(values: Tensor) -> str | None:
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are finite: each is read once, at the speed of memory, and a device is waited for once."""
-    bounds = [bound for tensor in tensors for bound in torch.aminmax(tensor)]  # nan where one value is
-    return all(map(math.isfinite, torch.stack(bounds).tolist()))
+    bounds = [bound for tensor in tensors if tensor.numel() for bound in torch.aminmax(tensor)]  # nan where one is
+    return not bounds or all(map(math.isfinite, torch.stack(bounds).tolist()))
 
 
 def broken_weight(model: nn.Module) -> str | None:

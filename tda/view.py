@@ -6,15 +6,27 @@ input of the down projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tda.as_built import is_transposed
+from tda.as_built import is_transposed, linear_problem, tensor_problem
+
+Source = Literal["z", "gate", "up"]
+See = Callable[[Mapping[str, Tensor], Tensor | None], Tensor | None]
+"""Shown the tensors of one call of an FFN by name ("x", "z", "gate", "up"), and which of the forward's tokens they are
+(int64 [n]; None is all of them, in order); gives a masked z, or None."""
+
+
+class Handle(Protocol):
+    """What ends a watch."""
+
+    def remove(self) -> None:
+        """End it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +78,14 @@ class Linear:
         return held if held is None or self.rows is None else held[self.rows]
 
     @property
+    def problem(self) -> str | None:
+        """Why it does not just multiply by a weight that can be read where it lies; None if it does."""
+        if self.expert is None:
+            return linear_problem(self.module)
+        reason = tensor_problem(self.parameter)
+        return None if reason is None else f"has a weight that {reason}"
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Equal for the same linear of the same module."""
         rows = None if self.rows is None else (self.rows.start, self.rows.stop)
@@ -112,13 +132,17 @@ class FFN:
     Attributes
     ----------
     index : int
-        Layer number, from 0.
+        Its number among the model's networks, from 0: the layer's, where each has one.
     gate, up, down : Linear
         Weights [F, D], [F, D] and [D, F]; gate is None in a plain FFN.
     act : nn.Module
         The activation function.
     block : nn.Module or None
         The module whose forward is the whole FFN; None where the layer calls the linears itself (OPT).
+    layer : int
+        Layer number, from 0.
+    experts : Experts or None
+        The layer's mixture of experts, where it is one of them.
     """
 
     index: int
@@ -127,6 +151,8 @@ class FFN:
     down: Linear
     act: nn.Module
     block: nn.Module | None
+    layer: int
+    experts: Experts | None = None
 
     @property
     def F(self) -> int:  # noqa: N802
@@ -158,12 +184,58 @@ class FFN:
         named = (("gate", self.gate), ("up", self.up), ("down", self.down))
         yield from ((name, linear) for name, linear in named if linear is not None)
 
+    def watch(self, see: See, sources: Collection[str] = ("z",), *, inputs: bool = False) -> Iterator[Handle]:
+        """Let somebody see what passes, and mask z; the handles end that.
+
+        Parameters
+        ----------
+        see : callable
+            Shown the tensors of each call.
+        sources : collection of {"z", "gate", "up"}
+            The activations that are to be shown.
+        inputs : bool
+            Whether x is to be shown.
+        """
+        if self.experts is not None:
+            yield self.experts.watch(self, see)
+            return
+        passing: dict[str, Tensor] = {}
+
+        def entering(module: nn.Module, args: tuple[Any, ...]) -> None:
+            passing["x"] = args[0]
+
+        def activated(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            passing["gate"] = output
+
+        def projected(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            passing["up"] = self.up.output(output)
+
+        def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            if args[0].shape[-1] != self.F:
+                return None
+            masked = see({**passing, "z": args[0]}, None)
+            passing.clear()
+            return None if masked is None else (masked,)
+
+        if inputs:
+            yield (self.block or self.up.module).register_forward_pre_hook(entering)
+        if "gate" in sources:
+            yield self.act.register_forward_hook(activated)
+        if "up" in sources:
+            yield self.up.module.register_forward_hook(projected)
+        yield self.down.module.register_forward_pre_hook(before_down)
+
     def activation(self, x: Tensor) -> Tensor:
         """z for inputs x: [..., D] -> [..., F]."""
+        return self.parts(x)["z"]
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        """The activations for inputs x, by their names: [..., D] -> [..., F] each."""
         up = nn.functional.linear(x, self.up.weight, self.up.bias)
         if self.gate is None:
-            return _tensor(self.act(up))
-        return _tensor(self.act(nn.functional.linear(x, self.gate.weight, self.gate.bias))) * up
+            return {"up": up, "z": _tensor(self.act(up))}
+        gate = _tensor(self.act(nn.functional.linear(x, self.gate.weight, self.gate.bias)))
+        return {"gate": gate, "up": up, "z": gate * up}
 
     @cached_property
     def down_norms(self) -> Tensor:
@@ -175,6 +247,99 @@ class FFN:
 def _tensor(value: Any) -> Tensor:
     assert isinstance(value, Tensor)
     return value
+
+
+class Experts:
+    """The experts of one layer.
+
+    While somebody watches one of them, they are computed here, one after another, as transformers' own plain code does.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its forward takes tokens [N, D], their experts [N, K] and the weights of those [N, K], and gives [N, D].
+    chosen : int
+        Experts that a token passes, K.
+
+    Attributes
+    ----------
+    ffns : list of FFN
+        One for each.
+    """
+
+    def __init__(self, module: nn.Module, chosen: int) -> None:
+        self.module = module
+        self.chosen = chosen
+        self.ffns: list[FFN] = []
+        self._watching: dict[int, list[See]] = {}
+
+    def reach(self, rows: int) -> float:
+        """Share of the experts that a step of so many rows reads, where all are as likely: of one row K of them."""
+        return 1 - (1 - self.chosen / len(self.ffns)) ** rows
+
+    def watch(self, ffn: FFN, see: See) -> Handle:
+        """Let somebody see what passes one of them."""
+        if not self._watching:
+            self.module.forward = self.compute
+        self._watching.setdefault(ffn.index, []).append(see)
+        return _Unwatch(self, ffn.index, see)
+
+    def forget(self, index: int, see: See) -> None:
+        """Let somebody see no more; when nobody does, the module computes again."""
+        self._watching[index].remove(see)
+        if not any(self._watching.values()):
+            self._watching.clear()
+            del self.module.forward
+
+    def compute(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """What the module computes: [N, D]."""
+        output = torch.zeros_like(hidden)
+        for number, ffn in enumerate(self.ffns):
+            tokens, place = torch.where(experts == number)
+            if not len(tokens):
+                continue
+            x = hidden[tokens]
+            passing = ffn.parts(x)
+            for see in self._watching.get(ffn.index, ()):
+                masked = see({"x": x, **passing}, tokens)
+                passing = passing if masked is None else {**passing, "z": masked}
+            y = nn.functional.linear(passing["z"], ffn.down.weight, ffn.down.bias) * weights[tokens, place, None]
+            output.index_add_(0, tokens, y.to(output.dtype))
+        return output
+
+
+@dataclass(frozen=True)
+class _Unwatch:
+    experts: Experts
+    expert: int
+    see: See
+
+    def remove(self) -> None:
+        self.experts.forget(self.expert, self.see)
+
+
+def by_row(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where tokens of a batch, given by their numbers in it, stand when each row's come one after another.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        Numbers of tokens in the flattened batch, ascending: int64 [n].
+    mask : Tensor
+        Which tokens of the batch are no padding: bool [B, T].
+
+    Returns
+    -------
+    Tensor, Tensor
+        Places among `tokens`, int64 [B, M], and which of those are meant, bool [B, M].
+    """
+    rows = tokens // mask.shape[1]
+    counts = torch.bincount(rows, minlength=len(mask))
+    starts = counts.cumsum(0) - counts
+    column = torch.arange(int(counts.max()), device=tokens.device)
+    inside = column < counts.unsqueeze(1)
+    places = (starts.unsqueeze(1) + column).clamp(max=len(tokens) - 1)
+    return places, inside & mask.flatten()[tokens][places]
 
 
 class Statistic(Protocol):
@@ -291,6 +456,8 @@ class Family:
         Path to the attention module.
     decoder : callable or None
         Describes a model's whole decode step; None where only its FFN is known.
+    experts : callable or None
+        Gives of a layer its experts, whose FFNs are all of the layer's: of families whose layers are mixtures.
     """
 
     name: str
@@ -303,3 +470,4 @@ class Family:
     block: str | None = None
     attention: str = "self_attn"
     decoder: Callable[[Any], Decoder] | None = None
+    experts: Callable[[nn.Module], Experts] | None = None

@@ -27,7 +27,11 @@ Biases (llama), one window (mistral), norms about 1 and scaled embeddings (gemma
 and windows in some layers (gemma2), biases of the attention alone (qwen2), norms of heads (qwen3), a plain FFN without
 a module of its own and learnt positions (opt). A further type is made of these, or runs layer by layer.
 """
-FURTHER_TYPES = tuple(name for family in FAMILIES.values() for name in family.model_types if name not in MODEL_TYPES)
+MIXTURES = FAMILIES["experts"].model_types
+"""Types of model with experts, which `tests/test_experts.py` runs."""
+FURTHER_TYPES = tuple(
+    name for family in FAMILIES.values() for name in family.model_types if name not in (*MODEL_TYPES, *MIXTURES)
+)
 """Types of model that `tests/test_families.py` runs."""
 VARIANTS = {"opt-post-norm": "opt", "mistral-window": "mistral"}
 """Tiny models beside one of each type: OPT with its norms behind, Mistral with a window shorter than its prompts."""

@@ -125,7 +125,8 @@ class Float64:
             logits = self.model(input_ids=tokens.unsqueeze(0), use_cache=False).logits[0]
         return Pass(logits, seen, kept)
 
-    def activations(self, weights: Weights, x: Tensor) -> Activations:
+    @staticmethod
+    def activations(weights: Weights, x: Tensor) -> Activations:
         up = x @ weights.up.T + (0 if weights.up_bias is None else weights.up_bias)
         if weights.gate is None:
             return Activations(weights.act(up), None, up, x)
@@ -308,9 +309,17 @@ def rank(scores: Tensor) -> Tensor:
 
 
 def prompt_choices(
-    method: Any, weights: Weights, rows: Sequence[Activations], thresholds: Any, layer: int
+    method: Any,
+    weights: Weights,
+    rows: Sequence[Activations],
+    thresholds: Any,
+    layer: int,
+    lengths: Sequence[int] | None = None,
 ) -> list[Choice]:
-    """What a prompt-wise method keeps in one layer, for each row of a batch, from the rows' prompt activations."""
+    """What a prompt-wise method keeps in one layer, for each row of a batch, from the rows' prompt activations.
+
+    `lengths` are those of the prompts where not all of their tokens come to this layer's expert.
+    """
     tokens = [len(row.z) for row in rows]
     if method.name == "tda":
         R = [relative_magnitude(row.source(method.source), method.statistic, weights.down_norms) for row in rows]
@@ -320,7 +329,7 @@ def prompt_choices(
             R = [(weights.F * s2).sqrt() for s2 in squares]
         if method.rows == "shared":
             R, tokens = [sum(R) / len(R)] * len(R), [sum(tokens) / len(tokens)] * len(R)
-        cuts = [cut_at(thresholds, layer, count) for count in tokens]
+        cuts = [cut_at(thresholds, layer, count) for count in lengths or tokens]
         least, most = math.ceil(method.min_keep * weights.F), math.floor(method.max_keep * weights.F)
         choices = [Choice(scores, cut=cut) for scores, cut in zip(R, cuts, strict=True)]
         counts = [int(choice.kept().sum()) for choice in choices]

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import contract
 import numpy as np
 import pytest
 import tiny
@@ -376,4 +377,4 @@ def test_dense_keeps_everything(llama: Any) -> None:
 
 def test_every_declared_family_has_a_tiny_model() -> None:
     declared = {name for family in FAMILIES.values() for name in family.model_types}
-    assert declared == {tiny.config(name).model_type for name in (*tiny.names(), *tiny.further())}
+    assert declared == {tiny.config(name).model_type for name in (*tiny.names(), *tiny.further(), *contract.MIXTURES)}

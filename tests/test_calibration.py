@@ -281,7 +281,7 @@ def test_first_tokens_do_not_count_for_per_token_methods(side: str) -> None:
     a[mask & (positions == 0)] = 1000.0
     a[~mask] = 1e6
     collector = TokenCollector(tda.CATS(sparsity=0.5).importance, layers=1)
-    collector.observe(ffn, a, torch.zeros(*tokens.shape, ffn.D), Batch(mask, positions))
+    collector.observe(ffn, a, torch.zeros(*tokens.shape, ffn.D), Batch.of(mask, positions))
     assert collector.histograms[0].total == (4 + 2 + 7) * ffn.F
     assert collector.histograms[0].quantile(1.0) == pytest.approx(1.0, rel=2 * BIN)
     assert all((sample.scores == 1).all() for sample in collector.samples[0])

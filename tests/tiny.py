@@ -61,6 +61,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3": {**GATED, "head_dim": 8, "attention_bias": True},
     "opt": OPT,
     "opt-post-norm": {**OPT, "model_type": "opt", "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "mixtral": {**GATED, "intermediate_size": 20, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**GATED, "head_dim": 8, "moe_intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 2},
     "mistral-window": {**GATED, "model_type": "mistral", "sliding_window": 4, "intermediate_size": 40},
     # Further types.
     "bloom": COMMON,

@@ -64,7 +64,7 @@ def decode_traffic(
     weights = float(always_read(model))
     for ffn, share in zip(ffns, kept, strict=True):
         weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
-        weights += _ffn_bytes(ffn, method.reads, share)
+        weights += _ffn_bytes(ffn, method.reads, share) * (1 if ffn.experts is None else ffn.experts.reach(batch))
     if isinstance(method, WeightMethod):
         linears = [Linear(module).weight for module in model.modules() if is_linear(module)]
         weights -= sum(weight.nbytes - method.nbytes(weight) for weight in linears)

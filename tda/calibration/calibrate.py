@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from tda.contracts import Method, Source
+from tda.contracts import Method
 from tda.engine.context import check_context
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
@@ -25,7 +25,7 @@ from tda.finite import NotFiniteError, explained
 from tda.fitting.collect import Batch, Collector
 from tda.kernels.products import widening
 from tda.thresholds import TextHashes, Thresholds, hash_text
-from tda.view import FFN
+from tda.view import FFN, Handle, Source, by_row
 
 Made = TypeVar("Made", bound=Method)
 
@@ -172,7 +172,7 @@ def _pass(
     try:
         for tokens, mask in _checked(batches, ffns[0].up.weight.device, progress):
             check_context(model, int(mask.sum(1).max()), 1)
-            current[:] = [Batch(mask, positions(mask))]
+            current[:] = [Batch.of(mask, positions(mask))]
             rotary.reset()
             with plain(model), widening(model):
                 model(
@@ -208,35 +208,21 @@ def _checked(
             yield tokens, mask
 
 
-def _watch(ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source], current: list[Batch]) -> list[Any]:
-    parts: dict[str, Tensor] = {}
-
-    def entering(module: nn.Module, args: tuple[Any, ...]) -> None:
-        parts["x"] = args[0]
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            parts[name] = output if name == "gate" else ffn.up.output(output)
-
-        return hook
-
-    def before_down(module: nn.Module, args: tuple[Any, ...]) -> None:
-        parts["z"] = args[0]
-        shape = current[0].mask.shape
-        x = parts["x"].view(*shape, -1)
+def _watch(
+    ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source], current: list[Batch]
+) -> Iterator[Handle]:
+    def see(passing: Mapping[str, Tensor], tokens: Tensor | None) -> None:
         for key, collector in collectors.items():
-            collector.observe(ffn, parts[sources[key]].view(*shape, -1), x, current[0])
-        parts.clear()
+            a, x = passing[sources[key]], passing["x"]
+            batch = current[0]
+            if tokens is None:
+                a, x = a.view(*batch.mask.shape, -1), x.view(*batch.mask.shape, -1)
+            else:
+                places, inside = by_row(tokens, batch.mask)
+                a, x, batch = a[places], x[places], batch.part(tokens[places], inside)
+            collector.observe(ffn, a, x, batch)
 
-    hooks: list[Any] = [
-        (ffn.block or ffn.up.module).register_forward_pre_hook(entering),
-        ffn.down.module.register_forward_pre_hook(before_down),
-    ]
-    if "gate" in sources.values():
-        hooks.append(ffn.act.register_forward_hook(keep("gate")))
-    if "up" in sources.values():
-        hooks.append(ffn.up.module.register_forward_hook(keep("up")))
-    return hooks
+    return ffn.watch(see, set(sources.values()), inputs=True)
 
 
 def _fitted(

@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,7 +25,7 @@ from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
 from tda.thresholds import Thresholds
-from tda.view import FFN
+from tda.view import FFN, See
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -109,7 +109,7 @@ def _override(run: Run, overrides: Overrides) -> None:
         overrides.set(model, name, _refusing(reason))
     if isinstance(run.method, PromptMethod | TokenMethod):
         for ffn in run.ffns:
-            for hook in _watch(run, ffn):
+            for hook in ffn.watch(_seeing(run, ffn), {run.method.activation}):
                 overrides.later(hook.remove)
             _replace_forward(run, ffn, overrides)
     run.addresses = Addresses(model.parameters())
@@ -182,27 +182,16 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _watch(run: Run, ffn: FFN) -> list[Any]:
-    """See the activation that the method looks at, and z on its way into the down projection."""
-    seen: list[Tensor] = []
+def _seeing(run: Run, ffn: FFN) -> See:
+    """What shows the run the activation that the method looks at, and lets it mask z on its way into down."""
     source = run.method.activation
 
-    def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[:] = [output if source == "gate" else ffn.up.output(output)]
+    def see(passing: Mapping[str, Tensor], tokens: Tensor | None) -> Tensor | None:
+        a = passing[source]
+        run.collect(ffn.index, a, tokens)
+        return run.mask(ffn.index, passing["z"], a, tokens)
 
-    def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        z = args[0]
-        if z.shape[-1] != ffn.F:
-            return None
-        a = z if source == "z" else seen.pop()
-        run.collect(ffn.index, a)
-        masked = run.mask(ffn.index, z, a)
-        return None if masked is None else (masked,)
-
-    hooks = [ffn.down.module.register_forward_pre_hook(before_down)]
-    if source != "z":
-        hooks.append((ffn.act if source == "gate" else ffn.up.module).register_forward_hook(keep_output))
-    return hooks
+    return see
 
 
 def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
@@ -233,6 +222,8 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
 
         overrides.set(module, "forward", forward)
 
+    if ffn.experts is not None:
+        return
     if ffn.block is not None:
         route(ffn.block, whole=True)
         return

@@ -124,6 +124,10 @@ def executors(
         return _rounded(model, ffns, method, asked, overrides)
     if asked == "masked" or not method.fast:
         return Executors(ffns, "masked", "torch")
+    if ffns[0].experts is not None and isinstance(method, PromptMethod | TokenMethod):
+        if asked != "auto":
+            raise ValueError(f"execution {asked!r} does not know mixtures of experts yet; use 'masked'")
+        return Executors(ffns, "masked", "torch (mixtures of experts run masked)")
     added = next((found for ffn in ffns if (found := _addition(ffn)) is not None), None)
     if added is not None and isinstance(method, PromptMethod | TokenMethod):
         if asked != "auto":

@@ -164,6 +164,10 @@ class Request:
     def choose(self, method: PromptMethod, ffns: list[FFN]) -> list[Tensor]:
         """Kept neurons of every layer, from the prompt so far: bool [B, F] each."""
         prompt = self.prompt()
+        for ffn, statistic in zip(ffns, self.statistics, strict=True):
+            if statistic is not None and not len(statistic.tokens):  # of an expert that no prompt token reached
+                nothing = torch.zeros(self.rows, 0, ffn.F, device=self.device)
+                statistic.add(nothing, nothing[..., 0].bool())
         return [method.select(ffn, statistic, prompt) for ffn, statistic in zip(ffns, self.statistics, strict=True)]
 
     def keep(self, kept: Sequence[Tensor]) -> list[Tensor]:

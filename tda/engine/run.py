@@ -22,7 +22,7 @@ from tda.finite import check_statistics
 from tda.names import Execution, Ran
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
-from tda.view import FFN
+from tda.view import FFN, by_row
 
 Phase = Literal["prefill", "decode"]
 WORTHWHILE_ROWS = 1.2
@@ -172,7 +172,12 @@ class Run:
         """
         if not self.decoded:
             raise ValueError("no decode step ran yet, so no sparsity was achieved")
-        return (self._left_out / self._decoded).tolist()
+        return (self._per_layer(self._left_out) / self._per_layer(self._decoded)).tolist()
+
+    def _per_layer(self, counts: Tensor) -> Tensor:
+        """Counts of the FFNs, summed over the experts of each layer."""
+        layers = torch.tensor([ffn.layer for ffn in self.ffns], device=counts.device)
+        return torch.zeros(int(layers[-1]) + 1, dtype=counts.dtype, device=counts.device).index_add_(0, layers, counts)
 
     def restart_count(self) -> None:
         """Count what is left out anew: `achieved_sparsity` is then that of the decode steps from here on."""
@@ -182,7 +187,7 @@ class Run:
     @property
     def decoded(self) -> bool:
         """Whether a decode step ran yet."""
-        return bool(self._decoded.all())
+        return bool(self._per_layer(self._decoded).all())
 
     @property
     def execution(self) -> str | None:
@@ -431,9 +436,13 @@ class Run:
                 assert request.kept is not None
                 self._load(request, request.kept)
             assert request.left_out is not None
-            self._left_out += request.left_out @ call.mask.sum(1).double()
-            self._decoded += call.mask.sum()
+            if self.ffns[0].experts is None:  # of those it is counted which tokens reach them
+                self._left_out += request.left_out @ call.mask.sum(1).double()
+                self._decoded += call.mask.sum()
         elif isinstance(self.method, TokenMethod):
+            if self.ffns[0].experts is not None:  # one that no token reaches leaves nothing out
+                device = call.mask.device
+                self._token_kept = [torch.ones(call.rows, f.F, dtype=torch.bool, device=device) for f in self.ffns]
             fast = self.asked_execution == "indexed" or self._pays(call.rows * call.tokens, request)
             call.execution = self.fast.execution if fast else "masked"
         else:
@@ -445,16 +454,28 @@ class Run:
             call.execution = "masked"  # what runs in place of the networks would leave out a hook that was set since
         self._executed = call.execution
 
-    def observe(self, layer: int, kept: Tensor) -> None:
-        """Count what a per-token method kept: bool [N, F], N = B·T tokens."""
+    def observe(self, layer: int, kept: Tensor, tokens: Tensor | None = None) -> None:
+        """Count what a per-token method kept: bool [N, F] of all the forward's tokens, N = B·T, or of some."""
         call = self._call
         assert call is not None
         if self.fast.graph is not None and self.fast.graph.capturing:
             return
-        self._token_kept[layer] = kept.view(call.rows, call.tokens, -1)[:, -1]
-        share = 1 - kept.double().mean(1)
-        self._left_out[layer] += share @ call.mask.reshape(-1).double()
-        self._decoded[layer] += call.mask.sum()
+        if tokens is None:
+            self._token_kept[layer] = kept.view(call.rows, call.tokens, -1)[:, -1]
+        else:
+            last = torch.ones(call.rows, kept.shape[1], dtype=torch.bool, device=kept.device)
+            ends = tokens % call.tokens == call.tokens - 1
+            last[tokens[ends] // call.tokens] = kept[ends]
+            self._token_kept[layer] = last
+        self._count(layer, kept, tokens)
+
+    def _count(self, layer: int, kept: Tensor, tokens: Tensor | None) -> None:
+        """Count what was kept of the forward's tokens: bool [N, F]."""
+        assert self._call is not None
+        counted = self._call.mask.reshape(-1)
+        counted = (counted if tokens is None else counted[tokens]).double()
+        self._left_out[layer] += (1 - kept.double().mean(1)) @ counted
+        self._decoded[layer] += counted.sum()
 
     # What the model and its layers ask.
 
@@ -516,8 +537,8 @@ class Run:
         self._left_out += (1 - kept.sum(2, dtype=torch.float64) / kept.shape[2]) @ inside
         self._decoded += inside.sum()
 
-    def collect(self, layer: int, a: Tensor) -> None:
-        """Add a prompt's activations, [B, T, F] or [B·T, F], to the layer's statistic."""
+    def collect(self, layer: int, a: Tensor, tokens: Tensor | None) -> None:
+        """Add a prompt's activations to an FFN's statistic: [B, T, F] or [B·T, F], or [n, F] of some tokens."""
         call = self._call
         if call is None:
             self._unseen.outside()
@@ -527,7 +548,11 @@ class Run:
         statistic = call.request.statistics[layer]
         if statistic is not None:
             with span("statistic"):
-                statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
+                if tokens is None:
+                    statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
+                else:
+                    places, inside = by_row(tokens, call.mask)
+                    statistic.add(a.detach()[places], inside)
 
     def executor(self, layer: int) -> Executor | None:
         """The fast path that runs this layer in the forward in progress; None where the model's own code does."""
@@ -535,17 +560,19 @@ class Run:
         layers = self.fast.running(call.execution) if call is not None and call.phase == "decode" else ()
         return layers[layer] if layers else None
 
-    def mask(self, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
+    def mask(self, layer: int, z: Tensor, a: Tensor, tokens: Tensor | None) -> Tensor | None:
         """Masked execution: z with left-out activations zeroed; None outside decode and in other executions.
 
         Parameters
         ----------
         layer : int
-            Layer number.
+            Number of the FFN.
         z : Tensor
-            Neuron activation, [B, T, F] or [B·T, F].
+            Neuron activation, [B, T, F] or [B·T, F], or [n, F] of some tokens.
         a : Tensor
             The activation that the method looks at, of the same shape.
+        tokens : Tensor or None
+            Which of the forward's tokens they are: int64 [n]; None is all, in order.
         """
         call = self._call
         if call is None or call.phase != "decode" or call.execution != "masked":
@@ -553,8 +580,12 @@ class Run:
         if isinstance(self.method, TokenMethod):
             with span("selection"):
                 kept = self.method.select(self.ffns[layer], a)
-                self.observe(layer, kept.reshape(-1, kept.shape[-1]))
+                self.observe(layer, kept.reshape(-1, kept.shape[-1]), tokens)
             return z.masked_fill(~kept, 0)
         assert call.request.kept is not None
+        if tokens is not None:
+            own = call.request.kept[layer][tokens // call.tokens]
+            self._count(layer, own, tokens)
+            return z.masked_fill(~own, 0)
         left_out = ~call.request.kept[layer].unsqueeze(1)  # [B, 1, F]
         return z.view(call.rows, call.tokens, -1).masked_fill(left_out, 0).view_as(z)

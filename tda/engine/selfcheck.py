@@ -18,7 +18,7 @@ from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe
 from tda.kernels.native.step import Step
 from tda.kernels.products import widening
-from tda.view import FFN, Decoder
+from tda.view import FFN, Decoder, Experts, Handle
 
 Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
@@ -76,13 +76,22 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
     check_weights(model)
     seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     overrides = Overrides()
+    mixtures = list({id(ffn.experts): ffn.experts for ffn in ffns if ffn.experts is not None}.values())
+    calls: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
     for ffn in ffns:
-        for hook in _record(ffn, seen):
-            overrides.later(hook.remove)
+        if ffn.experts is None:
+            for hook in _record(ffn, seen):
+                overrides.later(hook.remove)
+    for number, experts in enumerate(mixtures):
+        overrides.later(_record_experts(experts, number, calls).remove)
     try:
         with plain(model), widening(model):
             logits = model(input_ids=_probe(model), use_cache=False).logits
+            for number, experts in enumerate(mixtures):
+                _compare_experts(experts, *calls[number])
             for ffn in ffns:
+                if ffn.experts is not None:
+                    continue
                 if ffn.index not in seen:
                     raise ValueError(f"layer {ffn.index}: the model does not call its FFN's linears; {NOT_AS_SAID}")
                 _check_finite(model, ffn, *seen[ffn.index])
@@ -162,6 +171,25 @@ def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> list[An
         ffn.down.module.register_forward_pre_hook(activated),
         (ffn.block or ffn.down.module).register_forward_hook(leaving),
     ]
+
+
+def _record_experts(experts: Experts, number: int, calls: dict[int, tuple[tuple[Tensor, ...], Tensor]]) -> Handle:
+    """Note what a layer's experts are given, and their output."""
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        calls[number] = args, output.detach().clone()
+
+    handle: Handle = experts.module.register_forward_hook(leaving)
+    return handle
+
+
+def _compare_experts(experts: Experts, args: tuple[Tensor, ...], output: Tensor) -> None:
+    tolerance = 1e-4 if output.dtype == torch.float32 else 3e-2
+    if not _close(experts.compute(*args), output, tolerance):
+        raise ValueError(
+            f"layer {experts.ffns[0].layer}: the output of the experts with all neurons kept is not what the model "
+            f"computes, so {NOT_AS_SAID}"
+        )
 
 
 def _check_finite(model: nn.Module, ffn: FFN, x: Tensor, z: Tensor, y: Tensor) -> None:

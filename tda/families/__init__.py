@@ -1,13 +1,14 @@
 """Model families: where the FFN of each supported decoder lives."""
 
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 from torch import nn
 
-from tda.as_built import is_compiled, linear_problem, modules_of, path_of, place_problem
+from tda.as_built import is_compiled, modules_of, path_of, place_problem
 from tda.registry import Registry
-from tda.view import FFN, Family, Linear
+from tda.view import FFN, Experts, Family, Linear
 
 FAMILIES: Registry[Family] = Registry("model family", "tda.families")
 
@@ -76,8 +77,13 @@ def find_ffns(model: nn.Module) -> list[FFN]:
         If the family is unknown, or the model does not look as the family says.
     """
     family = family_of(model)
-    layers = _resolve(model, family.layers, family)
-    return [_ffn(layer, index, family) for index, layer in enumerate(layers)]
+    found: list[FFN] = []
+    for number, layer in enumerate(_resolve(model, family.layers, family)):
+        if family.experts is None:
+            found.append(_ffn(layer, number, family))
+        else:
+            found += _experts(family.experts(layer), number, len(found), family)
+    return found
 
 
 def check_model(model: nn.Module, ffns: list[FFN]) -> None:
@@ -98,7 +104,7 @@ def check_model(model: nn.Module, ffns: list[FFN]) -> None:
     owners: dict[Any, int] = {}
     for ffn in ffns:
         for name, linear in ffn.named_linears():
-            reason = linear_problem(linear.module)
+            reason = linear.problem
             if reason is not None:
                 raise ValueError(
                     f"layer {ffn.index}: {name} {reason}; quantised or adapted weights of the feed-forward network "
@@ -112,6 +118,7 @@ def check_model(model: nn.Module, ffns: list[FFN]) -> None:
 def _ffn(layer: nn.Module, index: int, family: Family) -> FFN:
     return FFN(
         index=index,
+        layer=index,
         gate=None if family.gate is None else _linear(layer, family.gate, family),
         up=_linear(layer, family.up, family),
         down=_linear(layer, family.down, family),
@@ -120,15 +127,41 @@ def _ffn(layer: nn.Module, index: int, family: Family) -> FFN:
     )
 
 
+def _experts(experts: Experts, layer: int, first: int, family: Family) -> list[FFN]:
+    """The experts of a layer, whose weights lie in tensors of three dimensions: [E, N, K]."""
+    module = experts.module
+
+    def linear(path: str, expert: int) -> Linear:
+        return _part(Linear(module, expert=expert, name=path.partition("[")[0]), path)
+
+    for expert in range(len(_resolve(module, family.down, family))):
+        ffn = FFN(
+            index=first + expert,
+            gate=None if family.gate is None else linear(family.gate, expert),
+            up=linear(family.up, expert),
+            down=linear(family.down, expert),
+            act=_resolve(module, family.act, family),
+            block=None,
+            layer=layer,
+            experts=experts,
+        )
+        experts.ffns.append(ffn)
+    return experts.ffns
+
+
+def _part(linear: Linear, path: str) -> Linear:
+    """A linear, or the part of its outputs that ``path[1/2]`` tells."""
+    _, _, part = path.rstrip("]").partition("[")
+    if not part:
+        return linear
+    number, of = map(int, part.split("/"))
+    size = linear.out_features // of
+    return replace(linear, rows=slice(number * size, (number + 1) * size))
+
+
 def _linear(layer: nn.Module, path: str, family: Family) -> Linear:
     """The linear at a path; ``path[1/2]`` is the second half of the outputs there."""
-    path, _, part = path.rstrip("]").partition("[")
-    module = _resolve(layer, path, family)
-    if not part:
-        return Linear(module)
-    number, of = map(int, part.split("/"))
-    size = Linear(module).out_features // of
-    return Linear(module, rows=slice(number * size, (number + 1) * size))
+    return _part(Linear(_resolve(layer, path.partition("[")[0], family)), path)
 
 
 def _resolve(root: nn.Module, path: str, family: Family) -> Any:

@@ -60,6 +60,8 @@ def error_curve(ffn: FFN, histogram: Histogram, samples: list[Sample]) -> ErrorC
         z = ffn.activation(sample.x).float()  # [n, F]
         scores = sample.scores.expand_as(z)
         errors += [_token_errors(z[n], scores[n], edges, down_rows) for n in range(len(z))]
+    if not errors:  # of an expert that no token reached
+        errors = [torch.zeros(len(cuts), dtype=torch.float64)]
     shares = torch.tensor([histogram.share_below(cut) for cut in cuts], dtype=torch.float64)
     return ErrorCurve(shares, torch.stack(errors).double().mean(0).cpu())
 

@@ -27,11 +27,17 @@ class Batch:
 
     mask: Tensor
     positions: Tensor
+    lengths: Tensor
+    """Tokens per row, those too that do not reach an expert: int64 [B]."""
 
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens per row: int64 [B]."""
-        return self.mask.sum(1)
+    @classmethod
+    def of(cls, mask: Tensor, positions: Tensor) -> "Batch":
+        """A batch of whole rows."""
+        return cls(mask, positions, mask.sum(1))
+
+    def part(self, tokens: Tensor, inside: Tensor) -> "Batch":
+        """Some tokens of the batch, by their numbers in it: int64 [B, M], of which those inside are meant."""
+        return Batch(inside, self.positions.flatten()[tokens], self.lengths)
 
 
 class Collector(ABC):
@@ -125,8 +131,8 @@ class TokenCollector(CutCollector):
         decodable = batch.mask & (batch.positions > 0)
         self.histograms[ffn.index].add(self._checked(ffn, self._importance(ffn, a[decodable])))
         for row in range(len(a)):
-            if len(self.samples[ffn.index]) < SAMPLE_PROMPTS:
-                columns = self._sampled(batch, row)
+            columns = self._sampled(batch, row)
+            if len(self.samples[ffn.index]) < SAMPLE_PROMPTS and len(columns):
                 scores = self._importance(ffn, a[row, columns])
                 self.samples[ffn.index].append(Sample(x[row, columns].clone(), scores))
 
@@ -142,7 +148,7 @@ class TokenCollector(CutCollector):
         ValueError
             If no token was decodable.
         """
-        if not self.histograms[layer].total:
+        if not any(histogram.total for histogram in self.histograms):
             raise ValueError(
                 "the method chooses for decode tokens, and no calibration row has a second token; give longer text"
             )
@@ -175,23 +181,27 @@ class PromptCollector(CutCollector):
         self._magnitude = magnitude
         self.histograms: list[dict[int, Histogram]] = [{} for _ in range(layers)]
         self.prompts: dict[int, int] = {}
+        self._counted = torch.empty(0)
 
     def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
         """Count R of every prefix; keep R and inputs of some whole prompts."""
         statistic = self._new_statistic(ffn)
         begin, length = 0, 1
-        longest = int(batch.lengths.max())
+        longest, counted = int(batch.lengths.max()), self._counted is batch.lengths
         while length <= longest:
             inside = batch.mask & (batch.positions >= begin) & (batch.positions < length)
             columns = inside.any(0).nonzero()
-            first, last = int(columns[0]), int(columns[-1]) + 1
-            statistic.add(a[:, first:last], inside[:, first:last])
+            if len(columns):
+                first, last = int(columns[0]), int(columns[-1]) + 1
+                statistic.add(a[:, first:last], inside[:, first:last])
             whole = batch.lengths >= length
-            R = self._checked(ffn, self._magnitude(ffn, statistic)[whole])
-            self.histograms[ffn.index].setdefault(length, Histogram()).add(R)
-            if ffn.index == 0:
+            if len(statistic.tokens):  # none of an expert's tokens may have come yet
+                R = self._checked(ffn, self._magnitude(ffn, statistic)[whole & (statistic.tokens > 0)])
+                self.histograms[ffn.index].setdefault(length, Histogram()).add(R)
+            if not counted:
                 self.prompts[length] = self.prompts.get(length, 0) + int(whole.sum())
             begin, length = length, length * 2
+        self._counted = batch.lengths
         self._sample(ffn, a, x, batch)
 
     def _sample(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
@@ -203,7 +213,8 @@ class PromptCollector(CutCollector):
         R = self._magnitude(ffn, statistic)
         for row in range(len(R)):
             columns = self._sampled(batch, row)
-            self.samples[ffn.index].append(Sample(x[row, columns].clone(), R[row].clone()))
+            if len(columns):
+                self.samples[ffn.index].append(Sample(x[row, columns].clone(), R[row].clone()))
 
     def lengths(self) -> list[int]:
         """Prompt lengths that at least a quarter of the prompts reach."""
@@ -211,7 +222,7 @@ class PromptCollector(CutCollector):
 
     def histograms_of(self, layer: int) -> list[Histogram]:
         """A histogram for each length."""
-        return [self.histograms[layer][length] for length in self.lengths()]
+        return [self.histograms[layer].get(length, Histogram()) for length in self.lengths()]
 
 
 class PriorCollector(Collector):
@@ -228,7 +239,7 @@ class PriorCollector(Collector):
     def __init__(self, new_statistic: Callable[[FFN], Statistic], layers: int) -> None:
         self._new_statistic = new_statistic
         self.sums: list[Tensor | None] = [None] * layers
-        self.tokens = 0
+        self.tokens = [0] * layers
 
     def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
         """Add the batch's tokens."""
@@ -237,12 +248,11 @@ class PriorCollector(Collector):
         squares = self._checked(ffn, statistic.value().double().sum(0))
         held = self.sums[ffn.index]
         self.sums[ffn.index] = squares if held is None else held + squares
-        self.tokens += int(statistic.tokens.sum()) if ffn.index == 0 else 0
+        self.tokens[ffn.index] += int(statistic.tokens.sum())
 
     def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
-        """Prior of each layer's neurons, in the precision that it is used in."""
-        means = [(total / self.tokens).float().tolist() for total in self.sums if total is not None]
-        return {"prior": tuple(map(tuple, means))}
+        """Prior of each network's neurons, in the precision that it is used in; 0 where no token came."""
+        return {"prior": _means(ffns, self.sums, self.tokens)}
 
 
 class MeanCollector(Collector):
@@ -259,18 +269,26 @@ class MeanCollector(Collector):
     def __init__(self, new_statistic: Callable[[FFN], Statistic], layers: int) -> None:
         self._new_statistic = new_statistic
         self.sums: list[Tensor | None] = [None] * layers
-        self.prompts = 0
+        self.prompts = [0] * layers
 
     def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
-        """Add the batch's prompts."""
+        """Add the batch's prompts, of an expert those that reach it."""
         statistic = self._new_statistic(ffn)
         statistic.add(a, batch.mask)
-        s = self._checked(ffn, (statistic.value() / statistic.tokens.unsqueeze(1)).sqrt().sum(0))
-        held = self.sums[ffn.index]
+        here = statistic.tokens > 0
+        s = (statistic.value()[here] / statistic.tokens[here].unsqueeze(1)).sqrt().sum(0)
+        held, s = self.sums[ffn.index], self._checked(ffn, s)
         self.sums[ffn.index] = s if held is None else held + s
-        self.prompts += len(a) if ffn.index == 0 else 0
+        self.prompts[ffn.index] += int(here.sum())
 
     def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
-        """Scores of each layer's neurons."""
-        means = [(s / self.prompts).tolist() for s in self.sums if s is not None]
-        return {"scores": tuple(map(tuple, means))}
+        """Scores of each network's neurons; 0 where no prompt came."""
+        return {"scores": _means(ffns, self.sums, self.prompts)}
+
+
+def _means(ffns: Sequence[FFN], sums: Sequence[Tensor | None], counts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """Means of each network's neurons, in float32; zeros where nothing was summed."""
+    found = []
+    for ffn, total, count in zip(ffns, sums, counts, strict=True):
+        found.append((0.0,) * ffn.F if total is None or not count else tuple((total / count).float().tolist()))
+    return tuple(found)

@@ -53,7 +53,7 @@ class Histogram:
 
     def share_below(self, cut: float) -> float:
         """Share of the values below a cut (interpolated within its bin)."""
-        if cut <= 0:
+        if cut <= 0 or not self.total:
             return 0.0
         edges = _edge(torch.arange(1, BINS + 1))
         place = int(torch.searchsorted(edges, cut, right=True))

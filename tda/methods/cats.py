@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tda.contracts import Reads, Source, ThresholdMethod
+from tda.contracts import Reads, ThresholdMethod
 from tda.methods import METHODS
+from tda.view import Source
 
 
 @METHODS.register("cats")

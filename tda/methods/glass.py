@@ -48,6 +48,11 @@ class GLASS(PromptMethod):
         if not 0 <= check_number("weight", self.weight) <= 1:
             raise ValueError(f"weight is the prompt's share, 0 <= weight <= 1; got {self.weight}")
 
+    @property
+    def knows_unseen(self) -> bool:
+        """By the model's own ranking."""
+        return True
+
     def new_statistic(self, ffn: FFN) -> Statistic:
         """Relative squares."""
         return RelativeSquares(ffn.down_norms if self.statistic == "contribution" else None)

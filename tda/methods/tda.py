@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tda.contracts import ErrorControlled, PriorMethod, Prompt, Rows, Source, check_choice, check_number
+from tda.contracts import ErrorControlled, PriorMethod, Prompt, Rows, check_choice, check_number
 from tda.fitting.collect import Collector, PriorCollector, PromptCollector
 from tda.methods import METHODS
 from tda.prompt_statistics import RelativeMaximum, RelativeSquares, Squares
-from tda.view import FFN, Statistic
+from tda.view import FFN, Source, Statistic
 
 Reading = Literal["relative", "l2", "max", "contribution"]
 

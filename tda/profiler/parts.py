@@ -48,9 +48,11 @@ def _roles(model: Any) -> dict[int, str]:
     roles = {id(model): "model"}
     for ffn in find_ffns(model):
         roles |= {id(ffn.block): "ffn"} if ffn.block is not None else {}
+        if ffn.experts is not None:
+            roles[id(ffn.experts.module)] = "ffn"
+            continue
         for name, linear in ffn.named_linears():
-            alone = linear.is_module or linear.expert is not None
-            roles[id(linear.module)] = name if alone else "gate_up"
+            roles[id(linear.module)] = name if linear.is_module else "gate_up"
     family = family_of(model)
     for layer in model.get_submodule(family.layers):
         roles |= {id(layer): "layer", id(layer.get_submodule(family.attention)): "attention"}

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tda.as_built import linear_problem
 from tda.kernels.native import library as c
 from tda.view import FFN, Linear
 
@@ -111,7 +110,7 @@ def check_linear(linear: Linear, *, transposed: bool = False) -> None:
 
     Rows must be contiguous, or columns where `transposed` allows it.
     """
-    reason = linear_problem(linear.module)
+    reason = linear.problem if linear.expert is None else "is one of many experts'"
     if reason is not None:
         raise UndescribedError(f"a linear {reason}")
     weight, bias = linear.weight, linear.bias
