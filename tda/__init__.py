@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tda.methods import CATS as CATS
     from tda.methods import GLASS as GLASS
     from tda.methods import TDA as TDA
+    from tda.methods import TEAL as TEAL
     from tda.methods import TT as TT
     from tda.methods import Dense as Dense
     from tda.methods import Griffin as Griffin
@@ -37,6 +38,7 @@ _HOME = {
     **dict.fromkeys(
         (
             "CATS",
+            "TEAL",
             "GLASS",
             "TDA",
             "TT",

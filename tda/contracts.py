@@ -25,7 +25,7 @@ from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation, Execution
 from tda.results import write_whole
 from tda.thresholds import Thresholds
-from tda.view import FFN, Source, Statistic
+from tda.view import FFN, Place, Source, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
@@ -137,6 +137,8 @@ class Method(ABC):
         Fields that what it is fitted with does not depend on.
     window : {"prompt", "request"}
         What a document of its calibration text is as long as: a prompt, or a prompt and its answer.
+    in_presets : bool
+        Whether presets measure it unasked.
     instead_of_sparsity : str or None
         A field that may be given in place of a sparsity.
     """
@@ -147,6 +149,7 @@ class Method(ABC):
     fast: ClassVar[bool] = True
     not_calibrated: ClassVar[frozenset[str]] = frozenset({"rows", "min_keep", "max_keep"})
     window: ClassVar[Window] = "prompt"
+    in_presets: ClassVar[bool] = True
     instead_of_sparsity: ClassVar[str | None] = None
 
     sparsity: float | None = 0.5
@@ -293,6 +296,10 @@ class Method(ABC):
         if not self.fast:
             return ("masked",)
         return ("indexed", "masked") if self.scope == "token" else ("indexed", "compact", "masked")
+
+    def places(self, model: nn.Module, ffns: Sequence[FFN]) -> Sequence[Place]:
+        """Where in a model it leaves something out: the neurons of its feed-forward networks."""
+        return ffns
 
     def check(self, ffn: FFN) -> None:
         """Raise ValueError if this method is not defined for such an FFN."""
@@ -445,14 +452,14 @@ class TokenMethod(Method):
     scope: ClassVar[Scope] = "token"
 
     @abstractmethod
-    def importance(self, ffn: FFN, a: Tensor) -> Tensor:
-        """Score a token's neurons from the activation it looks at: [..., F] -> float32 [..., F]."""
+    def importance(self, ffn: Any, a: Tensor) -> Tensor:
+        """Score what a place has, a token's neurons or inputs, from its activation: [..., F] -> float32 [..., F]."""
 
     @abstractmethod
-    def keep(self, ffn: FFN, importance: Tensor) -> Tensor:
+    def keep(self, ffn: Any, importance: Tensor) -> Tensor:
         """Turn importance [..., F] into kept sets: bool [..., F]."""
 
-    def select(self, ffn: FFN, a: Tensor) -> Tensor:
+    def select(self, ffn: Place, a: Tensor) -> Tensor:
         """Kept set of each token: [..., F] -> bool [..., F]."""
         if self.keeps_all:
             return torch.ones_like(a, dtype=torch.bool)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,8 @@ class Linear:
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         """Views of weight and bias, as a module gives its own."""
-        yield self.weight
+        if self.module._parameters.get(self.name) is not None:
+            yield self.weight
         if self.bias is not None:
             yield self.bias
 
@@ -163,6 +164,16 @@ class FFN:
     def D(self) -> int:  # noqa: N802
         """Hidden size."""
         return self.up.in_features
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(linear.weight.numel() for linear in self.linears)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.up.weight.device
 
     @property
     def inputs(self) -> list[Linear]:
@@ -247,6 +258,58 @@ class FFN:
 def _tensor(value: Any) -> Tensor:
     assert isinstance(value, Tensor)
     return value
+
+
+@dataclass(frozen=True, eq=False)
+class LinearInput:
+    """The input of one linear, of which a method may leave parts out.
+
+    Attributes
+    ----------
+    index : int
+        Its number among the model's linears, from 0.
+    linear : Linear
+        The linear.
+    layer : int
+        Layer number, from 0.
+    name : str
+        The linear's path in the layer.
+    """
+
+    index: int
+    linear: Linear
+    layer: int
+    name: str
+
+    experts: ClassVar[None] = None
+
+    @property
+    def F(self) -> int:  # noqa: N802
+        """Number of inputs."""
+        return self.linear.in_features
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.linear.weight.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.linear.weight.device
+
+    def watch(self, see: See, sources: Collection[str] = ("z",), *, inputs: bool = False) -> Iterator[Handle]:
+        """Let somebody see what comes in, as "z" and "x", and mask it; the handles end that."""
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            masked = see({"x": args[0], "z": args[0]}, None)
+            return None if masked is None else (masked,)
+
+        yield self.linear.module.register_forward_pre_hook(before)
+
+
+Place = FFN | LinearInput
+"""Where a method leaves something out: the neurons of a feed-forward network, or the inputs of a linear."""
 
 
 class Experts:

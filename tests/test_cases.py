@@ -116,6 +116,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "glass.statistic": ("relative", "contribution"),
     "weight": (0.3,),
     "prior_tokens": (16,),
+    "teal.allocation": ("greedy", "uniform"),
+    "step": (0.1,),
     "source": get_args(Source),
     "min_keep": (0.1,),
     "max_keep": (0.9,),

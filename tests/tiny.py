@@ -156,8 +156,9 @@ def is_gated(name: str) -> bool:
 
 
 def default_methods(sparsity: float = 0.5) -> list[Method]:
-    """Dense, and every registered method that leaves neurons out, with its own defaults."""
-    return [method(name, sparsity) for name in METHODS if name == "dense" or takes_sparsity(name)]
+    """Dense, and every registered method that leaves neurons of FFNs out, with its own defaults."""
+    made = [method(name, sparsity) for name in METHODS if name == "dense" or takes_sparsity(name)]
+    return [one for one in made if type(one).places is Method.places]
 
 
 def fits(name: str, chosen: Method) -> bool:

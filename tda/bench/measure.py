@@ -254,7 +254,7 @@ def _traffic(session: Session, steps: _Steps) -> Traffic:
     run, prompts = session.run, session.prompts
     kept = [mean(layer) for layer in zip(*steps.read, strict=True)]
     cached = prompts.shape[1] + session.continuations.shape[1] / 2
-    kept = kept or [1 - share for share in run.achieved_sparsity()]
+    kept = kept or [1 - share for share in run.place_sparsity()]
     return decode_traffic(run.model, run.ffns, run.method, kept, cached, len(prompts), session.cache)
 
 

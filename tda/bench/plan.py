@@ -17,6 +17,12 @@ from tda.methods import METHODS, build
 from tda.models import LoadedModel, is_shape, larger_than_cache, needs_training
 from tda.names import Execution, Preset
 
+
+def unasked() -> tuple[str, ...]:
+    """The methods that a plan measures where none is named."""
+    return tuple(name for name, kind in METHODS.items() if kind.in_presets)
+
+
 MISSION = ("dense", "tt", "griffin", "tda", "cats", "int8")
 WIDE = "ref:wide"
 """The trained model whose quality and speed the presets measure."""
@@ -100,7 +106,9 @@ class Plan:
     """
 
     subjects: tuple[Subject, ...]
-    methods: tuple[MethodSpec | Method | str, ...] = field(default_factory=lambda: tuple(METHODS))
+    methods: tuple[MethodSpec | Method | str, ...] = field(
+        default_factory=lambda: tuple(name for name, kind in METHODS.items() if kind.in_presets)
+    )
     sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
     speed_methods: tuple[str, ...] = MISSION
     rounds: int = 7

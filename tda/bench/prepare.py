@@ -314,7 +314,7 @@ class _Calibration:
         """
         if self.profile is None or method.name == "static_mean":
             return None
-        layers = len(find_ffns(self.prepared.model))
+        layers = len(method.places(self.prepared.model, find_ffns(self.prepared.model)))
         known = self.profile.get(method.spec)
         if known is None:
             return None if method.sparsity is None else [method.sparsity] * layers

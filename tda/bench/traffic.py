@@ -9,7 +9,7 @@ from torch import nn
 from tda.as_built import is_linear
 from tda.contracts import Method, Reads, WeightMethod
 from tda.engine.transformers_api import text_config
-from tda.view import FFN, Linear
+from tda.view import FFN, Linear, LinearInput, Place
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Traffic:
 
 def decode_traffic(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: Sequence[Place],
     method: Method,
     kept: Sequence[float],
     cached_tokens: float,
@@ -63,6 +63,9 @@ def decode_traffic(
     """
     weights = float(always_read(model))
     for ffn, share in zip(ffns, kept, strict=True):
+        if isinstance(ffn, LinearInput):
+            weights -= (1 - share) * ffn.linear.weight.nbytes
+            continue
         weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
         weights += _ffn_bytes(ffn, method.reads, share) * (1 if ffn.experts is None else ffn.experts.reach(batch))
     if isinstance(method, WeightMethod):

@@ -1,9 +1,10 @@
 """Dense passes over calibration text, then thresholds for any number of methods."""
 
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +21,16 @@ from tda.engine.plain import plain
 from tda.engine.rotary import Rotary
 from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions
-from tda.families import check_model, find_ffns
+from tda.families import check_model, find_ffns, layers_of
 from tda.finite import NotFiniteError, explained
-from tda.fitting.collect import Batch, Collector
+from tda.fitting.collect import Batch, Call, Collector
 from tda.kernels.products import widening
 from tda.thresholds import TextHashes, Thresholds, hash_text
-from tda.view import FFN, Handle, Source, by_row
+from tda.view import FFN, Handle, Place, Source, by_row
 
 Made = TypeVar("Made", bound=Method)
+BLOCK_ROWS, BLOCK_TOKENS = 4, 128
+"""Documents, and tokens of each, that whole blocks are shown on: a search runs them many times."""
 
 
 def calibrate(
@@ -104,9 +107,10 @@ def calibrate_all(
             )
         method.check(ffns[0])
     given = layer_sparsity or [None] * len(methods)
-    for shares in given:
-        if shares is not None and len(shares) != len(ffns):
-            raise ValueError(f"layer_sparsity has {len(shares)} entries for {len(ffns)} layers")
+    for method, shares in zip(methods, given, strict=True):
+        count = len(method.places(model, ffns))
+        if shares is not None and len(shares) != count:
+            raise ValueError(f"layer_sparsity has {len(shares)} entries for {count} layers")
     rotary = Rotary(model)
     restore = rotary.keep()
     try:
@@ -129,22 +133,29 @@ def _calibrate(
     fitted = [dataclasses.replace(method) for method in methods]  # none of them fitted yet
     text = list(batches) if isinstance(batches, Iterator) else batches
     while True:
-        collectors: dict[str, Collector] = {}
-        sources: dict[str, Source] = {}
+        collecting: dict[str, Collecting] = {}
         for method in fitted:
-            collector = method.collector(len(ffns))
+            places = method.places(model, ffns)
+            collector = method.collector(len(places))
             if collector is not None:
-                collectors.setdefault(_collects(method), collector)
-                sources[_collects(method)] = method.activation
-        if not collectors:
+                collecting.setdefault(_collects(method), Collecting(collector, method.activation, places))
+        if not collecting:
             return [method.fitted for method in fitted]
         try:
-            hashes = _pass(model, ffns, collectors, sources, text, rotary, progress)
+            hashes = _pass(model, ffns, list(collecting.values()), text, rotary, progress)
         except NotFiniteError as error:
             raise explained(model, str(error)) from None
         for place, (method, shares) in enumerate(zip(fitted, given, strict=True)):
-            if (collector := collectors.get(_collects(method))) is not None:
-                fitted[place] = _fitted(model, ffns, method, collector, hashes, shares)
+            if (found := collecting.get(_collects(method))) is not None:
+                fitted[place] = _fitted(model, ffns, method, found, hashes, shares)
+
+
+class Collecting(NamedTuple):
+    """A collector, the activation that it is shown, and the places whose it is."""
+
+    collector: Collector
+    source: Source
+    places: Sequence[Place]
 
 
 def _collects(method: Method) -> str:
@@ -156,8 +167,7 @@ def _collects(method: Method) -> str:
 def _pass(
     model: nn.Module,
     ffns: list[FFN],
-    collectors: dict[str, Collector],
-    sources: dict[str, Source],
+    collecting: Sequence[Collecting],
     batches: Iterable[dict[str, Tensor]],
     rotary: Rotary,
     progress: bool,
@@ -165,23 +175,20 @@ def _pass(
     """Run the text through the dense model, every layer shown to every collector; return the text's hashes."""
     current: list[Batch] = []
     overrides = Overrides()
-    for ffn in ffns:
-        for hook in _watch(ffn, collectors, sources, current):
-            overrides.later(hook.remove)
+    for places in {id(one.places): one.places for one in collecting}.values():
+        for place in places:
+            for hook in _watch(place, [one for one in collecting if one.places is places], current):
+                overrides.later(hook.remove)
     rows: list[NDArray[np.int64]] = []
     try:
         for tokens, mask in _checked(batches, ffns[0].up.weight.device, progress):
             check_context(model, int(mask.sum(1).max()), 1)
             current[:] = [Batch.of(mask, positions(mask))]
             rotary.reset()
-            with plain(model), widening(model):
-                model(
-                    input_ids=tokens,
-                    attention_mask=mask.long(),
-                    position_ids=current[0].positions,
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
+            _run(model, tokens, current[0])
+            current.clear()  # nobody sees the same tokens twice
+            if not rows and any(one.collector.sees_blocks for one in collecting):
+                _show_blocks(model, tokens[:BLOCK_ROWS, :BLOCK_TOKENS], mask[:BLOCK_ROWS, :BLOCK_TOKENS], collecting)
             rows += [row[inside].cpu().numpy() for row, inside in zip(tokens, mask, strict=True)]
     finally:
         overrides.undo()
@@ -208,32 +215,59 @@ def _checked(
             yield tokens, mask
 
 
-def _watch(
-    ffn: FFN, collectors: dict[str, Collector], sources: dict[str, Source], current: list[Batch]
-) -> Iterator[Handle]:
+def _watch(place: Place, collecting: Sequence[Collecting], current: list[Batch]) -> Iterator[Handle]:
     def see(passing: Mapping[str, Tensor], tokens: Tensor | None) -> None:
-        for key, collector in collectors.items():
-            a, x = passing[sources[key]], passing["x"]
-            batch = current[0]
+        for collector, source, _ in collecting if current else ():
+            a, x, batch = passing[source], passing["x"], current[0]
             if tokens is None:
                 a, x = a.view(*batch.mask.shape, -1), x.view(*batch.mask.shape, -1)
             else:
                 places, inside = by_row(tokens, batch.mask)
                 a, x, batch = a[places], x[places], batch.part(tokens[places], inside)
-            collector.observe(ffn, a, x, batch)
+            collector.observe(place, a, x, batch)
 
-    return ffn.watch(see, set(sources.values()), inputs=True)
+    return place.watch(see, {one.source for one in collecting}, inputs=True)
+
+
+def _run(model: nn.Module, tokens: Tensor, batch: Batch) -> None:
+    """Run calibration text through the dense model."""
+    with plain(model), widening(model):
+        model(
+            input_ids=tokens,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+
+
+def _show_blocks(model: nn.Module, tokens: Tensor, mask: Tensor, collecting: Sequence[Collecting]) -> None:
+    """Show every layer's call on a few tokens to the collectors that ask for it."""
+    batch, overrides = Batch.of(mask, positions(mask)), Overrides()
+    shown = [Collecting(one.collector, one.source, ()) for one in collecting if one.collector.sees_blocks]
+
+    def before(number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for one in shown:
+            one.collector.block(number, Call(module, args, kwargs, batch))
+
+    for number, layer in enumerate(layers_of(model)):
+        hook = layer.register_forward_pre_hook(functools.partial(before, number), with_kwargs=True)
+        overrides.later(hook.remove)
+    try:
+        _run(model, tokens, batch)
+    finally:
+        overrides.undo()
 
 
 def _fitted(
     model: nn.Module,
     ffns: list[FFN],
     method: Method,
-    collector: Collector,
+    collecting: Collecting,
     text: TextHashes,
     layer_sparsity: Sequence[float] | None,
 ) -> Method:
-    found = collector.found(ffns, method.shares, layer_sparsity)
+    found = collecting.collector.found(collecting.places, method.shares, layer_sparsity)
     if method.thresholds is not None:
         return method.with_thresholds(method.thresholds.model_copy(update=found))
     made = Thresholds(

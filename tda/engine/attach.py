@@ -25,7 +25,7 @@ from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
 from tda.thresholds import Thresholds
-from tda.view import FFN, See
+from tda.view import FFN, Place, See
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -72,7 +72,7 @@ def attach(
     if thresholds is not None and method.needs_fit:
         method = method.with_thresholds(thresholds)
     _check(model, ffns, method, execution)
-    run = Run(model, method, execution, ffns)
+    run = Run(model, method, execution, list(method.places(model, ffns)))
     overrides = Overrides()
     failed = True
     try:
@@ -111,7 +111,8 @@ def _override(run: Run, overrides: Overrides) -> None:
         for ffn in run.ffns:
             for hook in ffn.watch(_seeing(run, ffn), {run.method.activation}):
                 overrides.later(hook.remove)
-            _replace_forward(run, ffn, overrides)
+            if isinstance(ffn, FFN):
+                _replace_forward(run, ffn, overrides)
     run.addresses = Addresses(model.parameters())
     _refuse_other_parts(model, overrides)
     if run.fast.step is not None or run.fast.graph is not None:
@@ -182,7 +183,7 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _seeing(run: Run, ffn: FFN) -> See:
+def _seeing(run: Run, ffn: Place) -> See:
     """What shows the run the activation that the method looks at, and lets it mask z on its way into down."""
     source = run.method.activation
 

@@ -22,7 +22,7 @@ from tda.finite import check_statistics
 from tda.names import Execution, Ran
 from tda.prompt_statistics import PromptSum
 from tda.spans import span
-from tda.view import FFN, by_row
+from tda.view import by_row
 
 Phase = Literal["prefill", "decode"]
 WORTHWHILE_ROWS = 1.2
@@ -55,6 +55,8 @@ class Run:
         The execution asked for; `execution` is the one that really ran.
     fast : Executors
         What runs decode where it can be fast.
+    ffns : list of Place
+        Where the method leaves something out.
     rotary : Rotary
         The model's positions that depend on what it has seen.
     new_hooks, new_hooks_in_ffns : NewHooks
@@ -66,7 +68,7 @@ class Run:
         model: nn.Module,
         method: Method,
         execution: Execution,
-        ffns: list[FFN],
+        ffns: list[Any],
     ) -> None:
         self.model = model
         self.method = method
@@ -85,10 +87,11 @@ class Run:
         self._request: Request | None = None
         self._loaded: dict[Ran, Request] = {}
         self._imposed: Sequence[Tensor] | None = None
-        device = ffns[0].up.weight.device
+        device = ffns[0].device
         self._left_out = torch.zeros(len(ffns), dtype=torch.float64, device=device)  # token-weighted, per layer
         self._decoded = torch.zeros(len(ffns), dtype=torch.float64, device=device)
         self._token_kept: list[Tensor | None] = [None] * len(ffns)
+        self._sizes = torch.tensor([float(ffn.size) for ffn in ffns], dtype=torch.float64, device=device)
         self._executed: Ran | None = None
         self.fast = Executors(ffns, "masked", "torch")
         self.new_hooks = self.new_hooks_in_ffns = NewHooks()
@@ -174,9 +177,14 @@ class Run:
             raise ValueError("no decode step ran yet, so no sparsity was achieved")
         return (self._per_layer(self._left_out) / self._per_layer(self._decoded)).tolist()
 
+    def place_sparsity(self) -> list[float]:
+        """Share left out of each place, mean over the tokens that reached it; 0 where none did."""
+        return (self._left_out / self._decoded.clamp(min=1)).tolist()
+
     def _per_layer(self, counts: Tensor) -> Tensor:
-        """Counts of the FFNs, summed over the experts of each layer."""
+        """Counts of the places, summed over those of each layer by their numbers of weights."""
         layers = torch.tensor([ffn.layer for ffn in self.ffns], device=counts.device)
+        counts = counts * self._sizes
         return torch.zeros(int(layers[-1]) + 1, dtype=counts.dtype, device=counts.device).index_add_(0, layers, counts)
 
     def restart_count(self) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from tda.as_built import is_compiled, modules_of, path_of, place_problem
+from tda.as_built import is_compiled, is_linear, modules_of, path_of, place_problem
 from tda.registry import Registry
-from tda.view import FFN, Experts, Family, Linear
+from tda.view import FFN, Experts, Family, Linear, LinearInput
 
 FAMILIES: Registry[Family] = Registry("model family", "tda.families")
 
@@ -83,6 +83,34 @@ def find_ffns(model: nn.Module) -> list[FFN]:
             found.append(_ffn(layer, number, family))
         else:
             found += _experts(family.experts(layer), number, len(found), family)
+    return found
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, as its family tells where they are."""
+    family = family_of(model)
+    return list(_resolve(model, family.layers, family))
+
+
+def find_inputs(model: nn.Module) -> list[LinearInput]:
+    """List the inputs of every linear in a model's layers.
+
+    Raises
+    ------
+    ValueError
+        If the family is unknown, or a linear does not just multiply by a weight that can be read where it lies.
+    """
+    family = family_of(model)
+    if family.experts is not None:
+        raise ValueError("inputs of experts are not known yet; this method needs a model without experts")
+    found: list[LinearInput] = []
+    for number, layer in enumerate(layers_of(model)):
+        for path, module in layer.named_modules():
+            if isinstance(module, nn.Linear) or is_linear(module):
+                linear = Linear(module)
+                if linear.problem is not None:
+                    raise ValueError(f"layer {number}: {path} {linear.problem}; its input cannot be left out")
+                found.append(LinearInput(len(found), linear, number, path))
     return found
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tda.finite import NotFiniteError, not_finite
 from tda.fitting.allocate import ErrorCurve, Sample, error_curve
 from tda.fitting.histogram import Histogram
-from tda.view import FFN, Statistic
+from tda.view import FFN, Place, Statistic
 
 SAMPLE_PROMPTS = 32
 SAMPLE_TOKENS = 8
@@ -40,15 +40,54 @@ class Batch:
         return Batch(inside, self.positions.flatten()[tokens], self.lengths)
 
 
+@dataclass
+class Call:
+    """One call of a whole block on a calibration batch, which can be made again.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The block.
+    args, kwargs
+        What it was given.
+    batch : Batch
+        The batch.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batch: "Batch"
+
+    def __call__(self) -> Tensor:
+        """The block's output: [B, T, D]."""
+        output = self.module(*self.args, **self.kwargs)
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        return found
+
+    def distance(self, output: Tensor, other: Tensor) -> float:
+        """L2 distance of outputs over the hidden dimension, mean over the last quarter of each document's tokens."""
+        place, lengths = self.batch.mask.cumsum(1), self.batch.lengths.unsqueeze(1)
+        late = self.batch.mask & (place > lengths - (lengths // 4).clamp(min=1))
+        return float(torch.linalg.vector_norm((output - other)[late].double(), dim=-1).mean())
+
+
 class Collector(ABC):
     """Sees every layer's activations of every batch, and keeps little."""
 
+    sees_blocks: bool = False
+    """Whether it is to be shown whole blocks too, on a few tokens."""
+
+    def block(self, layer: int, call: Call) -> None:
+        """See a whole block's call."""
+        raise NotImplementedError
+
     @abstractmethod
-    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
+    def observe(self, ffn: Any, a: Tensor, x: Tensor, batch: Batch) -> None:
         """See one layer of one batch: the activation it looks at [B, T, F], FFN inputs x [B, T, D]."""
 
     @abstractmethod
-    def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
+    def found(self, ffns: Sequence[Any], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
         """Fields of `tda.Thresholds` that a method is fitted with.
 
         Parameters
@@ -61,10 +100,10 @@ class Collector(ABC):
             Shares of the layers to take instead.
         """
 
-    def _checked(self, ffn: FFN, values: Tensor) -> Tensor:
+    def _checked(self, ffn: Place, values: Tensor) -> Tensor:
         """What is measured of a layer's neurons, if it is finite."""
         if found := not_finite(values):
-            raise NotFiniteError(f"layer {ffn.index}: what calibration text gives of its neurons holds {found}")
+            raise NotFiniteError(f"layer {ffn.layer}: what calibration text gives of its neurons holds {found}")
         return values
 
 
