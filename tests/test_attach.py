@@ -362,7 +362,7 @@ def test_selection_before_any_prompt(llama: Any) -> None:
         with pytest.raises(ValueError, match="selects per token, and no decode step ran yet"):
             run.selection()
         with pytest.raises(ValueError, match="no selection per prompt"):
-            run.impose([])
+            run.attachment.policy.impose([])
 
 
 def test_dense_keeps_everything(llama: Any) -> None:
