@@ -168,7 +168,7 @@ def _forward(run: Attachment, forward: Callable[..., Any]) -> Callable[..., Any]
 
     def attached(*args: Any, **kwargs: Any) -> Any:
         given = by_name(run.model, args, kwargs)
-        run.enter()
+        run.phases.enter()
         try:
             run.begin(given)
             output = run.step(given)
@@ -178,7 +178,7 @@ def _forward(run: Attachment, forward: Callable[..., Any]) -> Callable[..., Any]
             run.end(output)
             return output
         finally:
-            run.leave()
+            run.phases.leave()
 
     apart: Callable[..., Any] = torch.compiler.disable(attached)
 

@@ -1,6 +1,5 @@
 """A method attached to a model: follows every forward, and answers what the model's layers ask in it."""
 
-import threading
 from typing import Any
 
 import torch
@@ -15,9 +14,15 @@ from tda.engine.request import Call
 from tda.engine.rotary import Rotary
 from tda.engine.store import RequestStore
 from tda.engine.tracker import PhaseTracker
-from tda.engine.transformers_api import cached_tokens, given_cache, model_output, returned_cache
+from tda.engine.transformers_api import (
+    asks_for_more,
+    cached_tokens,
+    given_cache,
+    keeps_cache,
+    model_output,
+    returned_cache,
+)
 from tda.engine.unseen import Unseen
-from tda.kernels import BackendInfo
 from tda.names import Execution, Ran
 from tda.selection import Selection
 from tda.spans import span
@@ -29,24 +34,16 @@ class Attachment:
 
     Attributes
     ----------
-    model : nn.Module
-        The Hugging Face model.
-    method : Method
-        The attached method.
-    ffns : list of FFN
-        The model's feed-forward networks.
+    model, method, ffns : nn.Module, Method, list of FFN
+        What is attached to what.
     decoding : Decoding
         What runs decode where it can be fast.
-    phases : PhaseTracker
-        Tells prefill from decode.
-    requests : RequestStore
-        The requests, by their caches.
-    policy : Policy
-        What decode steps run as and leave out.
-    counter : SparsityCounter
-        Counts what they left out.
+    phases, requests, policy, counter, unseen
+        Each looks after a part of the work.
     executed : str or None
         What the last decode step ran as.
+    addresses : Addresses
+        Where the weights lie, which must not change.
     new_hooks, new_hooks_in_ffns : NewHooks
         Hooks that were set since the method was attached: on any module, and inside feed-forward networks.
     """
@@ -75,53 +72,8 @@ class Attachment:
         self.new_hooks = self.new_hooks_in_ffns = NewHooks()
         self.addresses = Addresses()
         self._rotary = rotary
-        self._busy = threading.Lock()
-
-    # What a caller asks.
-
-    def select(self) -> None:
-        """Make the selection of the last request, if it is still to be made."""
-        request = self.requests.last
-        if request is not None:
-            self.unseen.used(request)
-            if request.kept is None:
-                self.policy.select(request)
-
-    def selection(self) -> Selection:
-        """What the last prompt keeps; of per-token methods, the last decode step."""
-        if self.requests.last is None:
-            raise ValueError("no prompt was prefilled yet, so nothing is selected")
-        if self.method.kind == "prompt":
-            self.select()
-        return self.policy.selection(self.requests.last)
-
-    @property
-    def backend(self) -> BackendInfo:
-        """What runs decode."""
-        info = self.decoding.backend
-        if self.executed == "masked" and self.decoding.execution != "masked":
-            return BackendInfo("torch")
-        rows = 1 if self.requests.last is None else self.requests.last.rows
-        ran = self.executed or self.decoding.execution
-        if rows > 1 and ran in ("dense", "compact") and info.name == "c":
-            return BackendInfo("torch", f"products of {rows} rows run there")
-        return info
 
     # A forward, from its beginning to its end.
-
-    def enter(self) -> None:
-        """A forward begins.
-
-        Raises
-        ------
-        ValueError
-            If another thread's is in progress: a phase and a selection are those of one forward at a time.
-        """
-        if not self._busy.acquire(blocking=False):
-            raise ValueError(
-                "another forward of this model is in progress, in another thread: while a method is attached, forwards "
-                "come one after the other"
-            )
 
     def begin(self, given: dict[str, Any]) -> None:
         """Find out the phase and the request of a forward, of its arguments by name."""
@@ -135,10 +87,10 @@ class Attachment:
         phase = phases.phase(request)
         mask = phases.mask(given.get("attention_mask"), request, count, tokens.device)
         if phase == "prefill":
-            keeps_cache = self._keeps_cache(given)
-            if phases.told is None and not (phases.generating and keeps_cache):
-                self.unseen.forward(request, keeps_cache)
-            mask = request.read(tokens, mask, generating=phases.generating)
+            cached = keeps_cache(self.model, given)
+            if phases.told is None and not (phases.generating and cached):
+                self.unseen.forward(request, cached)
+            mask = phases.read(request, tokens, mask)
         elif request.kept is None:
             self.policy.select(request)
         # tests/planted.py: every forward
@@ -163,22 +115,10 @@ class Attachment:
         if cache is not None:
             self.requests.passed(cache, call)
 
-    def leave(self) -> None:
-        """A forward has ended, also with an exception: a prompt that did not pass whole has no selection."""
-        call, self.phases.call = self.phases.call, None
-        if call is not None and call.phase == "prefill" and not call.passed:
-            call.request.owner = None
-        self._busy.release()
-
     def close(self, *, failed: bool) -> None:
         """End the attachment."""
         self.requests.clear()
         self.unseen.close(tell=not failed)
-
-    def _keeps_cache(self, given: dict[str, Any]) -> bool:
-        """Whether a forward leaves a cache that can be gone on with."""
-        asked, config = given.get("use_cache"), self.model.config
-        return bool(getattr(config, "use_cache", True) if asked is None else asked)
 
     # What the model and its layers ask.
 
@@ -191,7 +131,7 @@ class Attachment:
             return None
         if call.execution != self.decoding.execution or given.get("input_ids") is None:
             return None
-        if self._asks_for_more(given):
+        if asks_for_more(self.model, given):
             return None
         cache, mask, position = given_cache(given), given.get("attention_mask"), given.get("position_ids")
         if step.problem(cache, call.rows, position, mask, call.request.fed + 1) is not None:
@@ -203,15 +143,6 @@ class Attachment:
         if kept is not None:
             self.counter.step(call, Selection.stacked(kept))
         return model_output(logits, cache)
-
-    def _asks_for_more(self, given: dict[str, Any]) -> bool:
-        """Whether a forward is to give more than logits and cache, or to drop out, as the caller or the model says."""
-        if given.get("labels") is not None or self.model.training:
-            return True
-        config: Any = self.model.config
-        asked = {name: given.get(name) for name in ("output_attentions", "output_hidden_states", "return_dict")}
-        found = {name: getattr(config, name, None) if value is None else value for name, value in asked.items()}
-        return bool(found["output_attentions"] or found["output_hidden_states"] or found["return_dict"] is False)
 
     def collect(self, layer: int, a: Tensor) -> None:
         """Add a prompt's activations, [B, T, F] or [B·T, F], to the layer's statistic."""

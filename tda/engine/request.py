@@ -141,29 +141,11 @@ class Request:
 
     # The prompt.
 
-    def read(self, tokens: Tensor, mask: Tensor, *, generating: bool) -> Tensor:
-        """Take note of prompt tokens [B, T] (or embeddings [B, T, D]); return which of those in mask [B, T] count.
-
-        Raises
-        ------
-        ValueError
-            If a prompt that is generated from is padded on the right.
-        """
-        if self.unfed is not None and tokens.dim() == 2:
-            # A generated token is no prompt, though a second turn is the first to feed it.
-            mask = mask.clone()
-            mask[:, 0] &= tokens[:, 0] != self.unfed
-            self.unfed = None
-        end = self.fed + tokens.shape[1]
-        if generating and end == self.prompt_end and not bool(mask[:, -1].all()):
-            raise ValueError(
-                "generation needs left padding, got a prompt that is padded on the right; "
-                "set tokenizer.padding_side = 'left'"
-            )
+    def read(self, tokens: Tensor, mask: Tensor) -> None:
+        """Take note of prompt tokens [B, T] (or embeddings [B, T, D]) where mask [B, T] is true."""
         self._prompt.append((tokens, mask))
-        self.prompt_fed = end
+        self.prompt_fed = self.fed + tokens.shape[1]
         self.kept = None
-        return mask
 
     def prompt(self) -> Prompt:
         """What a method may know of the prompt so far."""

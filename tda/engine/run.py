@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tda.engine.attachment import Attachment
+from tda.kernels import BackendInfo
 from tda.selection import Selection
 
 
@@ -40,7 +41,11 @@ class Run:
 
         Otherwise the first decode step makes it.
         """
-        self.attachment.select()
+        request = self.attachment.requests.last
+        if request is not None:
+            self.attachment.unseen.used(request)
+            if request.kept is None:
+                self.attachment.policy.select(request)
 
     def selection(self) -> Selection:
         """Kept neurons per layer: bool [B, F], of the last prompt; of per-token methods, the last decode step.
@@ -50,7 +55,12 @@ class Run:
         ValueError
             If nothing was selected yet.
         """
-        return self.attachment.selection()
+        request = self.attachment.requests.last
+        if request is None:
+            raise ValueError("no prompt was prefilled yet, so nothing is selected")
+        if self.attachment.method.kind == "prompt":
+            self.select()
+        return self.attachment.policy.selection(request)
 
     def achieved_sparsity(self) -> list[float]:
         """Share left out per layer, mean over the decode steps (and rows) so far.
@@ -73,4 +83,11 @@ class Run:
     @property
     def backend(self) -> str:
         """The kernels that run decode: "c", "triton", or "torch" with the reason."""
-        return str(self.attachment.backend)
+        decoding, request = self.attachment.decoding, self.attachment.requests.last
+        if self.execution == "masked" and decoding.execution != "masked":
+            return str(BackendInfo("torch"))
+        rows = 1 if request is None else request.rows
+        ran = self.execution or decoding.execution
+        if rows > 1 and ran in ("dense", "compact") and decoding.backend.name == "c":
+            return str(BackendInfo("torch", f"products of {rows} rows run there"))
+        return str(decoding.backend)

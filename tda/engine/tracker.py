@@ -25,6 +25,7 @@ class PhaseTracker:
     def __init__(self) -> None:
         self.told: Phase | None = None
         self.call: Call | None = None
+        self._busy = threading.Lock()
         self._new_tokens: int | None = None
         self._thread: int | None = None  # that generates
         self._known_mask: Tensor | None = None
@@ -35,6 +36,27 @@ class PhaseTracker:
     def generating(self) -> bool:
         """Whether `generate` is in progress."""
         return self._thread is not None
+
+    def enter(self) -> None:
+        """A forward begins.
+
+        Raises
+        ------
+        ValueError
+            If another thread's is in progress: a phase and a selection are those of one forward at a time.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise ValueError(
+                "another forward of this model is in progress, in another thread: while a method is attached, forwards "
+                "come one after the other"
+            )
+
+    def leave(self) -> None:
+        """A forward has ended, also with an exception: a prompt that did not pass whole has no selection."""
+        call, self.call = self.call, None
+        if call is not None and call.phase == "prefill" and not call.passed:
+            call.request.owner = None
+        self._busy.release()
 
     @contextmanager
     def tell(self, phase: Phase) -> Iterator[None]:
@@ -98,6 +120,28 @@ class PhaseTracker:
         start = fed if given.shape[1] >= fed + count else given.shape[1] - count
         inside: Tensor = given[:, start : start + count].bool()
         return inside
+
+    def read(self, request: Request, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Let a request take note of prompt tokens; return which of those in mask [B, T] count.
+
+        Raises
+        ------
+        ValueError
+            If a prompt that is generated from is padded on the right.
+        """
+        if request.unfed is not None and tokens.dim() == 2:
+            # A generated token is no prompt, though a second turn is the first to feed it.
+            mask = mask.clone()
+            mask[:, 0] &= tokens[:, 0] != request.unfed
+            request.unfed = None
+        end = request.fed + tokens.shape[1]
+        if self.generating and end == request.prompt_end and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "generation needs left padding, got a prompt that is padded on the right; "
+                "set tokenizer.padding_side = 'left'"
+            )
+        request.read(tokens, mask)
+        return mask
 
     def unended(self, mask: Tensor) -> Tensor:
         """The mask of a decode step without rows that have ended: bool [B, T]."""

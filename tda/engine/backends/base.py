@@ -99,7 +99,7 @@ class Backend(ABC):
             If an execution is asked for that cannot run here.
         """
         if method.kind == "weights":
-            return self.few_bits(method, asked, overrides)
+            return self._few_bits(method, asked, overrides)
         if asked == "masked" or not method.fast:
             return plain.whole(self.ffns, "masked")
         added = next((found for ffn in self.ffns if (found := _addition(ffn)) is not None), None)
@@ -111,7 +111,7 @@ class Backend(ABC):
             return plain.whole(self.ffns, "masked", added)
         if method.kind == "dense":
             own = getattr(method, "dense_kernel", "torch") != "torch"
-            return self.dense(overrides) if own else plain.whole(self.ffns, "dense")
+            return self._dense(overrides) if own else plain.whole(self.ffns, "dense")
         if asked == "compact" and not self.gathers:
             return plain.compact(self.ffns)
         reason = self.problem(method)
@@ -120,37 +120,37 @@ class Backend(ABC):
         execution = self.auto(method) if asked == "auto" else asked
         if execution == "indexed":
             for ffn in self.ffns:
-                overrides.later(lay_rows(ffn.down, *self.beside(ffn, method)))
+                overrides.later(lay_rows(ffn.down, *self._beside(ffn, method)))
             give_back()
-        prepared = self.gathered() if execution == "compact" else self.indexed(method, observe)
-        self.own_linears(self.ffns, overrides)  # last: a step is checked against what the model itself computes
+        prepared = self._gathered() if execution == "compact" else self._indexed(method, observe)
+        self._own_linears(self.ffns, overrides)  # last: a step is checked against what the model itself computes
         return prepared
 
     @abstractmethod
-    def dense(self, overrides: Overrides) -> Decoding:
+    def _dense(self, overrides: Overrides) -> Decoding:
         """Prepare a decode that leaves nothing out."""
 
     @abstractmethod
-    def few_bits(self, method: Any, asked: Execution, overrides: Overrides) -> Decoding:
+    def _few_bits(self, method: Any, asked: Execution, overrides: Overrides) -> Decoding:
         """Prepare a `WeightMethod`."""
 
     @abstractmethod
-    def indexed(self, method: Any, observe: Observer) -> Decoding:
+    def _indexed(self, method: Any, observe: Observer) -> Decoding:
         """Prepare a `PromptMethod` or `ThresholdMethod` on weights that lie in rows, read where they lie."""
 
-    def gathered(self) -> Decoding:
+    def _gathered(self) -> Decoding:
         """Prepare copies of what a prompt keeps; the model's weights stay as they lie."""
         return plain.compact(self.ffns)
 
-    def beside(self, ffn: FFN, method: Method) -> list[nn.Linear]:
+    def _beside(self, ffn: FFN, method: Method) -> list[nn.Linear]:
         """Projections of which a step reads the rows that it reads of the down projection, and no others."""
         return []
 
     @abstractmethod
-    def own_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def _own_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         """Forward of a linear by the matrix-vector kernel; UndescribedError where that does not take its weights."""
 
-    def own_linears(
+    def _own_linears(
         self,
         ffns: list[FFN],
         overrides: Overrides,
@@ -160,7 +160,7 @@ class Backend(ABC):
 
         Returns how many linears they are.
         """
-        count, forward = 0, forward or self.own_forward
+        count, forward = 0, forward or self._own_forward
         served = {id(linear) for ffn in ffns for linear in ffn.linears}
         for module in self.model.modules():
             if type(module) is nn.Linear and id(module) not in served and "forward" not in vars(module):

@@ -54,23 +54,20 @@ class NativeBackend(Backend):
         ffn = self.ffns[0]
         return (len(ffn.inputs) + 1) * ffn.D * ffn.up.weight.element_size() < SHORT
 
-    def beside(self, ffn: FFN, method: Method) -> list[nn.Linear]:
-        """Projections of which a step reads the rows that it reads of the down projection, and no others."""
+    def _beside(self, ffn: FFN, method: Method) -> list[nn.Linear]:
         if method.kind == "prompt":
             return ffn.inputs
         return [ffn.up] if method.activation == "gate" and ffn.gate is not None else []
 
-    def dense(self, overrides: Overrides) -> Decoding:
-        """Prepare a decode that leaves nothing out."""
+    def _dense(self, overrides: Overrides) -> Decoding:
         if self.missing is not None:
             return plain.whole(self.ffns, "dense", self.missing)
         step, reason = self._step([describe.feed_forward(ffn) for ffn in self.ffns])
-        if not self.own_linears([], overrides) and reason is not None:
+        if not self._own_linears([], overrides) and reason is not None:
             return plain.whole(self.ffns, "dense", reason)
         return Decoding(self.ffns, "dense", self.info(reason), step=step)
 
-    def few_bits(self, method: WeightMethod, asked: Execution, overrides: Overrides) -> Decoding:
-        """Prepare a `WeightMethod`."""
+    def _few_bits(self, method: WeightMethod, asked: Execution, overrides: Overrides) -> Decoding:
         reason = "" if asked == "masked" else self.missing
         linears = RoundedLinears(self.model, method, overrides, hold=reason is None)
         if reason is not None:
@@ -81,15 +78,13 @@ class NativeBackend(Backend):
             return plain.whole(self.ffns, "masked", reason)
         descriptions = [describe.feed_forward(ffn, linears.matrix) for ffn in self.ffns]
         step, reason = self._step(descriptions, linears.matrix)
-        self.own_linears([], overrides, lambda linear: NativeLinear(linear, linear.forward, linears.matrix))
+        self._own_linears([], overrides, lambda linear: NativeLinear(linear, linear.forward, linears.matrix))
         return Decoding(self.ffns, "dense", self.info(reason), step=step)
 
-    def gathered(self) -> Decoding:
-        """Prepare copies of what a prompt keeps; the model's weights stay as they lie."""
+    def _gathered(self) -> Decoding:
         return self._loading("compact", [GatheredFFN(ffn) for ffn in self.ffns])
 
-    def indexed(self, method: Any, observe: Observer) -> Decoding:
-        """Prepare a `PromptMethod` or `ThresholdMethod` on weights that lie in rows, read where they lie."""
+    def _indexed(self, method: Any, observe: Observer) -> Decoding:
         if method.kind == "prompt":
             return self._loading("indexed", [ListedFFN(ffn) for ffn in self.ffns])
         with torch.inference_mode(False):
@@ -98,8 +93,7 @@ class NativeBackend(Backend):
         step, reason = self._step([layer.description for layer in layers], kept=kept)
         return Decoding(self.ffns, "indexed", self.info(reason), layers, step)
 
-    def own_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-        """Forward of a linear by the matrix-vector kernel; UndescribedError where that does not take its weights."""
+    def _own_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         return NativeLinear(linear, linear.forward)
 
     def _loading(self, execution: Execution, layers: Sequence[NativeFFN]) -> Decoding:

@@ -44,20 +44,18 @@ class TritonBackend(Backend):
         """Why the kernels cannot run the model as a method wants it; None if they can."""
         return self._in_c.problem(method) if method.kind == "weights" else super().problem(method)
 
-    def dense(self, overrides: Overrides) -> Decoding:
-        """Prepare a decode that leaves nothing out."""
+    def _dense(self, overrides: Overrides) -> Decoding:
         reason = self.missing or self.piecewise
         if reason is not None:
             return plain.whole(self.ffns, "dense", reason)
-        self.own_linears([], overrides)
+        self._own_linears([], overrides)
         return Decoding(self.ffns, "dense", self.info(None), step=GraphStep(self.model))
 
-    def few_bits(self, method: WeightMethod, asked: Execution, overrides: Overrides) -> Decoding:
+    def _few_bits(self, method: WeightMethod, asked: Execution, overrides: Overrides) -> Decoding:
         """Prepare a `WeightMethod`, of which only the kernels in C know."""
-        return self._in_c.few_bits(method, asked, overrides)
+        return self._in_c._few_bits(method, asked, overrides)
 
-    def indexed(self, method: Any, observe: Observer) -> Decoding:
-        """Prepare a `PromptMethod` or `ThresholdMethod` on weights that lie in rows, read where they lie."""
+    def _indexed(self, method: Any, observe: Observer) -> Decoding:
         from tda.kernels.triton import ffn as kernels
         from tda.kernels.triton.statistic import add_squares
 
@@ -76,8 +74,7 @@ class TritonBackend(Backend):
         graph = GraphStep(self.model, lambda: [layer.kept for layer in layers]) if self.piecewise is None else None
         return Decoding(self.ffns, "indexed", info, layers, graph)
 
-    def own_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-        """Forward of a linear by the matrix-vector kernel; UndescribedError where that does not take its weights."""
+    def _own_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         from tda.kernels.triton.rows import own_forward
 
         triton.check_linear(linear)
