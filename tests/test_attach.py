@@ -377,3 +377,10 @@ def test_dense_keeps_everything(llama: Any) -> None:
 def test_every_declared_family_has_a_tiny_model() -> None:
     declared = {name for family in FAMILIES.values() for name in family.model_types}
     assert declared == {tiny.config(name).model_type for name in (*tiny.names(), *tiny.further())}
+
+
+def test_users_see_two_phases_and_five_members(llama: Any) -> None:
+    """What works behind them is one attribute."""
+    with tda.attach(llama, tda.Dense()) as run:
+        seen = {name for name in dir(run) if not name.startswith("_")} - {"attachment"}
+    assert seen == {"prefill", "decode", "select", "selection", "achieved_sparsity", "execution", "backend"}

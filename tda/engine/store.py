@@ -1,11 +1,12 @@
 """The requests of an attachment, each found by its key-value cache."""
 
+import weakref
 from typing import Any
 
 import torch
 
 from tda.contracts import Method, Sweep
-from tda.engine.caches import Marked
+from tda.engine.caches import MARK
 from tda.engine.request import PREFILL_INSIDE, Call, Request
 from tda.engine.transformers_api import cached_tokens
 from tda.engine.unseen import Unseen
@@ -38,10 +39,11 @@ class RequestStore:
         self._ffns = ffns
         self._sweep = sweep
         self._unseen = unseen
-        self._marked = Marked()
+        self._owner = object()  # copies of caches outlive the attachment, and hold no more than this
+        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __len__(self) -> int:
-        return len(self._marked)
+        return len(self._caches)
 
     def find(self, cache: Any, rows: int, device: torch.device, *, told_decode: bool) -> Request:
         """The request that a forward on a cache belongs to, a new one where none is known.
@@ -53,7 +55,9 @@ class RequestStore:
         """
         cached = cached_tokens(cache)
         from_prompt = self._method.kind == "prompt" and self._method.scope == "prompt"
-        known: Request | None = None if cache is None else self._marked.get(cache)
+        known: Request | None = getattr(cache, MARK, None)  # its own, or that of the cache it is a copy of
+        if known is not None and known.owner is not self._owner:
+            known = None
         if known is not None and (cached > 0 or told_decode):
             if from_prompt:
                 known.follow(cache, cached, rows, told=told_decode)
@@ -73,15 +77,21 @@ class RequestStore:
         statistics = self._method.statistics(self._ffns, self._sweep)
         request = Request(statistics, rows, device, fed=cached, length=cached)
         if cache is not None:
-            self._marked.put(cache, request)
+            self._put(cache, request)
         return request
 
     def passed(self, cache: Any, call: Call) -> None:
         """A forward has ended: the cache that it made or filled belongs to its request."""
-        self._marked.put(cache, call.request)
+        self._put(cache, call.request)
         call.request.passed(cache, cached_tokens(cache), call.tokens)
         self._unseen.watch(cache, call.request)
 
     def clear(self) -> None:
         """Let no cache carry a request any more."""
-        self._marked.clear()
+        for cache in self._caches:
+            vars(cache).pop(MARK, None)
+
+    def _put(self, cache: Any, request: Request) -> None:
+        request.owner = self._owner
+        setattr(cache, MARK, request)
+        self._caches.add(cache)
