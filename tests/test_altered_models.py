@@ -140,7 +140,7 @@ def refused(model: Any, *words: str, uses: list[Use] = ALL, error: type[Exceptio
 
 def is_whole(model: Any, use: Use = ALL[0]) -> bool:
     """Whether a use runs whole steps."""
-    return answer(model, use.method, use.execution)[1].fast.step is not None
+    return answer(model, use.method, use.execution)[1].attachment.decoding.step is not None
 
 
 def layer(model: Any, number: int = 1) -> Any:
