@@ -29,7 +29,14 @@ from tda.view import FFN, Place, Source, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
+Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
+"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F], relative or not.
+
+It says whether it could."""
 Scope = Literal["model", "prompt", "token"]
+Kind = Literal["dense", "weights", "prompt", "token", "threshold"]
+"""What a method does in decode: nothing; read weights in few bits; keep sets fixed before; keep sets of each token, by
+any rule or by a cut, which kernels know."""
 Rows = Literal["per_row", "shared"]
 Window = Literal["prompt", "request"]
 
@@ -127,6 +134,8 @@ class Method(ABC):
     ----------
     name : str
         Its registered name.
+    kind : {"dense", "weights", "prompt", "token", "threshold"}
+        What it does in decode.
     scope : {"model", "prompt", "token"}
         How often it chooses: once, once per prompt, or for every decode token.
     reads : Reads
@@ -144,6 +153,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    kind: ClassVar[Kind] = "dense"
     scope: ClassVar[Scope]
     reads: ClassVar[Reads] = Reads(gate=True, up=True, down=True)
     fast: ClassVar[bool] = True
@@ -291,6 +301,15 @@ class Method(ABC):
     # Running.
 
     @property
+    def selects(self) -> bool:
+        """Whether it keeps some neurons and leaves out others."""
+        return self.kind in ("prompt", "token", "threshold")
+
+    def statistics(self, ffns: Sequence[FFN], sweep: Sweep) -> list[Statistic | None]:
+        """A fresh statistic of each layer, which adds squares by a kernel; None where the prompt does not matter."""
+        return [None] * len(ffns)
+
+    @property
     def executions(self) -> tuple[Execution, ...]:
         """The executions that it can run in, the one that skips first."""
         if not self.fast:
@@ -313,6 +332,7 @@ class Method(ABC):
 class PromptMethod(Method):
     """A method whose set is fixed during decode: chosen once per prompt, or once for the model."""
 
+    kind: ClassVar[Kind] = "prompt"
     scope: ClassVar[Scope] = "prompt"
 
     @property
@@ -323,6 +343,14 @@ class PromptMethod(Method):
     def new_statistic(self, ffn: FFN) -> Statistic | None:
         """Return a fresh statistic to be filled in prefill; None where the prompt's activations do not matter."""
         return None
+
+    def statistics(self, ffns: Sequence[FFN], sweep: Sweep) -> list[Statistic | None]:
+        """A fresh statistic of each layer, which adds squares by a kernel; None where the prompt does not matter."""
+        statistics: list[Any] = [self.new_statistic(ffn) for ffn in ffns]
+        for statistic in statistics:
+            if statistic is not None:
+                statistic.sweep = sweep
+        return statistics
 
     @abstractmethod
     def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
@@ -415,6 +443,7 @@ class Rounded(NamedTuple):
 class WeightMethod(Method):
     """A method that leaves no neuron out, and reads the weights of linears in fewer bits."""
 
+    kind: ClassVar[Kind] = "weights"
     scope: ClassVar[Scope] = "model"
     reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
 
@@ -449,6 +478,7 @@ class WeightMethod(Method):
 class TokenMethod(Method):
     """A method that chooses anew for every decode token."""
 
+    kind: ClassVar[Kind] = "token"
     scope: ClassVar[Scope] = "token"
 
     @abstractmethod
@@ -469,6 +499,8 @@ class TokenMethod(Method):
 @dataclass(frozen=True, kw_only=True)
 class ThresholdMethod(TokenMethod):
     """A per-token method that keeps what reaches a cut: abs(a)·weight ≥ cut of the layer. Kernels know this rule."""
+
+    kind: ClassVar[Kind] = "threshold"
 
     def collector(self, layers: int) -> Collector | None:
         """Importance of every neuron and token."""

@@ -1,22 +1,17 @@
 """Sums over a prompt's tokens in float32, without a float copy of all of z: by the kernels in C, else in blocks."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tda.contracts import Sweep
 from tda.kernels.native.statistic import add_squares
 
 BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
-
-
-Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
-"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F], relative or not.
-
-It says whether it could."""
 
 
 class PromptSum:

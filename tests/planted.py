@@ -33,10 +33,12 @@ def work(ffns, products):
             functional.linear(torch.ones(1, weight.shape[1], dtype=weight.dtype), weight)
 '''
 
-RUN = "tda/engine/run.py"
-BEFORE_CALL = "        self._call = Call(phase, rows, count, mask, request)\n"
-BEGIN_DECODE = "    def _begin_decode(self, call: Call) -> None:\n"
-LOAD = "            request.execution = self._choose_execution(request)\n        self._load(request, kept)\n"
+ATTACHMENT, POLICY = "tda/engine/attachment.py", "tda/engine/policy.py"
+# Comments that mark where work is planted: the code around them may change.
+EVERY_FORWARD, SPARSE, DENSE, SELECTION = (
+    f"        # tests/planted.py: {place}\n"
+    for place in ("every forward", "sparse decode", "dense decode", "selection")
+)
 
 
 @dataclass(frozen=True)
@@ -146,16 +148,18 @@ def _work_in(name: str, products: float) -> str:
     return f"        work({name}, {round(products)})\n"
 
 
+def _plant(path: str, mark: str, code: str, before: str = "") -> Edit:
+    """Code beside a mark, in place of what was planted there before."""
+    return Edit(path, before + mark, code + mark)
+
+
 def history(sizes: Sizes) -> list[Planted]:
     """The commits after the first one, oldest first."""
-    griffin = Edit(
-        RUN,
-        BEGIN_DECODE,
-        f'{BEGIN_DECODE}        if self.method.name == "griffin":\n    {_work_in("self.ffns", 10 * sizes.griffin)}',
-    )
-    everything = Edit(RUN, BEFORE_CALL, _in_all(10, sizes, 10 * sizes.prefill) + BEFORE_CALL)
+    only = '        if self.method.name == "griffin":\n    '
+    griffin = _plant(POLICY, SPARSE, only + _work_in("self.ffns", 10 * sizes.griffin))
+    everything = _plant(ATTACHMENT, EVERY_FORWARD, _in_all(10, sizes, 10 * sizes.prefill))
     again = "            self._load(request, request.choose(self.method, self.ffns))\n"
-    selection = Edit(RUN, LOAD, f"{LOAD}        for _ in range({round(sizes.times)}):\n{again}")
+    selection = _plant(POLICY, SELECTION, f"        for _ in range({round(sizes.times)}):\n{again}")
     threshold = Edit(
         "tda/methods/tda.py", "kept = scores >= cuts.unsqueeze(1)", "kept = scores >= 1.2 * cuts.unsqueeze(1)"
     )
@@ -214,8 +218,7 @@ def _in_all(percent: float, sizes: Sizes, prefill: float = 0) -> str:
 
 def _dense(sizes: Sizes) -> Edit:
     """Work that only dense decode does, there from the first commit on."""
-    line = '            call.execution = "dense"\n'
-    return Edit(RUN, line, f"{line}    {_work_in('self.ffns', 10 * sizes.decode)}")
+    return _plant(POLICY, DENSE, _work_in("self.ffns", 10 * sizes.decode))
 
 
 def _drift(sizes: Sizes, steps: int = 5) -> list[Planted]:
@@ -223,7 +226,7 @@ def _drift(sizes: Sizes, steps: int = 5) -> list[Planted]:
     planted, before = [], ""
     for step in range(1, steps + 1):
         now = _in_all(2 * step, sizes)
-        edit = Edit(RUN, before + BEFORE_CALL, now + BEFORE_CALL)
+        edit = _plant(ATTACHMENT, EVERY_FORWARD, now, before)
         last = step == steps
         expected = Expected("alarm", "decode", "everything", since="Check a little more (1)") if last else None
         planted.append(Planted(f"Check a little more ({step})", (edit,), expected))
@@ -247,7 +250,9 @@ def build(folder: Path, sizes: Sizes, plants: Sequence[Planted]) -> list[tuple[s
         else:
             shutil.copy(source, folder / name)
     (folder / "tda" / "planted.py").write_text(WORK)
-    Edit(RUN, "\nPhase = Literal", "from tda.planted import work\n\nPhase = Literal").apply(folder)
+    for path in (ATTACHMENT, POLICY):
+        with open(folder / path, "a") as file:
+            file.write("\n\nfrom tda.planted import work  # noqa: E402\n")
     _dense(sizes).apply(folder)
     _git(folder, "init", "--quiet", "--initial-branch", "main")
     first = Planted("Begin")

@@ -14,6 +14,7 @@ from typing import Any
 
 import contract
 import float64
+import pytest
 import tiny
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -23,8 +24,11 @@ from transformers.cache_utils import QuantizedLayer
 
 import tda
 from tda.contracts import Method, PromptMethod, TokenMethod, WeightMethod
+from tda.engine.attachment import Attachment
+from tda.engine.counter import SparsityCounter
 from tda.engine.run import Run
 from tda.engine.transformers_api import cache_keyword, given_cache, positions
+from tda.selection import Selection
 
 LENGTHS = (7, 1, 8)
 NEW = 4
@@ -98,18 +102,18 @@ def watched() -> Iterator[list[Forward]]:
     """Note every forward of attached models, and what is kept in it: what the engine did, not what it should."""
     forwards: list[Forward] = []
     seen: dict[int, Tensor] = {}
-    own = {name: getattr(Run, name) for name in ("observe", "_observe_step", "end")}
+    layer, step, end = SparsityCounter.layer, SparsityCounter.step, Attachment.end
 
-    def observe(run: Run, layer: int, kept: Tensor) -> None:
-        seen[layer] = kept.clone()
-        own["observe"](run, layer, kept)
+    def count_layer(counter: SparsityCounter, number: int, kept: Tensor) -> None:
+        seen[number] = kept.clone()
+        layer(counter, number, kept)
 
-    def observe_step(run: Run, call: Any, kept: Tensor) -> None:
-        seen.update(enumerate(kept.bool().clone()))
-        own["_observe_step"](run, call, kept)
+    def count_step(counter: SparsityCounter, call: Any, kept: Selection) -> None:
+        seen.update(enumerate(kept))
+        step(counter, call, kept)
 
-    def end(run: Run, output: Any) -> None:
-        call: Any = run._call
+    def noted_end(run: Attachment, output: Any) -> None:
+        call: Any = run.phases.call
         kept = [torch.ones(call.rows, call.tokens, ffn.F, dtype=torch.bool) for ffn in run.ffns]
         if isinstance(run.method, PromptMethod) and call.phase == "decode":
             kept = [sets.unsqueeze(1).expand(-1, call.tokens, -1) for sets in call.request.kept]
@@ -117,15 +121,13 @@ def watched() -> Iterator[list[Forward]]:
             kept = [seen[layer].view(call.rows, call.tokens, -1) for layer in range(len(run.ffns))]
         forwards.append(Forward(call.phase, output.logits.detach().clone(), kept))
         seen.clear()
-        own["end"](run, output)
+        end(run, output)
 
-    for name, replaced in (("observe", observe), ("_observe_step", observe_step), ("end", end)):
-        setattr(Run, name, replaced)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SparsityCounter, "layer", count_layer)
+        patch.setattr(SparsityCounter, "step", count_step)
+        patch.setattr(Attachment, "end", noted_end)
         yield forwards
-    finally:
-        for name, original in own.items():
-            setattr(Run, name, original)
 
 
 @functools.cache
@@ -389,17 +391,17 @@ def loop(play: Play, row: Row, *, imposed: bool = False) -> Row:
                 place = {"position_ids": torch.arange(start, end).unsqueeze(0)}
                 if kind == "p":
                     if row.kinds[start] == ".":
-                        assert run._request is not None
-                        run._request.unfed = tokens[:, start]
+                        assert run.attachment.requests.last is not None
+                        run.attachment.requests.last.unfed = tokens[:, start]
                     with run.prefill():
                         model(tokens[:, start:end], **on, **place)
                     if imposed and row.decoded:
                         after = min(p for p in row.decoded if p >= end - 1)
-                        run.impose([layer.unsqueeze(0) for layer in row.kept[after]])
+                        run.attachment.policy.impose([layer.unsqueeze(0) for layer in row.kept[after]])
                     if row.kinds[end - 1] == "D":
                         run.select()
                         ffn_cache.crop(-1)
-                        with run.tell("decode"):
+                        with run.decode():
                             model(tokens[:, end - 1 : end], **on, position_ids=torch.tensor([[end - 1]]))
                         found.feed("p", tokens[0, start : end - 1])
                         found.feed("D", tokens[0, end - 1 : end], forwards[-1].logits[0], [forwards[-1].of(0)])

@@ -140,7 +140,7 @@ def refused(model: Any, *words: str, uses: list[Use] = ALL, error: type[Exceptio
 
 def is_whole(model: Any, use: Use = ALL[0]) -> bool:
     """Whether a use runs whole steps."""
-    return answer(model, use.method, use.execution)[1].fast.step is not None
+    return answer(model, use.method, use.execution)[1].attachment.decoding.step is not None
 
 
 def layer(model: Any, number: int = 1) -> Any:
@@ -596,7 +596,7 @@ def test_hooks_are_called(path: str, kernels_in_c: None) -> None:
         for use in uses:
             calls.clear()
             logits, run = answer_hooked(model, path, add, use.method, use.execution)
-            assert run.fast.step is not None
+            assert run.attachment.decoding.step is not None
             assert len(calls) == FORWARDS, f"{use.id}, {kind}, inside"
             assert_close(logits, before[use.id], f"{use.id}, {kind}, inside")
     assert all(is_whole(model, use) for use in uses)
@@ -631,7 +631,7 @@ def test_hooks_in_an_ffn_are_called(path: str, kernels_in_c: None) -> None:
             oracle, _ = answer_hooked(model, path, add, use.oracle, "masked")
             calls.clear()
             logits, run = answer_hooked(model, path, add, use.method, use.execution)
-            assert run.fast.step is not None
+            assert run.attachment.decoding.step is not None
             assert len(calls) == FORWARDS, f"{use.id}, {kind}, inside"
             assert_close(logits, oracle, f"{use.id}, {kind}, inside")
     assert is_whole(model)
@@ -697,7 +697,7 @@ def test_hidden_states_are_asked_for_inside(kernels_in_c: None) -> None:
         cache = prefill(model, PROMPT).cache
         asked = model(TOKENS[:, :1], output_hidden_states=True, **tiny.on(model, cache))
         assert len(asked.hidden_states) == tiny.LAYERS + 1
-        assert not run.new_hooks
+        assert not run.attachment.new_hooks
         assert_close(feed(model), base, "afterwards")
 
 
@@ -1089,7 +1089,7 @@ def test_dynamic_rotary_positions(use: Use, grown: bool) -> None:
     execution: Execution = "auto" if use.oracle is PLAIN else "masked"
     with torch.no_grad():
         with tda.attach(dynamic(), use.oracle, thresholds, execution=execution) as run:
-            oracle = feed(run.model)
+            oracle = feed(run.attachment.model)
         model = dynamic()
         if grown:
             model(LONG)

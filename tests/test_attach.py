@@ -363,7 +363,7 @@ def test_selection_before_any_prompt(llama: Any) -> None:
         with pytest.raises(ValueError, match="selects per token, and no decode step ran yet"):
             run.selection()
         with pytest.raises(ValueError, match="no selection per prompt"):
-            run.impose([])
+            run.attachment.policy.impose([])
 
 
 def test_dense_keeps_everything(llama: Any) -> None:
@@ -378,3 +378,10 @@ def test_dense_keeps_everything(llama: Any) -> None:
 def test_every_declared_family_has_a_tiny_model() -> None:
     declared = {name for family in FAMILIES.values() for name in family.model_types}
     assert declared == {tiny.config(name).model_type for name in (*tiny.names(), *tiny.further(), *contract.MIXTURES)}
+
+
+def test_users_see_two_phases_and_five_members(llama: Any) -> None:
+    """What works behind them is one attribute."""
+    with tda.attach(llama, tda.Dense()) as run:
+        seen = {name for name in dir(run) if not name.startswith("_")} - {"attachment"}
+    assert seen == {"prefill", "decode", "select", "selection", "achieved_sparsity", "execution", "backend"}

@@ -27,7 +27,7 @@ from tda.engine import attach
 from tda.engine.phases import decode, prefill
 from tda.engine.session import Session
 from tda.families import find_ffns
-from tda.kernels import Backend
+from tda.kernels import BackendInfo
 from tda.kernels.compact import CompactFFN
 from tda.methods import METHODS, Griffin, method
 from tda.models import load_model
@@ -284,7 +284,7 @@ def test_each_pass_of_the_prompt_is_a_request_of_its_own(prepared, monkeypatch):
         session.prefill()
         once = [layer.clone() for layer in run.selection()]
         select = run.select
-        monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run._request)))
+        monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run.attachment.requests.last)))
         measure._prefill_passes(session)
         assert len(set(map(id, requests))) == 4
         assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * 4
@@ -716,7 +716,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
     prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
-    monkeypatch.setattr("tda.kernels.backend", lambda device: Backend("triton", "played"))
+    monkeypatch.setattr("tda.kernels.backend", lambda device: BackendInfo("triton", "played"))
     merged = run(replace(plan, device="cuda", rounds=1), tmp_path)
     for record in merged:
         assert record.samples("decode_ms")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 import tda
-from tda.engine.run import Run
+from tda.engine.attachment import Attachment
 from tda.kernels.native import library
 from tda.methods import METHODS
 
@@ -80,12 +80,12 @@ def test_indexed_is_refused_in_float16(name: str) -> None:
 # The comparison can fail.
 
 
-def dense_arithmetic(run: Run, layer: int, z: Tensor, a: Tensor) -> None:
+def dense_arithmetic(run: Attachment, layer: int, z: Tensor, a: Tensor) -> None:
     """Masked execution that leaves nothing out, and says that it did."""
     OWN["mask"](run, layer, z, a)
 
 
-def one_more(run: Run, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
+def one_more(run: Attachment, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
     """Masked execution that leaves out a neuron more than was selected."""
     masked: Tensor | None = OWN["mask"](run, layer, z, a)
     if masked is not None:
@@ -94,7 +94,7 @@ def one_more(run: Run, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
     return masked
 
 
-OWN: dict[str, Any] = {"mask": Run.mask}
+OWN: dict[str, Any] = {"mask": Attachment.mask}
 
 
 @pytest.mark.parametrize("broken", [dense_arithmetic, one_more])
@@ -103,7 +103,7 @@ OWN: dict[str, Any] = {"mask": Run.mask}
 def test_wrong_arithmetic_would_not_pass(
     name: str, dtype: str, broken: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "mask", broken)
+    monkeypatch.setattr(Attachment, "mask", broken)
     with pytest.raises(AssertionError):
         play(contract.Case(name, "llama", "masked", dtype, "single"))
 
@@ -111,8 +111,10 @@ def test_wrong_arithmetic_would_not_pass(
 @pytest.mark.parametrize("shape", ["left", "right_by_hand", "second_turn", "prefix", "chunks", "score_griffin"])
 def test_sets_of_other_tokens_would_not_pass(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statistic that leaves out the prompt's last tokens: every dtype tells it."""
-    own = Run.collect
-    monkeypatch.setattr(Run, "collect", lambda run, layer, a: own(run, layer, torch.zeros_like(a) + a[..., :1, :]))
+    own = Attachment.collect
+    monkeypatch.setattr(
+        Attachment, "collect", lambda run, layer, a: own(run, layer, torch.zeros_like(a) + a[..., :1, :])
+    )
     for dtype in contract.DTYPES:
         with pytest.raises(AssertionError):
             play(contract.Case("griffin", "qwen2", "auto", dtype, shape))

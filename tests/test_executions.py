@@ -89,7 +89,7 @@ def test_shared_rows_in_compact(method: Method) -> None:
 @pytest.mark.parametrize(("rows", "backend"), [(1, "c"), (3, "torch (products of 3 rows run there)")])
 def test_the_backend_of_compact_depends_on_the_rows(rows: int, backend: str) -> None:
     with torch.no_grad(), tda.attach(tiny.model("llama"), tda.Griffin(), execution="compact") as run:
-        decode(run.model, tiny.text(rows, 1), prefill(run.model, tiny.text(rows, 6)).cache)
+        decode(run.attachment.model, tiny.text(rows, 1), prefill(run.attachment.model, tiny.text(rows, 6)).cache)
         assert (run.execution, run.backend) == ("compact", backend)
 
 
@@ -165,10 +165,10 @@ class TestAuto:
     def test_neurons_of_4_kib_and_more_are_read_where_they_lie(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Jumping over short ones costs more than it saves; the tiny models' have fewer than 4,096 bytes."""
         ffn = find_ffns(tiny.model("llama"))[0]
-        monkeypatch.setattr("tda.engine.executors.SHORT", 3 * ffn.D * 4)
+        monkeypatch.setattr("tda.engine.backends.native.SHORT", 3 * ffn.D * 4)
         assert self.ran(tda.Griffin(), (9,)) == "indexed"
         assert self.ran(tda.Griffin(), (9,), "opt") == "compact"
-        monkeypatch.setattr("tda.engine.executors.SHORT", 3 * ffn.D * 4 + 1)
+        monkeypatch.setattr("tda.engine.backends.native.SHORT", 3 * ffn.D * 4 + 1)
         assert self.ran(tda.Griffin(), (9,)) == "compact"
 
     def test_rows_that_share_a_set_take_the_fast_path(self) -> None:

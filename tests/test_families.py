@@ -178,7 +178,7 @@ def test_a_whole_step_runs_where_a_decoder_is_described(name: str) -> None:
     if family.decoder is not None:
         assert check_step(model, family.decoder(model), find_ffns(model)) is None
     with tda.attach(model, tda.Griffin()) as run:
-        assert (run.fast.step is not None) == (family.decoder is not None)
+        assert (run.attachment.decoding.step is not None) == (family.decoder is not None)
 
 
 @pytest.mark.usefixtures("kernels_in_c")
@@ -197,7 +197,7 @@ def test_a_step_that_its_description_does_not_fit_runs_layer_by_layer(name: str,
         with tda.attach(model, tda.Griffin(), execution="masked"):
             expected = logits(model, prompt, fed)
         with tda.attach(model, tda.Griffin()) as run:
-            assert run.fast.step is None
+            assert run.attachment.decoding.step is None
             assert run.backend.startswith("c, layer by layer (")
             close(logits(model, prompt, fed), expected, 2e-5)
 

@@ -47,11 +47,11 @@ def test_what_is_offered_is_what_attaching_does(name: str, dtype: torch.dtype) -
         if offer.auto is not None:
             with attached(model, chosen, "auto") as run:
                 assert run.backend in (offer.executions[offer.auto], found.kernels)  # it tells why int8 runs on torch
-                assert isinstance(chosen, WeightMethod) or run.fast.execution == offer.auto
+                assert isinstance(chosen, WeightMethod) or run.attachment.decoding.execution == offer.auto
     own = method("dense", dense_kernel="own")
     with tda.attach(model, own) as run:
         assert run.backend == found.kernels
-        assert (run.fast.step is not None) == (found.kernels == "c")
+        assert (run.attachment.decoding.step is not None) == (found.kernels == "c")
 
 
 def attached(model: Any, chosen: Any, execution: Any) -> Any:

@@ -66,7 +66,7 @@ def test_masked_computes_with_the_rounded_weights(name: str) -> None:
     with torch.no_grad(), tda.attach(model, tda.Int8(), execution="masked") as run:
         found = logits(model, [7, 7])
         assert run.execution == "masked"
-        assert run.achieved_sparsity() == [0.0] * len(run.ffns)
+        assert run.achieved_sparsity() == [0.0] * len(run.attachment.ffns)
     same(before, state(model))
     with torch.no_grad():
         expected = logits(rounded_by_hand(model), [7, 7])
@@ -85,7 +85,7 @@ def test_the_kernels_equal_masked(name: str, dtype: torch.dtype) -> None:
         with tda.attach(model, tda.Int8()) as run:
             found = logits(model, [9])
             assert (run.execution, run.backend) == ("dense", "c")
-            assert run.fast.step is not None
+            assert run.attachment.decoding.step is not None
     same(before, state(model))
     scale = expected.double().abs().max()
     assert (found.double() - expected.double()).abs().max() <= (2e-5 if dtype == torch.float32 else 4e-2) * scale

@@ -11,7 +11,7 @@ from model_state import same, state
 from torch import Tensor, nn
 
 import tda
-from tda.engine import executors
+from tda.engine.backends import native
 from tda.engine.phases import decode, prefill
 from tda.families import family_of
 from tda.kernels.native.describe import UndescribedError
@@ -31,7 +31,7 @@ def refused(x: Tensor) -> Tensor:
 @pytest.fixture
 def undescribed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No family describes its decoder."""
-    monkeypatch.setattr(executors, "family_of", lambda model: dataclasses.replace(family_of(model), decoder=None))
+    monkeypatch.setattr(native, "family_of", lambda model: dataclasses.replace(family_of(model), decoder=None))
 
 
 @pytest.fixture
@@ -86,13 +86,13 @@ def test_layers_run_on_the_kernels_one_by_one(name: str, built: Any, undescribed
         expected = decode(model, prompt[:, :1], cache)
     assert not calls
     with torch.no_grad(), tda.attach(model, built) as run:
-        assert run.fast.step is None
+        assert run.attachment.decoding.step is None
         cache = prefill(model, prompt).cache
         calls.clear()  # the head of a prompt's last token was one
         found = decode(model, prompt[:, :1], cache)
         assert run.backend.startswith("c, layer by layer (family")
     linears = [module for module in model.modules() if type(module) is nn.Linear]
-    in_ffns = 0 if built is OWN else sum(len(list(ffn.linears)) for ffn in run.ffns)
+    in_ffns = 0 if built is OWN else sum(len(list(ffn.linears)) for ffn in run.attachment.ffns)
     assert len(calls) == len(linears) - in_ffns
     assert torch.allclose(found, expected, atol=1e-5)
     same(before, state(model))

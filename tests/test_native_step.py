@@ -35,9 +35,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     whole = Step.__call__
 
-    def counting(self: Step, token: Tensor, position: Tensor, cache: Any) -> Tensor:
+    def counting(self: Step, token: Tensor, position: Tensor, cache: Any, mask: Tensor | None = None) -> Any:
         seen.append(int(position))
-        return whole(self, token, position, cache)
+        return whole(self, token, position, cache, mask)
 
     monkeypatch.setattr(Step, "__call__", counting)
     return seen
@@ -47,7 +47,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def stepping(model: Any, method: Method = OWN, **options: Any) -> Iterator[Run]:
     """A method attached whose decode runs in whole steps."""
     with torch.no_grad(), tda.attach(model, method, **options) as run:
-        assert run.fast.step is not None, run.fast.backend
+        assert run.attachment.decoding.step is not None, run.backend
         yield run
 
 
@@ -132,7 +132,7 @@ def test_scratch_is_exactly_as_large_as_said(name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with stepping(model) as run:
-            cache, step = prefill(model, prompt).cache, run.fast.step
+            cache, step = prefill(model, prompt).cache, run.attachment.decoding.step
             assert step is not None
             decode(model, tiny.text(1, 4, seed=5)[:, :1], cache)
             for token in range(1, 4):
@@ -268,7 +268,7 @@ def test_generate_gives_what_masked_gives(case: tuple[str, Method], steps: list[
         with tda.attach(model, method, thresholds, execution=execution) as run:
             steps.clear()
             found.append(model.generate(tiny.text(1, 9), max_new_tokens=STEPS, do_sample=False))
-            fast = run.fast.step is not None
+            fast = run.attachment.decoding.step is not None
         assert len(steps) == (STEPS - 1 if fast else 0)
     assert torch.equal(*found)
 
@@ -393,7 +393,7 @@ class TestDetaching:
 
             return interrupted
 
-        monkeypatch.setattr("tda.engine.executors.lay_rows", lay)
+        monkeypatch.setattr("tda.engine.backends.base.lay_rows", lay)
         with pytest.raises(KeyboardInterrupt), stepping(model, tda.Griffin(), execution="indexed"):
             pass
         same(before, state(model))
@@ -441,12 +441,12 @@ class TestDetaching:
         model = tiny.build("llama")
         find_ffns(model)[1].block.act_fn = nn.Tanh()
         with torch.no_grad(), tda.attach(model, tda.Griffin()) as run:
-            assert run.fast.execution == "compact"
-            assert "Tanh" in run.fast.backend
+            assert run.attachment.decoding.execution == "compact"
+            assert "Tanh" in run.backend
 
     def test_a_gate_in_columns_runs_compact(self) -> None:
         model = tiny.build("llama")
         lay_rows(find_ffns(model)[0].gate)
         with torch.no_grad(), tda.attach(model, tda.Griffin()) as run:
-            assert run.fast.execution == "compact"
-            assert "not contiguous" in run.fast.backend
+            assert run.attachment.decoding.execution == "compact"
+            assert "not contiguous" in run.backend

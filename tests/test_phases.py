@@ -234,8 +234,8 @@ class TestSecondTurn:
             sequence = prompt
             for turn in range(3):
                 sequence = model.generate(sequence, max_new_tokens=NEW, do_sample=False, **tiny.on(model, cache))
-                assert run._request is not None
-                assert run._request.prompt().tokens.tolist() == [9 + 6 * turn]
+                assert run.attachment.requests.last is not None
+                assert run.attachment.requests.last.prompt().tokens.tolist() == [9 + 6 * turn]
                 sequence = torch.cat([sequence, more], 1)
 
 
@@ -277,7 +277,7 @@ class TestRequests:
             for seed in range(20):
                 generate(model, tiny.prompts((9,), seed=seed))
             gc.collect()
-            assert len(run._requests) <= 1
+            assert len(run.attachment.requests) <= 1
 
     def test_a_reused_cache_that_was_emptied_is_a_new_request(self) -> None:
         model, prompts = tiny.model("llama"), [tiny.text(1, 9, seed=n) for n in (1, 2)]
@@ -359,7 +359,7 @@ class TestWaysToGenerate:
         model, prompts = tiny.model("llama"), tiny.prompts((9,), seed=4)
         with tda.attach(model, tda.Griffin(sparsity=0.5), execution="masked") as run:
             new, logits = generate(model, prompts, do_sample=True, top_k=0, num_return_sequences=3)
-            expected = expected_logits("llama", run.method, prompts * 3, new, run)
+            expected = expected_logits("llama", run.attachment.method, prompts * 3, new, run)
         for row, wanted in enumerate(expected):
             check_close(logits[row], wanted)
 

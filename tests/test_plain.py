@@ -177,4 +177,4 @@ def test_scores_and_thresholds_do_not_depend_on_what_the_folder_wants_returned(c
 def test_attach_takes_a_model_whose_folder_wants_tuples_returned(tmp_path):
     model: Any = load_model(str(altered.folder(tmp_path, return_dict=False))).model
     with tda.attach(model, tda.Griffin(sparsity=0.5)) as run:
-        assert run.fast.backend == "c"
+        assert run.backend == "c"

@@ -25,10 +25,10 @@ from tda.quality import (
     random_documents,
     recall,
     recall_questions,
-    selection_digest,
 )
 from tda.quality.documents import encode, read_jsonl
 from tda.reference.train import BOS, byte_tokenizer
+from tda.selection import Selection
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ class TestEvaluator:
             for name, metric in METRICS.items():
                 wanted = float(metric(scores, dense)[0])
                 assert evaluation.values[name][number] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
-            assert evaluation.values["selection_digest"][number] == selection_digest(scores.selection, 0)
+            assert evaluation.values["selection_digest"][number] == scores.selection.digest(0)
         assert evaluation.achieved_sparsity == pytest.approx([27 / 53] * tiny.LAYERS)
         kept = evaluation.measurements()["nll_nats"]
         assert kept.groups == tuple(range(7))
@@ -355,13 +355,13 @@ class TestEvaluator:
         assert Evaluator(model, found, batch=2).evaluate(tda.Griffin(sparsity=0.5)) == cached
 
     def test_digests_tell_sets_apart(self) -> None:
-        sets = [torch.rand(2, 53) < 0.5 for _ in range(2)]
-        changed = [kept.clone() for kept in sets]
+        sets = Selection(torch.rand(2, 53) < 0.5 for _ in range(2))
+        changed = Selection(kept.clone() for kept in sets)
         changed[1][0, 52] ^= True
-        assert selection_digest(sets, 0) == selection_digest([kept.clone() for kept in sets], 0)
-        assert selection_digest(sets, 0) != selection_digest(changed, 0)
-        assert selection_digest(sets, 1) == selection_digest(changed, 1)
-        assert float(int(selection_digest(sets, 0))) == selection_digest(sets, 0) < 2**48
+        assert sets.digest(0) == Selection(kept.clone() for kept in sets).digest(0)
+        assert sets.digest(0) != changed.digest(0)
+        assert sets.digest(1) == changed.digest(1)
+        assert float(int(sets.digest(0))) == sets.digest(0) < 2**48
 
 
 def test_recall_scores_the_whole_answer_sparsely(model: Any, tokenizer: Any) -> None:

@@ -158,11 +158,11 @@ def run_alone(model: Any, run: Run, drawn: Drawn, row: int) -> Seen:
 
 
 def note_sets(run: Run, seen: Seen) -> None:
-    if isinstance(run.method, PromptMethod):
-        assert run._request is not None
-        prompt = run._request.prompt()
-        pairs = zip(run.ffns, run._request.statistics, strict=True)
-        seen.scores.append([run.method.scores(ffn, held, prompt) for ffn, held in pairs])
+    if isinstance(run.attachment.method, PromptMethod):
+        assert run.attachment.requests.last is not None
+        prompt = run.attachment.requests.last.prompt()
+        pairs = zip(run.attachment.ffns, run.attachment.requests.last.statistics, strict=True)
+        seen.scores.append([run.attachment.method.scores(ffn, held, prompt) for ffn, held in pairs])
         seen.sets.append(run.selection())
 
 

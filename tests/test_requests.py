@@ -230,8 +230,8 @@ class TestSurroundings:
             good = [torch.ones(1, tiny.F, dtype=torch.bool) for _ in range(tiny.LAYERS)]
             for wrong in (good[:1], [layer.float() for layer in good], [layer[:, 1:] for layer in good]):
                 with pytest.raises(ValueError, match="expected a bool tensor"):
-                    run.impose(wrong)
-            run.impose(good)
+                    run.attachment.policy.impose(wrong)
+            run.attachment.policy.impose(good)
             cache = filled(model, run, torch.cat([PREFIX, PREFIX]))
             with pytest.raises(ValueError, match="imposed sets are of 1 rows, and the batch has 2"):
                 decode(model, tiny.text(2, 1), cache)
@@ -301,8 +301,8 @@ class TestChangedCaches:
             cache.reorder_cache(torch.tensor([1, 0]))
             turn = torch.cat([sequences[[1, 0]], SUFFIXES[2].expand(2, -1)], 1)
             generate(model, turn, **tiny.on(model, cache))
-            assert run._request is not None
-            assert run._request.prompt().tokens.tolist() == [27 + 12] * 2
+            assert run.attachment.requests.last is not None
+            assert run.attachment.requests.last.prompt().tokens.tolist() == [27 + 12] * 2
 
     def test_rows_that_move_between_turns_and_after_decode(self) -> None:
         model, second = tiny.model("llama"), tiny.text(3, 4, seed=8)
@@ -524,7 +524,7 @@ class TestWarnedOf:
                 decode(model, SUFFIXES[0], cache)
             with run.decode():
                 decode(model, SUFFIXES[0], cache)
-            assert run._decoded.tolist() == [7.0, 7.0]
+            assert run.attachment.counter.tokens.tolist() == [7.0, 7.0]
 
     def test_what_is_decoded_told_or_looked_at_is_not_warned_of(self) -> None:
         model = tiny.model("llama")
@@ -670,8 +670,8 @@ class TestGenerate:
             handle.remove()
             with run.prefill():
                 model(WHOLE[0], **tiny.on(model, cache))
-            assert run._request is not None
-            assert run._request.prompt().tokens.tolist() == [27]
+            assert run.attachment.requests.last is not None
+            assert run.attachment.requests.last.prompt().tokens.tolist() == [27]
             assert same(run.selection(), alone("llama", 0))
 
     def test_forwards_of_two_threads_are_refused(self) -> None:
@@ -787,8 +787,8 @@ class TestGenerate:
                 decode(model, new[:, -1:], cache)
             with run.prefill():
                 decode(model, turn, cache)
-            assert run._request is not None
-            assert run._request.prompt().tokens.tolist() == [20 + 7 + (first == "by hand")]
+            assert run.attachment.requests.last is not None
+            assert run.attachment.requests.last.prompt().tokens.tolist() == [20 + 7 + (first == "by hand")]
 
     def test_a_mask_that_is_shorter_than_what_is_cached(self) -> None:
         """Transformers masks what it does not cover; a whole step would see it."""
@@ -825,7 +825,7 @@ class TestEndedRows:
         model, thresholds = tiny.model("llama"), tiny.thresholds("llama", method)
         with attached(model, method, thresholds=thresholds, execution="masked") as run:
             generate(model, torch.cat([PREFIX, *(tiny.text(1, 20, seed=s) for s in (31, 32))]), **options)
-            found, counted = run.achieved_sparsity(), run._decoded.clone()
+            found, counted = run.achieved_sparsity(), run.attachment.counter.tokens.clone()
         sums = torch.zeros(tiny.LAYERS, dtype=torch.float64)
         for prompt, steps in zip([PREFIX, *(tiny.text(1, 20, seed=s) for s in (31, 32))], lengths, strict=True):
             with attached(model, method, thresholds=thresholds, execution="masked") as run:
@@ -866,6 +866,6 @@ class TestEndedRows:
 
         with attached(model, execution="masked") as run:
             generate(model, tiny.text(2, 20), stopping_criteria=StoppingCriteriaList([Ends()]))
-            assert run._decoded.tolist() == [3.0, 3.0]
+            assert run.attachment.counter.tokens.tolist() == [3.0, 3.0]
             generate(model, tiny.text(2, 20))
-            assert run._decoded.tolist() == [11.0, 11.0]
+            assert run.attachment.counter.tokens.tolist() == [11.0, 11.0]

@@ -15,6 +15,7 @@ from torch import Tensor
 import tda
 from tda.contracts import Method, PromptMethod, TokenMethod, keep_top, kept_count
 from tda.engine.phases import decode, prefill
+from tda.selection import Selection
 from tda.thresholds import Thresholds
 
 LENGTHS = (7, 1, 13)
@@ -299,3 +300,26 @@ def test_large_models_in_bfloat16_sum_in_float32() -> None:
     statistic = RelativeSquares()
     statistic.add(a, torch.ones(1, 4096, dtype=torch.bool))
     torch.testing.assert_close(statistic.value(), torch.full((1, 4), 1024.0))
+
+
+# The sets as one value.
+
+
+def test_a_selection_counts_itself() -> None:
+    sets = torch.rand(3, 2, 53) < 0.3
+    found, stacked = Selection(sets), Selection.stacked(sets.to(torch.uint8))
+    assert torch.equal(found.counts, sets.sum(2))
+    assert torch.equal(found.left_out, 1 - sets.double().mean(2))
+    assert torch.equal(found.left_out, stacked.left_out)
+    assert all(map(torch.equal, found, stacked))
+    assert found.union() == sets.any(1).double().mean(1).tolist()
+
+
+def test_rows_of_selections() -> None:
+    found = Selection([torch.rand(2, size) < 0.5 for size in (53, 20)])
+    order = torch.tensor([1, 1])
+    assert not found.rows_alike
+    assert found.take(order).rows_alike
+    assert [found.take(order).digest(row) for row in (0, 1)] == [found.digest(1)] * 2
+    both = Selection.together([found, found.take(order)])
+    assert [both.digest(row) for row in range(4)] == [found.digest(row) for row in (0, 1, 1, 1)]

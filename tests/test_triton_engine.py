@@ -11,7 +11,9 @@ from torch import Tensor
 
 import tda
 from tda.contracts import Method, PromptMethod
-from tda.engine import executors, graph
+from tda.engine import graph
+from tda.engine.backends import BACKENDS
+from tda.engine.backends.triton import TritonBackend
 from tda.engine.graph import GraphStep
 from tda.engine.phases import decode, prefill
 
@@ -40,7 +42,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU models take the way of CUDA models."""
     if torch.cuda.is_available():
         pytest.skip("played on a CPU, where Triton interprets; the tests marked gpu run the real thing")
-    monkeypatch.setattr(executors, "_on_cuda", lambda ffns: True)
+    monkeypatch.setitem(BACKENDS, "cpu", TritonBackend)
     monkeypatch.setattr(graph, "capture_graph", run_anew)
     monkeypatch.setattr(graph, "CAPACITY", 32)
 
@@ -76,10 +78,11 @@ def test_equals_masked(case: tuple[str, Method], lengths: tuple[int, ...]) -> No
         with tda.attach(model, method, thresholds, execution=fast) as run:
             close(serve(model, lengths), wanted)
             assert run.backend == "triton"
-            assert run.fast.sweep.__module__.startswith("tda.kernels.triton") == isinstance(method, PromptMethod)
+            sweep = run.attachment.decoding.sweep
+            assert sweep.__module__.startswith("tda.kernels.triton") == isinstance(method, PromptMethod)
             assert run.execution == ("dense" if method.name == "dense" else "indexed")
-            assert run.fast.graph is not None
-            assert run.fast.graph.captures == 1
+            assert run.attachment.decoding.step is not None
+            assert run.attachment.decoding.step.captures == 1
             assert run.achieved_sparsity() == pytest.approx(achieved)
             assert all(torch.equal(a, b) for a, b in zip(run.selection(), selection, strict=True))
     model_state.same(before, model_state.state(model))
@@ -89,15 +92,15 @@ def test_equals_masked(case: tuple[str, Method], lengths: tuple[int, ...]) -> No
 def test_no_prompt_needs_a_new_capture() -> None:
     model, method = tiny.build("llama"), tda.Griffin(sparsity=0.5)
     with torch.no_grad(), tda.attach(model, method, execution="indexed") as run:
-        step = run.fast.graph
+        step = run.attachment.decoding.step
         assert step is not None
         for seed, length in enumerate((5, 20, 1)):
             serve(model, (length,), seed=seed)
         for share in (0.1, 0.9):
-            run.impose([torch.rand(1, tiny.F) > share for _ in range(tiny.LAYERS)])
+            run.attachment.policy.impose([torch.rand(1, tiny.F) > share for _ in range(tiny.LAYERS)])
             serve(model, (6,))
         assert step.captures == 1
-        run.impose(None)
+        run.attachment.policy.impose(None)
         serve(model, (4, 4))
         assert step.captures == 2, "another number of rows"
         serve(model, (40,))
@@ -168,8 +171,8 @@ def test_generate() -> None:
         wanted = model.generate(prompt, **options)
     with tda.attach(model, method, execution="indexed") as run:
         assert torch.equal(model.generate(prompt, **options), wanted)
-        assert run.fast.graph is not None
-        assert run.fast.graph.captures == 1
+        assert run.attachment.decoding.step is not None
+        assert run.attachment.decoding.step.captures == 1
 
 
 @pytest.mark.usefixtures("played")
@@ -180,7 +183,7 @@ def test_sliding_windows_run_without_a_graph() -> None:
             wanted = serve(model, (9,))
         with tda.attach(model, method, execution="indexed") as run:
             close(serve(model, (9,)), wanted)
-            assert run.fast.graph is None
+            assert run.attachment.decoding.step is None
             assert "sliding window" in run.backend
 
 
@@ -199,7 +202,7 @@ def test_one_capture_serves_all_prompts(case: tuple[str, Method]) -> None:
                 cache = prefill(model, tiny.text(1, 9 + seed, seed=seed).to("cuda")).cache
                 fed = tiny.text(1, 3, seed=7).to("cuda")
                 found[execution] += [decode(model, fed[:, s : s + 1], cache) for s in range(3)]
-            captures = 0 if run.fast.graph is None else run.fast.graph.captures
+            captures = 0 if run.attachment.decoding.step is None else run.attachment.decoding.step.captures
     assert captures == 1
     for ours, exact in zip(found[fast], found["masked"], strict=True):
         close(ours, exact)

@@ -60,7 +60,7 @@ def test_gather(clock: Clock, subject: Subject, method: Any) -> None:
     with subject.attach(method, "compact") as run:
         prefill(subject.model, subject.prompt)
         kept = run.selection()[0]
-        compact = run.fast.layers[0]
+        compact = run.attachment.decoding.executors[0]
         clock(lambda: compact.load(kept), rounds=30)
         check_close(compact(subject.x), reference(subject.ffns[0], subject.x, kept))
     share = float(kept.double().mean())

@@ -38,7 +38,7 @@ def test_decode(clock: Clock, subject: Subject, method: Any) -> None:
 
     cached = PROMPT_TOKENS + NEW_TOKENS / 2
     traffic, full = (
-        decode_traffic(subject.model, run.ffns, method, [1 - share for share in shares], cached, 1).total
+        decode_traffic(subject.model, run.attachment.ffns, method, [1 - share for share in shares], cached, 1).total
         for shares in (left_out, [0.0] * len(left_out))
     )
     facts = {"achieved_sparsity": achieved, "roofline_speedup": full / traffic}

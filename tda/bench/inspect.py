@@ -1,18 +1,18 @@
 """What is found in a model: its sizes, the methods that are defined for it, and what runs them here."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from tda.bench.traffic import always_read
-from tda.contracts import EXECUTIONS, Method, PromptMethod, WeightMethod
-from tda.engine.executors import kernel_problem, own_kernels, prefers_copies
+from tda.contracts import EXECUTIONS, Method
+from tda.engine.backends import backend_of
+from tda.engine.backends.base import Backend
 from tda.engine.selfcheck import check_family
 from tda.families import check_model, family_of, find_ffns
 from tda.kernels.native.describe import UndescribedError, activation_name
-from tda.methods import METHODS, Dense
+from tda.methods import METHODS
 from tda.names import Execution
 from tda.view import FFN
 
@@ -97,14 +97,14 @@ def inspect(model: nn.Module) -> Inspection:
     ffns = find_ffns(model)
     check_model(model, ffns)
     check_family(model, ffns)
-    problem = kernel_problem(ffns)
-    kernels = own_kernels(model, ffns) if problem is None else f"torch ({problem})"
-    read = always_read(model)
-    in_ffns = sum(parameter.nbytes for ffn in ffns for linear in ffn.linears for parameter in linear.parameters())
+    backend = backend_of(model, ffns)
+    held = [(ffn, sum(part.nbytes for linear in ffn.linears for part in linear.parameters())) for ffn in ffns]
+    in_ffns = int(sum(size * (1 if ffn.experts is None else ffn.experts.reach(1)) for ffn, size in held))
+    read = always_read(model) - sum(size for _, size in held) + in_ffns
     return Inspection(
         model_type=own.config.model_type,
         family=family_of(model).name,
-        layers=len(ffns),
+        layers=ffns[-1].layer + 1,
         hidden_size=ffns[0].D,
         neurons=tuple(ffn.F for ffn in ffns),
         ffn="plain" if ffns[0].gate is None else "gated",
@@ -114,8 +114,8 @@ def inspect(model: nn.Module) -> Inspection:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         weight_bytes_per_token=read,
         ffn_share=in_ffns / read,
-        kernels=kernels,
-        offers=tuple(_offer(kind(), ffns, problem, kernels) for kind in METHODS.values()),
+        kernels=str(backend.best),
+        offers=tuple(_offer(kind(), ffns[0], backend) for kind in METHODS.values()),
     )
 
 
@@ -126,29 +126,12 @@ def _activation(ffn: FFN) -> str:
         return type(ffn.act).__name__
 
 
-def _offer(method: Method, ffns: Sequence[FFN], problem: str | None, kernels: str) -> Offer:
+def _offer(method: Method, ffn: FFN, backend: Backend) -> Offer:
     try:
-        method.check(ffns[0])
+        method.check(ffn)
     except ValueError as error:
         return Offer(method.name, str(error), None, {})
-    if isinstance(method, Dense):
+    if method.kind == "dense":
         return Offer(method.name, None, None, {})
-    runs = {name: _runs(method, name, ffns, problem, kernels) for name in EXECUTIONS if name in method.executions}
-    return Offer(method.name, None, _auto(method, ffns, problem), runs)
-
-
-def _auto(method: Method, ffns: Sequence[FFN], problem: str | None) -> Execution:
-    """The execution that "auto" takes."""
-    if not method.fast or (problem is not None and isinstance(method, WeightMethod)):
-        return "masked"
-    copies = isinstance(method, PromptMethod) and (problem is not None or prefers_copies(ffns))
-    return "compact" if copies else "indexed"
-
-
-def _runs(method: Method, execution: Execution, ffns: Sequence[FFN], problem: str | None, kernels: str) -> str:
-    """What runs an execution of a method, or why it is refused."""
-    if execution == "masked" or (execution == "compact" and ffns[0].up.weight.is_cuda):
-        return "torch"
-    if problem is not None and execution == "indexed" and isinstance(method, PromptMethod | WeightMethod):
-        return f"refused: {problem}"
-    return kernels
+    runs = {name: backend.runs(method, name) for name in EXECUTIONS if name in method.executions}
+    return Offer(method.name, None, backend.auto(method), runs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tda import limits
 from tda.bench.traffic import Traffic, decode_traffic
-from tda.contracts import Method, PromptMethod, TokenMethod
+from tda.contracts import Method
 from tda.device import PeakMemory, RangeClock, Stopwatch
 from tda.engine import attach
 from tda.engine.plain import plain
@@ -20,7 +20,7 @@ from tda.engine.score import Scores, token_nll
 from tda.engine.session import Session
 from tda.finite import check_logits
 from tda.names import Execution
-from tda.quality import Document, rows_of, selection_digest
+from tda.quality import Document, rows_of
 from tda.spans import recording
 from tda.telemetry import Change, Watch
 
@@ -177,7 +177,7 @@ def time_case(
             "backend": run.backend,
             "achieved_sparsity": tuple(run.achieved_sparsity()),
             "traffic": _traffic(session, steps),
-            "digest": selection_digest(run.selection(), 0) if isinstance(method, PromptMethod) else None,
+            "digest": run.selection().digest(0) if method.kind == "prompt" else None,
         }
         with clock.timing():
             generate(model, prompts, continuations.shape[1])
@@ -239,23 +239,23 @@ def _decode_steps(session: Session, *, keep_logits: bool) -> _Steps:
     """Feed the continuations, each step timed; the run counts these steps alone."""
     steps, clock, run = _Steps(), Stopwatch(session.device), session.run
     session.watch = lambda phase: clock.timing()
-    run.restart_count()
+    run.attachment.counter.restart()
     for logits in session.steps():
         steps.ms.append(clock.ms)
         if keep_logits:
             steps.logits.append(logits)
-        if len(logits) > 1 and (isinstance(run.method, TokenMethod) or not steps.read):
-            steps.read.append([float(layer.any(0).double().mean()) for layer in run.selection()])
+        if len(logits) > 1 and (run.attachment.method.scope == "token" or not steps.read):
+            steps.read.append(run.selection().union())
     return steps
 
 
 def _traffic(session: Session, steps: _Steps) -> Traffic:
     """Bytes of a decode step with what was read in the timed ones, on average: for a batch, the union over its rows."""
-    run, prompts = session.run, session.prompts
+    prompts, attached = session.prompts, session.run.attachment
     kept = [mean(layer) for layer in zip(*steps.read, strict=True)]
     cached = prompts.shape[1] + session.continuations.shape[1] / 2
-    kept = kept or [1 - share for share in run.place_sparsity()]
-    return decode_traffic(run.model, run.ffns, run.method, kept, cached, len(prompts), session.cache)
+    kept = kept or [1 - share for share in attached.counter.of_places()]
+    return decode_traffic(attached.model, attached.ffns, attached.method, kept, cached, len(prompts), session.cache)
 
 
 @torch.no_grad()

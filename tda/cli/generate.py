@@ -69,7 +69,7 @@ def generate(
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
             **sampling,
         )
-        if run.decoded:
+        if run.attachment.counter.started:
             layers = ", ".join(f"{share:.2f}" for share in run.achieved_sparsity())
             typer.echo(f"{method}, {run.execution}: left out per layer {layers}", err=True)
 

@@ -14,18 +14,22 @@ from torch.nn.modules.module import (
 )
 
 from tda.as_built import CHANGING, Addresses, NewHooks, modules_of
-from tda.contracts import EXECUTIONS, Method, PromptMethod, TokenMethod, check_choice
-from tda.engine.executors import executors
+from tda.contracts import EXECUTIONS, Method, check_choice
+from tda.engine.attachment import Attachment
+from tda.engine.backends import backend_of
+from tda.engine.counter import SparsityCounter
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
+from tda.engine.rotary import Rotary
 from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
+from tda.engine.tracker import PhaseTracker
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import check_model, find_ffns
 from tda.kernels import products
 from tda.names import Execution
 from tda.thresholds import Thresholds
-from tda.view import FFN, Place, See
+from tda.view import FFN, See
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -72,21 +76,25 @@ def attach(
     if thresholds is not None and method.needs_fit:
         method = method.with_thresholds(thresholds)
     _check(model, ffns, method, execution)
-    run = Run(model, method, execution, list(method.places(model, ffns)))
-    overrides = Overrides()
+    rotary, phases, overrides = Rotary(model), PhaseTracker(), Overrides()
+    places = list(method.places(model, ffns))
+    counter = SparsityCounter(places, phases)
+    run: Attachment | None = None
     failed = True
     try:
-        overrides.later(run.rotary.keep())  # first: what is tried below runs the model
+        overrides.later(rotary.keep())  # first: what is tried below runs the model
         check_family(model, ffns)
         _ATTACHED.add(model)
         overrides.later(lambda: _ATTACHED.discard(model))
-        run.fast = executors(model, ffns, method, execution, run.observe, overrides)
+        decoding = backend_of(model, ffns).prepare(method, execution, counter.layer, overrides)
+        run = Attachment(model, method, places, execution, decoding, counter, phases, rotary)
         _override(run, overrides)
-        yield run
+        yield Run(run)
         failed = False
     finally:
         overrides.undo()
-        run.close(failed=failed)
+        if run is not None:
+            run.close(failed=failed)
 
 
 def _check(model: nn.Module, ffns: list[FFN], method: Method, execution: Execution) -> None:
@@ -101,23 +109,23 @@ def _check(model: nn.Module, ffns: list[FFN], method: Method, execution: Executi
         method.fitted.check_model(identify(model, ffns))
 
 
-def _override(run: Run, overrides: Overrides) -> None:
+def _override(run: Attachment, overrides: Overrides) -> None:
     model: Any = run.model
     overrides.set(model, "generate", _generate(run, model.generate))
     overrides.set(model, "forward", _forward(run, model.forward))
     for name, reason in REFUSED.items():
         overrides.set(model, name, _refusing(reason))
-    if isinstance(run.method, PromptMethod | TokenMethod):
-        for ffn in run.ffns:
-            for hook in ffn.watch(_seeing(run, ffn), {run.method.activation}):
+    if run.method.selects:
+        for place in run.ffns:
+            for hook in place.watch(_seeing(run, place.index), {run.method.activation}):
                 overrides.later(hook.remove)
-            if isinstance(ffn, FFN):
-                _replace_forward(run, ffn, overrides)
+            if run.decoding.execution != "masked":
+                _replace_forward(run, place, overrides)
     run.addresses = Addresses(model.parameters())
     _refuse_other_parts(model, overrides)
-    if run.fast.step is not None or run.fast.graph is not None:
+    if run.decoding.step is not None:
         run.new_hooks = NewHooks(modules_of(model))
-    if run.fast.layers:
+    if run.decoding.executors:
         run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.modules, ffn.act))
 
 
@@ -152,7 +160,7 @@ def _refusing(reason: str) -> Callable[..., Any]:
     return refuse
 
 
-def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _forward(run: Attachment, forward: Callable[..., Any]) -> Callable[..., Any]:
     """The model's forward: what it is part of is found out first, and a whole decode step runs where it can.
 
     Products are those that are right for the model's type on this processor. Where torch.compile compiles the model
@@ -162,7 +170,7 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def attached(*args: Any, **kwargs: Any) -> Any:
         given = by_name(run.model, args, kwargs)
-        run.enter()
+        run.phases.enter()
         try:
             run.begin(given)
             output = run.step(given)
@@ -172,7 +180,7 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
             run.end(output)
             return output
         finally:
-            run.leave()
+            run.phases.leave()
 
     apart: Callable[..., Any] = torch.compiler.disable(attached)
 
@@ -183,19 +191,19 @@ def _forward(run: Run, forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _seeing(run: Run, ffn: Place) -> See:
-    """What shows the run the activation that the method looks at, and lets it mask z on its way into down."""
+def _seeing(run: Attachment, number: int) -> See:
+    """What shows the attachment the activation that its method looks at at a place, and lets it mask z."""
     source = run.method.activation
 
     def see(passing: Mapping[str, Tensor], tokens: Tensor | None) -> Tensor | None:
         a = passing[source]
-        run.collect(ffn.index, a, tokens)
-        return run.mask(ffn.index, passing["z"], a, tokens)
+        run.collect(number, a, tokens)
+        return run.mask(number, passing["z"], a, tokens)
 
     return see
 
 
-def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
+def _replace_forward(run: Attachment, ffn: FFN, overrides: Overrides) -> None:
     """Let the fast path, where one runs, compute the FFN.
 
     Where the FFN is no module of its own, its inputs pass the first linear and the activation untouched, and the
@@ -223,8 +231,6 @@ def _replace_forward(run: Run, ffn: FFN, overrides: Overrides) -> None:
 
         overrides.set(module, "forward", forward)
 
-    if ffn.experts is not None:
-        return
     if ffn.block is not None:
         route(ffn.block, whole=True)
         return
@@ -237,7 +243,7 @@ GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit
 """Options of generate that feed guessed tokens."""
 
 
-def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
+def _generate(run: Attachment, generate: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the model's generate, so that the run knows where the prompt ends and which rows have ended."""
     model: Any = run.model
 
@@ -269,14 +275,14 @@ def _generate(run: Run, generate: Callable[..., Any]) -> Callable[..., Any]:
         if (option("num_beams") or 1) == 1:  # beams that ended are no rows any more
             overrides.set(model, "_get_stopping_criteria", _noting_ends(run, model._get_stopping_criteria))
         try:
-            with nullcontext() if option("custom_generate") else run.generating(new_tokens):
+            with nullcontext() if option("custom_generate") else run.phases.generate(new_tokens):
                 # what transformers would compile itself, with static caches on CUDA, would miss what is attached
                 output = generate(*args, **{"disable_compile": True, **kwargs})
         finally:
             overrides.undo()
         sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
         if isinstance(sequences, Tensor):
-            run.note_generated(sequences)
+            run.phases.note_generated(sequences)
         return output
 
     return wrapper
@@ -298,18 +304,18 @@ def _new_tokens(prompt: Tensor, mask: Tensor | None, cached: int) -> int:
     return new_tokens
 
 
-def _noting_masks(run: Run, prepare: Callable[..., Any]) -> Callable[..., Any]:
+def _noting_masks(run: Attachment, prepare: Callable[..., Any]) -> Callable[..., Any]:
     """What prepares the model's inputs, letting the run know the mask [B, T] that forwards get in another shape."""
 
     @functools.wraps(prepare)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        run.note_mask(kwargs.get("attention_mask"))
+        run.phases.note_mask(kwargs.get("attention_mask"))
         return prepare(*args, **kwargs)
 
     return wrapper
 
 
-def _noting_ends(run: Run, criteria: Callable[..., Any]) -> Callable[..., Any]:
+def _noting_ends(run: Attachment, criteria: Callable[..., Any]) -> Callable[..., Any]:
     """Stopping criteria that let the run know which rows have ended."""
 
     @functools.wraps(criteria)
@@ -321,7 +327,7 @@ def _noting_ends(run: Run, criteria: Callable[..., Any]) -> Callable[..., Any]:
 
             def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
                 ended = super().__call__(input_ids, scores, **options)
-                run.note_ended(ended)
+                run.phases.note_ended(ended)
                 return ended
 
         return Noting(criteria(*args, **kwargs))

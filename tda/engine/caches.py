@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,30 +152,3 @@ def _matching(mine: Tensor, theirs: Tensor) -> Tensor | None:
     preferred = equal.long()
     preferred[torch.arange(len(mine), device=mine.device), own] *= 2  # of equal rows, the one in place
     return preferred.argmax(1)
-
-
-class Marked:
-    """The caches of one attachment, by the request that each carries."""
-
-    def __init__(self) -> None:
-        self._owner = object()
-        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __len__(self) -> int:
-        return len(self._caches)
-
-    def get(self, cache: Any) -> Any:
-        """The request of a cache, or of the one that it is a copy of; None where it is not known here."""
-        request = getattr(cache, MARK, None)
-        return request if request is not None and request.owner is self._owner else None
-
-    def put(self, cache: Any, request: Any) -> None:
-        """Let a cache carry a request."""
-        request.owner = self._owner
-        setattr(cache, MARK, request)
-        self._caches.add(cache)
-
-    def clear(self) -> None:
-        """Let no cache carry a request of this attachment any more."""
-        for cache in self._caches:
-            vars(cache).pop(MARK, None)

@@ -154,16 +154,22 @@ class GraphStep:
         kinds = {type(layer).__name__ for layer in StaticCache(config=model.config, max_cache_len=1).layers}
         return None if kinds == {FIXED} else "its static cache has layers with a sliding window"
 
-    def problem(self, cache: Any, rows: int) -> str | None:
-        """Why a step on a cache cannot run; None if it can."""
+    def problem(
+        self, cache: Any, rows: int, position: Tensor | None = None, mask: Tensor | None = None, tokens: int = 0
+    ) -> str | None:
+        """Why a step cannot run; None if it can. See `tda.engine.backends.base.DecodeStep`."""
         layers = getattr(cache, "layers", ())
         if not layers or {type(layer).__name__ for layer in layers} != {GROWING} or not cached_tokens(cache):
             return "the cache is not one that grows token by token"
+        if mask is not None and (mask.dim() != 2 or mask.shape[1] < tokens):
+            return "the mask does not tell of every token"
+        if mask is not None and position is None:
+            return "families differ in what positions they make of a mask"
         return None if rows <= MOST_ROWS else f"more than {MOST_ROWS} rows"
 
     @torch.no_grad()
     def __call__(
-        self, token: Tensor, position: Tensor, cache: Any, valid: Tensor | None
+        self, token: Tensor, position: Tensor, cache: Any, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [B, 1, V] after one more token, and what was kept (uint8 [L, B, F]); the cache grows by it.
 
@@ -173,13 +179,13 @@ class GraphStep:
             int64 [B, 1] each.
         cache : object
             A cache that `problem` has nothing against.
-        valid : Tensor or None
+        mask : Tensor, optional
             Cached tokens that are no padding: bool [B, at least what is cached]; None is all.
         """
         count = cached_tokens(cache)
         buffers, replay = self._step(token, count + 1, cache)
         if not buffers.holds(cache, count):
-            buffers.take(cache, count, valid)
+            buffers.take(cache, count, mask)
         buffers.token.copy_(token)
         buffers.position.copy_(position)
         buffers.mask[..., count] = 0

@@ -1,10 +1,9 @@
-"""The state of one request: its prompt's statistic, the neurons that it keeps, and its key-value cache."""
+"""The state of a request (its prompt's statistic, the neurons that it keeps, its key-value cache) and of a forward."""
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,10 @@ from torch import Tensor
 from tda.contracts import Prompt, PromptMethod
 from tda.engine.caches import Shown, lost_tokens, moved_rows
 from tda.names import Ran
+from tda.selection import Selection
 from tda.view import FFN, Statistic
+
+Phase = Literal["prefill", "decode"]
 
 
 @dataclass(eq=False)
@@ -37,10 +39,8 @@ class Request:
         `fed` after the last prompt token.
     prompt_end : int or None
         Within `generate`: forwards are prompt until so many tokens are fed.
-    kept : list of Tensor or None
-        The selection, bool [B, F] per layer; None until it is made, and again when the prompt goes on.
-    left_out : Tensor or None
-        Share left out by that selection: float64 [L, B].
+    kept : Selection or None
+        What its prompt keeps; None until it is selected, and again when the prompt goes on.
     execution : str or None
         Execution chosen for this selection.
     unfed : Tensor or None
@@ -58,8 +58,7 @@ class Request:
     length: int = 0
     prompt_fed: int = 0
     prompt_end: int | None = None
-    kept: list[Tensor] | None = None
-    left_out: Tensor | None = None
+    kept: Selection | None = None
     execution: Ran | None = None
     unfed: Tensor | None = None
     shown: Shown | None = None
@@ -161,20 +160,38 @@ class Request:
             digest.update(tokens[row][mask[row]].double().cpu().numpy().tobytes())
         return int.from_bytes(digest.digest(), "little")
 
-    def choose(self, method: PromptMethod, ffns: list[FFN]) -> list[Tensor]:
-        """Kept neurons of every layer, from the prompt so far: bool [B, F] each."""
+    def choose(self, method: PromptMethod, ffns: list[FFN]) -> Selection:
+        """What a method keeps, from the prompt so far."""
         prompt = self.prompt()
         for ffn, statistic in zip(ffns, self.statistics, strict=True):
             if statistic is not None and not len(statistic.tokens):  # of an expert that no prompt token reached
                 nothing = torch.zeros(self.rows, 0, ffn.F, device=self.device)
                 statistic.add(nothing, nothing[..., 0].bool())
-        return [method.select(ffn, statistic, prompt) for ffn, statistic in zip(ffns, self.statistics, strict=True)]
+        pairs = zip(ffns, self.statistics, strict=True)
+        return Selection(method.select(ffn, statistic, prompt) for ffn, statistic in pairs)
 
-    def keep(self, kept: Sequence[Tensor]) -> list[Tensor]:
-        """Hold a selection."""
-        self.kept = list(kept)
-        self.left_out = 1 - torch.stack([layer.mean(1, dtype=torch.float64) for layer in self.kept])
-        return self.kept
+
+@dataclass
+class Call:
+    """One forward of the model in progress.
+
+    Attributes
+    ----------
+    mask : Tensor
+        Its tokens that are no padding: bool [B, T].
+    execution : str or None
+        Of a decode step.
+    passed : bool
+        Whether it ran to its end.
+    """
+
+    phase: Phase
+    rows: int
+    tokens: int
+    mask: Tensor
+    request: Request
+    execution: Ran | None = None
+    passed: bool = False
 
 
 PREFILL_INSIDE = (

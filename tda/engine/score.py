@@ -1,13 +1,13 @@
 """Score continuations teacher-forced, under a protocol that says which tokens are computed sparsely."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from tda.contracts import Method, PromptMethod, check_choice
+from tda.contracts import Method, check_choice
 from tda.engine.attach import attach
 from tda.engine.context import check_context
 from tda.engine.phases import decode, prefill
@@ -16,6 +16,7 @@ from tda.engine.run import Run
 from tda.engine.transformers_api import new_cache
 from tda.finite import check_logits
 from tda.names import Execution, Protocol
+from tda.selection import Selection
 from tda.thresholds import Thresholds
 
 
@@ -35,8 +36,8 @@ class Scores:
         What predicted each token: [B, G, V], in the model's dtype.
     achieved_sparsity : tuple of float
         Share left out per layer; empty if no token was sparse.
-    selection : tuple of Tensor
-        Kept neurons, bool [B, F] per layer; empty for methods that choose per token.
+    selection : Selection
+        What the prompts keep; empty for methods that choose per token.
     """
 
     nll: Tensor
@@ -44,7 +45,7 @@ class Scores:
     valid: Tensor
     logits: Tensor
     achieved_sparsity: tuple[float, ...] = ()
-    selection: tuple[Tensor, ...] = ()
+    selection: Selection = field(default_factory=Selection)
 
     @classmethod
     def joined(cls, parts: Sequence["Scores"]) -> "Scores":
@@ -54,7 +55,7 @@ class Scores:
         }
         shares = [part.achieved_sparsity for part in parts]
         achieved = tuple(sum(layer) / len(layer) for layer in zip(*shares, strict=True))
-        selection = tuple(torch.cat(layer) for layer in zip(*(part.selection for part in parts), strict=True))
+        selection = Selection.together(part.selection for part in parts)
         return cls(**tensors, achieved_sparsity=achieved, selection=selection)
 
     @property
@@ -127,13 +128,13 @@ def score(
     with plain(model), attach(model, method, execution=execution) as run:
         if selection_ids is not None:
             prefill(model, selection_ids)
-            run.impose(run.selection())
+            run.attachment.policy.impose(run.selection())
         if protocol == "griffin":
             logits, sparse = _griffin(run, tokens, mask, continuation_ids, continuation_mask)
         else:
             logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
         achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
-        selection = tuple(run.selection()) if isinstance(method, PromptMethod) else ()
+        selection = run.selection() if method.kind == "prompt" else Selection()
     check_logits(model, logits, continuation_mask)
     nll = token_nll(logits, continuation_ids).masked_fill(~continuation_mask, 0)
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
@@ -170,7 +171,7 @@ def _continue(
     protocol: Protocol,
 ) -> tuple[Tensor, Tensor]:
     """Prefill, then the continuation in one pass: logits [B, G, V] and which were sparse [B, G]."""
-    first, cache = prefill(run.model, tokens, mask, cache=new_cache() if protocol == "all_sparse" else None)
+    first, cache = prefill(run.attachment.model, tokens, mask, cache=new_cache() if protocol == "all_sparse" else None)
     sparse = torch.ones_like(continuation, dtype=torch.bool)
     predicting = _drop_last(continuation_mask, continuation_mask.sum(1))[:, :-1]
     seen = torch.cat([mask, predicting], 1)
@@ -179,12 +180,12 @@ def _continue(
         cache.crop(-1)
         fed = torch.cat([tokens[:, -1:], continuation[:, :-1]], 1)
         with run.decode():
-            return decode(run.model, fed, cache, seen), sparse
+            return decode(run.attachment.model, fed, cache, seen), sparse
     sparse[:, 0] = False
     if continuation.shape[1] == 1:
         return first, sparse
     with run.decode():
-        rest = decode(run.model, continuation[:, :-1], cache, seen)
+        rest = decode(run.attachment.model, continuation[:, :-1], cache, seen)
     return torch.cat([first, rest], 1), sparse
 
 
@@ -197,9 +198,9 @@ def _griffin(
         raise ValueError("protocol 'griffin' needs at least two tokens before the last continuation token")
     fed_mask = torch.cat([mask, _drop_last(continuation_mask, lengths)], 1)
     fed, fed_mask = _left_align(torch.cat([tokens, continuation], 1), fed_mask)
-    dense, cache = prefill(run.model, fed[:, :-1], fed_mask[:, :-1], all_logits=True)
+    dense, cache = prefill(run.attachment.model, fed[:, :-1], fed_mask[:, :-1], all_logits=True)
     with run.decode():
-        last = decode(run.model, fed[:, -1:], cache, fed_mask)
+        last = decode(run.attachment.model, fed[:, -1:], cache, fed_mask)
     everything = torch.cat([dense, last], 1)  # [B, P + G - 1 or wider, V], right-aligned
     width = everything.shape[1]
     place = width - lengths.unsqueeze(1) + torch.arange(continuation.shape[1], device=fed.device)

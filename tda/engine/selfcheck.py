@@ -142,13 +142,13 @@ def _compare_steps(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str |
     step = Step(decoder, [describe.feed_forward(ffn) for ffn in ffns])
     probe = _probe(model)
     ours, theirs = (prefill(model, probe[:, :-1]).cache for _ in range(2))
-    problem = step.problem(ours)
+    problem = step.problem(ours, 1)
     if problem is not None:
         return problem
     tolerance = 1e-4 if step.dtype == torch.float32 else 5e-2
     for token in (probe[:, -1:], probe[:, :1]):
         position = torch.full_like(token, ours.get_seq_length())
-        if not _close(step(token, position, ours), decode(model, token, theirs), tolerance):
+        if not _close(step(token, position, ours)[0], decode(model, token, theirs), tolerance):
             return "a whole step as its family describes it does not give the model's logits"
     return None
 

@@ -45,7 +45,7 @@ class Session:
     @property
     def model(self) -> nn.Module:
         """The model that serves it."""
-        return self.run.model
+        return self.run.attachment.model
 
     @property
     def device(self) -> torch.device:

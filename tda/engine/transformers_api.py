@@ -52,6 +52,22 @@ def returned_cache(output: Any) -> Any:
     return getattr(output, _cache_field(kind), None) if dataclasses.is_dataclass(output) else None
 
 
+def keeps_cache(model: nn.Module, arguments: dict[str, Any]) -> bool:
+    """Whether a call leaves a cache that can be gone on with, as its arguments or the model say."""
+    asked, config = arguments.get("use_cache"), model.config
+    return bool(getattr(config, "use_cache", True) if asked is None else asked)
+
+
+def asks_for_more(model: nn.Module, arguments: dict[str, Any]) -> bool:
+    """Whether a call is to give more than logits and cache, or to drop out, as its arguments or the model say."""
+    if arguments.get("labels") is not None or model.training:
+        return True
+    config: Any = model.config
+    asked = {name: arguments.get(name) for name in ("output_attentions", "output_hidden_states", "return_dict")}
+    found = {name: getattr(config, name, None) if value is None else value for name, value in asked.items()}
+    return bool(found["output_attentions"] or found["output_hidden_states"] or found["return_dict"] is False)
+
+
 def model_output(logits: Tensor, cache: Any) -> Any:
     """Output of a causal language model, its cache under the name of this version."""
     from transformers.modeling_outputs import CausalLMOutputWithPast

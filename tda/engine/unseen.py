@@ -4,7 +4,7 @@ import warnings
 import weakref
 from typing import Any
 
-from tda.contracts import Method, WeightMethod
+from tda.contracts import Method
 from tda.engine.request import Request
 
 SCORE_INSTEAD = (
@@ -26,7 +26,7 @@ class Unseen:
     """
 
     def __init__(self, method: Method) -> None:
-        self._matters = not (method.name == "dense" or method.keeps_all or isinstance(method, WeightMethod))
+        self._matters = method.selects and not method.keeps_all
         self._name = method.name
         self._waiting: weakref.WeakSet[Request] = weakref.WeakSet()
         self._is_open = True

@@ -1,23 +1,40 @@
 """Executions that really skip what a method leaves out, and which of them this machine would use."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 DEVICES = ("cpu", "cuda")
 """Kinds of devices that there are kernels for."""
 
 
+PARTS = {"c": ", layer by layer", "triton": ", without a graph"}
+"""How backends run decode where they do not run a whole step in one call."""
+
+
 @dataclass(frozen=True)
-class Backend:
-    """Name of a kernel backend, and why it is the one that runs."""
+class BackendInfo:
+    """What runs decode.
+
+    Attributes
+    ----------
+    name : str
+        Kernels: "c", "triton", or "torch" for its own.
+    reason : str
+        Why it is these, or why they do not run a whole step; empty where there is nothing to say.
+    granularity : {"step", "layer", "model"}
+        What they run in one call: a whole step, a layer's feed-forward network; "model" is the model's own code.
+    """
 
     name: str
-    reason: str
+    reason: str = ""
+    granularity: Literal["step", "layer", "model"] = "model"
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
+        parts = PARTS.get(self.name, "") if self.granularity == "layer" else ""
+        return f"{self.name}{parts} ({self.reason})" if self.reason else self.name
 
 
-def backend(device: str = "cpu") -> Backend:
+def backend(device: str = "cpu") -> BackendInfo:
     """Return the backend that execution "auto" would use for a model on this machine's device, and why.
 
     The kernels in C are built on the first use, by this function too; what was built is kept for later processes.
@@ -39,12 +56,12 @@ def backend(device: str = "cpu") -> Backend:
     if torch_device(device).type == "cuda":
         missing = triton.problem([])
         if missing is None:
-            return Backend("triton", "kernels in Triton, in one CUDA graph of a decode step")
-        return Backend("torch", f"the kernels in Triton cannot run here: {missing}")
+            return BackendInfo("triton", "kernels in Triton, in one CUDA graph of a decode step")
+        return BackendInfo("torch", f"the kernels in Triton cannot run here: {missing}")
     reason = library.problem()
     if reason is None:
-        return Backend("c", f"kernels in C, built by this machine's compiler for {library.library().isa}")
-    return Backend("torch", f"the kernels in C cannot run here: {reason}")
+        return BackendInfo("c", f"kernels in C, built by this machine's compiler for {library.library().isa}")
+    return BackendInfo("torch", f"the kernels in C cannot run here: {reason}")
 
 
 def notice(device: str = "cpu") -> str | None:

@@ -1,7 +1,7 @@
 """Quality: documents, and methods scored on them against the dense model."""
 
 from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents, rows_of
-from tda.quality.evaluate import Evaluation, Evaluator, measured, selection_digest
+from tda.quality.evaluate import Evaluation, Evaluator, measured
 from tda.quality.recall import recall, recall_questions
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "recall",
     "recall_questions",
     "rows_of",
-    "selection_digest",
 ]

@@ -1,11 +1,10 @@
 """Score methods on documents against the dense model: one value per document and metric."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from tda.contracts import Method
 from tda.engine.score import Scores, score
@@ -141,7 +140,7 @@ class Evaluator:
         for name, metric in METRICS.items():
             result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
         if scores.selection:
-            digests = [selection_digest(scores.selection, row) for row in range(len(batch))]
+            digests = [scores.selection.digest(row) for row in range(len(batch))]
             result.values.setdefault("selection_digest", []).extend(digests)
         result.documents += [document.number for document in batch]
         result.achieved.append(scores.achieved_sparsity)
@@ -191,11 +190,3 @@ def measured(name: str, values: Sequence[float], documents: Iterable[int]) -> Me
     if broken is None:
         return Measurement.of(name, values, numbers)
     return Measurement.absent(name, f"that of document {numbers[broken]} is {values[broken]}")
-
-
-def selection_digest(selection: Sequence[Tensor], row: int) -> float:
-    """Hash of one row's kept sets over all layers: an integer of 48 bits, exact in a float."""
-    digest = hashlib.blake2b(digest_size=6)
-    for kept in selection:
-        digest.update(kept[row].cpu().numpy().tobytes())
-    return float(int.from_bytes(digest.digest(), "little"))

@@ -38,6 +38,8 @@ class Step:
         Feed-forward network of each layer.
     matrices : callable
         Description of a linear's weights.
+    kept : Tensor, optional
+        Where the networks of a per-token method leave which neurons they kept: uint8 [L, F].
 
     Raises
     ------
@@ -45,8 +47,15 @@ class Step:
         If the kernels do not know something that the model computes.
     """
 
-    def __init__(self, decoder: Decoder, ffns: Sequence[c.FFN], matrices: describe.Matrices = describe.matrix) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        ffns: Sequence[c.FFN],
+        matrices: describe.Matrices = describe.matrix,
+        kept: Tensor | None = None,
+    ) -> None:
         self.decoder = decoder
+        self._kept = None if kept is None else kept.unsqueeze(1)  # [L, 1, F]
         describe.check_linear(decoder.head)
         self.dtype = decoder.head.weight.dtype
         describe.check_types(_modules(decoder), self.dtype)
@@ -76,13 +85,22 @@ class Step:
         for layer, ffn in zip(self._layers, ffns, strict=True):
             layer.ffn = ffn
 
-    def problem(self, cache: Any) -> str | None:
-        """Why a step on a cache cannot run; None if it can."""
-        return KeyValues.problem(cache, self.dtype, len(self._layers))
+    def problem(
+        self, cache: Any, rows: int, position: Tensor | None = None, mask: Tensor | None = None, tokens: int = 0
+    ) -> str | None:
+        """Why a step cannot run; None if it can. See `tda.engine.backends.base.DecodeStep`."""
+        if rows != 1:
+            return "more than one row"
+        found = KeyValues.problem(cache, self.dtype, len(self._layers))
+        if found is None and mask is not None and (mask.shape[-1] < tokens or not bool(mask.all())):
+            return "some tokens are padding"
+        return found
 
     @torch.no_grad()
-    def __call__(self, token: Tensor, position: Tensor, cache: Any) -> Tensor:
-        """Logits [1, 1, V] after one more token; the cache grows by it.
+    def __call__(
+        self, token: Tensor, position: Tensor, cache: Any, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [1, 1, V] after one more token, and what was kept (uint8 [L, 1, F]); the cache grows by it.
 
         Parameters
         ----------
@@ -90,6 +108,8 @@ class Step:
             int64 [1, 1] each.
         cache : object
             A cache that `problem` has nothing against.
+        mask : Tensor, optional
+            All true: no row is padded.
         """
         decoder = self.decoder
         hidden = decoder.embed(token, position).to(self.dtype).contiguous()
@@ -113,7 +133,7 @@ class Step:
             self.run_stages(0, 4 * len(self._layers) + 2)
         self._tensors = ()
         held.advance(cache)
-        return logits
+        return logits, self._kept
 
     def run_stages(self, first: int, last: int) -> None:
         """Run stages [first, last) of the step in progress."""

@@ -28,14 +28,15 @@ def problem(ffns: Sequence[FFN]) -> str | None:
     try:
         for ffn in ffns:
             for linear in ffn.linears:
-                _check_linear(linear)
+                check_linear(linear)
             activation_name(ffn.act)
     except UndescribedError as error:
         return str(error)
     return None
 
 
-def _check_linear(linear: Linear) -> None:
+def check_linear(linear: Linear) -> None:
+    """Raise UndescribedError if a linear's weights are of a type or place that the kernels do not take."""
     weight = linear.weight
     if weight.dtype not in DTYPES or not (weight.is_cuda or interpreted()):
         got = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"

@@ -1,0 +1,188 @@
+"""A method attached to a model: follows every forward, and answers what the model's layers ask in it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tda.as_built import CHANGING, Addresses, NewHooks
+from tda.contracts import Executor, Method
+from tda.engine.backends.decoding import Decoding
+from tda.engine.counter import SparsityCounter
+from tda.engine.policy import POLICIES
+from tda.engine.request import Call
+from tda.engine.rotary import Rotary
+from tda.engine.store import RequestStore
+from tda.engine.tracker import PhaseTracker
+from tda.engine.transformers_api import (
+    asks_for_more,
+    cached_tokens,
+    given_cache,
+    keeps_cache,
+    model_output,
+    returned_cache,
+)
+from tda.engine.unseen import Unseen
+from tda.names import Execution, Ran
+from tda.selection import Selection
+from tda.spans import span
+from tda.view import by_row
+
+
+class Attachment:
+    """What stands between a model and the method that is attached to it.
+
+    Attributes
+    ----------
+    model, method, ffns : nn.Module, Method, list of Place
+        What is attached to what, and where it leaves something out.
+    decoding : Decoding
+        What runs decode where it can be fast.
+    phases, requests, policy, counter, unseen
+        Each looks after a part of the work.
+    executed : str or None
+        What the last decode step ran as.
+    addresses : Addresses
+        Where the weights lie, which must not change.
+    new_hooks, new_hooks_in_ffns : NewHooks
+        Hooks that were set since the method was attached: on any module, and inside feed-forward networks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        ffns: list[Any],
+        execution: Execution,
+        decoding: Decoding,
+        counter: SparsityCounter,
+        phases: PhaseTracker,
+        rotary: Rotary,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.ffns = ffns
+        self.decoding = decoding
+        self.phases = phases
+        self.counter = counter
+        self.unseen = Unseen(method)
+        self.requests = RequestStore(method, ffns, decoding.sweep, self.unseen)
+        self.policy = POLICIES[method.kind](model, method, ffns, execution, decoding, counter)
+        self.executed: Ran | None = None
+        self.new_hooks = self.new_hooks_in_ffns = NewHooks()
+        self.addresses = Addresses()
+        self._rotary = rotary
+
+    # A forward, from its beginning to its end.
+
+    def begin(self, given: dict[str, Any]) -> None:
+        """Find out the phase and the request of a forward, of its arguments by name."""
+        if self.addresses.moved:
+            raise ValueError(CHANGING)
+        phases = self.phases
+        tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        rows, count = tokens.shape[:2]
+        self._rotary.reset()
+        request = self.requests.find(given_cache(given), rows, tokens.device, told_decode=phases.told == "decode")
+        phase = phases.phase(request)
+        mask = phases.mask(given.get("attention_mask"), request, count, tokens.device)
+        if phase == "prefill":
+            cached = keeps_cache(self.model, given)
+            if phases.told is None and not (phases.generating and cached):
+                self.unseen.forward(request, cached)
+            mask = phases.read(request, tokens, mask)
+        elif request.kept is None:
+            self.policy.select(request)
+        # tests/planted.py: every forward
+        call = phases.call = Call(phase, rows, count, mask, request)
+        self.requests.last = request
+        if phase == "decode":
+            self.unseen.used(request)
+            request.unfed = None
+            if phases.told is None and not phases.generating:
+                self.unseen.guessed(count)
+            call.mask = phases.unended(mask)
+            call.execution = self.policy.begin(call)
+            if call.execution in ("compact", "indexed") and self.new_hooks_in_ffns:
+                call.execution = "masked"  # what runs in place of the networks would leave out a new hook
+            self.executed = call.execution
+
+    def end(self, output: Any) -> None:
+        """Take note of what a forward has left: the cache that it made or filled."""
+        call, cache = self.phases.call, returned_cache(output)
+        assert call is not None
+        call.passed = True
+        if cache is not None:
+            self.requests.passed(cache, call)
+
+    def close(self, *, failed: bool) -> None:
+        """End the attachment."""
+        self.requests.clear()
+        self.unseen.close(tell=not failed)
+
+    # What the model and its layers ask.
+
+    def step(self, given: dict[str, Any]) -> Any:
+        """Output of a whole decode step, of a forward's arguments by name; None where it cannot run."""
+        call, step = self.phases.call, self.decoding.step
+        if step is None or self.new_hooks:
+            return None  # a whole step would leave out a hook that was set since
+        if call is None or call.phase != "decode" or call.tokens != 1:
+            return None
+        if call.execution != self.decoding.execution or given.get("input_ids") is None:
+            return None
+        if asks_for_more(self.model, given):
+            return None
+        cache, mask, position = given_cache(given), given.get("attention_mask"), given.get("position_ids")
+        if step.problem(cache, call.rows, position, mask, call.request.fed + 1) is not None:
+            return None
+        token = given["input_ids"]
+        if position is None:
+            position = torch.full_like(token, cached_tokens(cache))
+        logits, kept = step(token, position, cache, mask)
+        if kept is not None:
+            self.counter.step(call, Selection.stacked(kept))
+        return model_output(logits, cache)
+
+    def collect(self, number: int, a: Tensor, tokens: Tensor | None) -> None:
+        """Add a prompt's activations to a place's statistic: [B, T, F] or [B·T, F], or [n, F] of some tokens."""
+        call = self.phases.call
+        if call is None:
+            self.unseen.outside()
+            return
+        if call.phase != "prefill":
+            return
+        statistic = call.request.statistics[number]
+        if statistic is None:
+            return
+        with span("statistic"):
+            if tokens is None:
+                statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
+            else:
+                places, inside = by_row(tokens, call.mask)
+                statistic.add(a.detach()[places], inside)
+
+    def executor(self, layer: int) -> Executor | None:
+        """The fast path that runs this layer in the forward in progress; None where the model's own code does."""
+        call = self.phases.call
+        layers = self.decoding.layers(call.execution) if call is not None and call.phase == "decode" else ()
+        return layers[layer] if layers else None
+
+    def mask(self, number: int, z: Tensor, a: Tensor, tokens: Tensor | None) -> Tensor | None:
+        """Masked execution: z with left-out activations zeroed; None outside decode and in other executions.
+
+        Parameters
+        ----------
+        number : int
+            Number of the place.
+        z : Tensor
+            Neuron activation, [B, T, F] or [B·T, F], or [n, F] of some tokens.
+        a : Tensor
+            The activation that the method looks at, of the same shape.
+        tokens : Tensor or None
+            Which of the forward's tokens they are: int64 [n]; None is all, in order.
+        """
+        call = self.phases.call
+        if call is None or call.phase != "decode" or call.execution != "masked":
+            return None
+        return self.policy.mask(call, number, z, a, tokens)

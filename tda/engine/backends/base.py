@@ -1,0 +1,203 @@
+"""The interface of a backend: kernels of one kind of device, and what they make of a model and a method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tda.as_built import addition, is_linear
+from tda.contracts import Method, Observer
+from tda.engine.backends import plain
+from tda.engine.backends.decoding import Decoding
+from tda.engine.overrides import Overrides
+from tda.kernels import BackendInfo
+from tda.kernels.native.describe import UndescribedError
+from tda.kernels.native.layout import lay_rows
+from tda.kernels.pages import give_back
+from tda.names import Execution
+from tda.view import FFN, Linear
+
+MIXTURES = "does not know mixtures of experts yet"
+
+
+class Backend(ABC):
+    """Kernels of one kind of device, for one model.
+
+    Attributes
+    ----------
+    name : str
+        As `BackendInfo` has it.
+    gathers : bool
+        Whether the kernels run copies of what a prompt keeps; where not, torch does.
+    """
+
+    name: ClassVar[str]
+    gathers: ClassVar[bool]
+
+    def __init__(self, model: nn.Module, ffns: list[FFN]) -> None:
+        self.model = model
+        self.ffns = ffns
+
+    # What can be said of it before anything is attached.
+
+    @property
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why the kernels cannot run the model's feed-forward networks where they lie; None if they can."""
+
+    @property
+    @abstractmethod
+    def piecewise(self) -> str | None:
+        """Why the kernels, where they run, do not run the model's whole step in one call; None if they do."""
+
+    @property
+    def prefers_copies(self) -> bool:
+        """Whether copies of what a prompt keeps are read faster than what it keeps where it lies."""
+        return False
+
+    def problem(self, method: Method) -> str | None:
+        """Why the kernels cannot run the model as a method wants it; None if they can."""
+        if self.missing is None and method.kind == "token":
+            return f"the kernels do not know the rule of {method.name!r}"
+        return self.missing
+
+    def info(self, reason: str | None) -> BackendInfo:
+        """The kernels at work, and why not on a whole step in one call; None if on that."""
+        return BackendInfo(self.name, reason or "", "step" if reason is None else "layer")
+
+    @cached_property
+    def best(self) -> BackendInfo:
+        """What runs the model's decode here: these kernels, or torch."""
+        return BackendInfo("torch", self.missing) if self.missing is not None else self.info(self.piecewise)
+
+    def auto(self, method: Method) -> Execution:
+        """The execution that "auto" takes for a method that is not dense."""
+        if (
+            self.ffns[0].experts is not None
+            or not method.fast
+            or (method.kind == "weights" and self.problem(method) is not None)
+        ):
+            return "masked"
+        copies = method.kind == "prompt" and (self.problem(method) is not None or self.prefers_copies)
+        return "compact" if copies else "indexed"
+
+    def runs(self, method: Method, execution: Execution) -> str:
+        """What runs an execution of a method, or why it is refused."""
+        if execution != "masked" and self.ffns[0].experts is not None:
+            return f"refused: it {MIXTURES}"
+        if execution == "masked" or (execution == "compact" and not self.gathers):
+            return "torch"
+        reason = self.problem(method)
+        if reason is None:
+            return str(self.best)
+        refused = execution == "indexed" and method.kind in ("prompt", "weights")
+        return f"refused: {reason}" if refused else str(BackendInfo("torch", reason))
+
+    # What attaching does.
+
+    def prepare(self, method: Method, asked: Execution, observe: Observer, overrides: Overrides) -> Decoding:
+        """Prepare what runs decode; `overrides` undoes what that changes in the model.
+
+        Raises
+        ------
+        ValueError
+            If an execution is asked for that cannot run here.
+        """
+        if method.kind == "weights":
+            return self._few_bits(method, asked, overrides)
+        if asked == "masked" or not method.fast:
+            return plain.whole(self.ffns, "masked")
+        if method.selects and self.ffns[0].experts is not None:
+            if asked != "auto":
+                raise ValueError(f"execution {asked!r} {MIXTURES}; use 'masked'")
+            return plain.whole(self.ffns, "masked", f"{asked} {MIXTURES}")
+        added = next((found for ffn in self.ffns if (found := _addition(ffn)) is not None), None)
+        if added is not None and method.selects:
+            if asked != "auto":
+                raise ValueError(
+                    f"execution {asked!r} would leave out what was added to the model: {added}; use 'masked'"
+                )
+            return plain.whole(self.ffns, "masked", added)
+        if method.kind == "dense":
+            own = getattr(method, "dense_kernel", "torch") != "torch"
+            return self._dense(overrides) if own else plain.whole(self.ffns, "dense")
+        if asked == "compact" and not self.gathers:
+            return plain.compact(self.ffns)
+        reason = self.problem(method)
+        if reason is not None:
+            return plain.skipping(self.ffns, method, asked, observe, reason)
+        execution = self.auto(method) if asked == "auto" else asked
+        in_rows((linear for ffn in self.ffns for linear in ffn.inputs), overrides)
+        if execution == "indexed":
+            for ffn in self.ffns:
+                overrides.later(lay_rows(ffn.down, *self._beside(ffn, method)))
+            give_back()
+        prepared = self._gathered() if execution == "compact" else self._indexed(method, observe)
+        self._own_linears(self.ffns, overrides)  # last: a step is checked against what the model itself computes
+        return prepared
+
+    @abstractmethod
+    def _dense(self, overrides: Overrides) -> Decoding:
+        """Prepare a decode that leaves nothing out."""
+
+    @abstractmethod
+    def _few_bits(self, method: Any, asked: Execution, overrides: Overrides) -> Decoding:
+        """Prepare a `WeightMethod`."""
+
+    @abstractmethod
+    def _indexed(self, method: Any, observe: Observer) -> Decoding:
+        """Prepare a `PromptMethod` or `ThresholdMethod` on weights that lie in rows, read where they lie."""
+
+    def _gathered(self) -> Decoding:
+        """Prepare copies of what a prompt keeps; the model's weights stay as they lie."""
+        return plain.compact(self.ffns)
+
+    def _beside(self, ffn: FFN, method: Method) -> list[Linear]:
+        """Projections of which a step reads the rows that it reads of the down projection, and no others."""
+        return []
+
+    @abstractmethod
+    def _own_forward(self, linear: Any) -> Callable[[Tensor], Tensor]:
+        """Forward of a linear by the matrix-vector kernel; UndescribedError where that does not take its weights."""
+
+    def _own_linears(
+        self,
+        ffns: list[FFN],
+        overrides: Overrides,
+        forward: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
+    ) -> int:
+        """Let kernels run single tokens of every plain linear outside networks with executors.
+
+        Returns how many linears they are.
+        """
+        count, forward = 0, forward or self._own_forward
+        served = {id(linear.module) for ffn in ffns for linear in ffn.linears}
+        for module in self.model.modules():
+            if is_linear(module) and id(module) not in served and "forward" not in vars(module):
+                in_rows([Linear(module)], overrides)
+                with suppress(UndescribedError):
+                    overrides.set(module, "forward", forward(module))
+                    count += 1
+        return count
+
+
+def in_rows(linears: Iterable[Linear], overrides: Overrides) -> None:
+    """Let weights that are stored transposed lie in rows, as the kernels read them."""
+    for linear in linears:
+        if linear.transposed and linear.weight.stride(1) != 1:
+            overrides.later(lay_rows(None, linear))
+
+
+def _addition(ffn: FFN) -> str | None:
+    """What was added to a feed-forward network that a fast path in its place would leave out; None if nothing was."""
+    named = ((name, linear.module) for name, linear in ffn.named_linears())
+    for name, module in (*named, ("the activation", ffn.act)):
+        found = addition(module)
+        if found is not None:
+            return f"layer {ffn.index}: {name} has {found}"
+    if ffn.block is not None and "forward" in vars(ffn.block):
+        return f"layer {ffn.index}: the feed-forward network has a forward of its own"
+    return None

@@ -1,0 +1,86 @@
+"""Decode by the kernels in Triton, on CUDA."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from tda.as_built import modules_of
+from tda.contracts import Method, Observer, WeightMethod
+from tda.engine.backends import plain
+from tda.engine.backends.base import Backend
+from tda.engine.backends.decoding import Decoding
+from tda.engine.backends.native import NativeBackend
+from tda.engine.graph import GraphStep
+from tda.engine.overrides import Overrides
+from tda.engine.rotary import is_dynamic
+from tda.engine.selfcheck import ADDED, structure
+from tda.kernels import triton
+from tda.names import Execution
+from tda.view import Linear
+
+
+class TritonBackend(Backend):
+    """The kernels in Triton; a whole step is one CUDA graph over the model's own forward."""
+
+    name = "triton"
+    gathers = False
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why the kernels cannot run the model's feed-forward networks where they lie; None if they can."""
+        return triton.problem(self.ffns)
+
+    @cached_property
+    def piecewise(self) -> str | None:
+        """Why the model's step cannot be captured; None if it can."""
+        if structure(self.model) is None:
+            return ADDED
+        if any(map(is_dynamic, modules_of(self.model))):
+            return "its rotary positions change with the length of the sequence"
+        return GraphStep.model_problem(self.model)
+
+    def problem(self, method: Method) -> str | None:
+        """Why the kernels cannot run the model as a method wants it; None if they can."""
+        return self._in_c.problem(method) if method.kind == "weights" else super().problem(method)
+
+    def _dense(self, overrides: Overrides) -> Decoding:
+        reason = self.missing or self.piecewise
+        if reason is not None:
+            return plain.whole(self.ffns, "dense", reason)
+        self._own_linears([], overrides)
+        return Decoding(self.ffns, "dense", self.info(None), step=GraphStep(self.model))
+
+    def _few_bits(self, method: WeightMethod, asked: Execution, overrides: Overrides) -> Decoding:
+        """Prepare a `WeightMethod`, of which only the kernels in C know."""
+        return self._in_c._few_bits(method, asked, overrides)
+
+    def _indexed(self, method: Any, observe: Observer) -> Decoding:
+        from tda.kernels.triton import ffn as kernels
+        from tda.kernels.triton.statistic import add_squares
+
+        graph: GraphStep | None = None
+
+        def counted(layer: int, kept: Tensor) -> None:
+            if graph is None or not graph.capturing:
+                observe(layer, kept)
+
+        info = self.info(self.piecewise)
+        if method.kind == "prompt":
+            listed = [kernels.ListedFFN(ffn) for ffn in self.ffns]
+            graph = GraphStep(self.model) if self.piecewise is None else None
+            return Decoding(self.ffns, "indexed", info, listed, graph, sweep=add_squares)
+        layers = [kernels.ThresholdFFN(ffn, method, counted) for ffn in self.ffns]
+        graph = GraphStep(self.model, lambda: [layer.kept for layer in layers]) if self.piecewise is None else None
+        return Decoding(self.ffns, "indexed", info, layers, graph)
+
+    def _own_forward(self, linear: Any) -> Callable[[Tensor], Tensor]:
+        from tda.kernels.triton.rows import own_forward
+
+        triton.check_linear(Linear(linear))
+        return own_forward(linear, linear.forward)
+
+    @property
+    def _in_c(self) -> NativeBackend:
+        return NativeBackend(self.model, self.ffns)
