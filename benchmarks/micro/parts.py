@@ -25,7 +25,7 @@ MODEL, DTYPE = "shape:25m", "bfloat16"
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
 CALIBRATION_DOCUMENTS = 4
 SPARSITIES = (0.25, 0.5, 0.75)
-LIKE_GRIFFIN = ("random", "magnitude", "static_mean")
+LIKE_GRIFFIN = ("random", "magnitude", "static_mean", "glass")
 """Controls, which cost what Griffin costs."""
 
 
