@@ -420,6 +420,9 @@ def page() -> str:
                 for names in _further()
             ],
         ),
+        "Mixtures of experts, in `masked` execution only, each expert with a set of its own from the tokens that reach "
+        f"it (`tests/test_experts.py`): {', '.join(f'`{name}`' for name in MIXTURES)}. "
+        "`int8` and `teal` refuse them.",
         "Also tested: OPT with its norms behind and projections around (as 350M has them), sliding windows (Mistral, "
         "Gemma 2) shorter than the prompt.",
         "## Requests",
