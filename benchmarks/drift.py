@@ -2,12 +2,13 @@
 
 R is scale-free but not length-free, so thresholds are kept per prompt length. This script measures what that is worth:
 each row is one prompt length, with the length buckets and with the cuts of one length alone, on the built-in
-evaluation text and on a file of one's own.
+evaluation text and on a file of one's own; with a prior (`--prior-tokens`) too, which may make the buckets needless.
 
     python benchmarks/drift.py --model ref:swiglu --text shakespeare.txt --out benchmarks/records/drift.csv
 """
 
 import argparse
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,10 +76,10 @@ def measure(
     }
 
 
-def rows(name: str, sparsity: float, text: Path | None, count: int) -> Iterator[dict[str, Any]]:
+def rows(name: str, sparsity: float, prior: float, text: Path | None, count: int) -> Iterator[dict[str, Any]]:
     """One row per text, prompt length and kind of thresholds."""
     model, tokenizer = tda.load_model(name)
-    method = tda.TDA(sparsity=sparsity)
+    method = tda.TDA(sparsity=sparsity, prior_tokens=prior)
     buckets = tda.calibrate(model, method, calibration_batches(tokenizer, CALIBRATION_TOKENS, 64))
     for prompt_tokens in LENGTHS:
         sources = {"built-in": evaluation_documents(tokenizer, prompt_tokens, CONTINUATION, count)}
@@ -87,7 +88,8 @@ def rows(name: str, sparsity: float, text: Path | None, count: int) -> Iterator[
         for source, documents in sources.items():
             for kind, thresholds in (("per length", buckets), (f"of {ONE_LENGTH} tokens", of_one_length(buckets))):
                 found = measure(model, thresholds, method, documents)
-                row = {"model": name, "sparsity": sparsity, "text": source, "prompt_tokens": prompt_tokens}
+                row = {"model": name, "sparsity": sparsity, "prior_tokens": prior, "text": source}
+                row["prompt_tokens"] = prompt_tokens
                 yield {**row, "thresholds": kind, "documents": len(documents), **found}
 
 
@@ -96,16 +98,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--prior-tokens", type=float, action="append", help="repeatable; else 0")
     parser.add_argument("--text", type=Path, help="plain text of another kind")
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="prompt of")  # the lengths outside the calibrated ones are meant
-    found = [row for name in options.model for row in rows(name, options.sparsity, options.text, options.documents)]
+    cases = itertools.product(options.model, options.prior_tokens or [0.0])
+    found = [
+        row for name, prior in cases for row in rows(name, options.sparsity, prior, options.text, options.documents)
+    ]
     table = pd.DataFrame(found)
     write_whole(options.out, table.to_csv(index=False, float_format="%.4f"))
     shown = table.pivot_table(
-        index=["model", "text", "thresholds"], columns="prompt_tokens", values="achieved_sparsity", sort=False
+        index=["model", "prior_tokens", "text", "thresholds"],
+        columns="prompt_tokens",
+        values="achieved_sparsity",
+        sort=False,
     )
     print(shown.round(3).to_string())
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from tda.contracts import Method, PromptMethod, TokenMethod, WeightMethod
 from tda.families import FAMILIES
-from tda.methods import METHODS, method
+from tda.methods import METHODS as REGISTERED
+from tda.methods import method
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "supported.md"
 EXECUTIONS = ("masked", "compact", "indexed", "auto")
@@ -29,6 +30,8 @@ a module of its own and learnt positions (opt). A further type is made of these,
 """
 MIXTURES = FAMILIES["experts"].model_types
 """Types of model with experts, which `tests/test_experts.py` runs."""
+METHODS = tuple(name for name, kind in REGISTERED.items() if kind.places is Method.places)
+"""Methods that leave out neurons of feed-forward networks; `tests/test_teal.py` runs the one that leaves out inputs."""
 FURTHER_TYPES = tuple(
     name for family in FAMILIES.values() for name in family.model_types if name not in (*MODEL_TYPES, *MIXTURES)
 )
@@ -420,6 +423,8 @@ def page() -> str:
                 for names in _further()
             ],
         ),
+        "`teal` leaves out inputs of linears, in `masked` execution only (`tests/test_teal.py`), on models without "
+        "experts.",
         "Mixtures of experts, in `masked` execution only, each expert with a set of its own from the tokens that reach "
         f"it (`tests/test_experts.py`): {', '.join(f'`{name}`' for name in MIXTURES)}. "
         "`int8` and `teal` refuse them.",

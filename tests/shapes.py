@@ -104,9 +104,9 @@ def watched() -> Iterator[list[Forward]]:
     seen: dict[int, Tensor] = {}
     layer, step, end = SparsityCounter.layer, SparsityCounter.step, Attachment.end
 
-    def count_layer(counter: SparsityCounter, number: int, kept: Tensor) -> None:
+    def count_layer(counter: SparsityCounter, number: int, kept: Tensor, tokens: Tensor | None = None) -> None:
         seen[number] = kept.clone()
-        layer(counter, number, kept)
+        layer(counter, number, kept, tokens)
 
     def count_step(counter: SparsityCounter, call: Any, kept: Selection) -> None:
         seen.update(enumerate(kept))

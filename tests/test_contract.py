@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 import tda
 from tda.engine.attachment import Attachment
 from tda.kernels.native import library
-from tda.methods import METHODS
 
 EXPECTED: dict[str, Any] = {"refused": ValueError, "warned": UserWarning}
 
@@ -55,7 +54,7 @@ def test_the_design_holds_every_pair_and_claims_everything() -> None:
     assert held == {pair for case in contract.claimed() for pair in contract.parts(case)}
     assert tuple(tiny.names()) == contract.MODELS
     assert set(contract.SHAPES) == set(shapes.RUN)
-    assert {case.method for case in contract.claimed()} == set(METHODS)
+    assert {case.method for case in contract.claimed()} == set(contract.METHODS)
     assert set(contract.WEIGHTS) == set(WEIGHTS)
     for axis, values in (("execution", contract.EXECUTIONS), ("dtype", contract.DTYPES), ("model", contract.MODELS)):
         assert {getattr(case, axis) for case in contract.claimed()} == set(values)
@@ -67,7 +66,7 @@ def test_the_page_is_what_is_claimed() -> None:
     assert contract.PAGE.read_text(encoding="utf-8") == contract.page(), "stale: run `python -m tests.contract`"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if contract.needs_kernels(name, "indexed")])
+@pytest.mark.parametrize("name", [name for name in contract.METHODS if contract.needs_kernels(name, "indexed")])
 def test_indexed_is_refused_in_float16(name: str) -> None:
     model, method = shapes.model_of("llama", "float16"), contract.built(name)
     with (
@@ -80,14 +79,14 @@ def test_indexed_is_refused_in_float16(name: str) -> None:
 # The comparison can fail.
 
 
-def dense_arithmetic(run: Attachment, layer: int, z: Tensor, a: Tensor) -> None:
+def dense_arithmetic(run: Attachment, layer: int, z: Tensor, a: Tensor, tokens: None) -> None:
     """Masked execution that leaves nothing out, and says that it did."""
-    OWN["mask"](run, layer, z, a)
+    OWN["mask"](run, layer, z, a, tokens)
 
 
-def one_more(run: Attachment, layer: int, z: Tensor, a: Tensor) -> Tensor | None:
+def one_more(run: Attachment, layer: int, z: Tensor, a: Tensor, tokens: None) -> Tensor | None:
     """Masked execution that leaves out a neuron more than was selected."""
-    masked: Tensor | None = OWN["mask"](run, layer, z, a)
+    masked: Tensor | None = OWN["mask"](run, layer, z, a, tokens)
     if masked is not None:
         masked = masked.clone()
         masked.view(-1, masked.shape[-1])[:, masked.abs().reshape(-1, masked.shape[-1]).sum(0).argmax()] = 0
@@ -113,7 +112,9 @@ def test_sets_of_other_tokens_would_not_pass(shape: str, monkeypatch: pytest.Mon
     """A statistic that leaves out the prompt's last tokens: every dtype tells it."""
     own = Attachment.collect
     monkeypatch.setattr(
-        Attachment, "collect", lambda run, layer, a: own(run, layer, torch.zeros_like(a) + a[..., :1, :])
+        Attachment,
+        "collect",
+        lambda run, layer, a, tokens: own(run, layer, torch.zeros_like(a) + a[..., :1, :], tokens),
     )
     for dtype in contract.DTYPES:
         with pytest.raises(AssertionError):
