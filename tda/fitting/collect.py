@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -264,65 +264,60 @@ class PromptCollector(CutCollector):
         return [self.histograms[layer].get(length, Histogram()) for length in self.lengths()]
 
 
-class PriorCollector(Collector):
-    """Mean square of a relative statistic over calibration tokens.
+class SumCollector(Collector):
+    """Means over calibration text of what a relative statistic tells of each neuron.
 
     Parameters
     ----------
     new_statistic : callable
         Makes the statistic of an FFN: Σ_t c_tj², c relative.
     layers : int
-        Layers of the model.
+        Networks of the model.
     """
+
+    field: ClassVar[str]
+    """Of `tda.Thresholds`, that is found."""
 
     def __init__(self, new_statistic: Callable[[FFN], Statistic], layers: int) -> None:
         self._new_statistic = new_statistic
         self.sums: list[Tensor | None] = [None] * layers
-        self.tokens = [0] * layers
+        self.counts = [0] * layers
+
+    @abstractmethod
+    def _part(self, sums: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        """What rows add, [F], and how many times it counts; of sums [B, F] and their tokens [B]."""
 
     def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
-        """Add the batch's tokens."""
-        statistic = self._new_statistic(ffn)
-        statistic.add(a, batch.mask)
-        squares = self._checked(ffn, statistic.value().double().sum(0))
-        held = self.sums[ffn.index]
-        self.sums[ffn.index] = squares if held is None else held + squares
-        self.tokens[ffn.index] += int(statistic.tokens.sum())
-
-    def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
-        """Prior of each network's neurons, in the precision that it is used in; 0 where no token came."""
-        return {"prior": _means(ffns, self.sums, self.tokens)}
-
-
-class MeanCollector(Collector):
-    """Relative statistic s_j/√T, mean over prompts.
-
-    Parameters
-    ----------
-    new_statistic : callable
-        Makes the statistic of an FFN: Σ_t c_tj², c relative.
-    layers : int
-        Layers of the model.
-    """
-
-    def __init__(self, new_statistic: Callable[[FFN], Statistic], layers: int) -> None:
-        self._new_statistic = new_statistic
-        self.sums: list[Tensor | None] = [None] * layers
-        self.prompts = [0] * layers
-
-    def observe(self, ffn: FFN, a: Tensor, x: Tensor, batch: Batch) -> None:
-        """Add the batch's prompts, of an expert those that reach it."""
+        """Add the batch's rows, of an expert those that reach it."""
         statistic = self._new_statistic(ffn)
         statistic.add(a, batch.mask)
         here = statistic.tokens > 0
-        s = (statistic.value()[here] / statistic.tokens[here].unsqueeze(1)).sqrt().sum(0)
-        held, s = self.sums[ffn.index], self._checked(ffn, s)
-        self.sums[ffn.index] = s if held is None else held + s
-        self.prompts[ffn.index] += int(here.sum())
+        part, count = self._part(statistic.value()[here], statistic.tokens[here])
+        part, held = self._checked(ffn, part), self.sums[ffn.index]
+        self.sums[ffn.index] = part if held is None else held + part
+        self.counts[ffn.index] += count
 
     def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
-        """Scores of each network's neurons; 0 where no prompt came."""
-        return {"scores": _means(ffns, self.sums, self.prompts)}
+        """Means of each network's neurons; 0 where nothing came."""
+        return {self.field: _means(ffns, self.sums, self.counts)}
+
+
+class PriorCollector(SumCollector):
+    """Mean square of a relative statistic over tokens."""
+
+    field = "prior"
+
+    def _part(self, sums: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        return sums.double().sum(0), int(tokens.sum())
+
+
+class MeanCollector(SumCollector):
+    """Relative statistic s_j/√T, mean over prompts."""
+
+    field = "scores"
+
+    def _part(self, sums: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        return (sums / tokens.unsqueeze(1)).sqrt().sum(0), len(tokens)
 
 
 def _means(ffns: Sequence[FFN], sums: Sequence[Tensor | None], counts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
