@@ -84,7 +84,7 @@ def launch_all(case: Layer) -> None:
 
     x = torch.zeros(1, case.D, dtype=case.dtype)
     gate = linear(case.D, case.F) if case.gated else None
-    layer = FFN(0, gate, linear(case.D, case.F), linear(case.F, case.D), case.act, None)
+    layer = FFN(0, gate, linear(case.D, case.F), linear(case.F, case.D), case.act, None, 0)
     listed = ffn.ListedFFN(layer)
     listed.load(torch.ones(1, case.F, dtype=torch.bool))
     listed(x)

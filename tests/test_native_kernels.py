@@ -433,7 +433,7 @@ class Tripled(nn.RMSNorm):
 
 def an_ffn(act: nn.Module | None = None, dtype: torch.dtype = torch.float32, D: int = 24, F: int = 53) -> FFN:
     gate, up, down = (Linear(one.to(dtype)) for one in (nn.Linear(D, F), nn.Linear(D, F), nn.Linear(F, D)))
-    return FFN(0, gate, up, down, nn.SiLU() if act is None else act, None)
+    return FFN(0, gate, up, down, nn.SiLU() if act is None else act, None, 0)
 
 
 class TestDescriptions:

@@ -60,7 +60,7 @@ def build_ffn(F: int, D: int, act: str, *, gated: bool, bias: bool, dtype: torch
     gate, up, down = (None if linear is None else Linear(linear) for linear in made)
     assert up is not None
     assert down is not None
-    return FFN(0, gate, up, down, ACTIVATIONS[act], None)
+    return FFN(0, gate, up, down, ACTIVATIONS[act], None, 0)
 
 
 def expected(layer: FFN, x: Tensor, kept: Tensor) -> Tensor:
