@@ -256,7 +256,17 @@ class Method(ABC):
             thresholds.check_method(self.calibrated)
         fitted = copy.copy(self)
         object.__setattr__(fitted, "_thresholds", thresholds)
+        object.__setattr__(fitted, "_numbers", {})
         return fitted
+
+    def numbers(self, field: Literal["scores", "prior"], ffn: FFN, device: torch.device) -> Tensor:
+        """What it was fitted with for a network's neurons, on a device from the first use on: float32 [F]."""
+        thresholds, place = self.fitted, (field, ffn.index, device)
+        found: dict[Any, Tensor] = self.__dict__["_numbers"]
+        if place not in found:
+            with torch.inference_mode(False):
+                found[place] = torch.tensor(getattr(thresholds, field)[ffn.index], device=device)
+        return found[place]
 
     def fit(self, model: nn.Module, data: Iterable[Any], tokenizer: Any = None) -> Self:
         """Fit the method on calibration text.
@@ -416,7 +426,7 @@ class PriorMethod(PromptMethod):
         """Sums of squares [B, F] and their tokens [B], the prior among them."""
         if not self.prior_tokens:
             return statistic.value(), statistic.tokens
-        prior = torch.tensor(self.fitted.prior[ffn.index], device=statistic.tokens.device)
+        prior = self.numbers("prior", ffn, statistic.tokens.device)
         return statistic.value() + self.prior_tokens * prior, statistic.tokens + self.prior_tokens
 
 

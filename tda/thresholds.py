@@ -131,10 +131,6 @@ class Thresholds(Frozen):
         share = min(max((math.log2(max(tokens, 1)) - low) / (high - low), 0.0), 1.0)
         return cuts[right - 1] + share * (cuts[right] - cuts[right - 1])
 
-    def layer_scores(self, layer: int) -> tuple[float, ...]:
-        """Calibrated scores of a layer's neurons: F floats."""
-        return self.scores[layer]
-
     def check_method(self, calibrated: dict[str, Any]) -> None:
         """Raise ValueError if these thresholds were made for another method or other options."""
         if self.method != calibrated:

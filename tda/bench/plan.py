@@ -106,9 +106,7 @@ class Plan:
     """
 
     subjects: tuple[Subject, ...]
-    methods: tuple[MethodSpec | Method | str, ...] = field(
-        default_factory=lambda: tuple(name for name, kind in METHODS.items() if kind.in_presets)
-    )
+    methods: tuple[MethodSpec | Method | str, ...] = field(default_factory=unasked)
     sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
     speed_methods: tuple[str, ...] = MISSION
     rounds: int = 7

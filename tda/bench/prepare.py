@@ -222,7 +222,7 @@ class _Calibration:
     folder: Path | None
     profile: Profile | None
     deadline: Deadline
-    _cut: dict[Window, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
+    _cut: dict[Window, tuple[list[dict[str, torch.Tensor]], str]] = field(default_factory=dict)
 
     def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
         needed = {_name(method): method for method in methods if method.needs_fit}
@@ -233,10 +233,12 @@ class _Calibration:
         say(f"calibrating {', '.join(sorted({needed[name].name for name in missing}))} for {self.subject.model}")
         for window in get_args(Window):
             names = [name for name in missing if needed[name].window == window]
+            if not names:
+                continue
             made = calibrate_all(
                 self.prepared.model,
                 [needed[name] for name in names],
-                self.deadline.each(self._batches(window)),
+                self.deadline.each(self._text(window)[0]),
                 layer_sparsity=[self._shares(needed[name]) for name in names],
                 progress=False,
             )
@@ -252,8 +254,7 @@ class _Calibration:
             return None
         if method.thresholds is not None:
             return digest_of(method.thresholds.model_dump(mode="json", exclude={"versions"}))
-        rows = (row for batch in self._batches(method.window) for row in batch["input_ids"])
-        return digest_of([_tokens_digest(rows), self._shares(method)])
+        return digest_of([self._text(method.window)[1], self._shares(method)])
 
     def _path(self, name: str, method: Method) -> Path:
         """Where thresholds are kept that follow from equal text, weights and code."""
@@ -286,15 +287,16 @@ class _Calibration:
         positions = context_length(text_config(self.prepared.model))
         return length if positions is None else min(length, positions)
 
-    def _batches(self, window: Window) -> list[dict[str, torch.Tensor]]:
-        """Calibration text as tokens; where no document is as long as a request, of prompts."""
+    def _text(self, window: Window) -> tuple[list[dict[str, torch.Tensor]], str]:
+        """Calibration text as tokens, and their hash; where no document is as long as a request, of prompts."""
         if window not in self._cut:
             try:
-                self._cut[window] = self._documents(self._length(window))
+                batches = self._documents(self._length(window))
+                self._cut[window] = batches, _tokens_digest(row for batch in batches for row in batch["input_ids"])
             except ValueError:
                 if window == "prompt":
                     raise
-                self._cut[window] = self._batches("prompt")
+                self._cut[window] = self._text("prompt")
         return self._cut[window]
 
     def _documents(self, length: int) -> list[dict[str, torch.Tensor]]:

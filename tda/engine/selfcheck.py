@@ -2,6 +2,7 @@
 
 import sys
 import weakref
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -153,24 +154,20 @@ def _compare_steps(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str |
     return None
 
 
-def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> list[Any]:
+def _record(ffn: FFN, seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> Iterator[Handle]:
     """Note a layer's FFN input x, its z and its output y as they pass."""
     parts: dict[str, Tensor] = {}
 
-    def entering(module: nn.Module, args: tuple[Any, ...]) -> None:
-        parts["x"] = args[0].detach()
-
-    def activated(module: nn.Module, args: tuple[Any, ...]) -> None:
-        parts["z"] = args[0].detach()
+    def see(passing: Mapping[str, Tensor], tokens: Tensor | None) -> None:
+        parts.update(passing)
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[ffn.index] = (parts["x"], parts["z"], output.detach().clone())  # some models add to it in place
+        if "z" in parts:
+            x, z, y = (value.detach() for value in (parts["x"], parts["z"], output))
+            seen[ffn.index] = x, z, y.clone()  # some models add to it in place
 
-    return [
-        (ffn.block or ffn.up.module).register_forward_pre_hook(entering),
-        ffn.down.module.register_forward_pre_hook(activated),
-        (ffn.block or ffn.down.module).register_forward_hook(leaving),
-    ]
+    yield from ffn.watch(see, inputs=True)
+    yield (ffn.block or ffn.down.module).register_forward_hook(leaving)
 
 
 def _record_experts(experts: Experts, number: int, calls: dict[int, tuple[tuple[Tensor, ...], Tensor]]) -> Handle:

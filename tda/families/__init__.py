@@ -78,7 +78,7 @@ def find_ffns(model: nn.Module) -> list[FFN]:
     """
     family = family_of(model)
     found: list[FFN] = []
-    for number, layer in enumerate(_resolve(model, family.layers, family)):
+    for number, layer in enumerate(layers_of(model)):
         if family.experts is None:
             found.append(_ffn(layer, number, family))
         else:
@@ -100,9 +100,6 @@ def find_inputs(model: nn.Module) -> list[LinearInput]:
     ValueError
         If the family is unknown, or a linear does not just multiply by a weight that can be read where it lies.
     """
-    family = family_of(model)
-    if family.experts is not None:
-        raise ValueError("inputs of experts are not known yet; this method needs a model without experts")
     found: list[LinearInput] = []
     for number, layer in enumerate(layers_of(model)):
         for path, module in layer.named_modules():

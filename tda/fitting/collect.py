@@ -169,11 +169,13 @@ class TokenCollector(CutCollector):
         """Count the importance of all tokens but each row's first, which is never decoded."""
         decodable = batch.mask & (batch.positions > 0)
         self.histograms[ffn.index].add(self._checked(ffn, self._importance(ffn, a[decodable])))
+        held = self.samples[ffn.index]
         for row in range(len(a)):
+            if len(held) == SAMPLE_PROMPTS:
+                break
             columns = self._sampled(batch, row)
-            if len(self.samples[ffn.index]) < SAMPLE_PROMPTS and len(columns):
-                scores = self._importance(ffn, a[row, columns])
-                self.samples[ffn.index].append(Sample(x[row, columns].clone(), scores))
+            if len(columns):
+                held.append(Sample(x[row, columns].clone(), self._importance(ffn, a[row, columns])))
 
     def lengths(self) -> list[int]:
         """None: each token is cut alone."""
@@ -298,8 +300,11 @@ class SumCollector(Collector):
         self.counts[ffn.index] += count
 
     def found(self, ffns: Sequence[FFN], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
-        """Means of each network's neurons; 0 where nothing came."""
-        return {self.field: _means(ffns, self.sums, self.counts)}
+        """Means of each network's neurons, in float32; 0 where nothing came."""
+        means = []
+        for ffn, total, count in zip(ffns, self.sums, self.counts, strict=True):
+            means.append((0.0,) * ffn.F if total is None or not count else tuple((total / count).float().tolist()))
+        return {self.field: tuple(means)}
 
 
 class PriorCollector(SumCollector):
@@ -318,11 +323,3 @@ class MeanCollector(SumCollector):
 
     def _part(self, sums: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
         return (sums / tokens.unsqueeze(1)).sqrt().sum(0), len(tokens)
-
-
-def _means(ffns: Sequence[FFN], sums: Sequence[Tensor | None], counts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-    """Means of each network's neurons, in float32; zeros where nothing was summed."""
-    found = []
-    for ffn, total, count in zip(ffns, sums, counts, strict=True):
-        found.append((0.0,) * ffn.F if total is None or not count else tuple((total / count).float().tolist()))
-    return tuple(found)

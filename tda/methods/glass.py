@@ -65,7 +65,7 @@ class GLASS(PromptMethod):
         """Joined ranks: float64 [B, F]."""
         assert statistic is not None
         own = statistic.value()
-        prior = torch.tensor([self.fitted.layer_scores(ffn.index)], device=own.device)
+        prior = self.numbers("scores", ffn, own.device).unsqueeze(0)
         ranked = ranks(own)
         return self.weight * ranked + (1 - self.weight) * ranks(prior) + TIE * ranked
 

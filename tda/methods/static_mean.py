@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from tda.contracts import Prompt, PromptMethod, Scope, Window
@@ -33,7 +32,7 @@ class StaticMean(PromptMethod):
 
     def scores(self, ffn: FFN, statistic: Statistic | None, prompt: Prompt) -> Tensor:
         """Averaged statistic from the artifact: [1, F]."""
-        return torch.tensor([self.fitted.layer_scores(ffn.index)], device=prompt.tokens.device)
+        return self.numbers("scores", ffn, prompt.tokens.device).unsqueeze(0)
 
     def collector(self, layers: int) -> Collector | None:
         """Mean over prompts of Griffin's statistic."""

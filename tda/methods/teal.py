@@ -49,6 +49,13 @@ class TEAL(TokenMethod):
         if not 0 < check_number("step", self.step) <= 1:
             raise ValueError(f"step is a share of a linear's weights, 0 < step <= 1; got {self.step}")
 
+    def check(self, ffn: FFN) -> None:
+        """Raise ValueError if this method is not defined for such an FFN."""
+        if ffn.experts is not None:
+            raise ValueError(
+                f"inputs of experts are not known to method {self.name!r} yet; it needs a model without experts"
+            )
+
     def places(self, model: nn.Module, ffns: Sequence[FFN]) -> Sequence[Place]:
         """The inputs of every linear."""
         return find_inputs(model)

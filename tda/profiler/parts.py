@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from tda.as_built import is_linear
-from tda.families import family_of, find_ffns
+from tda.families import family_of, find_ffns, layers_of
 from tda.spans import span
 
 FFN_PARTS = ("gate", "up", "gate_up", "gate_up_down", "down", "ffn")
@@ -53,9 +53,9 @@ def _roles(model: Any) -> dict[int, str]:
             continue
         for name, linear in ffn.named_linears():
             roles[id(linear.module)] = name if linear.is_module else "gate_up"
-    family = family_of(model)
-    for layer in model.get_submodule(family.layers):
-        roles |= {id(layer): "layer", id(layer.get_submodule(family.attention)): "attention"}
+    attention = family_of(model).attention
+    for layer in layers_of(model):
+        roles |= {id(layer): "layer", id(layer.get_submodule(attention)): "attention"}
     head = model.get_output_embeddings()
     return roles | ({id(head): "head"} if head is not None else {})
 

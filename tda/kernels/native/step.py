@@ -88,7 +88,7 @@ class Step:
     def problem(
         self, cache: Any, rows: int, position: Tensor | None = None, mask: Tensor | None = None, tokens: int = 0
     ) -> str | None:
-        """Why a step cannot run; None if it can. See `tda.engine.backends.base.DecodeStep`."""
+        """Why a step cannot run; None if it can. See `tda.engine.backends.decoding.DecodeStep`."""
         if rows != 1:
             return "more than one row"
         found = KeyValues.problem(cache, self.dtype, len(self._layers))
