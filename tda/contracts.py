@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tda.cases import MethodSpec
-from tda.fitting.allocate import ErrorCurve, at_level, equal_error
+from tda.fitting.allocate import at_level, equal_error
 from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation, Execution
 from tda.results import write_whole
@@ -202,8 +202,8 @@ class Method(ABC):
         """What the next pass over calibration text is to fill; None where the method lacks nothing any more."""
         return None
 
-    def shares(self, curves: Sequence[ErrorCurve]) -> Sequence[float]:
-        """Share that each layer is to leave out, by the layers' error curves: the same for each."""
+    def shares(self, curves: Sequence[Any]) -> Sequence[float]:
+        """Share that each layer is to leave out, by the error curves that its collector found: the same for each."""
         assert self.sparsity is not None
         return [self.sparsity] * len(curves)
 
@@ -577,7 +577,7 @@ class ErrorControlled(Method):
                 f"cett is one error level for all layers; it needs allocation 'equal_error', got {self.allocation!r}"
             )
 
-    def shares(self, curves: Sequence[ErrorCurve]) -> Sequence[float]:
+    def shares(self, curves: Sequence[Any]) -> Sequence[float]:
         """The same for each layer, or what one error level for all of them gives."""
         if self.cett is not None:
             return at_level(curves, self.cett)

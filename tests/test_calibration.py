@@ -252,7 +252,11 @@ def test_padding_and_batching_do_not_matter(method: Method) -> None:
 
 
 def test_one_pass_for_several_methods_gives_what_each_gives_alone() -> None:
-    methods = [*CALIBRATED, tda.TDA(sparsity=0.25), tda.TDA(statistic="l2"), tda.TDA(source="gate"), tda.TT(cett=0.2)]
+    """Methods that differ in their target share what they collect."""
+    needy = [kind for kind in METHODS.values() if kind().needs_fit]
+    methods: list[Method] = [kind(sparsity=sparsity) for sparsity in (0.25, 0.5) for kind in needy]
+    methods += [tda.TEAL(allocation="uniform"), tda.TEAL(step=0.5), tda.TT(allocation="equal_error"), tda.TT(cett=0.2)]
+    methods += [tda.TDA(statistic="l2"), tda.TDA(source="gate"), tda.TDA(prior_tokens=16)]
     together = calibrate_all(tiny.model("llama"), methods, batches(), progress=False)
     for method, found in zip(methods, together, strict=True):
         assert found == calibrate("llama", method)

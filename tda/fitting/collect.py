@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tda.finite import NotFiniteError, not_finite
-from tda.fitting.allocate import ErrorCurve, Sample, error_curve
+from tda.fitting.allocate import Sample, error_curve
 from tda.fitting.histogram import Histogram
 from tda.view import FFN, Place, Statistic
 
@@ -17,8 +17,8 @@ SAMPLE_PROMPTS = 32
 SAMPLE_TOKENS = 8
 """Tokens kept of each sampled prompt: FFN inputs [D], never activations [F]."""
 
-Shares = Callable[[Sequence[ErrorCurve]], Sequence[float]]
-"""Share that each layer is to leave out, by the layers' error curves."""
+Shares = Callable[[Sequence[Any]], Sequence[float]]
+"""Share that each place is to leave out, by the error curves that its collector found."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -72,7 +72,33 @@ class TEAL(TokenMethod):
         """Magnitudes of every linear's inputs, and what some documents give each block."""
         if self.thresholds:
             return None
-        return InputCollector(layers, self.sparsity or 0.0, None if self.allocation == "uniform" else self.step)
+        return InputCollector(layers)
+
+    def shares(self, curves: Sequence["Block"]) -> list[float]:
+        """Shares of every linear, block by block."""
+        target = self.sparsity or 0.0
+        if self.allocation == "uniform":
+            return [target for block in curves for _ in block.sizes]
+        return [share for block in curves for share in greedy(block, target, self.step)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What leaving inputs out of a block's linears does to its output.
+
+    Attributes
+    ----------
+    sizes : sequence of int
+        Weights of each linear.
+    unit : int
+        Weights of a linear of D x D.
+    error : callable
+        Error of the block's output at shares of the linears' inputs.
+    """
+
+    sizes: Sequence[int]
+    unit: int
+    error: Callable[[Sequence[float]], float]
 
 
 class InputCollector(Collector):
@@ -82,18 +108,13 @@ class InputCollector(Collector):
     ----------
     linears : int
         Linears of the model.
-    target : float
-        Share of a block's weights to leave out.
-    step : float or None
-        Step of the greedy search; None is the same share for each linear.
     """
 
-    def __init__(self, linears: int, target: float, step: float | None) -> None:
+    sees_blocks = True
+
+    def __init__(self, linears: int) -> None:
         self.histograms = [Histogram() for _ in range(linears)]
         self._calls: dict[int, Call] = {}
-        self._target = target
-        self._step = step
-        self.sees_blocks = step is not None
 
     def observe(self, place: Place, a: Tensor, x: Tensor, batch: Batch) -> None:
         """Count the inputs of all tokens but each row's first, which is never decoded."""
@@ -106,7 +127,7 @@ class InputCollector(Collector):
 
     def found(self, places: Sequence[Place], shares: Shares, given: Sequence[float] | None) -> dict[str, Any]:
         """A threshold for each linear."""
-        targets = list(self._shares(places) if given is None else given)
+        targets = list(shares(self._blocks(places)) if given is None else given)
         cuts = [histogram.quantile(share) for histogram, share in zip(self.histograms, targets, strict=True)]
         return {
             "cuts": tuple((cut,) for cut in cuts),
@@ -114,57 +135,59 @@ class InputCollector(Collector):
             "achieved_sparsity": tuple(h.share_below(cut) for h, cut in zip(self.histograms, cuts, strict=True)),
         }
 
-    def _shares(self, places: Sequence[Place]) -> list[float]:
-        if self._step is None:
-            return [self._target] * len(places)
+    def _blocks(self, places: Sequence[Place]) -> list[Block]:
         found = []
         for layer in sorted({place.layer for place in places}):
             own = [place for place in places if place.layer == layer]
-            call, histograms = self._calls[layer], [self.histograms[place.index] for place in own]
-            dense = call()
-
-            error = partial(_error, own, histograms, call, dense)
-            found += greedy([place.size for place in own], own[0].F ** 2, self._target, self._step, error)
+            histograms = [self.histograms[place.index] for place in own]
+            error = Error(own, histograms, self._calls[layer])
+            found.append(Block([place.size for place in own], own[0].F ** 2, error))
         return found
 
 
-def _error(
-    places: Sequence[Place], histograms: Sequence[Histogram], call: Call, dense: Tensor, shares: Sequence[float]
-) -> float:
+class Error:
     """Error of a block's output where each linear leaves out a share of its inputs."""
-    with ExitStack() as masks:
-        for place, histogram, share in zip(places, histograms, shares, strict=True):
-            for handle in place.watch(partial(_cut, histogram.quantile(share))):
-                masks.callback(handle.remove)
-        return call.distance(call(), dense)
+
+    def __init__(self, places: Sequence[Place], histograms: Sequence[Histogram], call: Call) -> None:
+        self._places = places
+        self._histograms = histograms
+        self._call = call
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        return self._call()
+
+    def __call__(self, shares: Sequence[float]) -> float:
+        """L2 distance to the dense output, by token."""
+        dense = self._dense
+        with ExitStack() as masks:
+            for place, histogram, share in zip(self._places, self._histograms, shares, strict=True):
+                for handle in place.watch(partial(_cut, histogram.quantile(share))):
+                    masks.callback(handle.remove)
+            return self._call.distance(self._call(), dense)
 
 
 def _cut(cut: float, passing: Mapping[str, Tensor], tokens: Tensor | None) -> Tensor:
     return passing["z"].masked_fill(passing["z"].abs() <= cut, 0)
 
 
-def greedy(
-    sizes: Sequence[int], unit: int, target: float, step: float, error: Callable[[Sequence[float]], float]
-) -> list[float]:
+def greedy(block: Block, target: float, step: float) -> list[float]:
     """Shares of a block's linears, found step by step: each goes to the linear that makes the block's error least.
 
     Parameters
     ----------
-    sizes : sequence of int
-        Weights of each linear.
-    unit : int
-        Weights of a linear of D x D; a step is as many weights as `step` of them.
+    block : Block
+        The block.
     target : float
         Share of all weights to leave out.
     step : float
-        Share of the unit.
-    error : callable
-        Error of the block's output at shares of the linears.
+        Share of the unit: a step is as many weights.
     """
+    sizes, whole = block.sizes, sum(block.sizes)
     shares = [0.0] * len(sizes)
-    grown = [min(step * unit / size, 1.0) for size in sizes]
+    grown = [min(step * block.unit / size, 1.0) for size in sizes]
     while True:
-        reached = sum(share * size for share, size in zip(shares, sizes, strict=True)) / sum(sizes)
+        reached = sum(share * size for share, size in zip(shares, sizes, strict=True)) / whole
         if reached >= target:
             return shares
         tries = {
@@ -172,7 +195,7 @@ def greedy(
             for place, share in enumerate(shares)
             if share < 1
         }
-        left = (target - reached) * sum(sizes)
+        left = (target - reached) * whole
         for place, tried in tries.items():  # the last step goes as far as is asked, and no farther
             tried[place] = min(tried[place], shares[place] + left / sizes[place])
-        shares = min(tries.values(), key=error)
+        shares = min(tries.values(), key=block.error)
