@@ -12,9 +12,9 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from tda.cases import MethodSpec
 from tda.fitting.allocate import at_level, equal_error
 from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation, Execution
+from tda.quantizers import QUANTIZERS, Quantizer
 from tda.results import write_whole
 from tda.thresholds import Thresholds
-from tda.view import FFN, Place, Source, Statistic
+from tda.view import FFN, Place, Projection, Site, Source, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
@@ -34,9 +35,9 @@ Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
 
 It says whether it could."""
 Scope = Literal["model", "prompt", "token"]
-Kind = Literal["dense", "weights", "prompt", "token", "threshold"]
-"""What a method does in decode: nothing; read weights in few bits; keep sets fixed before; keep sets of each token, by
-any rule or by a cut, which kernels know."""
+Kind = Literal["dense", "prompt", "token", "threshold"]
+"""What a method does in decode: leave nothing out; keep sets fixed before; keep sets of each token, by any rule or by a
+cut, which kernels know."""
 Rows = Literal["per_row", "shared"]
 Window = Literal["prompt", "request"]
 
@@ -60,15 +61,6 @@ class Prompt:
     def rows(self) -> int:
         """Batch rows."""
         return len(self.tokens)
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Which projections a decode step reads for kept neurons only; the others it reads whole."""
-
-    gate: bool
-    up: bool
-    down: bool
 
 
 def check_sparsity(sparsity: object) -> float:
@@ -120,6 +112,12 @@ def keep_top(scores: Tensor, count: int) -> Tensor:
     return above | (level & (level.cumsum(-1) <= room))
 
 
+def check_quantization(name: object) -> None:
+    """Raise ValueError if a name is that of no quantizer of weights; None is none."""
+    if name is not None:
+        check_choice("quantization", name, tuple(QUANTIZERS))
+
+
 def check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:
     """Raise ValueError unless value is one of the accepted ones."""
     if value not in accepted:
@@ -134,38 +132,46 @@ class Method(ABC):
     ----------
     name : str
         Its registered name.
-    kind : {"dense", "weights", "prompt", "token", "threshold"}
+    kind : {"dense", "prompt", "token", "threshold"}
         What it does in decode.
     scope : {"model", "prompt", "token"}
         How often it chooses: once, once per prompt, or for every decode token.
-    reads : Reads
-        Which projections a kernel needs to read for kept neurons only.
+    skips : tuple of {"gate", "up", "down"}
+        Projections of a feed-forward network that a decode step needs to read for kept neurons only.
     fast : bool
         Whether any execution really skips what it leaves out. Where not, it has a quality and no speed.
     not_calibrated : frozenset of str
-        Fields that what it is fitted with does not depend on.
+        Fields that what it is fitted with does not depend on, beside `quantization`.
+    unsaid : frozenset of str
+        Options that a spec leaves out where they are not given.
     window : {"prompt", "request"}
         What a document of its calibration text is as long as: a prompt, or a prompt and its answer.
     in_presets : bool
         Whether presets measure it unasked.
     instead_of_sparsity : str or None
         A field that may be given in place of a sparsity.
+    quantization : str or None
+        Quantizer of the model's weights, prompt and decode alike, by its name ("int8"); None is none. Thresholds are
+        those of the model as it is.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind] = "dense"
     scope: ClassVar[Scope]
-    reads: ClassVar[Reads] = Reads(gate=True, up=True, down=True)
+    skips: ClassVar[tuple[Projection, ...]] = ("gate", "up", "down")
     fast: ClassVar[bool] = True
     not_calibrated: ClassVar[frozenset[str]] = frozenset({"rows", "min_keep", "max_keep"})
+    unsaid: ClassVar[frozenset[str]] = frozenset({"quantization", "prior_tokens"})
     window: ClassVar[Window] = "prompt"
     in_presets: ClassVar[bool] = True
     instead_of_sparsity: ClassVar[str | None] = None
 
     sparsity: float | None = 0.5
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
+        check_quantization(self.quantization)
 
     @property
     def activation(self) -> Source:
@@ -179,9 +185,10 @@ class Method(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """All fields but the sparsity, by name."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if name != "sparsity"}
+        """What may be chosen of it but the sparsity, by name; what is unsaid is left out where it is not given."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        fields.pop("sparsity", None)
+        return {name: value for name, value in fields.items() if value or name not in self.unsaid}
 
     @property
     def spec(self) -> MethodSpec:
@@ -194,7 +201,8 @@ class Method(ABC):
     def calibrated(self) -> dict[str, Any]:
         """What its thresholds depend on: name, and the fields that matter to calibration."""
         fields = {"sparsity": self.sparsity, **self.options}
-        return {"name": self.name, **{k: v for k, v in fields.items() if k not in self.not_calibrated}}
+        without = self.not_calibrated | {"quantization"}
+        return {"name": self.name, **{name: value for name, value in fields.items() if name not in without}}
 
     # Fitting.
 
@@ -330,6 +338,15 @@ class Method(ABC):
         """Where in a model it leaves something out: the neurons of its feed-forward networks."""
         return ffns
 
+    def sites(self, place: Place) -> tuple[Site, ...]:
+        """Where the kept set of a place lies: the axes of linears of which a decode step needs to read no more."""
+        return tuple(site for site in place.sites if site.projection in self.skips)
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """What the model's linears compute with in place of their own weights; None is nothing."""
+        return None if self.quantization is None else QUANTIZERS[self.quantization]
+
     def check(self, ffn: FFN) -> None:
         """Raise ValueError if this method is not defined for such an FFN."""
         if ffn.gate is None and self.activation != "z":
@@ -403,11 +420,6 @@ class PriorMethod(PromptMethod):
             raise ValueError(f"prior_tokens is a count of tokens, 0 or more; got {self.prior_tokens}")
 
     @property
-    def options(self) -> dict[str, Any]:
-        """All fields but the sparsity; without a prior, those of the method as published."""
-        return {name: value for name, value in super().options.items() if name != "prior_tokens" or value}
-
-    @property
     def window(self) -> Window:  # type: ignore[override]
         """A prior is of whole requests."""
         return "request" if self.prior_tokens else "prompt"
@@ -428,60 +440,6 @@ class PriorMethod(PromptMethod):
             return statistic.value(), statistic.tokens
         prior = self.numbers("prior", ffn, statistic.tokens.device)
         return statistic.value() + self.prior_tokens * prior, statistic.tokens + self.prior_tokens
-
-
-class Rounded(NamedTuple):
-    """Weights in few bits.
-
-    Attributes
-    ----------
-    values : Tensor
-        int8 [N, K].
-    scale : Tensor
-        Factor of each row: float32 [N].
-    """
-
-    values: Tensor
-    scale: Tensor
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weights that they stand for: [N, K]."""
-        return (self.values * self.scale.unsqueeze(1)).to(dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightMethod(Method):
-    """A method that leaves no neuron out, and reads the weights of linears in fewer bits."""
-
-    kind: ClassVar[Kind] = "weights"
-    scope: ClassVar[Scope] = "model"
-    reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
-
-    sparsity: float | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        """There is no sparsity to check."""
-
-    def check(self, ffn: FFN) -> None:
-        """Raise ValueError if this method is not defined for such an FFN."""
-        if ffn.experts is not None:
-            raise ValueError(
-                f"method {self.name!r} rounds linears, and the weights of this model's experts lie together in one "
-                "tensor; it needs a model without experts"
-            )
-
-    @abstractmethod
-    def round(self, weight: Tensor) -> Rounded:
-        """Round weights [N, K]."""
-
-    @abstractmethod
-    def nbytes(self, weight: Tensor) -> int:
-        """Bytes that a step reads of weights [N, K] when they are rounded."""
-
-    @property
-    def executions(self) -> tuple[Execution, ...]:
-        """On the kernels, or "masked": dense arithmetic with what the rounded weights stand for."""
-        return ("indexed", "masked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -508,7 +466,7 @@ class TokenMethod(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdMethod(TokenMethod):
-    """A per-token method that keeps what reaches a cut: abs(a)·weight ≥ cut of the layer. Kernels know this rule."""
+    """A per-token method that keeps what reaches a cut: abs(a)·factor ≥ cut of the layer. Kernels know this rule."""
 
     kind: ClassVar[Kind] = "threshold"
 
@@ -516,14 +474,14 @@ class ThresholdMethod(TokenMethod):
         """Importance of every neuron and token."""
         return None if self.thresholds else TokenCollector(self.importance, layers)
 
-    def weights(self, ffn: FFN) -> Tensor | None:
+    def factors(self, ffn: FFN) -> Tensor | None:
         """Factor of each neuron: float32 [F]; None is 1."""
         return None
 
     def importance(self, ffn: FFN, a: Tensor) -> Tensor:
-        """abs(a)·weight: [..., F] -> float32 [..., F]."""
-        weights = self.weights(ffn)
-        return a.abs().float() if weights is None else a.abs().float() * weights
+        """abs(a)·factor: [..., F] -> float32 [..., F]."""
+        factors = self.factors(ffn)
+        return a.abs().float() if factors is None else a.abs().float() * factors
 
     def keep(self, ffn: FFN, importance: Tensor) -> Tensor:
         """Importance at or above the layer's threshold; a nan is kept, so that logits tell of it."""
@@ -570,6 +528,7 @@ class ErrorControlled(Method):
             raise ValueError(
                 f"give a sparsity or an error level, not both; got sparsity {self.sparsity}, cett {self.cett}"
             )
+        check_quantization(self.quantization)
         if not 0 < check_number("cett", self.cett) < 1:
             raise ValueError(f"cett is a relative error, 0 < cett < 1; got {self.cett}")
         if self.allocation != "equal_error":

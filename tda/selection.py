@@ -1,6 +1,6 @@
-"""The neurons that a method keeps: one shape from the method that chooses to the kernels, counts and records.
+"""What a method keeps: one shape from the method that chooses to the kernels, counts and records.
 
-Shapes: L layers, B rows, F neurons.
+Shapes: L places (a feed-forward network of each layer, or each linear), B rows, F neurons or inputs of a place.
 """
 
 import hashlib
@@ -10,15 +10,31 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tda.quantizers import Quantizer
+from tda.view import Site
+
 
 class Selection(tuple[Tensor, ...]):
-    """Kept sets, bool [B, F], one for each layer; not to be changed.
+    """Kept sets, bool [B, F], one for each place; not to be changed.
 
     Parameters
     ----------
     layers : iterable of Tensor
-        The sets of each layer.
+        The sets of each place.
+
+    Attributes
+    ----------
+    sites : tuple of tuple of Site
+        For each place the axes of linears that its set lies on; none where nobody has told.
     """
+
+    sites: tuple[tuple[Site, ...], ...] = ()
+
+    def on(self, sites: Iterable[tuple[Site, ...]]) -> "Selection":
+        """The selection, with the axes of linears that its sets lie on."""
+        placed = Selection(self)
+        placed.sites = tuple(sites)
+        return placed
 
     @cached_property
     def counts(self) -> Tensor:
@@ -31,6 +47,20 @@ class Selection(tuple[Tensor, ...]):
         shares = zip(self.counts.double(), self, strict=True)
         return 1 - torch.stack([count / layer.shape[-1] for count, layer in shares])
 
+    def nbytes(self, quantizer: Quantizer | None = None) -> Tensor:
+        """Bytes that each row reads of the linears that its sets lie on: float64 [L, B].
+
+        Parameters
+        ----------
+        quantizer : Quantizer, optional
+            What the weights are stored as.
+        """
+        read = [
+            [sum(site.nbytes(share, quantizer) for site in sites) for share in shares]
+            for sites, shares in zip(self.sites, (1 - self.left_out).tolist(), strict=True)
+        ]
+        return torch.tensor(read, dtype=torch.float64)
+
     @cached_property
     def rows_alike(self) -> bool:
         """Whether all rows keep the same neurons."""
@@ -40,16 +70,16 @@ class Selection(tuple[Tensor, ...]):
         """Share of each layer's neurons that any row keeps: what a step of all rows together reads."""
         return [float(layer.any(0).double().mean()) for layer in self]
 
-    def digest(self, row: int) -> float:
-        """Hash of one row's sets over all layers: an integer of 48 bits, exact in a float."""
+    def digest(self, row: int, place: int | None = None) -> float:
+        """Hash of one row's sets over all places, or of a place's: an integer of 48 bits, exact in a float."""
         digest = hashlib.blake2b(digest_size=6)
-        for layer in self:
-            digest.update(layer[row].cpu().numpy().tobytes())
+        for kept in self if place is None else (self[place],):
+            digest.update(kept[row].cpu().numpy().tobytes())
         return float(int.from_bytes(digest.digest(), "little"))
 
     def take(self, rows: Tensor) -> "Selection":
         """The selection whose row i is row rows[i] of this one: int64 [B]."""
-        return Selection(layer[rows] for layer in self)
+        return Selection(kept[rows] for kept in self).on(self.sites)
 
     @classmethod
     def stacked(cls, kept: Tensor) -> "Selection":
@@ -61,4 +91,5 @@ class Selection(tuple[Tensor, ...]):
     @classmethod
     def together(cls, parts: Iterable["Selection"]) -> "Selection":
         """The rows of several selections, one after the other."""
-        return cls(torch.cat(layers) for layers in zip(*parts, strict=True))
+        several = list(parts)
+        return cls(torch.cat(places) for places in zip(*several, strict=True)).on(several[0].sites)

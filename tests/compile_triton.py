@@ -26,8 +26,7 @@ from triton.runtime.jit import JITFunction
 
 from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
-from tda.kernels.native.describe import activation_name
-from tda.kernels.native.library import ACTIVATIONS
+from tda.kernels.activations import ACTIVATIONS, activation_name
 from tda.kernels.triton import down, ffn, rows, statistic
 from tda.kernels.triton.tuning import Config
 from tda.methods import METHODS, method

@@ -13,10 +13,11 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tda.contracts import Method, PromptMethod, TokenMethod, WeightMethod
+from tda.cases import MethodSpec
+from tda.contracts import Method, PromptMethod, TokenMethod
 from tda.families import FAMILIES
 from tda.methods import METHODS as REGISTERED
-from tda.methods import method
+from tda.methods import build
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "supported.md"
 EXECUTIONS = ("masked", "compact", "indexed", "auto")
@@ -30,7 +31,9 @@ a module of its own and learnt positions (opt). A further type is made of these,
 """
 MIXTURES = FAMILIES["experts"].model_types
 """Types of model with experts, which `tests/test_experts.py` runs."""
-METHODS = tuple(name for name, kind in REGISTERED.items() if kind.places is Method.places)
+COMPOSED = ("griffin:quantization=int8", "tt:quantization=int8")
+"""Methods on weights in few bits: one that chooses per prompt, one that chooses per token."""
+METHODS = (*(name for name, kind in REGISTERED.items() if kind.places is Method.places), *COMPOSED)
 """Methods that leave out neurons of feed-forward networks; `tests/test_teal.py` runs the one that leaves out inputs."""
 FURTHER_TYPES = tuple(
     name for family in FAMILIES.values() for name in family.model_types if name not in (*MODEL_TYPES, *MIXTURES)
@@ -287,8 +290,8 @@ class Case(NamedTuple):
 
 @cache
 def built(name: str) -> Method:
-    """A method with its own defaults."""
-    return method(name)
+    """A method with its own defaults but for what its spec tells."""
+    return build(MethodSpec.parse(name))[0]
 
 
 def is_gated(model: str) -> bool:
@@ -309,7 +312,9 @@ def executions(chosen: str) -> tuple[str, ...]:
 
 def needs_kernels(chosen: str, execution: str) -> bool:
     """Whether an execution is refused where there are no kernels of our own for the weights."""
-    return execution == "indexed" and isinstance(built(chosen), PromptMethod | WeightMethod)
+    made = built(chosen)
+    copies = execution == "compact" and made.quantization is not None
+    return copies or (execution == "indexed" and (isinstance(made, PromptMethod) or made.quantization is not None))
 
 
 def runs(chosen: str, execution: str, dtype: str) -> bool:
@@ -392,7 +397,8 @@ def page() -> str:
             ("device", "execution", "float32", "bfloat16", "float16"),
             [
                 ("CPU", "masked, compact, auto", "right", "right", "right, on torch"),
-                ("CPU", "indexed, once per prompt and `int8`", "right, kernels in C", "right, kernels in C", "refused"),
+                ("CPU", "indexed, once per prompt", "right, kernels in C", "right, kernels in C", "refused"),
+                ("CPU", "indexed and compact, `int8` weights", *["right, kernels in C"] * 2, "refused"),
                 ("CPU", "indexed, per token", "right, kernels in C", "right, kernels in C", "right, on torch"),
                 ("CUDA", "masked, compact, auto", *["not run on a GPU"] * 3),
                 (
@@ -427,7 +433,7 @@ def page() -> str:
         "experts.",
         "Mixtures of experts, in `masked` execution only, each expert with a set of its own from the tokens that reach "
         f"it (`tests/test_experts.py`): {', '.join(f'`{name}`' for name in MIXTURES)}. "
-        "`int8` and `teal` refuse them.",
+        "`teal` refuses them.",
         "Also tested: OPT with its norms behind and projections around (as 350M has them), sliding windows (Mistral, "
         "Gemma 2) shorter than the prompt.",
         "## Requests",

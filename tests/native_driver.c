@@ -50,6 +50,7 @@ static FFN an_ffn(int64_t hidden, int64_t neurons, int kind, int gated, int rows
     if (gated) ffn.gate = matrix(neurons, hidden, kind, bias);
     ffn.up = matrix(neurons, hidden, kind, bias);
     ffn.down = rows ? matrix(neurons, hidden, kind, 0) : matrix(hidden, neurons, kind, 0);
+    if (rows && kind == INT8) ffn.down.scale = numbers(hidden, FLOAT32);
     if (bias) ffn.down.bias = numbers(hidden, kind == INT8 ? FLOAT32 : kind);
     return ffn;
 }
@@ -80,7 +81,7 @@ static void choose(FFN *ffn) {
 static void try_ffn(int kind, int threads) {
     int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(600), rows = pick_one(4);
     int held = weights_of(kind);
-    FFN one = an_ffn(hidden, neurons, held, pick_one(2), held != INT8 && pick_one(2), pick_one(2));
+    FFN one = an_ffn(hidden, neurons, held, pick_one(2), pick_one(2), pick_one(2));
     FFN *ffns = take(rows * sizeof *ffns);
     for (int64_t row = 0; row < rows; row++) {
         ffns[row] = one;
@@ -100,6 +101,7 @@ static void try_linear(int kind, int threads) {
 
 static void try_gather(int kind, int threads) {
     int64_t hidden = 1 + pick_one(140), neurons = 1 + pick_one(600);
+    kind = weights_of(kind);
     FFN from = an_ffn(hidden, neurons, kind, pick_one(2), pick_one(2), 0);
     int32_t *index = take(neurons * sizeof *index);
     for (int64_t i = 0; i < neurons; i++)
@@ -153,7 +155,7 @@ static void try_step(int kind, int threads) {
         layer->key = matrix(kv_heads * width, hidden, held, pick_one(2));
         layer->value = matrix(kv_heads * width, hidden, held, pick_one(2));
         layer->output = matrix(hidden, heads * width, held, pick_one(2));
-        layer->ffn = an_ffn(hidden, neurons, held, pick_one(2), held != INT8 && pick_one(2), pick_one(2));
+        layer->ffn = an_ffn(hidden, neurons, held, pick_one(2), pick_one(2), pick_one(2));
         choose(&layer->ffn);
         layer->cached = pick_one(40);
         layer->head_stride = (layer->cached + 1) * width * size_of(kind);

@@ -23,7 +23,7 @@ from transformers import Cache, DynamicCache, PreTrainedTokenizerFast, pipeline
 from transformers.cache_utils import QuantizedLayer
 
 import tda
-from tda.contracts import Method, PromptMethod, TokenMethod, WeightMethod
+from tda.contracts import Method, PromptMethod, TokenMethod
 from tda.engine.attachment import Attachment
 from tda.engine.counter import SparsityCounter
 from tda.engine.run import Run
@@ -167,7 +167,7 @@ class Play:
         self.model = model_of(case.model, case.dtype)
         self.method: Method = contract.built(case.method)
         self.thresholds = tiny.thresholds(case.model, self.method)
-        self.reference = reference_of(case.model, case.dtype, isinstance(self.method, WeightMethod))
+        self.reference = reference_of(case.model, case.dtype, self.method.quantization is not None)
         self.in_float64 = True
         self.achieved: list[float] | None = None
         self.new_cache: Callable[[], Any] = lambda: tiny.new_cache(self.model)
@@ -579,7 +579,7 @@ def foreign(play: Play) -> list[Row]:
     with torch.no_grad():
         play.model(prompt, **play.on(cache))
     rows = [Row(tokens.tolist(), "." * 6, foreign=6) for tokens in prompt]
-    play.in_float64 = not isinstance(play.method, WeightMethod)  # before, its weights were not rounded
+    play.in_float64 = play.method.quantization is None  # before, its weights were not rounded
     with play.attach():
         return Hand(play, cache, rows).steps().rows
 

@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("records", "results", "statistics", "derived", "thresholds", "spans"),
     (
         "as_built",
+        "quantizers",
         "view",
         "selection",
         "finite",

@@ -15,7 +15,7 @@ from tda.families import find_ffns
 from tda.kernels.compact import CompactFFN
 from tda.kernels.indexed import IndexedFFN
 from tda.kernels.native.ffn import GatheredFFN
-from tda.kernels.native.layout import lay_rows
+from tda.kernels.weights import lay_rows
 from tda.methods import method as build_method
 from tda.names import Execution
 from tda.view import FFN

@@ -1,4 +1,4 @@
-"""Dense with weights in int8: what it rounds to, that the kernels compute with just that, and that it goes away."""
+"""Weights in int8, of dense and of other methods: what they round to, that kernels compute with that, that they go."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 import tda
 from tda.bench.plan import PRESETS
 from tda.bench.traffic import decode_traffic
-from tda.contracts import WeightMethod
+from tda.contracts import Method
 from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
 from tda.methods import METHODS, takes_sparsity
-from tda.methods.int8 import Int8
+from tda.quantizers import QUANTIZERS
 
 WEIGHTS = arrays.arrays(
     np.float32, st.tuples(st.integers(1, 9), st.integers(1, 40)), elements=st.floats(-9, 9, width=16)
@@ -31,7 +31,7 @@ WEIGHTS = arrays.arrays(
 @given(WEIGHTS)
 def test_rounding_is_to_the_nearest_of_the_rows_steps(values: Any) -> None:
     weight = torch.from_numpy(values)
-    rounded = Int8().round(weight)
+    rounded = QUANTIZERS["int8"].quantize(weight)
     assert rounded.values.dtype == torch.int8
     assert rounded.values.abs().max() <= 127
     error = (rounded.dense(torch.float32).double() - weight.double()).abs()
@@ -45,10 +45,14 @@ def test_rounding_is_to_the_nearest_of_the_rows_steps(values: Any) -> None:
 def rounded_by_hand(model: Any) -> Any:
     """The model with the weights of its linears rounded in float64."""
     for linear in model.modules():
-        if type(linear) is nn.Linear:
+        if type(linear).__name__ in ("Linear", "Conv1D"):
             wide = linear.weight.detach().double()
-            scale = wide.abs().amax(1, keepdim=True) / 127
+            scale = wide.abs().amax(0 if type(linear).__name__ == "Conv1D" else 1, keepdim=True) / 127
             linear.weight = nn.Parameter(((wide / scale).round() * scale).to(linear.weight.dtype))
+    for name, weight in model.named_parameters():
+        if weight.dim() == 3 and "experts" in name:
+            scale = weight.detach().double().abs().amax(2, keepdim=True) / 127
+            weight.data = ((weight.detach().double() / scale).round() * scale).to(weight.dtype)
     return model
 
 
@@ -105,7 +109,7 @@ def test_without_kernels_there_is_a_quality_and_no_speed(monkeypatch: pytest.Mon
     with torch.no_grad(), tda.attach(model, tda.Int8()) as run:
         logits(model, [5])
         assert (run.execution, run.backend) == ("masked", "torch (no compiler)")
-    with pytest.raises(ValueError, match=r"needs kernels of our own: no compiler; use 'masked'"):
+    with pytest.raises(ValueError, match=r"'indexed' of 'int8' cannot run here: no compiler; use 'masked'"):
         tda.attach(model, tda.Int8(), execution="indexed").__enter__()
 
 
@@ -140,9 +144,144 @@ def test_it_is_scored_as_the_rounded_model() -> None:
     assert torch.allclose(found.nll, expected.nll, atol=1e-5)
 
 
+COMPOSED = (
+    tda.Griffin(quantization="int8"),
+    tda.TDA(quantization="int8"),
+    tda.GLASS(quantization="int8"),
+    tda.Magnitude(quantization="int8"),
+    tda.TT(quantization="int8"),
+    tda.CATS(quantization="int8"),
+)
+composed = pytest.mark.parametrize("method", COMPOSED, ids=lambda method: method.name)
+
+
+def fitted(name: str, method: Method) -> Method:
+    return tiny.fitted(name, method)
+
+
+@composed
+@pytest.mark.parametrize("name", ["llama", "opt", "gemma2", "phi3", "gpt2", "mixtral"])
+def test_a_method_on_rounded_weights_is_the_method_on_a_rounded_model(name: str, method: Method) -> None:
+    """Of the same sets, which stand in the same places; thresholds are those of the model as it is."""
+    if not tiny.fits(name, method):
+        with pytest.raises(ValueError, match="needs a gated FFN"):
+            method.check(find_ffns(tiny.model(name))[0])
+        return
+    ready, model = fitted(name, method), tiny.build(name)
+    before = state(model)
+    with torch.no_grad(), tda.attach(model, ready, execution="masked") as run:
+        found, kept = logits(model, [7, 7]), run.selection()
+    same(before, state(model))
+    rounded = rounded_by_hand(tiny.build(name))
+    with torch.no_grad(), tda.attach(rounded, replace_weights(ready), execution="masked") as run:
+        expected, wanted = logits(rounded, [7, 7]), run.selection()
+    assert [torch.equal(one, other) for one, other in zip(kept, wanted, strict=True)] == [True] * len(kept)
+    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def replace_weights(method: Method) -> Method:
+    """The fitted method on weights as they are."""
+    plain = replace(method, quantization=None)
+    return plain if method.thresholds is None else plain.with_thresholds(method.thresholds)
+
+
+@pytest.mark.usefixtures("kernels_in_c")
+@composed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "opt", "gemma2", "phi3", "gpt2"])
+def test_the_kernels_skip_rounded_weights(name: str, dtype: torch.dtype, method: Method) -> None:
+    """Every execution of one row equals masked, with the same sets; a whole step where the family has one."""
+    if not tiny.fits(name, method):
+        return
+    ready, model = fitted(name, method), tiny.build(name).to(dtype)
+    before = state(model)
+    with torch.no_grad(), tda.attach(model, ready, execution="masked") as run:
+        expected, wanted = logits(model, [9]), run.selection()
+    for execution in method.executions:
+        if execution == "masked":
+            continue
+        with torch.no_grad(), tda.attach(model, ready, execution=execution) as run:
+            found, kept = logits(model, [9]), run.selection()
+            assert (run.execution, run.backend.split(",")[0]) == (execution, "c")
+            assert (run.attachment.decoding.step is None) == (run.backend != "c")
+        same(before, state(model))
+        unlike = sum(int((one != other).sum()) for one, other in zip(kept, wanted, strict=True))
+        assert unlike <= (0 if dtype == torch.float32 or method.kind == "prompt" else 2)
+        scale = expected.double().abs().max()
+        assert (found.double() - expected.double()).abs().max() <= (2e-5 if dtype == torch.float32 else 6e-2) * scale
+
+
+@pytest.mark.usefixtures("kernels_in_c")
+@composed
+def test_several_rows_or_tokens_run_masked(method: Method) -> None:
+    """As dense in int8 does: kernels run single tokens of such weights."""
+    model, ready = tiny.model("llama"), fitted("llama", method)
+    with torch.no_grad(), tda.attach(model, ready) as run:
+        logits(model, [5, 5])
+        assert (run.execution, run.backend) == ("masked", "torch")
+        cache = prefill(model, tiny.text(1, 5)).cache
+        with run.decode():
+            model(tiny.text(1, 3), **tiny.on(model, cache))
+        assert (run.execution, run.backend) == ("masked", "torch")
+
+
+@composed
+def test_where_no_kernel_reads_them_there_is_a_quality_and_no_speed(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tda.kernels.native.library, "problem", lambda: "no compiler")
+    model, ready = tiny.model("llama"), fitted("llama", method)
+    with torch.no_grad(), tda.attach(model, ready) as run:
+        logits(model, [5])
+        assert (run.execution, run.backend) == ("masked", "torch (no compiler)")
+    for execution in set(method.executions) - {"masked"}:
+        with pytest.raises(ValueError, match=rf"{execution}' of '{method.name}' cannot run here: no compiler"):
+            tda.attach(model, ready, execution=execution).__enter__()
+
+
+def test_a_step_reads_a_byte_of_each_weight_that_it_keeps() -> None:
+    """Griffin skips rows of gate and up with their scales, and columns of down, whose scales are of its outputs."""
+    model = tiny.build("qwen3")
+    ffns = find_ffns(model)
+    assert not any(linear.bias is not None for ffn in ffns for linear in ffn.linears)
+    whole = decode_traffic(model, ffns, tda.Int8(), [1.0] * tiny.LAYERS, 8, 1).weights
+    kept = [40 / tiny.F, 13 / tiny.F]
+    found = decode_traffic(model, ffns, tda.Griffin(quantization="int8"), kept, 8, 1).weights
+    left = (tiny.F - 40) + (tiny.F - 13)
+    assert whole - found == pytest.approx(left * (2 * (tiny.D + 4) + tiny.D))
+    one_token = decode_traffic(model, ffns, tda.CATS(quantization="int8"), kept, 8, 1).weights
+    assert whole - one_token == pytest.approx(left * (tiny.D + 4 + tiny.D))
+
+
+def test_weights_are_an_option_that_is_unsaid_where_it_is_not_given() -> None:
+    for text in (
+        "griffin:sparsity=0.5,quantization=int8",
+        "tda:sparsity=0.5,quantization=int8",
+        "teal:quantization=int8",
+    ):
+        made = tda.load_method(text)
+        assert made.quantization == "int8"
+        assert made.spec.options["quantization"] == "int8"
+        assert tda.load_method(str(made.spec)) == made
+    assert "quantization" not in tda.Griffin().spec.options
+    assert tda.Int8().spec.options == {}
+    for text in ("griffin:quantization=int7", "tt:cett=0.2,quantization=int7"):
+        with pytest.raises(ValueError, match="quantization must be one of int8; got 'int7'"):
+            tda.load_method(text)
+    for text in ("dense:quantization=int8", "int8:quantization=int8"):
+        with pytest.raises(ValueError, match="has no option 'quantization'"):
+            tda.load_method(text)
+
+
+def test_thresholds_do_not_depend_on_weights() -> None:
+    plain = tiny.fitted("llama", tda.TT(sparsity=0.5))
+    assert plain.thresholds is not None
+    assert tda.TT(sparsity=0.5, quantization="int8").is_served_by(plain.thresholds)
+
+
 def test_what_leaves_nothing_out_is_measured_once() -> None:
     assert not takes_sparsity("int8")
-    assert issubclass(METHODS["int8"], WeightMethod)
+    assert METHODS["int8"]().quantization == "int8"
     plan = replace(PRESETS["default"], methods=("int8", "griffin"), sparsities=(0.25, 0.5))
     assert [(built.name, built.sparsity) for built in plan.build()] == [
         ("dense", 0.0),

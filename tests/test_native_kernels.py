@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tda.kernels import native
+from tda.kernels import activations, native
+from tda.kernels.activations import UndescribedError
 from tda.kernels.native import library as c
-from tda.kernels.native.describe import UndescribedError, activation, check_ffn, feed_forward, norm
+from tda.kernels.native.describe import activation, check_ffn, feed_forward, norm
 from tda.kernels.native.ffn import ListedFFN
-from tda.kernels.native.layout import lay_rows
+from tda.kernels.weights import lay_rows
 from tda.view import FFN, Linear
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
@@ -41,7 +42,10 @@ SHARES = st.sampled_from([0.0, 0.02, 0.3, 0.5, 0.95, 1.0])
 
 @dataclass(frozen=True)
 class Shape:
-    """An FFN and its input. `gap` and `offset` lay weights and rows of x apart from each other and off their start."""
+    """An FFN and its input. `gap` and `offset` lay weights and rows of x apart from each other and off their start.
+
+    In `int8` weights have a scale for each output, and biases are in float32; activations are of either type.
+    """
 
     D: int
     F: int
@@ -54,6 +58,7 @@ class Shape:
     bias: bool
     threads: int
     seed: int
+    int8: bool
 
 
 SHAPES = st.builds(
@@ -64,11 +69,12 @@ SHAPES = st.builds(
     gap=st.integers(0, 5),
     offset=st.integers(0, 3),
     dtype=TYPES,
-    act=st.sampled_from(c.ACTIVATIONS),
+    act=st.sampled_from(list(activations.ACTIVATIONS)),
     gated=st.booleans(),
     bias=st.booleans(),
     threads=THREADS,
     seed=st.integers(0, 999),
+    int8=st.booleans(),
 )
 
 
@@ -81,6 +87,7 @@ class Case:
     gate: Tensor | None
     up: Tensor
     down: Tensor  # [F, D] by rows, or [D, F]
+    scales: tuple[Tensor | None, Tensor | None, Tensor | None]
     biases: tuple[Tensor | None, Tensor | None, Tensor | None]
     x: Tensor
     description: c.FFN
@@ -91,34 +98,55 @@ class Case:
         guards, generator = Guards(), torch.Generator().manual_seed(shape.seed)
         D, F = shape.D, shape.F
 
-        def spread(rows: int, columns: int, scale: float = 1.0) -> Tensor:
-            whole = guards.empty((rows, shape.offset + columns + shape.gap), shape.dtype)
-            whole.copy_(torch.randn(whole.shape, generator=generator) * scale)
+        def spread(rows: int, columns: int, scale: float, dtype: torch.dtype) -> Tensor:
+            whole = guards.empty((rows, shape.offset + columns + shape.gap), dtype)
+            whole.copy_((torch.randn(whole.shape, generator=generator) * scale).clamp(-127, 127))
             return whole[:, shape.offset : shape.offset + columns]
 
-        def bias(size: int, here: bool) -> Tensor | None:
-            return guards.copy(torch.randn(size, generator=generator).to(shape.dtype)) if here else None
+        def weights(rows: int, columns: int, terms: int) -> Tensor:
+            held = torch.int8 if shape.int8 else shape.dtype
+            return spread(rows, columns, 50.0 if shape.int8 else terms**-0.5, held)
 
-        gate = spread(F, D, D**-0.5) if shape.gated else None
-        up, down = spread(F, D, D**-0.5), spread(F, D, F**-0.5) if by_rows else spread(D, F, F**-0.5)
+        def scale(size: int, terms: int) -> Tensor | None:
+            found = (torch.rand(size, generator=generator) + 0.5) * terms**-0.5 / 50
+            return guards.copy(found) if shape.int8 else None
+
+        def bias(size: int, here: bool) -> Tensor | None:
+            held = torch.float32 if shape.int8 else shape.dtype
+            return guards.copy(torch.randn(size, generator=generator).to(held)) if here else None
+
+        gate = weights(F, D, D) if shape.gated else None
+        up, down = weights(F, D, D), weights(F, D, F) if by_rows else weights(D, F, F)
+        scales = (scale(F, D), scale(F, D), scale(D, F))
         biases = (bias(F, shape.bias and shape.gated), bias(F, shape.bias), bias(D, shape.bias))
         description = c.FFN(
-            gate=c.Matrix() if gate is None else c.Matrix.of(gate, biases[0]),
-            up=c.Matrix.of(up, biases[1]),
-            down=c.Matrix.of(down, biases[2]),
-            act=c.ACTIVATIONS.index(shape.act),
+            gate=c.Matrix() if gate is None else c.Matrix.of(gate, biases[0], scales[0]),
+            up=c.Matrix.of(up, biases[1], scales[1]),
+            down=c.Matrix.of(down, biases[2], scales[2]),
+            act=list(activations.ACTIVATIONS).index(shape.act),
             down_rows=int(by_rows),
         )
-        return cls(shape, guards, gate, up, down, biases, spread(shape.rows, D), description, by_rows)
+        x = spread(shape.rows, D, 1.0, shape.dtype)
+        return cls(shape, guards, gate, up, down, scales, biases, x, description, by_rows)
+
+    def exact(self, place: int) -> Tensor:
+        """What the weights of gate, up or down stand for, as a linear has them."""
+        held = (self.gate, self.up, self.down.t() if self.by_rows else self.down)[place]
+        assert held is not None
+        scale = self.scales[place]
+        return held.double() * (1 if scale is None else scale.double().unsqueeze(1))
+
+    def linear(self, place: int) -> Tensor:
+        """Outputs of gate or up: [N, F]."""
+        return linear64(self.exact(place), self.biases[place], self.x)
 
     def activated(self) -> Tensor:
         """act(gate x), or act(up x): [N, F]."""
-        weight, bias = (self.up, self.biases[1]) if self.gate is None else (self.gate, self.biases[0])
-        return ACTIVATIONS[self.shape.act](linear64(weight, bias, self.x))
+        return ACTIVATIONS[self.shape.act](self.linear(1 if self.gate is None else 0))
 
     def z(self) -> Tensor:
         """Neuron activations: [N, F]."""
-        return self.activated() * (1 if self.gate is None else linear64(self.up, self.biases[1], self.x))
+        return self.activated() * (1 if self.gate is None else self.linear(1))
 
     def run(self, descriptions: list[c.FFN]) -> Tensor:
         """What the kernels give: [N, D]. Everything that they write lies between guards."""
@@ -143,7 +171,7 @@ class Case:
     def check(self, y: Tensor, kept: Tensor) -> None:
         """Compare with the formula over kept neurons: bool [N, F]."""
         z = self.z() * kept
-        down = self.down.double() if self.by_rows else self.down.double().t()  # [F, D]
+        down = self.exact(2).t()  # [F, D]
         expected = z @ down + (0 if self.biases[2] is None else self.biases[2].double())
         close(y, expected, 1 + z.abs() @ down.abs())
 
@@ -227,8 +255,8 @@ def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
     case = Case.make(replace(shape, bias=False), by_rows)
     kept = torch.rand(shape.F, generator=torch.Generator().manual_seed(shape.seed)) < share
     index = kept.nonzero()[:, 0]
-    rows = case.guards.empty((1 + shape.gated, len(index), shape.D), shape.dtype)
-    columns = case.guards.empty((shape.D, len(index)), shape.dtype)
+    rows = case.guards.empty((1 + shape.gated, len(index), shape.D), case.up.dtype)
+    columns = case.guards.empty((shape.D, len(index)), case.up.dtype)
     source, target = c.FFN.from_buffer_copy(case.description), c.FFN()
     listed = case.guards.copy(index.int())
     source.index, source.count = listed.data_ptr(), len(listed)
@@ -263,7 +291,7 @@ def test_linear(shape: Shape) -> None:
         shape.threads,
     )
     case.guards.check()
-    close(y, linear64(case.up, case.biases[1], case.x), 1 + case.x.double().abs() @ case.up.double().abs().t())
+    close(y, case.linear(1), 1 + case.x.double().abs() @ case.exact(1).abs().t())
 
 
 @pytest.fixture(scope="module")
@@ -289,35 +317,6 @@ def test_both_readings(both_readings: list[c.Kernels], rows: int, weights: torch
         addresses = x.data_ptr(), 0, y.data_ptr(), scratch.data_ptr()
         library.tda_linear(ctypes.byref(matrix), 1, *addresses, c.KINDS[torch.float32], 2)
         close(y, linear64(exact, bias, x), 1 + x.double().abs() @ exact.abs().t())
-
-
-@each_isa
-@settings(max_examples=EXAMPLES)
-@given(SHAPES)
-def test_linear_in_int8(shape: Shape) -> None:
-    """Weights in int8 with a scale for each row, a bias in float32; activations of either type."""
-    case, library = Case.make(shape, by_rows=True), c.library()
-    generator = torch.Generator().manual_seed(shape.seed)
-    whole = torch.randint(-127, 128, (shape.F, shape.D + shape.gap), dtype=torch.int8, generator=generator)
-    weight = case.guards.copy(whole)[:, : shape.D]
-    scale = case.guards.copy(torch.rand(shape.F, generator=generator) / 127)
-    bias = case.guards.copy(torch.randn(shape.F, generator=generator)) if shape.bias else None
-    matrix = c.Matrix.of(weight, bias, scale)
-    y = case.guards.empty((shape.rows, shape.F), shape.dtype)
-    scratch = case.guards.empty((library.tda_linear_floats(ctypes.byref(matrix), shape.threads),))
-    library.tda_linear(
-        ctypes.byref(matrix),
-        shape.rows,
-        case.x.data_ptr(),
-        case.x.stride(0) * shape.dtype.itemsize,
-        y.data_ptr(),
-        scratch.data_ptr(),
-        c.KINDS[shape.dtype],
-        shape.threads,
-    )
-    case.guards.check()
-    exact = weight.double() * scale.double().unsqueeze(1)
-    close(y, linear64(exact, bias, case.x), 1 + case.x.double().abs() @ exact.abs().t())
 
 
 @each_isa
@@ -388,13 +387,13 @@ def test_list(n: int, density: float) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("act", c.ACTIVATIONS)
+@pytest.mark.parametrize("act", list(activations.ACTIVATIONS))
 def test_activation_functions_from_end_to_end(act: str) -> None:
     """Tiny, ordinary and huge arguments, and NaN: a row for each through an FFN of one neuron and one input."""
     x = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([0.0, 1e-30, -1e-30, 1e12, -1e12, 1e-8])])
     one = torch.ones(1, 1)
     matrix = c.Matrix.of(one)
-    description = c.FFN(up=matrix, down=matrix, act=c.ACTIVATIONS.index(act), down_rows=1)
+    description = c.FFN(up=matrix, down=matrix, act=list(activations.ACTIVATIONS).index(act), down_rows=1)
 
     def run(x: Tensor) -> Tensor:
         y = torch.empty_like(x)
@@ -464,7 +463,12 @@ class TestDescriptions:
 
     def test_activations_are_told_by_what_they_compute(self) -> None:
         known: list[nn.Module] = [nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU()]
-        assert [c.ACTIVATIONS[activation(act)] for act in known] == ["silu", "gelu", "gelu_tanh", "relu"]
+        assert [list(activations.ACTIVATIONS)[activation(act)] for act in known] == [
+            "silu",
+            "gelu",
+            "gelu_tanh",
+            "relu",
+        ]
         with pytest.raises(UndescribedError):
             activation(nn.Sigmoid())
 

@@ -14,7 +14,7 @@ import tda
 from tda.engine.backends import native
 from tda.engine.phases import decode, prefill
 from tda.families import family_of
-from tda.kernels.native.describe import UndescribedError
+from tda.kernels.activations import UndescribedError
 from tda.kernels.native.linear import NativeLinear
 from tda.profiler.counts import Counter
 from tda.spans import recording, span

@@ -11,8 +11,8 @@ from tda.engine.phases import decode, prefill
 from tda.families import find_ffns
 from tda.kernels.native import ops
 from tda.kernels.native.ffn import ListedFFN
-from tda.kernels.native.layout import lay_rows
 from tda.kernels.native.linear import NativeLinear
+from tda.kernels.weights import lay_rows
 from tda.spans import recording
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")

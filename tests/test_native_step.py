@@ -17,10 +17,11 @@ from tda.contracts import Method
 from tda.engine.phases import decode, prefill
 from tda.engine.run import Run
 from tda.families import family_of, find_ffns
+from tda.kernels.activations import UndescribedError
 from tda.kernels.native import key_values, library
-from tda.kernels.native.describe import UndescribedError, feed_forward
-from tda.kernels.native.layout import lay_rows
+from tda.kernels.native.describe import feed_forward
 from tda.kernels.native.step import Step
+from tda.kernels.weights import Weights, lay_rows
 from tda.view import Linear
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
@@ -384,8 +385,8 @@ class TestDetaching:
         model = tiny.build("llama")
         before, laid = state(model), strides(model)
 
-        def lay(*linears: Linear) -> Callable[[], None]:
-            undo = lay_rows(*linears)
+        def lay(*linears: Linear, weights: Weights) -> Callable[[], None]:
+            undo = lay_rows(*linears, weights=weights)
 
             def interrupted() -> None:
                 undo()

@@ -23,7 +23,7 @@ from tda.families import find_ffns
 from tda.finite import check_logits
 from tda.kernels.native import library
 from tda.kernels.native.ffn import ThresholdFFN
-from tda.kernels.native.layout import lay_rows
+from tda.kernels.weights import lay_rows
 from tda.methods import METHODS, method
 from tda.metrics import METRICS
 from tda.prompt_statistics import PromptSum, RelativeMaximum, RelativeSquares, Squares

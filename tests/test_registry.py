@@ -97,7 +97,7 @@ def test_wrong_methods_by_name() -> None:
     with pytest.raises(ValueError, match="unknown method 'griffon'"):
         method("griffon", 0.5)
     with pytest.raises(
-        ValueError, match="method 'griffin' has no option 'density'; it has sparsity, prior_tokens, rows"
+        ValueError, match="method 'griffin' has no option 'density'; it has sparsity, quantization, prior_tokens, rows"
     ):
         method("griffin", 0.5, density=0.5)
     with pytest.raises(ValueError, match="0 <= sparsity < 1"):

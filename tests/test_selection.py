@@ -15,6 +15,7 @@ from torch import Tensor
 import tda
 from tda.contracts import Method, PromptMethod, TokenMethod, keep_top, kept_count
 from tda.engine.phases import decode, prefill
+from tda.families import find_inputs
 from tda.selection import Selection
 from tda.thresholds import Thresholds
 
@@ -323,3 +324,50 @@ def test_rows_of_selections() -> None:
     assert [found.take(order).digest(row) for row in (0, 1)] == [found.digest(1)] * 2
     both = Selection.together([found, found.take(order)])
     assert [both.digest(row) for row in range(4)] == [found.digest(row) for row in (0, 1, 1, 1)]
+
+
+AXES = {"gate": "out", "up": "out", "down": "in"}
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        (tda.Griffin(), ("gate", "up", "down")),
+        (tda.CATS(), ("up", "down")),
+        (tda.TT(sparsity=0.5), ("down",)),
+        (tda.Oracle(), ()),
+    ],
+    ids=lambda value: value.name if isinstance(value, Method) else None,
+)
+def test_a_selection_says_where_it_lies_and_what_is_read_there(method: Method, read: tuple[str, ...]) -> None:
+    """Bytes by hand: a row of gate and up with its bias for each kept neuron; a column of down, and its whole bias."""
+    model = tiny.model("llama")
+    with torch.no_grad(), tda.attach(model, method, tiny.thresholds("llama", method), execution="masked") as run:
+        cache = prefill(model, tiny.text(2, 9)).cache
+        decode(model, tiny.text(2, 1), cache)
+        found = run.selection()
+    for layer, sites in enumerate(found.sites):
+        assert [(site.layer, site.projection, site.axis, site.expert) for site in sites] == [
+            (layer, name, AXES[name], None) for name in read
+        ]
+    rows = 4 * (tiny.D + 1)
+    for layer, kept in enumerate(found):
+        for row, share in enumerate(kept):
+            count = int(share.sum())
+            wanted = sum(count * 4 * tiny.D + 4 * tiny.D if name == "down" else count * rows for name in read)
+            assert float(found.nbytes()[layer, row]) == pytest.approx(wanted)
+    assert found.digest(0, 1) == Selection(found[1:]).digest(0)
+    assert found.take(torch.tensor([1])).sites == found.sites == Selection.together([found, found]).sites
+
+
+def test_sites_of_experts_and_of_linears_have_addresses_of_their_own() -> None:
+    model = tiny.model("mixtral")
+    with torch.no_grad(), tda.attach(model, tda.Griffin()) as run:
+        model(tiny.text(1, 9), **tiny.on(model, tiny.new_cache(model)))
+        sites = [site for place in run.selection().sites for site in place]
+    assert {(site.layer, site.expert) for site in sites} == {(layer, e) for layer in range(2) for e in range(4)}
+    assert len(set(sites)) == len(sites) == 2 * 4 * 3
+    places = find_inputs(tiny.model("llama"))
+    paths = [site.projection for place in places for site in tda.TEAL().sites(place)]
+    assert paths[:4] == [f"self_attn.{name}_proj" for name in "qkvo"]
+    assert {site.axis for place in places for site in tda.TEAL().sites(place)} == {"in"}

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 import tda
 from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
-from tda.kernels.native.layout import lay_rows
+from tda.kernels.weights import lay_rows
 from tda.view import FFN, Linear
 
 pytest.importorskip("triton", reason="the kernels need the package triton")
@@ -207,7 +207,7 @@ class TestThreshold:
         a = layer.act(wide @ first.weight.double().T + first.bias.double())
         if layer.gate is not None and method.activation != "gate":
             a = a * (wide @ layer.up.weight.double().T + layer.up.bias.double())
-        weights = method.weights(layer)
+        weights = method.factors(layer)
         importance = a.abs() if weights is None else a.abs() * weights.double()
         clear = (importance - cut).abs() > 1e-5 * max(cut, 1)
         assert torch.equal(kept[clear], (importance >= cut)[clear])

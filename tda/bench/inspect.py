@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from tda.bench.traffic import always_read
+from tda.bench.traffic import decode_traffic
 from tda.contracts import EXECUTIONS, Method
 from tda.engine.backends import backend_of
 from tda.engine.backends.base import Backend
 from tda.engine.selfcheck import check_family
 from tda.families import check_model, family_of, find_ffns
-from tda.kernels.native.describe import UndescribedError, activation_name
+from tda.kernels.activations import UndescribedError, activation_name
 from tda.methods import METHODS
 from tda.names import Execution
 from tda.view import FFN
@@ -98,9 +98,8 @@ def inspect(model: nn.Module) -> Inspection:
     check_model(model, ffns)
     check_family(model, ffns)
     backend = backend_of(model, ffns)
-    held = [(ffn, sum(part.nbytes for linear in ffn.linears for part in linear.parameters())) for ffn in ffns]
-    in_ffns = int(sum(size * (1 if ffn.experts is None else ffn.experts.reach(1)) for ffn, size in held))
-    read = always_read(model) - sum(size for _, size in held) + in_ffns
+    in_ffns = sum(ffn.reach(1) * linear.nbytes() for ffn in ffns for linear in ffn.linears)
+    read = decode_traffic(model, ffns, METHODS["dense"](), [1.0] * len(ffns), 0, 1).weights
     return Inspection(
         model_type=own.config.model_type,
         family=family_of(model).name,
@@ -112,7 +111,7 @@ def inspect(model: nn.Module) -> Inspection:
         dtype=str(ffns[0].up.weight.dtype).removeprefix("torch."),
         device=str(ffns[0].up.weight.device),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        weight_bytes_per_token=read,
+        weight_bytes_per_token=int(read),
         ffn_share=in_ffns / read,
         kernels=str(backend.best),
         offers=tuple(_offer(kind(), ffns[0], backend) for kind in METHODS.values()),
@@ -131,7 +130,7 @@ def _offer(method: Method, ffn: FFN, backend: Backend) -> Offer:
         method.check(ffn)
     except ValueError as error:
         return Offer(method.name, str(error), None, {})
-    if method.kind == "dense":
+    if method.kind == "dense" and method.quantization is None:
         return Offer(method.name, None, None, {})
     runs = {name: backend.runs(method, name) for name in EXECUTIONS if name in method.executions}
     return Offer(method.name, None, backend.auto(method), runs)

@@ -1,15 +1,15 @@
 """Bytes that a decode step must read, and what follows from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from tda.as_built import is_linear
-from tda.contracts import Method, Reads, WeightMethod
+from tda.contracts import Method
 from tda.engine.transformers_api import text_config
-from tda.view import FFN, Linear, LinearInput, Place
+from tda.view import Linear, Place
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def decode_traffic(
     ----------
     model : nn.Module
         The model.
-    ffns : sequence of FFN
-        Its FFNs.
+    ffns : sequence of Place
+        Where the method leaves something out.
     method : Method
-        Tells which projections need only their kept rows.
+        Tells what of a place is read for what it keeps only.
     kept : sequence of float
-        Share of neurons read per layer: for a batch the union over its rows.
+        Share that is kept of each place: for a batch the union over its rows.
     cached_tokens : float
         Tokens in the cache, mean over the steps meant.
     batch : int
@@ -62,17 +62,26 @@ def decode_traffic(
         A key-value cache of the model, which shows what it holds of a token; without one the configuration tells.
     """
     weights = float(always_read(model))
-    for ffn, share in zip(ffns, kept, strict=True):
-        if isinstance(ffn, LinearInput):
-            weights -= (1 - share) * ffn.linear.weight.nbytes
-            continue
-        weights -= _ffn_bytes(ffn, Reads(gate=True, up=True, down=True), 1.0)
-        weights += _ffn_bytes(ffn, method.reads, share) * (1 if ffn.experts is None else ffn.experts.reach(batch))
-    if isinstance(method, WeightMethod):
-        linears = [Linear(module).weight for module in model.modules() if is_linear(module)]
-        weights -= sum(weight.nbytes - method.nbytes(weight) for weight in linears)
+    for linear, read in linear_reads(model, ffns, method, kept, batch):
+        weights += read - linear.nbytes()
     token = _by_config(model) if cache is None else _shown(cache)
     return Traffic(weights, float(token * cached_tokens * batch))
+
+
+def linear_reads(
+    model: nn.Module, ffns: Sequence[Place], method: Method, kept: Sequence[float], batch: int
+) -> Iterator[tuple[Linear, float]]:
+    """Every linear of a model, and the bytes that a decode step of a batch reads of it; see `decode_traffic`."""
+    quantizer, placed = method.quantizer, set()
+    for place, share in zip(ffns, kept, strict=True):
+        axes = {site.linear.key: site.axis for site in method.sites(place)}
+        for linear in place.linears:
+            axis = axes.get(linear.key)
+            yield linear, place.reach(batch) * linear.nbytes(1.0 if axis is None else share, axis or "in", quantizer)
+            placed.add(linear.module)
+    for module in model.modules():
+        if is_linear(module) and module not in placed:
+            yield Linear(module), Linear(module).nbytes(quantizer=quantizer)
 
 
 def always_read(model: Any) -> int:
@@ -84,16 +93,6 @@ def always_read(model: Any) -> int:
         if isinstance(module, nn.Embedding) and (head is None or module.weight is not head.weight)
     }
     return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in tables)
-
-
-def _ffn_bytes(ffn: FFN, reads: Reads, share: float) -> float:
-    total = 0.0
-    for linear, sparse in ((ffn.gate, reads.gate), (ffn.up, reads.up), (ffn.down, reads.down)):
-        if linear is not None:
-            total += linear.weight.nbytes * (share if sparse else 1.0)
-            if linear.bias is not None:
-                total += linear.bias.nbytes * (share if sparse and linear is not ffn.down else 1.0)
-    return total
 
 
 def _by_config(model: nn.Module) -> int:

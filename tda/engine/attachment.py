@@ -26,7 +26,7 @@ from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
 from tda.selection import Selection
 from tda.spans import span
-from tda.view import by_row
+from tda.view import Site, by_row
 
 
 class Attachment:
@@ -73,6 +73,11 @@ class Attachment:
         self.addresses = Addresses()
         self._rotary = rotary
 
+    @property
+    def sites(self) -> list[tuple[Site, ...]]:
+        """For each place the axes of linears that what is kept of it lies on."""
+        return [self.method.sites(place) for place in self.ffns]
+
     # A forward, from its beginning to its end.
 
     def begin(self, given: dict[str, Any]) -> None:
@@ -102,10 +107,15 @@ class Attachment:
             if phases.told is None and not phases.generating:
                 self.unseen.guessed(count)
             call.mask = phases.unended(mask)
-            call.execution = self.policy.begin(call)
-            if call.execution in ("compact", "indexed") and self.new_hooks_in_ffns:
-                call.execution = "masked"  # what runs in place of the networks would leave out a new hook
-            self.executed = call.execution
+            call.execution = self.executed = self._possible(self.policy.begin(call), call)
+
+    def _possible(self, execution: Ran | None, call: Call) -> Ran | None:
+        """An execution, or "masked" where it would leave out a new hook, or give up quantized weights."""
+        if execution in ("compact", "indexed") and self.new_hooks_in_ffns:
+            return "masked"
+        if self.method.quantization is not None and (self.decoding.execution == "masked" or call.mask.numel() > 1):
+            return "masked"  # kernels run single tokens of such weights; torch runs what they stand for
+        return execution
 
     def end(self, output: Any) -> None:
         """Take note of what a forward has left: the cache that it made or filled."""

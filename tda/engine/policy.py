@@ -70,15 +70,6 @@ class Policy:
         return z
 
 
-class FewBitsPolicy(Policy):
-    """Decode of a method that reads weights in few bits: the kernels do for a single row's token."""
-
-    def begin(self, call: Call) -> Ran | None:
-        """What a decode step runs as."""
-        self.counter.whole(call)
-        return "masked" if self.decoding.execution == "masked" or call.mask.numel() > 1 else "dense"
-
-
 @dataclass
 class PromptPolicy(Policy):
     """Decode of a method whose sets are fixed before it."""
@@ -139,6 +130,8 @@ class PromptPolicy(Policy):
 
     def _execution(self, rows: int, kept: Selection, left_out: Tensor) -> Ran:
         """What decode of a prompt's sets runs as: reading each row's weights pays while rows are few."""
+        if self.method.quantization is not None and rows > 1:
+            return "masked"  # kernels run single tokens of quantized weights
         if self.asked != "auto" or self.decoding.execution == "masked" or rows == 1:
             return self.decoding.execution
         if kept.rows_alike:
@@ -182,7 +175,6 @@ class TokenPolicy(Policy):
 
 POLICIES: dict[Kind, type[Policy]] = {
     "dense": Policy,
-    "weights": FewBitsPolicy,
     "prompt": PromptPolicy,
     "token": TokenPolicy,
     "threshold": TokenPolicy,

@@ -48,7 +48,9 @@ class Run:
                 self.attachment.policy.select(request)
 
     def selection(self) -> Selection:
-        """Kept neurons per layer: bool [B, F], of the last prompt; of per-token methods, the last decode step.
+        """Kept sets, bool [B, F] for each place, of the last prompt; of per-token methods, the last decode step.
+
+        `Selection.sites` says which axes of which linears they lie on, `Selection.nbytes` what is read of those.
 
         Raises
         ------
@@ -60,7 +62,7 @@ class Run:
             raise ValueError("no prompt was prefilled yet, so nothing is selected")
         if self.attachment.method.kind == "prompt":
             self.select()
-        return self.attachment.policy.selection(request)
+        return self.attachment.policy.selection(request).on(self.attachment.sites)
 
     def achieved_sparsity(self) -> list[float]:
         """Share left out per layer, mean over the decode steps (and rows) so far.

@@ -1,12 +1,13 @@
 """Compact execution: the kept neurons' weights are gathered once per prompt, then decode is dense over them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tda.kernels.pages import fresh
+from tda.kernels.weights import AS_BUILT, Weights
 from tda.spans import span
 from tda.view import FFN
 
@@ -37,20 +38,24 @@ class CompactFFN:
         The layer's FFN; its weights are not touched.
     gather : callable
         What copies.
+    weights : Weights
+        Where the weights are that it copies.
 
     Attributes
     ----------
     rows, columns : Tensor
         Gate and up, one below the other, and down: [R, P·K, D] and [R, D, K]; R is 1 if batch rows are alike, else B.
-    bias : Tensor or None
+    bias, scale : Tensor or None
         Of gate and up: [R, 1, P·K].
     """
 
-    def __init__(self, ffn: FFN, gather: Gather = gather) -> None:
+    def __init__(self, ffn: FFN, gather: Gather = gather, weights: Weights = AS_BUILT) -> None:
         self.ffn = ffn
         self.rows = self.columns = torch.empty(0)
         self.bias: Tensor | None = None
+        self.scale: Tensor | None = None
         self._gather = gather
+        self._weights = weights
         self._buffers: dict[str, Tensor] = {}
         self._valid: Tensor | None = None  # [R, 1, K] where rows keep unequal counts
 
@@ -68,13 +73,14 @@ class CompactFFN:
         index = self._index(kept)
         R, K = index.shape
         D = self.ffn.D
-        rows = self._buffer("rows", (R, len(self.ffn.inputs), K, D), self.ffn.up.weight)
-        self.columns = self._buffer("columns", (R, D, K), self.ffn.down.weight)
+        stored = [self._weights.of(linear) for linear in self.ffn.inputs]
+        rows = self._buffer("rows", (R, len(stored), K, D), stored[-1].values)
+        self.columns = self._buffer("columns", (R, D, K), stored[-1].values)
         for each, copies, columns in zip(index, rows, self.columns, strict=True):
             self._gather(self.ffn, each, copies, columns)
         self.rows = rows.view(R, -1, D)
-        biases = [linear.bias.detach()[index] for linear in self.ffn.inputs if linear.bias is not None]
-        self.bias = torch.cat(biases, 1).unsqueeze(1) if biases else None
+        self.bias = _picked([one.bias for one in stored], index)
+        self.scale = _picked([one.scale for one in stored], index)
 
     def _index(self, kept: Tensor) -> Tensor:
         """Indices of the kept neurons, short rows padded with neuron 0: int64 [R, K]."""
@@ -108,6 +114,12 @@ class CompactFFN:
             z = z.masked_fill(~self._valid, 0)
         with span("down"):
             return _linear(z, self.columns, self.ffn.down.bias).view_as(x)
+
+
+def _picked(vectors: Sequence[Tensor | None], index: Tensor) -> Tensor | None:
+    """What some neurons have of vectors [F], one beside the other: [R, 1, P·K]; None where there are none."""
+    found = [vector.detach()[index] for vector in vectors if vector is not None]
+    return torch.cat(found, 1).unsqueeze(1) if found else None
 
 
 def _bits(weights: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tda.contracts import Reads, ThresholdMethod
+from tda.contracts import ThresholdMethod
 from tda.methods import METHODS
-from tda.view import Source
+from tda.view import Projection, Source
 
 
 @METHODS.register("cats")
@@ -23,7 +23,7 @@ class CATS(ThresholdMethod):
     """
 
     name: ClassVar[str] = "cats"
-    reads: ClassVar[Reads] = Reads(gate=False, up=True, down=True)
+    skips: ClassVar[tuple[Projection, ...]] = ("up", "down")
 
     @property
     def activation(self) -> Source:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tda.contracts import Method, Reads, Scope, check_choice
+from tda.contracts import Method, Scope, check_choice
 from tda.methods import METHODS
 from tda.names import Execution
+from tda.view import Projection
 
 
 @METHODS.register("dense")
@@ -21,9 +22,10 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
     scope: ClassVar[Scope] = "model"
-    reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
+    skips: ClassVar[tuple[Projection, ...]] = ()
 
     sparsity: float | None = field(default=0.0, init=False)
+    quantization: str | None = field(default=None, init=False)
     dense_kernel: str = "torch"
 
     def __post_init__(self) -> None:

@@ -1,35 +1,33 @@
 """Dense with weights in eight bits: what a user would run instead of leaving neurons out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from tda.contracts import Rounded, WeightMethod
+from tda.contracts import Method, Scope
 from tda.methods import METHODS
-
-LARGEST = 127
+from tda.names import Execution
+from tda.view import Projection
 
 
 @METHODS.register("int8")
 @dataclass(frozen=True, kw_only=True)
-class Int8(WeightMethod):
+class Int8(Method):
     """Leave nothing out, and round the weights of every linear, the head too, to int8 with a scale for each row.
 
-    Scale: the row's largest magnitude over 127; round to nearest. Weights alone: activations, norms, biases, embeddings
-    and the key-value cache keep their type. This is round-to-nearest per output channel, as torchao's int8
-    weight-only; finer blocks, as llama.cpp's q8_0 has, lose less and read more.
+    See `tda.quantizers.int8`. Other methods take the same weights by their option ``quantization="int8"``.
     """
 
     name: ClassVar[str] = "int8"
+    scope: ClassVar[Scope] = "model"
+    skips: ClassVar[tuple[Projection, ...]] = ()
 
-    def round(self, weight: Tensor) -> Rounded:
-        """Weights [N, K] as int8 and a scale [N]."""
-        wide = weight.float()
-        scale = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
-        return Rounded((wide / scale.unsqueeze(1)).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale)
+    sparsity: float | None = field(default=None, init=False)
+    quantization: str | None = field(default="int8", init=False)
 
-    def nbytes(self, weight: Tensor) -> int:
-        """A byte a weight, and the scales."""
-        return weight.numel() + torch.float32.itemsize * len(weight)
+    def __post_init__(self) -> None:
+        """There is nothing to check."""
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """On the kernels, or "masked": dense arithmetic with what the rounded weights stand for."""
+        return ("indexed", "masked")

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tda.contracts import Reads, TokenMethod, keep_top, kept_count
+from tda.contracts import TokenMethod, keep_top, kept_count
 from tda.methods import METHODS
-from tda.view import FFN
+from tda.view import FFN, Projection
 
 
 @METHODS.register("oracle")
@@ -26,7 +26,7 @@ class Oracle(TokenMethod):
     """
 
     name: ClassVar[str] = "oracle"
-    reads: ClassVar[Reads] = Reads(gate=False, up=False, down=False)
+    skips: ClassVar[tuple[Projection, ...]] = ()
     fast: ClassVar[bool] = False
 
     def importance(self, ffn: FFN, a: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tda.families import find_inputs
 from tda.fitting.collect import Batch, Call, Collector, Shares
 from tda.fitting.histogram import Histogram
 from tda.methods import METHODS
-from tda.view import FFN, Place
+from tda.view import FFN, Place, Site
 
 
 @METHODS.register("teal")
@@ -59,6 +59,10 @@ class TEAL(TokenMethod):
     def places(self, model: nn.Module, ffns: Sequence[FFN]) -> Sequence[Place]:
         """The inputs of every linear."""
         return find_inputs(model)
+
+    def sites(self, place: Place) -> tuple[Site, ...]:
+        """The place itself: inputs of its linear."""
+        return place.sites
 
     def importance(self, place: Place, a: Tensor) -> Tensor:
         """abs(x): float32."""

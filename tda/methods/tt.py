@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tda.contracts import ErrorControlled, Reads, ThresholdMethod
+from tda.contracts import ErrorControlled, ThresholdMethod
 from tda.methods import METHODS
-from tda.view import FFN
+from tda.view import FFN, Projection
 
 
 @METHODS.register("tt")
@@ -21,8 +21,8 @@ class TT(ErrorControlled, ThresholdMethod):
     """
 
     name: ClassVar[str] = "tt"
-    reads: ClassVar[Reads] = Reads(gate=False, up=False, down=True)
+    skips: ClassVar[tuple[Projection, ...]] = ("down",)
 
-    def weights(self, ffn: FFN) -> Tensor:
+    def factors(self, ffn: FFN) -> Tensor:
         """‖W_down[:, j]‖: float32 [F]."""
         return ffn.down_norms

@@ -13,14 +13,13 @@ from tda.contracts import Method, Observer
 from tda.engine.backends import plain
 from tda.engine.backends.decoding import Decoding
 from tda.engine.overrides import Overrides
+from tda.engine.quantize import QuantizedWeights
 from tda.kernels import BackendInfo
-from tda.kernels.native.describe import UndescribedError
-from tda.kernels.native.layout import lay_rows
+from tda.kernels.activations import UndescribedError
 from tda.kernels.pages import give_back
+from tda.kernels.weights import AS_BUILT, Weights, lay_rows
 from tda.names import Execution
 from tda.view import FFN, Linear
-
-MIXTURES = "does not know mixtures of experts yet"
 
 
 class Backend(ABC):
@@ -53,8 +52,7 @@ class Backend(ABC):
     def piecewise(self) -> str | None:
         """Why the kernels, where they run, do not run the model's whole step in one call; None if they do."""
 
-    @property
-    def prefers_copies(self) -> bool:
+    def prefers_copies(self, method: Method) -> bool:
         """Whether copies of what a prompt keeps are read faster than what it keeps where it lies."""
         return False
 
@@ -75,26 +73,34 @@ class Backend(ABC):
 
     def auto(self, method: Method) -> Execution:
         """The execution that "auto" takes for a method that is not dense."""
-        if (
-            self.ffns[0].experts is not None
-            or not method.fast
-            or (method.kind == "weights" and self.problem(method) is not None)
-        ):
+        if self._masked(method, "auto") is not None:
             return "masked"
-        copies = method.kind == "prompt" and (self.problem(method) is not None or self.prefers_copies)
+        copies = method.kind == "prompt" and (self.problem(method) is not None or self.prefers_copies(method))
         return "compact" if copies else "indexed"
 
     def runs(self, method: Method, execution: Execution) -> str:
         """What runs an execution of a method, or why it is refused."""
-        if execution != "masked" and self.ffns[0].experts is not None:
-            return f"refused: it {MIXTURES}"
-        if execution == "masked" or (execution == "compact" and not self.gathers):
+        if execution == "masked" or (execution == "compact" and not self.gathers and method.quantization is None):
             return "torch"
+        reason = self._masked(method, execution)
+        if reason is not None:
+            return f"refused: {reason}"
         reason = self.problem(method)
         if reason is None:
             return str(self.best)
-        refused = execution == "indexed" and method.kind in ("prompt", "weights")
+        refused = execution == "indexed" and method.kind == "prompt"
         return f"refused: {reason}" if refused else str(BackendInfo("torch", reason))
+
+    def _masked(self, method: Method, asked: Execution) -> str | None:
+        """Why a method can run "masked" only, "" where it or its user chose that; None where it can run otherwise."""
+        if asked == "masked" or not method.fast:
+            return ""
+        if method.selects and self.ffns[0].experts is not None:
+            return f"{asked} does not know mixtures of experts yet"
+        added = next((found for ffn in self.ffns if (found := _addition(ffn)) is not None), None)
+        if added is not None and method.selects:
+            return f"it would leave out what was added to the model: {added}"
+        return None if method.quantization is None else self.problem(method)
 
     # What attaching does.
 
@@ -106,24 +112,17 @@ class Backend(ABC):
         ValueError
             If an execution is asked for that cannot run here.
         """
-        if method.kind == "weights":
-            return self._few_bits(method, asked, overrides)
-        if asked == "masked" or not method.fast:
-            return plain.whole(self.ffns, "masked")
-        if method.selects and self.ffns[0].experts is not None:
-            if asked != "auto":
-                raise ValueError(f"execution {asked!r} {MIXTURES}; use 'masked'")
-            return plain.whole(self.ffns, "masked", f"{asked} {MIXTURES}")
-        added = next((found for ffn in self.ffns if (found := _addition(ffn)) is not None), None)
-        if added is not None and method.selects:
-            if asked != "auto":
-                raise ValueError(
-                    f"execution {asked!r} would leave out what was added to the model: {added}; use 'masked'"
-                )
-            return plain.whole(self.ffns, "masked", added)
+        reason = self._masked(method, asked)
+        if reason and asked != "auto":
+            raise ValueError(f"execution {asked!r} of {method.name!r} cannot run here: {reason}; use 'masked'")
+        weights = AS_BUILT
+        if method.quantizer is not None:
+            weights = QuantizedWeights(self.model, self.ffns, method.quantizer, overrides, hold=reason is None)
+        if reason is not None:
+            return plain.whole(self.ffns, "masked", reason)
         if method.kind == "dense":
-            own = getattr(method, "dense_kernel", "torch") != "torch"
-            return self._dense(overrides) if own else plain.whole(self.ffns, "dense")
+            own = method.quantization is not None or getattr(method, "dense_kernel", "torch") != "torch"
+            return self._dense(weights, overrides) if own else plain.whole(self.ffns, "dense")
         if asked == "compact" and not self.gathers:
             return plain.compact(self.ffns)
         reason = self.problem(method)
@@ -133,26 +132,22 @@ class Backend(ABC):
         in_rows((linear for ffn in self.ffns for linear in ffn.inputs), overrides)
         if execution == "indexed":
             for ffn in self.ffns:
-                overrides.later(lay_rows(ffn.down, *self._beside(ffn, method)))
+                overrides.later(lay_rows(ffn.down, *self._beside(ffn, method), weights=weights))
             give_back()
-        prepared = self._gathered() if execution == "compact" else self._indexed(method, observe)
-        self._own_linears(self.ffns, overrides)  # last: a step is checked against what the model itself computes
+        prepared = self._gathered(weights) if execution == "compact" else self._indexed(method, weights, observe)
+        self._own_linears(self.ffns, weights, overrides)  # last: a step is checked against what the model computes
         return prepared
 
     @abstractmethod
-    def _dense(self, overrides: Overrides) -> Decoding:
+    def _dense(self, weights: Weights, overrides: Overrides) -> Decoding:
         """Prepare a decode that leaves nothing out."""
 
     @abstractmethod
-    def _few_bits(self, method: Any, asked: Execution, overrides: Overrides) -> Decoding:
-        """Prepare a `WeightMethod`."""
-
-    @abstractmethod
-    def _indexed(self, method: Any, observe: Observer) -> Decoding:
+    def _indexed(self, method: Any, weights: Weights, observe: Observer) -> Decoding:
         """Prepare a `PromptMethod` or `ThresholdMethod` on weights that lie in rows, read where they lie."""
 
-    def _gathered(self) -> Decoding:
-        """Prepare copies of what a prompt keeps; the model's weights stay as they lie."""
+    def _gathered(self, weights: Weights) -> Decoding:
+        """Prepare copies of what a prompt keeps; the weights stay as they lie."""
         return plain.compact(self.ffns)
 
     def _beside(self, ffn: FFN, method: Method) -> list[Linear]:
@@ -160,26 +155,21 @@ class Backend(ABC):
         return []
 
     @abstractmethod
-    def _own_forward(self, linear: Any) -> Callable[[Tensor], Tensor]:
+    def _own_forward(self, linear: Any, weights: Weights) -> Callable[[Tensor], Tensor]:
         """Forward of a linear by the matrix-vector kernel; UndescribedError where that does not take its weights."""
 
-    def _own_linears(
-        self,
-        ffns: list[FFN],
-        overrides: Overrides,
-        forward: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
-    ) -> int:
+    def _own_linears(self, ffns: list[FFN], weights: Weights, overrides: Overrides) -> int:
         """Let kernels run single tokens of every plain linear outside networks with executors.
 
         Returns how many linears they are.
         """
-        count, forward = 0, forward or self._own_forward
+        count = 0
         served = {id(linear.module) for ffn in ffns for linear in ffn.linears}
         for module in self.model.modules():
             if is_linear(module) and id(module) not in served and "forward" not in vars(module):
                 in_rows([Linear(module)], overrides)
                 with suppress(UndescribedError):
-                    overrides.set(module, "forward", forward(module))
+                    overrides.set(module, "forward", self._own_forward(module, weights))
                     count += 1
         return count
 

@@ -7,17 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from tda.as_built import modules_of
-from tda.contracts import Method, Observer, WeightMethod
+from tda.contracts import Method, Observer
 from tda.engine.backends import plain
 from tda.engine.backends.base import Backend
 from tda.engine.backends.decoding import Decoding
-from tda.engine.backends.native import NativeBackend
 from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.rotary import is_dynamic
 from tda.engine.selfcheck import ADDED, structure
 from tda.kernels import triton
-from tda.names import Execution
+from tda.kernels.weights import Weights
 from tda.view import Linear
 
 
@@ -43,20 +42,18 @@ class TritonBackend(Backend):
 
     def problem(self, method: Method) -> str | None:
         """Why the kernels cannot run the model as a method wants it; None if they can."""
-        return self._in_c.problem(method) if method.kind == "weights" else super().problem(method)
+        if self.missing is None and method.quantization is not None:
+            return f"the kernels in Triton do not read {method.quantization} weights yet"
+        return super().problem(method)
 
-    def _dense(self, overrides: Overrides) -> Decoding:
+    def _dense(self, weights: Weights, overrides: Overrides) -> Decoding:
         reason = self.missing or self.piecewise
         if reason is not None:
             return plain.whole(self.ffns, "dense", reason)
-        self._own_linears([], overrides)
+        self._own_linears([], weights, overrides)
         return Decoding(self.ffns, "dense", self.info(None), step=GraphStep(self.model))
 
-    def _few_bits(self, method: WeightMethod, asked: Execution, overrides: Overrides) -> Decoding:
-        """Prepare a `WeightMethod`, of which only the kernels in C know."""
-        return self._in_c._few_bits(method, asked, overrides)
-
-    def _indexed(self, method: Any, observe: Observer) -> Decoding:
+    def _indexed(self, method: Any, weights: Weights, observe: Observer) -> Decoding:
         from tda.kernels.triton import ffn as kernels
         from tda.kernels.triton.statistic import add_squares
 
@@ -75,12 +72,8 @@ class TritonBackend(Backend):
         graph = GraphStep(self.model, lambda: [layer.kept for layer in layers]) if self.piecewise is None else None
         return Decoding(self.ffns, "indexed", info, layers, graph)
 
-    def _own_forward(self, linear: Any) -> Callable[[Tensor], Tensor]:
+    def _own_forward(self, linear: Any, weights: Weights) -> Callable[[Tensor], Tensor]:
         from tda.kernels.triton.rows import own_forward
 
         triton.check_linear(Linear(linear))
         return own_forward(linear, linear.forward)
-
-    @property
-    def _in_c(self) -> NativeBackend:
-        return NativeBackend(self.model, self.ffns)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from tda.kernels.activations import UndescribedError
 from tda.kernels.native import library
-from tda.kernels.native.describe import UndescribedError, check_ffn
+from tda.kernels.native.describe import check_ffn
 from tda.view import FFN
 
 

@@ -1,31 +1,15 @@
 """Describe a model's modules to the C kernels: what a norm or an activation function computes is tried, not guessed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
+from tda.kernels.activations import ACTIVATIONS, UndescribedError, activation_name
 from tda.kernels.native import library as c
+from tda.kernels.weights import AS_BUILT, Weights
 from tda.view import FFN, Linear
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu": functional.relu,
-    "relu_squared": lambda x: functional.relu(x).square(),
-    "identity": lambda x: x,
-}
-
-
-Matrices = Callable[[Linear | None], c.Matrix]
-"""Description of a linear's weights as a kernel is to read them; None is none."""
-
-
-class UndescribedError(ValueError):
-    """A module computes something that the kernels do not know."""
 
 
 def activation(act: nn.Module) -> int:
@@ -36,24 +20,7 @@ def activation(act: nn.Module) -> int:
     UndescribedError
         If it is none that the kernels know.
     """
-    return c.ACTIVATIONS.index(activation_name(act))
-
-
-@torch.no_grad()
-def activation_name(act: nn.Module) -> str:
-    """Name of the function that an activation module computes.
-
-    Raises
-    ------
-    UndescribedError
-        If it is none that the kernels know.
-    """
-    probe = torch.linspace(-6, 6, 97, dtype=torch.float32, device="cpu")
-    got = act(probe)
-    for name in c.ACTIVATIONS:
-        if got.shape == probe.shape and torch.allclose(got.float(), _ACTIVATIONS[name](probe), atol=1e-5, rtol=1e-5):
-            return name
-    raise UndescribedError(f"the activation {type(act).__name__} is none of {', '.join(c.ACTIVATIONS)}")
+    return list(ACTIVATIONS).index(activation_name(act))
 
 
 @torch.no_grad()
@@ -91,7 +58,7 @@ def norm(module: Any) -> c.Norm:
     return c.Norm(c.address(weight), c.address(bias), eps, c.NORMS.index(nearest))
 
 
-def matrix(linear: Linear | None) -> c.Matrix:
+def matrix(linear: Linear | None, weights: Weights = AS_BUILT) -> c.Matrix:
     """Description of a linear in the layout of torch; None is none.
 
     Raises
@@ -102,7 +69,7 @@ def matrix(linear: Linear | None) -> c.Matrix:
     if linear is None:
         return c.Matrix()
     check_linear(linear)
-    return c.Matrix.of(linear.weight.detach(), linear.bias)
+    return c.Matrix.of(*weights.of(linear))
 
 
 def check_linear(linear: Linear, *, transposed: bool = False) -> None:
@@ -140,7 +107,7 @@ def check_types(parts: Iterable[Any], dtype: torch.dtype) -> None:
             raise UndescribedError(f"parameters of {found} beside others of {dtype}")
 
 
-def feed_forward(ffn: FFN, matrices: Matrices = matrix) -> c.FFN:
+def feed_forward(ffn: FFN, weights: Weights = AS_BUILT) -> c.FFN:
     """Description of a feed-forward network with all its neurons.
 
     The down projection may lie as torch has it, or transposed (a row for each neuron).
@@ -151,12 +118,13 @@ def feed_forward(ffn: FFN, matrices: Matrices = matrix) -> c.FFN:
         If the kernels cannot run it.
     """
     check_ffn(ffn)
-    down = ffn.down.weight.detach()
-    transposed = down.stride(1) != 1
+    down = weights.of(ffn.down)
+    transposed = down.values.stride(1) != 1
+    rows = down.values.t() if transposed else down.values
     return c.FFN(
-        gate=matrices(ffn.gate),
-        up=matrices(ffn.up),
-        down=c.Matrix.of(down.t(), ffn.down.bias) if transposed else matrices(ffn.down),
+        gate=matrix(ffn.gate, weights),
+        up=matrix(ffn.up, weights),
+        down=c.Matrix.of(rows, down.bias, down.scale),
         act=activation(ffn.act),
         down_rows=int(transposed),
     )

@@ -12,6 +12,7 @@ from tda.contracts import Observer, ThresholdMethod
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
+from tda.kernels.weights import AS_BUILT, Weights
 from tda.spans import span
 from tda.view import FFN
 
@@ -23,6 +24,8 @@ class NativeFFN(ABC):
     ----------
     ffn : FFN
         The layer's FFN; a method that leaves neurons out needs its down projection in rows (`lay_rows`).
+    weights : Weights
+        Where its weights are.
 
     Attributes
     ----------
@@ -30,9 +33,9 @@ class NativeFFN(ABC):
         What the kernels run for a single row.
     """
 
-    def __init__(self, ffn: FFN) -> None:
+    def __init__(self, ffn: FFN, weights: Weights = AS_BUILT) -> None:
         self.ffn = ffn
-        self.description = describe.feed_forward(ffn)
+        self.description = describe.feed_forward(ffn, weights)
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._handle = ops.handle(self)
 
@@ -75,8 +78,8 @@ class NativeFFN(ABC):
 class ListedFFN(NativeFFN):
     """An FFN over the neurons that each batch row keeps."""
 
-    def __init__(self, ffn: FFN) -> None:
-        super().__init__(ffn)
+    def __init__(self, ffn: FFN, weights: Weights = AS_BUILT) -> None:
+        super().__init__(ffn, weights)
         self._descriptions = [self.description]
         self._lists = torch.empty(0, 0, dtype=torch.int32)  # [B, F]
 
@@ -108,9 +111,10 @@ class ListedFFN(NativeFFN):
 class GatheredFFN(NativeFFN):
     """An FFN over copies of the kept neurons' weights: dense arithmetic for a single row, several rows on torch."""
 
-    def __init__(self, ffn: FFN) -> None:
-        super().__init__(ffn)
-        self._copies = CompactFFN(ffn, functools.partial(_gather, self.description))
+    def __init__(self, ffn: FFN, weights: Weights = AS_BUILT) -> None:
+        super().__init__(ffn, weights)
+        self._down = weights.of(ffn.down)
+        self._copies = CompactFFN(ffn, functools.partial(_gather, self.description), weights)
 
     def load(self, kept: Tensor) -> None:
         """Gather the weights of the kept neurons: bool [B, F]."""
@@ -120,9 +124,11 @@ class GatheredFFN(NativeFFN):
         if R > 1:
             return
         P = len(self.ffn.inputs)
-        biases = [None] * P if copies.bias is None else copies.bias.view(P, K)
-        inputs = [c.Matrix.of(rows, bias) for rows, bias in zip(copies.rows.view(P, K, D), biases, strict=True)]
-        down = c.Matrix.of(copies.columns[0], self.ffn.down.bias)
+        biases, scales = (
+            [None] * P if vectors is None else vectors.view(P, K) for vectors in (copies.bias, copies.scale)
+        )
+        inputs = list(map(c.Matrix.of, copies.rows.view(P, K, D), biases, scales))
+        down = c.Matrix.of(copies.columns[0], self._down.bias, self._down.scale)
         gate = inputs[0] if self.ffn.gate is not None else c.Matrix()
         self.description = c.FFN(gate=gate, up=inputs[-1], down=down, act=self.description.act)
 
@@ -162,13 +168,17 @@ class ThresholdFFN(NativeFFN):
         Told the layer's number and the kept sets [N, F] of each call.
     kept : Tensor
         Where a whole step leaves which neurons it kept: uint8 [F].
+    weights : Weights
+        Where its weights are.
     """
 
-    def __init__(self, ffn: FFN, method: ThresholdMethod, observe: Observer, kept: Tensor) -> None:
-        super().__init__(ffn)
+    def __init__(
+        self, ffn: FFN, method: ThresholdMethod, observe: Observer, kept: Tensor, weights: Weights = AS_BUILT
+    ) -> None:
+        super().__init__(ffn, weights)
         self._observe = observe
-        self._weights = method.weights(ffn)
-        self.description.norms = c.address(self._weights)
+        self._factors = method.factors(ffn)
+        self.description.norms = c.address(self._factors)
         self.description.cut = method.cut(ffn)
         self.description.rule = c.RULES.index("gate" if method.activation == "gate" else "contribution")
         self.description.kept = kept.data_ptr()

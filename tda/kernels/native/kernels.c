@@ -60,8 +60,8 @@ enum { NO_NORM = 0, RMS = 1, RMS_PLUS_ONE = 2, LAYER = 3 };
 enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU_SQUARED = 4, IDENTITY = 5 };
 enum { LISTED = 0, GATE_THRESHOLD = 1, CONTRIBUTION_THRESHOLD = 2 };
 
-/* Weights, row by row; `stride` is the bytes from a row to the next. Rows of INT8 are multiplied by their `scale`, and their
- * bias is in float32. */
+/* Weights, row by row; `stride` is the bytes from a row to the next. INT8 weights are multiplied by the `scale` of their output
+ * (a row, or with `down_rows` a column), and their bias is in float32. */
 typedef struct {
     const char *data;
     int64_t stride, rows, columns;
@@ -336,7 +336,7 @@ static void dot_all(const Matrix *matrix, int64_t first, int64_t count, const fl
     else dot_kind(matrix, first, count, x, INT8, out);
 }
 
-/* out = x, packed, times picked rows, as many as there are streams or fewer, + bias; no INT8. */
+/* out = x, packed, times picked rows, as many as there are streams or fewer, + bias. */
 static void dot_picked(const Matrix *matrix, const int64_t *picked, const char *const *ahead, int count, const float *x,
                        float *out) {
     const char *row[STREAMS];
@@ -344,17 +344,20 @@ static void dot_picked(const Matrix *matrix, const int64_t *picked, const char *
     if (count == STREAMS) dot_streams(row, ahead, x, matrix->columns, matrix->kind, out);
     else
         for (int r = 0; r < count; r++) dot_rows(row + r, ahead + r, 1, x, matrix->columns, matrix->kind, out + r);
-    if (matrix->bias)
-        for (int r = 0; r < count; r++) out[r] += bias_at(matrix, picked[r]);
+    for (int r = 0; r < count; r++) {
+        if (matrix->kind == INT8) out[r] *= matrix->scale[picked[r]];
+        if (matrix->bias) out[r] += bias_at(matrix, picked[r]);
+    }
 }
 
-/* Packed y += sum of factor·row over picked rows, as many as there are streams or fewer; no INT8. */
+/* Packed y += sum of factor·row over picked rows, as many as there are streams or fewer; INT8 without its scale. */
 static void add_picked(const Matrix *matrix, const int64_t *picked, const char *const *ahead, int count, const float *factor,
                        float *y) {
     const char *row[STREAMS];
     int64_t n = matrix->columns;
     for (int r = 0; r < count; r++) row[r] = row_at(matrix, picked[r]);
     if (count == STREAMS && matrix->kind == BFLOAT16) add_rows(row, ahead, STREAMS, factor, n, BFLOAT16, y);
+    else if (count == STREAMS && matrix->kind == INT8) add_rows(row, ahead, STREAMS, factor, n, INT8, y);
     else if (count == STREAMS) add_rows(row, ahead, STREAMS, factor, n, FLOAT32, y);
     else
         for (int r = 0; r < count; r++) add_rows(row + r, ahead + r, 1, factor + r, n, matrix->kind, y);
@@ -533,6 +536,8 @@ static void ffn_part(const FFN *ffn, const float *x, int thread, int threads, fl
         for (int t = 1; t < threads; t++)
             for (int64_t i = 0; i < hidden; i++) own[i] += shared[t * hidden + i];
         unpack(own, hidden, ffn->down.kind, y);
+        if (ffn->down.kind == INT8)
+            for (int64_t i = 0; i < hidden; i++) y[i] *= ffn->down.scale[i];
         if (ffn->down.bias)
             for (int64_t i = 0; i < hidden; i++) y[i] += bias_at(&ffn->down, i);
         return;
@@ -994,10 +999,11 @@ static void gather_part(const FFN *from, const FFN *to, int thread, int threads)
                    sources[m]->columns * size_of(sources[m]->kind));
     share_of(to->down.rows, 1, thread, threads, &begin, &end);
     if (to->down.kind == BFLOAT16) gather_columns(from, &to->down, begin, end, BFLOAT16);
+    else if (to->down.kind == INT8) gather_columns(from, &to->down, begin, end, INT8);
     else gather_columns(from, &to->down, begin, end, FLOAT32);
 }
 
-/* Gather the neurons of from's list; no biases, no INT8. */
+/* Gather the neurons of from's list; no biases, no scales. */
 void tda_gather(const FFN *from, const FFN *to, int threads) {
 #pragma omp parallel num_threads(threads)
     gather_part(from, to, omp_get_thread_num(), omp_get_num_threads());

@@ -14,7 +14,6 @@ KINDS = {torch.bfloat16: 0, torch.float32: 1}
 INT8 = 2
 """Number of weights in int8, each row with a scale."""
 NORMS = ("none", "rms", "rms_plus_one", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared", "identity")
 RULES = ("listed", "gate", "contribution")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.kernels.native.ffn import weights_cost
+from tda.kernels.weights import AS_BUILT, Weights
 from tda.view import Linear
 
 
@@ -23,8 +24,8 @@ class NativeLinear:
         Its weights are read where they lie.
     dense : callable
         Its own forward.
-    matrices : callable
-        Description of a linear's weights.
+    weights : Weights
+        Where the weights are.
 
     Raises
     ------
@@ -36,9 +37,9 @@ class NativeLinear:
         self,
         linear: nn.Linear,
         dense: Callable[[Tensor], Tensor],
-        matrices: describe.Matrices = describe.matrix,
+        weights: Weights = AS_BUILT,
     ) -> None:
-        self._matrix = matrices(Linear(linear))
+        self._matrix = describe.matrix(Linear(linear), weights)
         self._dtype = linear.weight.dtype
         self._dense = dense
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")

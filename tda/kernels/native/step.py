@@ -12,6 +12,7 @@ from tda.kernels.native import describe, ops
 from tda.kernels.native import library as c
 from tda.kernels.native.ffn import ffn_cost, weights_cost
 from tda.kernels.native.key_values import KeyValues
+from tda.kernels.weights import AS_BUILT, Weights
 from tda.spans import span
 from tda.view import Decoder, DecoderLayer
 
@@ -36,8 +37,8 @@ class Step:
         The model; its weights are read where they lie.
     ffns : sequence of ctypes FFN
         Feed-forward network of each layer.
-    matrices : callable
-        Description of a linear's weights.
+    weights : Weights
+        Where the weights are.
     kept : Tensor, optional
         Where the networks of a per-token method leave which neurons they kept: uint8 [L, F].
 
@@ -51,7 +52,7 @@ class Step:
         self,
         decoder: Decoder,
         ffns: Sequence[c.FFN],
-        matrices: describe.Matrices = describe.matrix,
+        weights: Weights = AS_BUILT,
         kept: Tensor | None = None,
     ) -> None:
         self.decoder = decoder
@@ -59,7 +60,7 @@ class Step:
         describe.check_linear(decoder.head)
         self.dtype = decoder.head.weight.dtype
         describe.check_types(_modules(decoder), self.dtype)
-        self._layers = (c.Layer * len(decoder.layers))(*(_layer(layer, matrices) for layer in decoder.layers))
+        self._layers = (c.Layer * len(decoder.layers))(*(_layer(layer, weights) for layer in decoder.layers))
         self.load(ffns)
         self._windows = [layer.window for layer in decoder.layers]
         self._model = c.Model(
@@ -70,8 +71,8 @@ class Step:
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
             last=describe.norm(decoder.last),
-            project=matrices(decoder.project),
-            head=matrices(decoder.head),
+            project=describe.matrix(decoder.project, weights),
+            head=describe.matrix(decoder.head, weights),
             softcap=decoder.softcap,
             kind=c.KINDS[self.dtype],
         )
@@ -196,7 +197,7 @@ def _modules(decoder: Decoder) -> Iterator[Any]:
         yield from (getattr(layer, name) for name in (*NORMS, *LINEARS))
 
 
-def _layer(layer: DecoderLayer, matrices: describe.Matrices) -> c.Layer:
+def _layer(layer: DecoderLayer, weights: Weights) -> c.Layer:
     norms = {name: describe.norm(getattr(layer, name)) for name in NORMS}
-    linears = {name: matrices(getattr(layer, name)) for name in LINEARS}
+    linears = {name: describe.matrix(getattr(layer, name), weights) for name in LINEARS}
     return c.Layer(**norms, **linears, scale=layer.scale, softcap=layer.softcap)

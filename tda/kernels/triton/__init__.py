@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tda.kernels.native.describe import UndescribedError, activation_name
+from tda.kernels.activations import UndescribedError, activation_name
 from tda.view import FFN, Linear
 
 DTYPES = (torch.bfloat16, torch.float32)

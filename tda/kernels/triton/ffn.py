@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tda.contracts import Observer, ThresholdMethod
-from tda.kernels.native.describe import activation_name
+from tda.kernels.activations import activation_name
 from tda.kernels.triton.choice import fill
 from tda.kernels.triton.down import down
 from tda.kernels.triton.rows import Lists, Rule, rows
@@ -86,7 +86,7 @@ class ThresholdFFN:
         self._observe = observe
         self._act = activation_name(ffn.act)
         self._gate_first = method.activation == "gate"
-        self._weights = method.weights(ffn)
+        self._weights = method.factors(ffn)
         self._cut = method.cut(ffn)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ __all__ = ["activate"]
 
 @triton.jit
 def activate(x, ACT: tl.constexpr):
-    """act(x), by the name that `tda.kernels.native.library.ACTIVATIONS` has for it."""
+    """act(x), by the name that `tda.kernels.activations.ACTIVATIONS` has for it."""
     # One chain with one return: after a return inside a branch, Triton's compiler reads on, its interpreter does not.
     if ACT == "silu":
         value = x * tl.sigmoid(x)

@@ -1,0 +1,23 @@
+"""What of a model a method, a kernel and the engine see: its feed-forward networks, and its decoder around them."""
+
+from tda.view.decoder import Decoder, DecoderLayer, Family
+from tda.view.linear import Linear, Site
+from tda.view.places import FFN, Experts, Handle, LinearInput, Place, Projection, See, Source, Statistic, by_row
+
+__all__ = [
+    "FFN",
+    "Decoder",
+    "DecoderLayer",
+    "Experts",
+    "Family",
+    "Handle",
+    "Linear",
+    "LinearInput",
+    "Place",
+    "Projection",
+    "See",
+    "Site",
+    "Source",
+    "Statistic",
+    "by_row",
+]
