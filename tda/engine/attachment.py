@@ -26,7 +26,7 @@ from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
 from tda.selection import Selection
 from tda.spans import span
-from tda.view import Site, by_row
+from tda.view import by_row
 
 
 class Attachment:
@@ -72,11 +72,6 @@ class Attachment:
         self.new_hooks = self.new_hooks_in_ffns = NewHooks()
         self.addresses = Addresses()
         self._rotary = rotary
-
-    @property
-    def sites(self) -> list[tuple[Site, ...]]:
-        """For each place the axes of linears that what is kept of it lies on."""
-        return [self.method.sites(place) for place in self.ffns]
 
     # A forward, from its beginning to its end.
 
@@ -134,19 +129,16 @@ class Attachment:
 
     def step(self, given: dict[str, Any]) -> Any:
         """Output of a whole decode step, of a forward's arguments by name; None where it cannot run."""
-        call, step = self.phases.call, self.decoding.step
-        if step is None or self.new_hooks:
+        call, step, token = self.phases.call, self.decoding.step, given.get("input_ids")
+        if step is None or token is None or self.new_hooks:
             return None  # a whole step would leave out a hook that was set since
-        if call is None or call.phase != "decode" or call.tokens != 1:
-            return None
-        if call.execution != self.decoding.execution or given.get("input_ids") is None:
+        if call is None or (call.phase, call.tokens, call.execution) != ("decode", 1, self.decoding.execution):
             return None
         if asks_for_more(self.model, given):
             return None
         cache, mask, position = given_cache(given), given.get("attention_mask"), given.get("position_ids")
         if step.problem(cache, call.rows, position, mask, call.request.fed + 1) is not None:
             return None
-        token = given["input_ids"]
         if position is None:
             position = torch.full_like(token, cached_tokens(cache))
         logits, kept = step(token, position, cache, mask)
@@ -179,18 +171,9 @@ class Attachment:
         return layers[layer] if layers else None
 
     def mask(self, number: int, z: Tensor, a: Tensor, tokens: Tensor | None) -> Tensor | None:
-        """Masked execution: z with left-out activations zeroed; None outside decode and in other executions.
+        """Masked execution: a place's z, [B, T, F] or [B·T, F], with left-out activations zeroed; else None.
 
-        Parameters
-        ----------
-        number : int
-            Number of the place.
-        z : Tensor
-            Neuron activation, [B, T, F] or [B·T, F], or [n, F] of some tokens.
-        a : Tensor
-            The activation that the method looks at, of the same shape.
-        tokens : Tensor or None
-            Which of the forward's tokens they are: int64 [n]; None is all, in order.
+        a is the activation that the method looks at, of z's shape; tokens as in `tda.view.See`: z is then [n, F].
         """
         call = self.phases.call
         if call is None or call.phase != "decode" or call.execution != "masked":

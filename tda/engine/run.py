@@ -62,7 +62,8 @@ class Run:
             raise ValueError("no prompt was prefilled yet, so nothing is selected")
         if self.attachment.method.kind == "prompt":
             self.select()
-        return self.attachment.policy.selection(request).on(self.attachment.sites)
+        sites = map(self.attachment.method.sites, self.attachment.ffns)
+        return self.attachment.policy.selection(request).on(sites)
 
     def achieved_sparsity(self) -> list[float]:
         """Share left out per layer, mean over the decode steps (and rows) so far.
