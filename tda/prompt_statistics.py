@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tda.contracts import Sweep
 from tda.kernels.native.statistic import add_squares
+from tda.view import Sweep
 
 BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""

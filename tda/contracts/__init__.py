@@ -23,7 +23,6 @@ from tda.contracts.method import (
     Kind,
     Method,
     Scope,
-    Sweep,
     Window,
 )
 from tda.contracts.options import check_choice, check_number
@@ -43,7 +42,6 @@ __all__ = [
     "PromptMethod",
     "Rows",
     "Scope",
-    "Sweep",
     "ThresholdMethod",
     "TokenMethod",
     "Window",

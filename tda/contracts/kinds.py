@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from tda.contracts.method import Kind, Method, Scope, Sweep, Window
+from tda.contracts.method import Kind, Method, Scope, Window
 from tda.contracts.options import check_choice, check_number, check_quantization
 from tda.fitting.allocate import at_level, equal_error
 from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation
-from tda.view import FFN, Place, Statistic
+from tda.view import FFN, Place, Statistic, Sweep
 
 Rows = Literal["per_row", "shared"]
 
@@ -89,9 +89,9 @@ class PromptMethod(Method):
         """Return a fresh statistic to be filled in prefill; None where the prompt's activations do not matter."""
         return None
 
-    def statistics(self, ffns: Sequence[FFN], sweep: Sweep) -> list[Statistic | None]:
-        """A fresh statistic of each layer, which adds squares by a kernel; None where the prompt does not matter."""
-        statistics: list[Any] = [self.new_statistic(ffn) for ffn in ffns]
+    def statistics(self, ffns: Sequence[Any], sweep: Sweep) -> list[Statistic | None]:
+        """A fresh statistic of each place, which adds squares by a kernel; None where the prompt does not matter."""
+        statistics = [self.new_statistic(ffn) for ffn in ffns]
         for statistic in statistics:
             if statistic is not None:
                 statistic.sweep = sweep

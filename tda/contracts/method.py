@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib
 from abc import ABC
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -21,14 +21,10 @@ from tda.names import Execution
 from tda.quantizers import QUANTIZERS, Quantizer
 from tda.results import write_whole
 from tda.thresholds import Thresholds
-from tda.view import FFN, Place, Projection, Site, Source, Statistic
+from tda.view import FFN, Place, Projection, Site, Source, Statistic, Sweep
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
-Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
-"""Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F], relative or not.
-
-It says whether it could."""
 Scope = Literal["model", "prompt", "token"]
 Kind = Literal["dense", "prompt", "token", "threshold"]
 """What a method does in decode: leave nothing out; keep sets fixed before; keep sets of each token, by any rule or by a
@@ -235,8 +231,8 @@ class Method(ABC):
         """Whether it keeps some neurons and leaves out others."""
         return self.kind in ("prompt", "token", "threshold")
 
-    def statistics(self, ffns: Sequence[FFN], sweep: Sweep) -> list[Statistic | None]:
-        """A fresh statistic of each layer, which adds squares by a kernel; None where the prompt does not matter."""
+    def statistics(self, ffns: Sequence[Any], sweep: Sweep) -> list[Statistic | None]:
+        """A fresh statistic of each place, which adds squares by a kernel; None where the prompt does not matter."""
         return [None] * len(ffns)
 
     @property

@@ -119,14 +119,15 @@ def _override(run: Attachment, overrides: Overrides) -> None:
         for place in run.ffns:
             for hook in place.watch(_seeing(run, place.index), {run.method.activation}):
                 overrides.later(hook.remove)
-            if run.decoding.execution != "masked":
-                _replace_forward(run, place, overrides)
+        if run.decoding.execution != "masked":
+            for ffn in run.decoding.ffns:
+                _replace_forward(run, ffn, overrides)
     run.addresses = Addresses(model.parameters())
     _refuse_other_parts(model, overrides)
     if run.decoding.step is not None:
         run.new_hooks = NewHooks(modules_of(model))
     if run.decoding.executors:
-        run.new_hooks_in_ffns = NewHooks(module for ffn in run.ffns for module in (*ffn.modules, ffn.act))
+        run.new_hooks_in_ffns = NewHooks(module for ffn in run.decoding.ffns for module in (*ffn.modules, ffn.act))
 
 
 def _refuse_other_parts(model: nn.Module, overrides: Overrides) -> None:

@@ -26,7 +26,7 @@ from tda.engine.unseen import Unseen
 from tda.names import Execution, Ran
 from tda.selection import Selection
 from tda.spans import span
-from tda.view import by_row
+from tda.view import Place, by_row
 
 
 class Attachment:
@@ -52,7 +52,7 @@ class Attachment:
         self,
         model: nn.Module,
         method: Method,
-        ffns: list[Any],
+        ffns: list[Place],
         execution: Execution,
         decoding: Decoding,
         counter: SparsityCounter,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from tda.finite import check_statistics
 from tda.names import Execution, Ran
 from tda.selection import Selection
 from tda.spans import span
+from tda.view import FFN, Place
 
 WORTHWHILE_ROWS = 1.2
 """Gathered rows pay while batch rows times density stays below this; beyond, "auto" runs dense arithmetic."""
@@ -30,7 +30,7 @@ class Policy:
         The Hugging Face model.
     method : Method
         The attached method.
-    ffns : list of Place
+    ffns : sequence of Place
         Where the method leaves something out.
     asked : str
         The execution asked for.
@@ -42,7 +42,7 @@ class Policy:
 
     model: nn.Module
     method: Method
-    ffns: list[Any]
+    ffns: Sequence[Place]
     asked: Execution
     decoding: Decoding
     counter: SparsityCounter
@@ -75,6 +75,7 @@ class PromptPolicy(Policy):
     """Decode of a method whose sets are fixed before it."""
 
     method: PromptMethod
+    ffns: Sequence[FFN]
     _imposed: Selection | None = None
     _loaded: dict[Ran, Request] = field(default_factory=dict)
 

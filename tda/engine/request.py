@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -160,7 +161,7 @@ class Request:
             digest.update(tokens[row][mask[row]].double().cpu().numpy().tobytes())
         return int.from_bytes(digest.digest(), "little")
 
-    def choose(self, method: PromptMethod, ffns: list[FFN]) -> Selection:
+    def choose(self, method: PromptMethod, ffns: Sequence[FFN]) -> Selection:
         """What a method keeps, from the prompt so far."""
         prompt = self.prompt()
         for ffn, statistic in zip(ffns, self.statistics, strict=True):

@@ -1,16 +1,17 @@
 """The requests of an attachment, each found by its key-value cache."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from tda.contracts import Method, Sweep
+from tda.contracts import Method
 from tda.engine.caches import MARK
 from tda.engine.request import PREFILL_INSIDE, Call, Request
 from tda.engine.transformers_api import cached_tokens
 from tda.engine.unseen import Unseen
-from tda.view import FFN
+from tda.view import Place, Sweep
 
 
 class RequestStore:
@@ -20,8 +21,8 @@ class RequestStore:
     ----------
     method : Method
         The attached method.
-    ffns : list of FFN
-        The model's feed-forward networks.
+    ffns : sequence of Place
+        Where it leaves something out.
     sweep : callable
         Kernel that sums a prompt's squares where it can.
     unseen : Unseen
@@ -33,7 +34,7 @@ class RequestStore:
         That of the last forward.
     """
 
-    def __init__(self, method: Method, ffns: list[FFN], sweep: Sweep, unseen: Unseen) -> None:
+    def __init__(self, method: Method, ffns: Sequence[Place], sweep: Sweep, unseen: Unseen) -> None:
         self.last: Request | None = None
         self._method = method
         self._ffns = ffns

@@ -2,7 +2,8 @@
 
 from tda.view.decoder import Decoder, DecoderLayer, Family
 from tda.view.linear import Linear, Site
-from tda.view.places import FFN, Experts, Handle, LinearInput, Place, Projection, See, Source, Statistic, by_row
+from tda.view.places import FFN, Experts, Handle, LinearInput, Place, Projection, See, Source, by_row
+from tda.view.statistic import Statistic, Sweep
 
 __all__ = [
     "FFN",
@@ -19,5 +20,6 @@ __all__ = [
     "Site",
     "Source",
     "Statistic",
+    "Sweep",
     "by_row",
 ]

@@ -340,19 +340,3 @@ def by_row(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     inside = column < counts.unsqueeze(1)
     places = (starts.unsqueeze(1) + column).clamp(max=len(tokens) - 1)
     return places, inside & mask.flatten()[tokens][places]
-
-
-class Statistic(Protocol):
-    """A sum over a prompt's tokens, kept per row and neuron."""
-
-    tokens: Tensor
-    """Prompt tokens that counted, per row: int64 [B]."""
-
-    def add(self, a: Tensor, mask: Tensor) -> None:
-        """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""
-
-    def value(self) -> Tensor:
-        """The statistic of the tokens so far: float32 [B, F]."""
-
-    def take(self, rows: Tensor) -> None:
-        """Let row i be what row rows[i] was: int64 [B]. Rows move where a cache's do."""

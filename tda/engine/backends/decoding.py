@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tda.contracts import PromptExecutor, Sweep
+from tda.contracts import PromptExecutor
 from tda.kernels import BackendInfo
 from tda.kernels.compact import CompactFFN
 from tda.kernels.native.statistic import add_squares
 from tda.names import Ran
 from tda.selection import Selection
-from tda.view import FFN
+from tda.view import FFN, Sweep
 
 
 class DecodeStep(Protocol):
