@@ -34,9 +34,13 @@ _USUAL: Mapping[str, tuple[Scalar, ...]] = {
     "max_keep": (1.0,),
     "allocation": ("uniform",),
     "cett": (None,),
+    "weight": (0.5,),
+    "step": (0.05,),
+    "glass.statistic": ("relative",),
+    "teal.allocation": ("greedy",),
     "dense_kernel": ("own", "torch"),
 }
-"""Values of options that need no words; another option's is the case's own seed."""
+"""Values of options, or of one method's, that need no words; another option's is the case's own seed."""
 
 
 class Frozen(BaseModel):
@@ -250,7 +254,7 @@ def _telling(case: Case, alike: Sequence[Case]) -> list[str]:
     options = {
         name: value
         for name, value in case.options.items()
-        if value not in _USUAL.get(name, (case.seed,))
+        if value not in _USUAL.get(f"{case.method}.{name}", _USUAL.get(name, (case.seed,)))
         or any(name not in other.options if value is None else other.options.get(name) != value for other in alike)
     }
     words = [f"{name}={_printed(value)}" for name, value in options.items()]

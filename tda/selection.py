@@ -25,16 +25,27 @@ class Selection(tuple[Tensor, ...]):
     Attributes
     ----------
     sites : tuple of tuple of Site
-        For each place the axes of linears that its set lies on; none where nobody has told.
+        For each place the axes of linears that its set lies on: what is left out there is not read.
+    whole : tuple of tuple of Site
+        For each place the axes of linears that are read whole.
+    quantizer : Quantizer or None
+        What the weights are stored as.
     """
 
     sites: tuple[tuple[Site, ...], ...] = ()
+    whole: tuple[tuple[Site, ...], ...] = ()
+    quantizer: Quantizer | None = None
 
-    def on(self, sites: Iterable[tuple[Site, ...]]) -> "Selection":
-        """The selection, with the axes of linears that its sets lie on."""
-        placed = Selection(self)
-        placed.sites = tuple(sites)
-        return placed
+    def __repr__(self) -> str:
+        if not self:
+            return "Selection of no place"
+        kept = ", ".join(f"{share:.3f}" for share in (1 - self.left_out.mean(1)).tolist())
+        return f"Selection of {len(self)} places and {len(self[0])} rows, mean share kept of each place: {kept}"
+
+    def like(self, other: "Selection") -> "Selection":
+        """The selection, on the linears that another one is on."""
+        self.sites, self.whole, self.quantizer = other.sites, other.whole, other.quantizer
+        return self
 
     @cached_property
     def counts(self) -> Tensor:
@@ -47,19 +58,15 @@ class Selection(tuple[Tensor, ...]):
         shares = zip(self.counts.double(), self, strict=True)
         return 1 - torch.stack([count / layer.shape[-1] for count, layer in shares])
 
-    def nbytes(self, quantizer: Quantizer | None = None) -> Tensor:
-        """Bytes that each row reads of the linears that its sets lie on: float64 [L, B].
-
-        Parameters
-        ----------
-        quantizer : Quantizer, optional
-            What the weights are stored as.
-        """
+    @cached_property
+    def nbytes(self) -> Tensor:
+        """Bytes of weights that a decode step of each row alone reads of each place: float64 [L, B]."""
         read = [
-            [sum(site.nbytes(share, quantizer) for site in sites) for share in shares]
+            [sum(site.nbytes(share, self.quantizer) for site in sites) for share in shares]
             for sites, shares in zip(self.sites, (1 - self.left_out).tolist(), strict=True)
         ]
-        return torch.tensor(read, dtype=torch.float64)
+        others = [[sum(site.nbytes(1.0, self.quantizer) for site in sites)] for sites in self.whole]
+        return torch.tensor(read, dtype=torch.float64) + torch.tensor(others, dtype=torch.float64)
 
     @cached_property
     def rows_alike(self) -> bool:
@@ -79,7 +86,7 @@ class Selection(tuple[Tensor, ...]):
 
     def take(self, rows: Tensor) -> "Selection":
         """The selection whose row i is row rows[i] of this one: int64 [B]."""
-        return Selection(kept[rows] for kept in self).on(self.sites)
+        return Selection(kept[rows] for kept in self).like(self)
 
     @classmethod
     def stacked(cls, kept: Tensor) -> "Selection":
@@ -92,4 +99,4 @@ class Selection(tuple[Tensor, ...]):
     def together(cls, parts: Iterable["Selection"]) -> "Selection":
         """The rows of several selections, one after the other."""
         several = list(parts)
-        return cls(torch.cat(places) for places in zip(*several, strict=True)).on(several[0].sites)
+        return cls(torch.cat(places) for places in zip(*several, strict=True)).like(several[0])

@@ -21,6 +21,9 @@ WINDOW = 64
 SHORTEST_WINDOW = 8
 """A document shorter than `WINDOW` is a window of its own, down to this; shorter ones would match by chance."""
 
+THRESHOLDS_FILE = "thresholds.json"
+"""In the folder of a saved method."""
+
 
 class ModelIdentity(Frozen):
     """Which model a set of thresholds belongs to."""
@@ -83,7 +86,7 @@ class Thresholds(Frozen):
 
     @classmethod
     def load(cls, path: str | Path) -> "Thresholds":
-        """Read an artifact.
+        """Read an artifact: its file, or the folder of a method that was saved with it.
 
         Raises
         ------
@@ -92,8 +95,12 @@ class Thresholds(Frozen):
         ValueError
             If it is a folder, no artifact of this format, or holds a number that is not finite.
         """
+        place = Path(path)
+        saved = place / THRESHOLDS_FILE
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            return cls.model_validate_json((saved if saved.is_file() else place).read_bytes())
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no {path}; `tda calibrate --out FILE` writes thresholds") from None
         except ValidationError as error:
             raise ValueError(f"{path} is no thresholds artifact: {first_problem(error)}") from None
         except IsADirectoryError:

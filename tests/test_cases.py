@@ -20,13 +20,14 @@ from tda.bench.store import Place, Store
 from tda.cases import CONTROLS, Case, Inputs, MethodSpec, describe, taken_for
 from tda.cli.options import configured
 from tda.config import BenchConfig, flag_of
-from tda.contracts import Rows, Source
+from tda.contracts import Rows
 from tda.methods import METHODS, build, method, takes_sparsity
 from tda.methods.tda import Reading
 from tda.names import Allocation, Dtype, Execution, Preset
 from tda.records import Commit, Measurement, Record, merge
 from tda.regression.series import numbers
 from tda.results import load, results_path
+from tda.view import Source
 from tests.nights import MACHINE
 
 RECORDS = Path(__file__).parent.parent / "benchmarks" / "records"

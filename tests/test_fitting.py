@@ -82,6 +82,22 @@ class TestTexts:
         with pytest.raises(TypeError, match=r"method\.fit\(model, texts, tokenizer\)"):
             tda.TDA().fit(tiny.model("llama"), ["some text"])
 
+    def test_one_text_is_not_taken_letter_by_letter(self) -> None:
+        with pytest.raises(
+            TypeError, match=r"give several texts, as method.fit\(model, \[text, ...\], tokenizer\), got"
+        ):
+            tda.TDA().fit(tiny.model("llama"), "The quick brown fox", self.tokenizer)
+
+    def test_the_model_comes_first(self) -> None:
+        texts: Any = ["a text"]
+        with pytest.raises(TypeError, match="the model comes first"):
+            tda.TDA().fit(texts, tiny.model("llama"), self.tokenizer)
+
+    def test_long_ones_are_cut_where_the_context_ends(self) -> None:
+        long, model = "The quick brown fox. " * 20, tiny.model("llama")
+        cut = [{"input_ids": torch.tensor([self.tokenizer(long)["input_ids"][:128]])}]
+        assert tda.TDA().fit(model, [long], self.tokenizer).thresholds == tda.TDA().fit(model, cut).thresholds
+
     def test_they_do_not_mix_with_tokens(self) -> None:
         with pytest.raises(TypeError, match="not both"):
             tda.TDA().fit(tiny.model("llama"), ["some text", *batches()], self.tokenizer)

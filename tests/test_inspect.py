@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import contract
 import pytest
 import tiny
 import torch
@@ -53,6 +54,14 @@ def test_what_is_offered_is_what_attaching_does(name: str, dtype: torch.dtype) -
     with tda.attach(model, own) as run:
         assert run.backend == found.kernels
         assert (run.attachment.decoding.step is not None) == (found.kernels == "c")
+
+
+@pytest.mark.parametrize("name", [*tiny.names(), *tiny.further(), *contract.MIXTURES])
+def test_every_type_can_be_looked_at(name: str) -> None:
+    found = inspect(tiny.model(name))
+    assert found.weight_bytes_per_token > 0
+    assert found.kernels.startswith(("c", "torch"))
+    assert "not contiguous" not in found.kernels
 
 
 def attached(model: Any, chosen: Any, execution: Any) -> Any:

@@ -253,6 +253,17 @@ def test_a_step_reads_a_byte_of_each_weight_that_it_keeps() -> None:
     assert whole - one_token == pytest.approx(left * (tiny.D + 4 + tiny.D))
 
 
+def test_a_selection_knows_what_it_reads_of_quantized_weights() -> None:
+    model = tiny.build("qwen3")
+    with torch.no_grad():
+        for method, per_neuron in ((tda.Griffin(), 3 * 4 * tiny.D), (tda.Griffin(quantization="int8"), 3 * tiny.D + 8)):
+            with tda.attach(model, method, execution="masked") as run:
+                model(tiny.text(1, 9), **tiny.on(model, tiny.new_cache(model)))
+                found = run.selection()
+            scales = 4 * tiny.D if method.quantization else 0  # of down's outputs
+            assert found.nbytes[:, 0].tolist() == pytest.approx((found.counts[:, 0] * per_neuron + scales).tolist())
+
+
 def test_weights_are_an_option_that_is_unsaid_where_it_is_not_given() -> None:
     for text in (
         "griffin:sparsity=0.5,quantization=int8",

@@ -336,6 +336,7 @@ AXES = {"gate": "out", "up": "out", "down": "in"}
         (tda.CATS(), ("up", "down")),
         (tda.TT(sparsity=0.5), ("down",)),
         (tda.Oracle(), ()),
+        (tda.Dense(), ()),
     ],
     ids=lambda value: value.name if isinstance(value, Method) else None,
 )
@@ -354,8 +355,10 @@ def test_a_selection_says_where_it_lies_and_what_is_read_there(method: Method, r
     for layer, kept in enumerate(found):
         for row, share in enumerate(kept):
             count = int(share.sum())
-            wanted = sum(count * 4 * tiny.D + 4 * tiny.D if name == "down" else count * rows for name in read)
-            assert float(found.nbytes()[layer, row]) == pytest.approx(wanted)
+            counts = {name: count if name in read else tiny.F for name in AXES}
+            wanted = (counts["gate"] + counts["up"]) * rows + counts["down"] * 4 * tiny.D + 4 * tiny.D
+            assert float(found.nbytes[layer, row]) == pytest.approx(wanted)
+    assert repr(found).startswith("Selection of 2 places and 2 rows, mean share kept of each place: 0.")
     assert found.digest(0, 1) == Selection(found[1:]).digest(0)
     assert found.take(torch.tensor([1])).sites == found.sites == Selection.together([found, found]).sites
 

@@ -64,6 +64,8 @@ def decode_traffic(
     weights = float(always_read(model))
     for linear, read in linear_reads(model, ffns, method, kept, batch):
         weights += read - linear.nbytes()
+    if not cached_tokens:
+        return Traffic(weights, 0.0)
     token = _by_config(model) if cache is None else _shown(cache)
     return Traffic(weights, float(token * cached_tokens * batch))
 

@@ -14,13 +14,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tda.contracts import Method
-from tda.engine.context import check_context
+from tda.engine.context import check_context, context_length
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
 from tda.engine.plain import plain
 from tda.engine.rotary import Rotary
 from tda.engine.selfcheck import check_family
-from tda.engine.transformers_api import positions
+from tda.engine.transformers_api import positions, text_config
 from tda.families import check_model, find_ffns, layers_of
 from tda.finite import NotFiniteError, explained
 from tda.fitting.collect import Batch, Call, Collector
@@ -73,19 +73,23 @@ def calibrate(
 
 def fit(model: nn.Module, method: Made, data: Iterable[Any], tokenizer: Any = None) -> Made:
     """Fit a method; see `tda.contracts.Method.fit`."""
+    if isinstance(data, str):
+        raise TypeError("give several texts, as method.fit(model, [text, ...], tokenizer), got one")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model comes first, as method.fit(model, texts, tokenizer); got {type(model).__name__}")
     batches = list(data)
     if any(isinstance(one, str) for one in batches):
-        batches = _batches(batches, tokenizer)
+        batches = _batches(batches, tokenizer, context_length(text_config(model)))
     return method.with_thresholds(calibrate(model, method, batches)) if method.needs_fit else method
 
 
-def _batches(texts: Sequence[Any], tokenizer: Any) -> list[dict[str, Tensor]]:
-    """Texts as batches of one."""
+def _batches(texts: Sequence[Any], tokenizer: Any, most: int | None) -> list[dict[str, Tensor]]:
+    """Texts as batches of one, of so many tokens at most."""
     if tokenizer is None:
         raise TypeError("texts need the model's tokenizer: method.fit(model, texts, tokenizer)")
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("give texts or batches of tokens, not both")
-    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"]])} for text in texts]
+    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:most]])} for text in texts]
 
 
 @torch.no_grad()

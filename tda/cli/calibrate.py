@@ -50,6 +50,8 @@ def calibrate(
     }
     shown = {name: values for name, values in columns.items() if values}
     rows = [{"layer": layer, **{name: values[layer] for name, values in shown.items()}} for layer in layers]
+    if not shown:  # a mean or a prior: a number of each neuron
+        rows = [{"layer": layer, "neurons": thresholds.model.intermediate_size} for layer in layers]
     o.print_rows(rows, as_json=as_json, title=f"{method} on {model}, {documents} documents of {tokens} tokens")
     typer.echo(f"thresholds: {out}", err=True)
 

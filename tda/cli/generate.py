@@ -44,6 +44,11 @@ def generate(
     needs_training(model, "text")
     o.warn(kernels.notice(device))
     built = o.one_method(method, sparsity)
+    if built.needs_fit and not built.keeps_all and thresholds is None:
+        raise ValueError(
+            f"method {built.name!r} needs thresholds: `tda calibrate -m {model} --method {built.spec} --out FILE` "
+            "makes them, --thresholds FILE takes them"
+        )
     artifact = None if thresholds is None else Thresholds.load(thresholds)
     loaded: Any
     loaded, tokenizer = load_model(

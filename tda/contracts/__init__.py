@@ -19,7 +19,6 @@ from tda.contracts.kinds import (
 from tda.contracts.method import (
     EXECUTIONS,
     METHOD_FILE,
-    THRESHOLDS_FILE,
     Kind,
     Method,
     Scope,
@@ -30,7 +29,6 @@ from tda.contracts.options import check_choice, check_number
 __all__ = [
     "EXECUTIONS",
     "METHOD_FILE",
-    "THRESHOLDS_FILE",
     "ErrorControlled",
     "Executor",
     "Kind",

@@ -20,11 +20,11 @@ from tda.fitting.collect import Collector
 from tda.names import Execution
 from tda.quantizers import QUANTIZERS, Quantizer
 from tda.results import write_whole
-from tda.thresholds import Thresholds
+from tda.thresholds import THRESHOLDS_FILE, Thresholds
 from tda.view import FFN, Place, Projection, Site, Source, Statistic, Sweep
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
-METHOD_FILE, THRESHOLDS_FILE = "method.json", "thresholds.json"
+METHOD_FILE = "method.json"
 Scope = Literal["model", "prompt", "token"]
 Kind = Literal["dense", "prompt", "token", "threshold"]
 """What a method does in decode: leave nothing out; keep sets fixed before; keep sets of each token, by any rule or by a
@@ -193,7 +193,7 @@ class Method(ABC):
             A supported decoder.
         data : iterable
             Batches ``{"input_ids": [B, T], "attention_mask": [B, T]}``, a row a document; or texts (str), with a
-            tokenizer.
+            tokenizer: each is cut where the model's context ends.
         tokenizer : object, optional
             Of the model, where texts are given.
 

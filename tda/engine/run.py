@@ -50,7 +50,7 @@ class Run:
     def selection(self) -> Selection:
         """Kept sets, bool [B, F] for each place, of the last prompt; of per-token methods, the last decode step.
 
-        `Selection.sites` says which axes of which linears they lie on, `Selection.nbytes` what is read of those.
+        `Selection.sites` says which axes of which linears they lie on, `Selection.nbytes` what is read.
 
         Raises
         ------
@@ -62,8 +62,14 @@ class Run:
             raise ValueError("no prompt was prefilled yet, so nothing is selected")
         if self.attachment.method.kind == "prompt":
             self.select()
-        sites = map(self.attachment.method.sites, self.attachment.ffns)
-        return self.attachment.policy.selection(request).on(sites)
+        found, method = Selection(self.attachment.policy.selection(request)), self.attachment.method
+        found.sites = tuple(map(method.sites, self.attachment.ffns))
+        found.whole = tuple(
+            tuple(site for site in place.sites if site not in sites)
+            for place, sites in zip(self.attachment.ffns, found.sites, strict=True)
+        )
+        found.quantizer = method.quantizer
+        return found
 
     def achieved_sparsity(self) -> list[float]:
         """Share left out per layer, mean over the decode steps (and rows) so far.

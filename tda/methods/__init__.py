@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tda.cases import MethodSpec, first_problem
-from tda.contracts import METHOD_FILE, THRESHOLDS_FILE, Method
+from tda.contracts import METHOD_FILE, Method
 from tda.registry import Registry
-from tda.thresholds import Thresholds
+from tda.thresholds import THRESHOLDS_FILE, Thresholds
 
 METHODS: Registry[type[Method]] = Registry("method", "tda.methods")
 

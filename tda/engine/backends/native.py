@@ -46,7 +46,15 @@ class NativeBackend(Backend):
     @cached_property
     def piecewise(self) -> str | None:
         """Why the kernels do not run the model's whole step in one call; None if they do."""
-        return self._step([describe.feed_forward(ffn) for ffn in self.ffns], AS_BUILT)[1]
+        return self._undescribed or self._step([describe.feed_forward(ffn) for ffn in self.ffns], AS_BUILT)[1]
+
+    @cached_property
+    def _undescribed(self) -> str | None:
+        """Why there is no description of the model's whole step; None where there may be one."""
+        family = family_of(self.model)
+        if family.decoder is None:
+            return f"family {family.name!r} does not describe its decoder"
+        return "its layers differ in size" if len({ffn.F for ffn in self.ffns}) > 1 else None
 
     def prefers_copies(self, method: Method) -> bool:
         """Whether reading neurons where they lie would mean jumping over short ones."""
@@ -97,13 +105,11 @@ class NativeBackend(Backend):
         self, ffns: Sequence[Any], weights: Weights, kept: Tensor | None = None
     ) -> tuple[Step | None, str | None]:
         """The model's whole step over descriptions of its feed-forward networks, or why there is none."""
-        family = family_of(self.model)
-        if family.decoder is None:
-            return None, f"family {family.name!r} does not describe its decoder"
-        if len({ffn.F for ffn in self.ffns}) > 1:
-            return None, "its layers differ in size"
+        declared = family_of(self.model).decoder
+        if declared is None or self._undescribed is not None:
+            return None, self._undescribed
         try:
-            decoder = family.decoder(self.model)
+            decoder = declared(self.model)
             reason = check_step(self.model, decoder, self.ffns)
             return (None, reason) if reason is not None else (Step(decoder, ffns, weights, kept), None)
         except UndescribedError as error:

@@ -113,8 +113,11 @@ def _methods(cases: Iterable[Comparison]) -> list[tuple[str, str]]:
     """Options of each method as they ran; several values of one option are all named."""
     held: dict[str, dict[str, list[str]]] = {}
     for case in cases:
-        options = held.setdefault(case.method, {})
-        for name, value in case.record.case.options.items():
+        told = dict(case.record.case.options)
+        quantization = told.pop("quantization", None)
+        name = case.method if quantization is None else f"{case.method} on {quantization} weights"
+        options = held.setdefault(name, {})
+        for name, value in told.items():
             if str(value) not in options.setdefault(name, []):
                 options[name].append(str(value))
     return [
