@@ -6,6 +6,7 @@ Shapes: L places (a feed-forward network of each layer, or each linear), B rows,
 import hashlib
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,9 +59,18 @@ class Selection(tuple[Tensor, ...]):
         shares = zip(self.counts.double(), self, strict=True)
         return 1 - torch.stack([count / layer.shape[-1] for count, layer in shares])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what is written to disk, are the sets alone: sites lead to the model."""
+        return Selection, (tuple(self),)
+
     @cached_property
     def nbytes(self) -> Tensor:
-        """Bytes of weights that a decode step of each row alone reads of each place: float64 [L, B]."""
+        """Bytes of weights that a decode step of each row alone reads of each place: float64 [L, B].
+
+        Of an expert what is read where a token reaches it. Known of `run.selection()`, not of copies.
+        """
+        if not self.sites:
+            raise ValueError("nobody has told on which linears these sets lie; `run.selection()` does")
         read = [
             [sum(site.nbytes(share, self.quantizer) for site in sites) for share in shares]
             for sites, shares in zip(self.sites, (1 - self.left_out).tolist(), strict=True)

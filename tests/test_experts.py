@@ -213,9 +213,22 @@ def test_bytes_of_a_token_are_those_of_its_experts(name: str) -> None:
 def test_what_is_not_there_yet_is_said(name: str) -> None:
     model = tiny.model(name)
     for execution in ("compact", "indexed"):
-        refused = pytest.raises(ValueError, match="does not know mixtures of experts yet; use 'masked'")
+        refused = pytest.raises(ValueError, match="only masked execution knows mixtures of experts yet; use 'masked'")
         with refused, tda.attach(model, tda.Griffin(), execution=execution):
             pass
+
+
+@each_type
+def test_a_forward_of_their_own_stays(name: str) -> None:
+    """One that only passes through, as loggers and accelerate set it."""
+    model = tiny.build(name)
+    experts = model.model.layers[0].mlp.experts
+    inner = experts.forward
+    own = experts.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+    with tda.attach(model, tda.Griffin()):
+        pass
+    assert vars(experts)["forward"] is own
+    assert "forward" not in vars(model.model.layers[1].mlp.experts)
 
 
 def test_layers_with_and_without_experts_are_refused() -> None:

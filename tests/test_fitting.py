@@ -1,6 +1,7 @@
 """Fitted methods: what text gives them is their state, which goes to disk and back, and nowhere else."""
 
 import json
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ class TestTexts:
         ):
             tda.TDA().fit(tiny.model("llama"), "The quick brown fox", self.tokenizer)
 
+    def test_one_batch_is_one_batch(self) -> None:
+        """Not the names of its fields; also as tokenizers give it."""
+        batch = batches()[0]
+        wanted = tda.TDA().fit(tiny.model("llama"), [batch]).thresholds
+        for given in (batch, UserDict(batch), [UserDict(batch)], {**batch, "attention_mask": None}):
+            assert tda.TDA().fit(tiny.model("llama"), given).thresholds == wanted
+        lists: Any = {"input_ids": batch["input_ids"].tolist()}
+        with pytest.raises(TypeError, match="a calibration batch is"):
+            tda.TDA().fit(tiny.model("llama"), lists)
+
+    def test_not_while_a_method_is_attached(self) -> None:
+        for name in ("llama", "mixtral"):
+            model = tiny.build(name)
+            with tda.attach(model, tda.Griffin()), pytest.raises(ValueError, match="calibrate outside"):
+                tda.TT().fit(model, batches())
+
     def test_the_model_comes_first(self) -> None:
         texts: Any = ["a text"]
         with pytest.raises(TypeError, match="the model comes first"):
@@ -122,6 +139,22 @@ def test_a_folder_holds_what_was_saved_last(tmp_path: Path) -> None:
     loaded = tda.load_method(tmp_path)
     assert loaded == tda.TDA(rows="shared")
     assert loaded.thresholds is None
+
+
+def test_a_folder_that_is_called_like_a_method_hides_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "griffin").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tda.load_method("griffin") == tda.Griffin()
+    tda.Griffin(sparsity=0.25).save_pretrained("griffin")
+    assert tda.load_method("griffin") == tda.Griffin(sparsity=0.25) == tda.load_method("griffin/method.json")
+
+
+def test_thresholds_lie_in_the_folder_of_their_method(tmp_path: Path) -> None:
+    method = fitted()
+    method.save_pretrained(tmp_path)
+    assert tda.Thresholds.load(tmp_path) == method.thresholds
+    with pytest.raises(FileNotFoundError, match=r"there is no .*nope; `tda calibrate --out FILE` writes thresholds"):
+        tda.Thresholds.load(tmp_path / "nope")
 
 
 def test_a_spec_is_a_method_that_is_not_fitted() -> None:

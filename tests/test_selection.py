@@ -1,5 +1,7 @@
 """The sets that the engine selects, against the formulas in float64."""
 
+import copy
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -358,9 +360,20 @@ def test_a_selection_says_where_it_lies_and_what_is_read_there(method: Method, r
             counts = {name: count if name in read else tiny.F for name in AXES}
             wanted = (counts["gate"] + counts["up"]) * rows + counts["down"] * 4 * tiny.D + 4 * tiny.D
             assert float(found.nbytes[layer, row]) == pytest.approx(wanted)
-    assert repr(found).startswith("Selection of 2 places and 2 rows, mean share kept of each place: 0.")
+    assert repr(found).startswith("Selection of 2 places and 2 rows, mean share kept of each place: ")
     assert found.digest(0, 1) == Selection(found[1:]).digest(0)
     assert found.take(torch.tensor([1])).sites == found.sites == Selection.together([found, found]).sites
+
+
+def test_a_copy_of_a_selection_is_of_the_sets_alone() -> None:
+    model = tiny.model("llama")
+    with torch.no_grad(), tda.attach(model, tda.Griffin()) as run:
+        model(tiny.text(1, 9), **tiny.on(model, tiny.new_cache(model)))
+        found = run.selection()
+        for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+            assert all(map(torch.equal, copied, found))
+            with pytest.raises(ValueError, match="nobody has told on which linears these sets lie"):
+                _ = copied.nbytes
 
 
 def test_sites_of_experts_and_of_linears_have_addresses_of_their_own() -> None:

@@ -234,3 +234,23 @@ def test_it_is_saved_loaded_scored_and_refused(tmp_path: Any) -> None:
             tda.TEAL(**options)
     with pytest.raises(ValueError, match="without experts"):
         tda.TEAL().fit(tiny.model("mixtral"), batches())
+
+
+@pytest.mark.parametrize("name", ["doge", "minicpm3", "youtu"])
+def test_inputs_that_the_whole_cache_passes_again_are_refused(name: str) -> None:
+    """As where keys and values are made anew of what is cached."""
+    model = tiny.build(name)
+    method = tda.TEAL(allocation="uniform").fit(model, batches())
+    refused = pytest.raises(ValueError, match=r"layer 0: 10 tokens pass .* where 1 are decoded, the cached ones among")
+    with torch.no_grad(), tda.attach(model, method) as run, refused:
+        model.generate(tiny.text(1, 9), max_new_tokens=3)
+        run.achieved_sparsity()
+
+
+@pytest.mark.parametrize("name", sorted({*tiny.names(), *tiny.further()} - {"doge", "minicpm3", "youtu"}))
+def test_it_runs_on_every_other_type(name: str) -> None:
+    model = tiny.build(name)
+    method = tda.TEAL(allocation="uniform").fit(model, batches())
+    with torch.no_grad(), tda.attach(model, method) as run:
+        model.generate(tiny.text(1, 9), max_new_tokens=3)
+        assert min(run.achieved_sparsity()) > 0.1

@@ -14,6 +14,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tda.contracts import Method
+from tda.contracts.options import check_sparsity
+from tda.engine.attached import ATTACHED
 from tda.engine.context import check_context, context_length
 from tda.engine.identity import identify
 from tda.engine.overrides import Overrides
@@ -73,11 +75,11 @@ def calibrate(
 
 def fit(model: nn.Module, method: Made, data: Iterable[Any], tokenizer: Any = None) -> Made:
     """Fit a method; see `tda.contracts.Method.fit`."""
-    if isinstance(data, str):
-        raise TypeError("give several texts, as method.fit(model, [text, ...], tokenizer), got one")
+    if isinstance(data, str | bytes | Tensor):
+        raise TypeError(f"give several texts, as method.fit(model, [text, ...], tokenizer), got {type(data).__name__}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model comes first, as method.fit(model, texts, tokenizer); got {type(model).__name__}")
-    batches = list(data)
+    batches: list[Any] = [data] if isinstance(data, Mapping) else list(data)
     if any(isinstance(one, str) for one in batches):
         batches = _batches(batches, tokenizer, context_length(text_config(model)))
     return method.with_thresholds(calibrate(model, method, batches)) if method.needs_fit else method
@@ -104,6 +106,8 @@ def calibrate_all(
     """As `calibrate`, for several methods in one pass over the text."""
     ffns = find_ffns(model)
     check_model(model, ffns)
+    if model in ATTACHED:
+        raise ValueError("a method is attached to this model; calibrate outside of that `with` block")
     for method in methods:
         if not (isinstance(method, Method) and method.needs_fit):
             raise ValueError(
@@ -115,6 +119,8 @@ def calibrate_all(
         count = len(method.places(model, ffns))
         if shares is not None and len(shares) != count:
             raise ValueError(f"layer_sparsity has {len(shares)} entries for {count} layers")
+        for share in shares or ():
+            check_sparsity(share)
     rotary = Rotary(model)
     restore = rotary.keep()
     try:
@@ -208,12 +214,13 @@ def _checked(
     total = len(batches) if isinstance(batches, Sequence) else None
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for batch in bar.track(batches, total=total, description="calibrating"):
-            if not isinstance(batch, dict) or "input_ids" not in batch or batch["input_ids"].dim() != 2:
+            held = batch.get("input_ids") if isinstance(batch, Mapping) else None
+            if not isinstance(held, Tensor) or held.dim() != 2:
                 raise TypeError(
                     f'a calibration batch is {{"input_ids": [B, T], "attention_mask": [B, T]}}, got {batch!r:.80}'
                 )
-            tokens = batch["input_ids"].to(device)
-            mask = batch.get("attention_mask", torch.ones_like(tokens)).to(device).bool()
+            tokens, given = held.to(device), batch.get("attention_mask")
+            mask = (torch.ones_like(tokens) if given is None else given.to(device)).bool()
             if mask.shape != tokens.shape or not bool(mask.any(1).all()):
                 raise ValueError("attention_mask must have the shape of input_ids and leave a token in every row")
             yield tokens, mask

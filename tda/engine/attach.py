@@ -1,7 +1,6 @@
 """Attach a method to a Hugging Face model, and undo it."""
 
 import functools
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.modules.module import (
 
 from tda.as_built import CHANGING, Addresses, NewHooks, modules_of
 from tda.contracts import EXECUTIONS, Method, check_choice
+from tda.engine.attached import ATTACHED
 from tda.engine.attachment import Attachment
 from tda.engine.backends import backend_of
 from tda.engine.counter import SparsityCounter
@@ -26,12 +26,11 @@ from tda.engine.selfcheck import check_family
 from tda.engine.tracker import PhaseTracker
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
 from tda.families import check_model, find_ffns
+from tda.interrupts import held_back
 from tda.kernels import products
 from tda.names import Execution
 from tda.thresholds import Thresholds
 from tda.view import FFN, See
-
-_ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 @contextmanager
@@ -84,11 +83,12 @@ def attach(
     try:
         overrides.later(rotary.keep())  # first: what is tried below runs the model
         check_family(model, ffns)
-        _ATTACHED.add(model)
-        overrides.later(lambda: _ATTACHED.discard(model))
+        overrides.later(lambda: ATTACHED.discard(model))
+        ATTACHED.add(model)
         decoding = backend_of(model, ffns).prepare(method, execution, counter.layer, overrides)
         run = Attachment(model, method, places, execution, decoding, counter, phases, rotary)
-        _override(run, overrides)
+        with held_back():
+            _override(run, overrides)
         yield Run(run)
         failed = False
     finally:
@@ -101,7 +101,7 @@ def _check(model: nn.Module, ffns: list[FFN], method: Method, execution: Executi
     check_choice("execution", execution, EXECUTIONS)
     if execution != "auto" and execution not in method.executions:
         raise ValueError(f"method {method.name!r} cannot run {execution!r}; it can run {', '.join(method.executions)}")
-    if model in _ATTACHED:
+    if model in ATTACHED:
         raise ValueError("a method is already attached to this model; leave that `with` block first")
     check_model(model, ffns)
     method.check(ffns[0])

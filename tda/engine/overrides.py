@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from tda.interrupts import held_back
+
 _ABSENT = object()
 
 
@@ -32,4 +34,8 @@ class Overrides:
 
     def undo(self) -> None:
         """Put everything back; if one step of it fails or is interrupted, the others are still taken."""
-        self._undo.close()
+        try:
+            with held_back():
+                self._undo.close()
+        finally:
+            self._undo.close()  # nothing is left, unless an interrupt came before it could be held back

@@ -14,7 +14,7 @@ from tda.finite import check_statistics
 from tda.names import Execution, Ran
 from tda.selection import Selection
 from tda.spans import span
-from tda.view import FFN, Place
+from tda.view import FFN, LinearInput, Place
 
 WORTHWHILE_ROWS = 1.2
 """Gathered rows pay while batch rows times density stays below this; beyond, "auto" runs dense arithmetic."""
@@ -168,8 +168,15 @@ class TokenPolicy(Policy):
 
     def mask(self, call: Call, number: int, z: Tensor, a: Tensor, tokens: Tensor | None) -> Tensor:
         """z with left-out activations zeroed; what is kept is counted."""
+        place, passing = self.ffns[number], z.shape[:-1].numel()
+        if tokens is None and passing != call.rows * call.tokens:
+            assert isinstance(place, LinearInput)
+            raise ValueError(
+                f"layer {place.layer}: {passing} tokens pass {place.name} where {call.rows * call.tokens} are decoded, "
+                f"the cached ones among them; {self.method.name!r} cannot leave out inputs there, so not in this model"
+            )
         with span("selection"):
-            kept = self.method.select(self.ffns[number], a)
+            kept = self.method.select(place, a)
             self.counter.layer(number, kept.reshape(-1, kept.shape[-1]), tokens)
         return z.masked_fill(~kept, 0)
 

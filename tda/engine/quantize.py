@@ -88,13 +88,14 @@ def _quantize(linears: list[Linear], quantizer: Quantizer, overrides: Overrides)
     module, name = linears[0].module, linears[0].name
     held = module._parameters[name]
     assert held is not None
+    overrides.later(_restoring(module, name, held))  # before anything is changed
     transposed = linears[0].transposed  # then rows lie as kernels read them, whatever the module's own do
-    dense = fresh(held.t().shape if transposed else held.shape, held.dtype, held.device)
-    dense = dense.t() if transposed else dense
-    for linear in linears:
-        quantized = _quantized(linear.weight.detach(), quantizer, linear.within(dense))
-    module._parameters[name] = nn.Parameter(dense, requires_grad=False)
-    overrides.later(_restoring(module, name, held))
+    with torch.inference_mode(False), torch.no_grad():
+        dense = fresh(held.t().shape if transposed else held.shape, held.dtype, held.device)
+        dense = dense.t() if transposed else dense
+        for linear in linears:
+            quantized = _quantized(linear.weight.detach(), quantizer, linear.within(dense))
+        module._parameters[name] = nn.Parameter(dense, requires_grad=False)
     return quantized
 
 

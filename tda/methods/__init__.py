@@ -82,7 +82,11 @@ def load_method(source: str | Path) -> Method:
     ValueError
         If it is none of them, or what was saved is not of this version.
     """
+    if isinstance(source, str) and source in METHODS and not Path(source, METHOD_FILE).is_file():
+        return _made(source, {})
     place = Path(source)
+    if place.name == METHOD_FILE:
+        place = place.parent
     if place.is_file():
         return _of_artifact(Thresholds.load(place), place)
     if not place.is_dir():

@@ -272,6 +272,7 @@ class Experts:
         self.chosen = chosen
         self.ffns: list[FFN] = []
         self._watching: dict[int, list[See]] = {}
+        self._own: Any = None  # a forward that was the module's own
 
     def reach(self, rows: int) -> float:
         """Share of the experts that a step of so many rows reads, where all are as likely: of one row K of them."""
@@ -280,6 +281,7 @@ class Experts:
     def watch(self, ffn: FFN, see: See) -> Handle:
         """Let somebody see what passes one of them."""
         if not self._watching:
+            self._own = vars(self.module).get("forward")
             self.module.forward = self.compute
         self._watching.setdefault(ffn.index, []).append(see)
         return _Unwatch(self, ffn.index, see)
@@ -289,7 +291,10 @@ class Experts:
         self._watching[index].remove(see)
         if not any(self._watching.values()):
             self._watching.clear()
-            del self.module.forward
+            if self._own is None:
+                del self.module.forward
+            else:
+                self.module.forward = self._own
 
     def compute(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """What the module computes: [N, D]."""

@@ -14,6 +14,7 @@ from tda.engine.backends import plain
 from tda.engine.backends.decoding import Decoding
 from tda.engine.overrides import Overrides
 from tda.engine.quantize import QuantizedWeights
+from tda.interrupts import held_back
 from tda.kernels import BackendInfo
 from tda.kernels.activations import UndescribedError
 from tda.kernels.pages import give_back
@@ -96,7 +97,7 @@ class Backend(ABC):
         if asked == "masked" or not method.fast:
             return ""
         if method.selects and self.ffns[0].experts is not None:
-            return f"{asked} does not know mixtures of experts yet"
+            return "only masked execution knows mixtures of experts yet"
         added = next((found for ffn in self.ffns if (found := _addition(ffn)) is not None), None)
         if added is not None and method.selects:
             return f"it would leave out what was added to the model: {added}"
@@ -132,7 +133,8 @@ class Backend(ABC):
         in_rows((linear for ffn in self.ffns for linear in ffn.inputs), overrides)
         if execution == "indexed":
             for ffn in self.ffns:
-                overrides.later(lay_rows(ffn.down, *self._beside(ffn, method), weights=weights))
+                with held_back():
+                    overrides.later(lay_rows(ffn.down, *self._beside(ffn, method), weights=weights))
             give_back()
         prepared = self._gathered(weights) if execution == "compact" else self._indexed(method, weights, observe)
         self._own_linears(self.ffns, weights, overrides)  # last: a step is checked against what the model computes
@@ -178,7 +180,8 @@ def in_rows(linears: Iterable[Linear], overrides: Overrides) -> None:
     """Let weights that are stored transposed lie in rows, as the kernels read them."""
     for linear in linears:
         if linear.transposed and linear.weight.stride(1) != 1:
-            overrides.later(lay_rows(None, linear))
+            with held_back():
+                overrides.later(lay_rows(None, linear))
 
 
 def _addition(ffn: FFN) -> str | None:
