@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,14 @@ from model_state import same, state
 import tda
 from tda.engine.overrides import Overrides
 from tda.interrupts import held_back
+
+
+@pytest.fixture(autouse=True)
+def _handled() -> Iterator[None]:
+    """A process that a shell has put in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt() -> None:
