@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from tda.engine.attachment import Attachment
 from tda.kernels import BackendInfo
@@ -62,11 +63,16 @@ class Run:
             raise ValueError("no prompt was prefilled yet, so nothing is selected")
         if self.attachment.method.kind == "prompt":
             self.select()
-        found, method = Selection(self.attachment.policy.selection(request)), self.attachment.method
-        found.sites = tuple(map(method.sites, self.attachment.ffns))
+        return self.attachment.policy.selection(request).like(self._placed)
+
+    @cached_property
+    def _placed(self) -> Selection:
+        """An empty selection on the linears that every one of this run is on."""
+        found, method, places = Selection(), self.attachment.method, self.attachment.ffns
+        found.sites = tuple(map(method.sites, places))
         found.whole = tuple(
             tuple(site for site in place.sites if site not in sites)
-            for place, sites in zip(self.attachment.ffns, found.sites, strict=True)
+            for place, sites in zip(places, found.sites, strict=True)
         )
         found.quantizer = method.quantizer
         return found

@@ -36,10 +36,6 @@ class Weights:
         """A linear's weights."""
         return Stored(linear.weight.detach(), linear.bias)
 
-    def itemsize(self, linear: Linear) -> int:
-        """Bytes of one of a linear's weights."""
-        return self.of(linear).values.element_size()
-
     def lay(self, linear: Linear, values: Tensor) -> None:
         """Let a linear's weights lie where equal ones do: [N, K]."""
         linear.lay(values)

@@ -98,9 +98,9 @@ class Backend(ABC):
             return ""
         if method.selects and self.ffns[0].experts is not None:
             return "only masked execution knows mixtures of experts yet"
-        added = next((found for ffn in self.ffns if (found := _addition(ffn)) is not None), None)
-        if added is not None and method.selects:
-            return f"it would leave out what was added to the model: {added}"
+        added = (found for ffn in self.ffns if (found := _addition(ffn)) is not None)
+        if method.selects and (first := next(added, None)) is not None:
+            return f"it would leave out what was added to the model: {first}"
         return None if method.quantization is None else self.problem(method)
 
     # What attaching does.
