@@ -31,11 +31,12 @@ test-all: test  ## then the slow ones
 	$(BIN)/python -m pytest -q -m "slow and not alone and not gpu" -n $(WORKERS) --dist worksteal
 	$(BIN)/python -m pytest -q -m "alone and not gpu"
 
-lint: $(READY)  ## style, format and types
+lint: $(READY)  ## style, format, types, and what is recorded: measuring code, tables of the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.version_lint
+	$(BIN)/python -m benchmarks.doc_tables --check
 
 asv: export TDA_PRESET := $(TDA_PRESET)
 asv: export VIRTUAL_ENV := $(abspath $(VENV))
@@ -62,11 +63,8 @@ publish: $(READY)  ## the dashboard as pages, in reports/out/html
 dashboard: $(READY)  ## the dashboard, built and served to this machine alone
 	$(BIN)/python -m reports.serve
 
-gpu-check:  ## everything that needs a GPU, with the interpreter and packages that are there; no network
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu $$(grep -l "pytest[.]mark[.]gpu" tests/test_*.py)
-	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main bench --preset gpu --out $(GPU_OUT)
-	PYTHONPATH=. $(GPU_PYTHON) -m tda.cli.main profile --model shape:llama-3-8b --method griffin --method tda --sparsity 0.5 \
-		--device cuda --prompt-tokens 512 --new-tokens 16 --out $(GPU_OUT)/profile
+gpu-check:  ## everything that needs a GPU, in six minutes, with the packages that are there; no network; DRY_RUN=1 without a card
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu_check --out $(GPU_OUT)$(if $(filter-out 0 no false,$(DRY_RUN)), --dry-run)
 
 # The first line that a new user sees.
 set-up = $(if $(wildcard $1),,first completes $(VENV) (once; a minute or two, more where torch is downloaded), then )
@@ -88,6 +86,9 @@ $(READY): pyproject.toml constraints.txt
 	@# apart: transformers imports torchao wherever it can, which every process would pay for
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/misuse \
 		-c constraints.txt torchao || echo "make: torchao could not be installed; its test will skip"
+	@# the Triton that the oldest torch brings: its compiler meets every kernel too
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/triton-3.6 \
+		triton==3.6.0 || echo "make: Triton 3.6 could not be installed; its test will skip"
 	@touch $@
 
 $(VENV)/.ready-bench: pyproject.toml constraints.txt

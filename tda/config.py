@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from tda.cases import Frozen, MethodSpec, first_problem, unsigned_zero
-from tda.names import Dtype, Execution, Preset
+from tda.names import Dtype, Execution, Preset, Protocol
 
 Sparsity = Annotated[float, Field(ge=0, lt=1), AfterValidator(unsigned_zero)]
 Count = Annotated[int, Field(ge=1)]
@@ -42,7 +42,9 @@ class BenchConfig(Frozen):
     prompt_tokens: Count | None = _option(None, "Tokens of a prompt.")
     new_tokens: Annotated[int, Field(ge=2)] | None = _option(None, "Tokens decoded after it.")
     batch: Count | None = _option(None, "Requests served together.")
-    rounds: Count | None = _option(None, "Timed rounds of a process; under 5 there is no interval.")
+    rounds: Annotated[int, Field(ge=0)] | None = _option(
+        None, "Timed rounds of a process; under 5 there is no interval, and 0 measures quality alone."
+    )
     budget: str | None = _option(
         None, "All of it ends by then: 50s, 5m, none. Else the preset's (default: 5m).", metavar="TIME"
     )
@@ -57,6 +59,23 @@ class BenchConfig(Frozen):
     calibration_text: Path | None = _option(
         None, "JSONL file to calibrate on; else the built-in stream.", metavar="FILE"
     )
+    tasks: tuple[str, ...] = _option(
+        (),
+        "A task of lm-eval, or several: hellaswag,piqa; repeatable. Needs the extra eval.",
+        "--task",
+        metavar="NAME[,NAME]",
+    )
+    task_data: Path | None = _option(
+        None, "Folder whose NAME.jsonl take the place of the hub's data sets.", metavar="DIR"
+    )
+    items: Count | None = _option(None, "Items of a task at most, the first ones; else all.")
+    shots: Annotated[int, Field(ge=0)] | None = _option(
+        None, "Examples before each question; else the task's own number."
+    )
+    chat_template: bool = _option(False, "Apply the tokenizer's chat template to tasks.")
+    protocol: Protocol | None = _option(
+        None, "Which tokens are computed sparsely, as for tda.score; tasks: all_sparse unless named."
+    )
     dtype: Dtype | None = _option(None, "Type of weights and activations.")
     device: str | None = _option(None, "cpu, cuda, cuda:1 ...")
     execution: Execution | None = _option(None, "How methods run; auto takes the fastest right way.")
@@ -64,7 +83,17 @@ class BenchConfig(Frozen):
     revision: str | None = _option(None, "Branch, tag or commit of hub models; the commit is recorded.")
     trust_remote_code: bool = _option(False, "Let a hub repository bring code that runs on this machine.")
 
-    @field_validator("models", "methods", "sparsities", mode="wrap")
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Several names in one word."""
+        words = [value] if isinstance(value, str) else value or ()
+        names = [name.strip() for word in words for name in str(word).split(",")]
+        if not all(names):
+            raise ValueError(f"a task has a name, and several are apart by a comma; got {', '.join(map(repr, words))}")
+        return tuple(names)
+
+    @field_validator("models", "methods", "sparsities", "tasks", mode="wrap")
     @classmethod
     def _distinct(cls, value: Any, read: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
         """One alone, or several; each counts once."""

@@ -18,7 +18,7 @@ from tda._version import __version__
 from tda.cores import all_cores, allowed_cores, cpu_quota, last_level_cache
 from tda.git import GitError
 from tda.processor import compiler_version, cpu_name, products
-from tda.records import BUILD_STAMP, Commit, Machine
+from tda.records import BUILD_STAMP, Commit, FailureKind, Machine
 from tda.telemetry.nvml import driver_version
 from tda.telemetry.source import NotReadableError
 
@@ -89,6 +89,15 @@ def commit() -> Commit:
         return Commit()
 
 
+def check_same_code(theirs: Commit) -> None:
+    """Raise ValueError if another process runs other code than this one, as after a change of the checkout."""
+    own = commit()
+    if (theirs.hash, theirs.change) == (own.hash, own.change):
+        return
+    theirs_told, own_told = (f"commit {one.hash}, uncommitted change {one.change}" for one in (theirs, own))
+    raise ValueError(f"a worker runs other code ({theirs_told}) than what started it ({own_told}); start again")
+
+
 def torch_device(name: str | torch.device) -> torch.device:
     """The device of a name: cpu, cuda, or cuda with a number.
 
@@ -108,6 +117,21 @@ def torch_device(name: str | torch.device) -> torch.device:
     raise ValueError(f"{problem}; accepted here: {', '.join(here)}")
 
 
+def failure_kind(error: BaseException) -> FailureKind:
+    """What an error says of a case: whether a GPU, or the machine, had no memory left, or something else."""
+    words = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or ("cuda" in words and "out of memory" in words):
+        return "gpu_memory"
+    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
+        return "host_memory"
+    return "error"
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Let a GPU be the one that kernels, graphs and events of this thread are for, inside the block."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 class Stopwatch:
     """Milliseconds of what runs inside `timing`: CUDA events on a GPU, the monotonic clock on a CPU."""
 
@@ -125,20 +149,25 @@ class Stopwatch:
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
-        begin.record()
-        yield
-        end.record()
+        with current(self.device):
+            begin.record()
+            yield
+            end.record()
         end.synchronize()
         self.ms = begin.elapsed_time(end)
 
 
 class RangeClock:
-    """Milliseconds of named ranges, for `tda.spans.recording`; on a GPU nothing waits for an event until `read`."""
+    """Milliseconds of named ranges, for `tda.spans.recording`; on a GPU nothing waits for an event until `read`.
+
+    Events are made once and used again: making one takes the host as long as launching a kernel.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
         self._ms: dict[str, float] = {}
+        self._free: list[torch.cuda.Event] = []
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -148,10 +177,10 @@ class RangeClock:
             yield
             self._ms[name] = self._ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
             return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+        begin, end = (self._free.pop() if self._free else torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(torch.cuda.current_stream(self.device))
         yield
-        end.record()
+        end.record(torch.cuda.current_stream(self.device))
         self._pairs.setdefault(name, []).append((begin, end))
 
     def read(self) -> dict[str, float]:
@@ -159,17 +188,23 @@ class RangeClock:
         if self._pairs:
             torch.cuda.synchronize(self.device)
         on_gpu = {name: sum(begin.elapsed_time(end) for begin, end in pairs) for name, pairs in self._pairs.items()}
+        self._free += [event for pairs in self._pairs.values() for pair in pairs for event in pair]
         found, self._ms, self._pairs = self._ms | on_gpu, {}, {}
         return found
 
 
 class PeakMemory:
-    """Peak memory since construction: the allocator's on CUDA, this process's resident set on CPU."""
+    """Peak memory since construction: the allocator's on CUDA, this process's resident set on CPU.
+
+    While a CUDA graph lives, its private pool holds memory that is allocated only while the graph is captured: nobody
+    else gets it, so it counts too. Pools of graphs that are gone are given back first.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.problem: str | None = None
         if device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
@@ -180,9 +215,23 @@ class PeakMemory:
     def read(self) -> int:
         """Peak bytes since construction (since the process started, where `problem` is set)."""
         if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
+            return self.allocated() + unused_by_graphs(self.device)
         with contextlib.suppress(OSError):
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM"):
                     return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def allocated(self) -> int:
+        """Peak bytes of tensors on a GPU since construction: what counts where a graph was captured meanwhile."""
+        return int(torch.cuda.max_memory_allocated(self.device))
+
+
+def unused_by_graphs(device: torch.device) -> int:
+    """Bytes that private pools of CUDA graphs hold on a GPU beyond what is allocated in them now."""
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == number and tuple(segment["segment_pool_id"]) != (0, 0)
+    )

@@ -17,6 +17,13 @@ LONGEST_S = 5.0
 """After this no new pass is begun, however few there were."""
 
 
+def stream_bytes(device: torch.device) -> int:
+    """Bytes of memory that a `Stream` holds: twice the last-level cache where that is more than the usual buffer."""
+    if device.type == "cuda":
+        return 8 * STREAM_BYTES  # source and target, float32
+    return max(STREAM_BYTES, 2 * (machine("cpu").cache_bytes or 0))
+
+
 class Stream:
     """Bandwidth of reading a large buffer once (CPU) or of copying it (CUDA, read plus write).
 
@@ -33,7 +40,7 @@ class Stream:
             self._bytes = 2 * source.nbytes
             self._ways: tuple[Callable[[], object], ...] = (lambda: target.copy_(source),)
         else:
-            halves = torch.ones(2, max(STREAM_BYTES, 2 * (machine("cpu").cache_bytes or 0)) // 8)
+            halves = torch.ones(2, stream_bytes(device) // 8)
             self._bytes = halves.nbytes
             self._ways = (halves.sum, lambda: torch.dot(halves[0], halves[1]))
 

@@ -1,8 +1,8 @@
 """Sums over a prompt's tokens in float32, without a float copy of all of z: by the kernels in C, else in blocks."""
 
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,14 @@ BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
 
 
+NOTHING = torch.zeros(0)
+
+
 class PromptSum:
     """Base of the statistics: counts tokens, walks over blocks.
+
+    A prompt passes all layers before anything is chosen, so nothing is launched in a layer but what sums: tokens are
+    counted when they are asked for, and `begin` makes the sums of all layers at once.
 
     Parameters
     ----------
@@ -35,19 +41,26 @@ class PromptSum:
     def __init__(self, weights: Tensor | None = None) -> None:
         self.weights = weights
         self.sweep: Sweep = add_squares
-        self.tokens = torch.zeros(0, dtype=torch.int64)
-        self.sums = torch.zeros(0, dtype=torch.float32)
+        self.sums = NOTHING
+        self._masks: list[Tensor] = []
 
     def add(self, a: Tensor, mask: Tensor) -> None:
         """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""
         if self.sums.numel() == 0:
             with torch.inference_mode(False):  # a prompt may go on outside of it
                 self.sums = torch.zeros(a.shape[0], a.shape[2], dtype=torch.float32, device=a.device)  # [B, F]
-                self.tokens = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
-        self.tokens += mask.sum(1)
+        self._masks.append(mask)
         if self.relative is None or not self.sweep(self.sums, a, mask, self.weights, self.relative):
             for block, inside in self._blocks(a, mask):
                 self._add(block, inside)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Prompt tokens that counted, per row: int64 [B]; none before anything was added."""
+        if not self._masks:
+            return NOTHING.long()
+        with torch.inference_mode(False):
+            return torch.cat(self._masks, 1).sum(1)
 
     def _blocks(self, a: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, a.shape[1], BLOCK):
@@ -65,7 +78,19 @@ class PromptSum:
     def take(self, rows: Tensor) -> None:
         """Let row i be what row rows[i] was: int64 [B]."""
         with torch.inference_mode(False):
-            self.sums, self.tokens = self.sums[rows].clone(), self.tokens[rows].clone()
+            self.sums = self.sums[rows].clone()
+        self._masks = [mask[rows] for mask in self._masks]
+
+
+def begin(statistics: Sequence[Any], rows: int, sizes: Sequence[int], device: torch.device) -> None:
+    """Let sums of so many rows start, each [B, F] of its own size, in memory that is cleared at once."""
+    own = [(one, size) for one, size in zip(statistics, sizes, strict=True) if isinstance(one, PromptSum)]
+    if not own:
+        return
+    with torch.inference_mode(False):
+        sums = torch.zeros(rows * sum(size for _, size in own), dtype=torch.float32, device=device)
+        for (one, size), part in zip(own, sums.split([rows * size for _, size in own]), strict=True):
+            one.sums = part.view(rows, size)
 
 
 def _inverse(values: Tensor, inside: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from tda.cases import Case, Frozen, Inputs, digest_of
 
@@ -27,7 +27,16 @@ BUILD_STAMP = "build.json"
 FAKE = "FAKE"
 """In the name of a device that a test plays: its numbers are refused by everything that shows numbers."""
 
+
+def _writable(text: str) -> str:
+    r"""Text with what UTF-8 cannot hold, as half of a pair from a file's name, told as ``\udcff``."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+Told = Annotated[str, AfterValidator(_writable)]
+"""What others said, such as an error: it may hold anything, and has to stand in a file."""
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
+FailureKind = Literal["host_memory", "gpu_memory", "crash", "killed", "lost", "hang", "timeout", "error"]
 Better = Literal["lower", "higher"]
 FlagName = Literal[
     "foreign_load", "oversubscribed", "throttling", "clocks", "few_samples", "cache_resident", "built_in_text"
@@ -88,7 +97,10 @@ MEASUREMENTS: Mapping[str, MeasurementKind] = {
     "gather_ms": _kind("ms", "lower", "the part of selection that makes lists or copies of weights", speed=True),
     "decode_ms": _kind("ms", "lower", "one decode step, one sample per token and round", speed=True, positive=True),
     "generation_ms": _kind("ms", "lower", "end to end through the model's own generate", speed=True, positive=True),
-    "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator on CUDA, RSS on CPU"),
+    "attach_ms": _kind(
+        "ms", "lower", "attaching the method: checks, layout, kernels, and on CUDA a step captured and a first request"
+    ),
+    "peak_memory_bytes": _kind("B", "lower", "peak memory while a request runs: allocator and graphs, or RSS on a CPU"),
     "weight_bytes_per_token": _kind("B", "lower", "weight bytes that one decode step must read", speed=True),
     "bytes_per_token": _kind("B", "lower", "bytes that one decode step must read: weights and KV cache", speed=True),
     "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth just before and just after the decode steps"),
@@ -198,6 +210,15 @@ class Measurement(Frozen):
         return cls(unit=kind.unit, better=kind.better, missing=reason)
 
 
+TASK_SHARE = MeasurementKind(unit="share", better="higher", meaning="a task's score, one sample per item")
+TASK_SCORES: Mapping[str, MeasurementKind] = {
+    "nll": _kind("nats/token", "lower", "negative log likelihood of an item's answer"),
+    "bits_per_byte": _kind("bits/byte", "lower", "negative log likelihood of an item's text"),
+    "output_tokens": _kind("tokens", None, "tokens generated for an item, the stop string's included"),
+}
+"""Scores of a task that are no share, by the end of their name."""
+
+
 def measurement_kind(name: str) -> MeasurementKind:
     """Look up a measurement name.
 
@@ -209,12 +230,7 @@ def measurement_kind(name: str) -> MeasurementKind:
     if name in MEASUREMENTS:
         return MEASUREMENTS[name]
     if name.startswith("task_"):
-        lower = name.endswith("_nll")
-        return MeasurementKind(
-            unit="nats/token" if lower else "share",
-            better="lower" if lower else "higher",
-            meaning="a task's score",
-        )
+        return next((kind for ending, kind in TASK_SCORES.items() if name.endswith(f"_{ending}")), TASK_SHARE)
     raise ValueError(f"unknown measurement {name!r}; known: {', '.join(MEASUREMENTS)}, task_<name>_<score>")
 
 
@@ -223,6 +239,54 @@ class Flag(Frozen):
 
     raised: bool | None
     detail: str
+
+
+class FailureMeaning(Frozen):
+    """What a kind of failure stands for: the status that records of it have, and what it is called."""
+
+    status: Status
+    words: str
+
+
+FAILURES: Mapping[FailureKind, FailureMeaning] = {
+    "host_memory": FailureMeaning(status="oom", words="did not fit into host memory"),
+    "gpu_memory": FailureMeaning(status="oom", words="did not fit into GPU memory"),
+    "crash": FailureMeaning(status="crash", words="its process crashed"),
+    "killed": FailureMeaning(status="crash", words="its process was killed from outside"),
+    "lost": FailureMeaning(status="crash", words="its machine or its worker was lost"),
+    "hang": FailureMeaning(status="timeout", words="it hung: its process used no processor time any more"),
+    "timeout": FailureMeaning(status="timeout", words="it was still computing at the end of its time"),
+    "error": FailureMeaning(status="error", words="it raised an error"),
+}
+"""By kind. Only the first two say that a case does not fit; killed and lost say nothing of the case at all."""
+NOT_ITS_FAULT: frozenset[FailureKind] = frozenset({"killed", "lost"})
+
+
+class Failure(Frozen):
+    """How a case failed, where more is known than its status."""
+
+    kind: FailureKind
+    stderr: Told | None = Field(default=None, description="the end of what its process wrote to stderr")
+
+
+class TaskFacts(Frozen):
+    """What the scores of a task are of: equal facts, and only those, may be compared."""
+
+    digest: str = Field(description="of the items as they were asked, few-shot examples and chat template included")
+    items: int
+    shots: int = Field(description="examples before the question")
+    protocol: str = Field(description="which tokens are computed sparsely, as for `tda.score`")
+    source: str = Field(description="the data set's hub id, or the local file's name")
+    harness: str = Field(description="version of lm-eval and of its task")
+    sparse_share: float | None = Field(
+        default=None, ge=0, le=1, description="share of the scored or generated tokens that was computed sparsely"
+    )
+    failure: Told | None = Field(default=None, description="why there are no scores")
+
+    @property
+    def setting(self) -> str:
+        """Hash of what must be equal for scores to be compared: not what came of it."""
+        return digest_of(self.model_dump(mode="json", exclude={"sparse_share", "failure"}))
 
 
 class Record(Frozen):
@@ -235,13 +299,15 @@ class Record(Frozen):
     commit: Commit
     machine: Machine
     status: Status
-    reason: str | None = None
+    reason: Told | None = None
+    failure: Failure | None = Field(default=None, description="how it failed; null where it did not, or is not known")
     achieved_sparsity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         default=(), description="share left out in decode, per layer"
     )
     execution: str | None = Field(default=None, description="the execution that really ran")
     backend: str | None = Field(default=None, description="the kernels that really ran")
     measurements: dict[str, Measurement] = Field(default_factory=dict)
+    tasks: dict[str, TaskFacts] = Field(default_factory=dict, description="tasks that were scored, by name")
     flags: dict[FlagName, Flag] = Field(default_factory=dict)
     conditions: dict[str, float | str | None] = Field(default_factory=dict)
     started: str
@@ -288,6 +354,11 @@ class Record(Frozen):
         found = self.measurements.get(name)
         return found.samples if found else ()
 
+    @property
+    def outcome(self) -> str:
+        """How it failed in words, where that is known; else its status."""
+        return self.status if self.failure is None else FAILURES[self.failure.kind].words
+
     def raised(self) -> list[str]:
         """Names and details of the raised flags."""
         return [f"{name}: {flag.detail}" for name, flag in self.flags.items() if flag.raised]
@@ -298,7 +369,7 @@ class LeftOut(Frozen):
 
     model: str
     what: str
-    reason: str
+    reason: Told
     command: str = Field(description="what measures it")
 
     def __str__(self) -> str:
@@ -311,7 +382,8 @@ def merge(records: Iterable[Record]) -> list[Record]:
     Samples are concatenated in order of rounds; where a measurement has no groups, its samples' group is their
     round. A round that two processes measured is two rounds, since only what ran side by side may be paired: the later
     one gets a number of its own, the same in all series. A failed round is left out of the samples while another round
-    is ok; a series that only failed keeps its last failure. A flag that any round raised is raised.
+    is ok; a series that only failed keeps its last failure. A flag that any round raised is raised. What needs no
+    repetition may stand in several lines of round 0, e.g. a line for each task: a later one adds to those before it.
     """
     records = list(records)
     numbers = _numbers(records)
@@ -319,9 +391,27 @@ def merge(records: Iterable[Record]) -> list[Record]:
     for record in records:
         held, number = rounds.setdefault(record.series, {}), numbers[turn(record)]
         before = held.get(number)
-        if before is None or before.status != "ok" or record.status == "ok":
+        if before is None or before.status != "ok":
             held[number] = record
+        elif record.status == "ok":
+            held[number] = record if number else _completed(before, record)
     return [_join(dict(sorted(held.items()))) for held in rounds.values()]
+
+
+def _completed(before: Record, record: Record) -> Record:
+    """A line of round 0 with what earlier ones hold beside it."""
+    return record.model_copy(
+        update={
+            "achieved_sparsity": record.achieved_sparsity or before.achieved_sparsity,
+            "execution": record.execution or before.execution,
+            "backend": record.backend or before.backend,
+            "measurements": before.measurements | record.measurements,
+            "tasks": before.tasks | record.tasks,
+            "flags": before.flags | record.flags,
+            "started": before.started,
+            "seconds": before.seconds + record.seconds,
+        }
+    )
 
 
 def turn(record: Record) -> tuple[int, object]:
@@ -353,6 +443,7 @@ def _join(lines: Mapping[int, Record]) -> Record:
                 [line.achieved_sparsity for line in good.values() if line.achieved_sparsity]
             ),
             "measurements": measurements,
+            "tasks": {name: facts for line in good.values() for name, facts in line.tasks.items()},
             "flags": _counted(join_flags([line.flags for line in good.values()]), measurements.get("decode_ms")),
             "conditions": {**last.conditions, "processes": _processes(good.values())},
             "started": next(iter(good.values())).started,

@@ -43,6 +43,12 @@ def results_path(folder: Path) -> Path:
     return folder if folder.suffix == ".jsonl" else folder / RESULTS
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ValueError if a results folder cannot be at a path."""
+    if folder.suffix == ".jsonl" or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"results are written to a folder, which is made if it is not there; got {folder}")
+
+
 def load(folder: Path) -> Loaded:
     """Read a results file, and what was left out beside it; a damaged line is skipped and named.
 

@@ -62,7 +62,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=1280, height=1600, deviceScaleFactor=1, mobile=False)
+        self.resize(1280, 1600)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command of the DevTools protocol, and return its result."""
@@ -108,6 +108,10 @@ class Browser:
             level, text = event["entry"]["level"], event["entry"]["text"]
             if level in ("error", "warning") and not text.startswith(DRIVER):
                 self.complaints.append(f"{text} {event['entry'].get('url')}")
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page a view of so many pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def ask(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""
@@ -196,7 +200,7 @@ def watching(browser: Browser, address: str) -> Iterator[None]:
     browser.requests.clear()
     yield
     browser.ask("1")  # whatever was said until now has been heard
-    assert browser.complaints == []
+    assert not browser.complaints, browser.complaints
     asked = [url for url in browser.requests if not url.startswith(("data:", "about:", "blob:"))]
     assert asked, "the page asked for nothing at all"
     assert [url for url in asked if not url.startswith(f"{address}/")] == []

@@ -1,10 +1,10 @@
-"""The launches of the Triton kernels, compiled for a GPU that need not be here; what came out is printed as JSON.
+"""Every launch of the Triton kernels, compiled for a GPU that need not be here; what came out is printed as JSON.
 
-A program of its own, since the tests' own process has Triton interpret. The launching code runs as it is, on tensors of
-the CPU: a played driver names the GPU, and a launch ends once its kernel is compiled.
+A program of its own, since the tests' own process has Triton interpret. First the list of all launches is compiled.
+Then the engine's own launching code runs on tensors of the CPU, where a launch ends once its kernel is compiled: what
+it launches must be on the list, as Triton sees it. A played driver names the GPU.
 
-Usage: python compile_triton.py ARCHITECTURE {smallest,every}
-The smallest block for each launch in all cases, or every block that may be chosen, in the first case.
+Usage: python compile_triton.py ARCHITECTURE
 """
 
 import importlib
@@ -14,10 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import nn
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -26,9 +26,8 @@ from triton.runtime.jit import JITFunction
 
 from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
-from tda.kernels.activations import ACTIVATIONS, activation_name
-from tda.kernels.triton import down, ffn, rows, statistic
-from tda.kernels.triton.tuning import Config
+from tda.kernels.triton import ffn, rows, statistic
+from tda.kernels.triton.launch import KERNELS, launches
 from tda.methods import METHODS, method
 from tda.view import FFN, Linear
 
@@ -55,7 +54,8 @@ CASES = [
     Layer(nn.GELU(approximate="tanh"), True, torch.float32, True, 53, 24),
     Layer(nn.GELU(), False, torch.float32, False, 53, 24),
     Layer(SquaredReLU(), False, torch.bfloat16),
-    Layer(nn.Identity(), True, torch.bfloat16),
+    Layer(nn.Identity(), True, torch.float16),
+    Layer(nn.SiLU(), True, torch.float16, False, 256, 72),
 ]
 
 
@@ -94,61 +94,63 @@ def launch_all(case: Layer) -> None:
     a, mask = torch.zeros(1, 3, case.F, dtype=case.dtype), torch.ones(1, 3, dtype=torch.bool)
     for weights in (None, torch.ones(case.F)):
         for relative in (True, False):
-            statistic.add_squares(torch.zeros(1, case.F), a, mask, weights, relative)
+            sweep = statistic.Squares()
+            sweep(torch.zeros(1, case.F), a, mask, weights, relative)
+            sweep.finish()
 
 
-def forgotten(launched: set[str]) -> list[str]:
-    """Triton functions that were not compiled, neither alone nor within another, and activations without a case."""
+def forgotten() -> list[str]:
+    """Triton functions of the package that are neither kernels of the list nor used by one."""
     modules = [
         importlib.import_module(part.name) for part in pkgutil.iter_modules(backend.__path__, f"{backend.__name__}.")
     ]
-    functions = {
-        name: each for module in modules for name, each in vars(module).items() if isinstance(each, JITFunction)
-    }
-    within = {name for kernel in launched for name in functions[kernel].fn.__code__.co_names}
-    return sorted({*functions, *ACTIVATIONS} - launched - within - {activation_name(case.act) for case in CASES})
+    functions = {name for module in modules for name, each in vars(module).items() if isinstance(each, JITFunction)}
+    within = {name for kernel in KERNELS.values() for name in kernel.function.__code__.co_names}
+    return sorted(functions - within)
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers of a thread, and bytes on its stack, as the assembler counted them."""
+def resources(kernel: Any) -> dict[str, Any]:
+    """Registers of a thread and bytes on its stack, as the assembler counted them; shared memory; kinds of loads."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(kernel.asm["cubin"])
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+    counted = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+    loads = sorted(set(re.findall(r"ld\.global[\w.:]*?((?:v\d\.)?b\d+)", kernel.asm["ptx"])))
+    return {**counted, "shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps, "loads": loads}
 
 
-def main(architecture: int, blocks: str) -> None:
-    kernels: dict[str, Any] = {}
+def main(architecture: int) -> None:
+    driver.set_active(Driver(architecture))
+    compiled: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    launched = set()
-    launch = JITFunction.run
+    hashes = set()
+    for entry in launches():
+        try:
+            kernel = KERNELS[entry.kernel].compile(entry)
+        except Exception as error:
+            failed[str(entry)] = f"{type(error).__name__}: {error.__cause__ or error}"
+            continue
+        hashes.add(kernel.hash)
+        compiled[str(entry)] = resources(kernel)
+    unlisted = []
+    run = JITFunction.run
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        name = self.fn.__name__
-        launched.add(name)
-        try:
-            kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
-            kernels[kernel.hash] = kernel
-        except Exception as error:
-            constants = {word: value for word, value in options.items() if not isinstance(value, torch.Tensor)}
-            failed[f"{name} {constants}"] = f"{type(error).__name__}: {error.__cause__ or error}"
-
-    def choose(key: Sequence[object], candidates: Sequence[Config], trial: Callable[[Config], None]) -> Config:
-        if blocks == "every":
-            for config in candidates:
-                trial(config)
-        return min(candidates, key=lambda config: config.rows * config.columns)
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        if kernel.hash not in hashes:
+            unlisted.append(f"{self.fn.__name__} {options}")
 
     JITFunction.run = compile_only
-    rows.choose = down.choose = choose
-    driver.set_active(Driver(architecture))
-    for case in CASES[:1] if blocks == "every" else CASES:
+    for case in CASES:
         launch_all(case)
-    compiled = [{"name": kernel.name, **resources(kernel.asm["cubin"])} for kernel in kernels.values()]
-    print(json.dumps({"compiled": compiled, "failed": failed, "forgotten": forgotten(launched)}))
+    told = {
+        "triton": triton.__version__, "compiled": compiled, "failed": failed, "unlisted": unlisted,
+        "forgotten": forgotten(),
+    }  # fmt: skip
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]))

@@ -38,6 +38,8 @@ for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PY_COLORS"):
     os.environ.pop(_name, None)
 for _name in [name for name in os.environ if name.startswith("GIT_") and not name.startswith("GIT_CONFIG")]:
     del os.environ[_name]
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of a make around the tests: none of its words are for theirs
+    os.environ.pop(_name, None)
 _OWN_GIT = {"commit.gpgsign": "false", "core.hooksPath": os.devnull, "core.autocrlf": "false"}
 os.environ["GIT_CONFIG_COUNT"] = str(len(_OWN_GIT))
 for _place, (_key, _value) in enumerate(_OWN_GIT.items()):
@@ -129,15 +131,6 @@ def each_isa(request: pytest.FixtureRequest, compiled_for: Callable[..., library
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "library", lambda: kernels)
         yield
-
-
-@pytest.fixture(autouse=True)
-def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, tiny shapes are not worth the minutes of tuning kernels for them."""
-    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-        for module in ("rows", "down"):
-            kernels = importlib.import_module(f"tda.kernels.triton.{module}")
-            monkeypatch.setattr(kernels, "CANDIDATES", kernels.CANDIDATES[:1])
 
 
 @pytest.fixture(params=tiny.names())

@@ -383,8 +383,9 @@ def page() -> str:
         "masked execution: the same neurons kept but for those within rounding of a cut, and logits within 1e-5 of "
         "their scale in float32, 0.05 in bfloat16 and 0.005 in float16. For what is refused or warned of "
         "the words are tested.",
-        "**All cases ran on CPUs. None of them has run on a GPU yet**, see [devices](#devices).",
-        "## Methods and executions",
+        "**All cases ran on CPUs. None of them has run on a GPU yet**, see [devices](#devices), "
+        "and [what has run on a GPU](gpu.md) otherwise.",
+        "## Methods and executions, on a CPU",
         _table(
             ("method", *EXECUTIONS, "needs"),
             [(f"`{name}`", *(_cell(name, execution) for execution in EXECUTIONS), _needs(name)) for name in METHODS],
@@ -404,8 +405,7 @@ def page() -> str:
                 (
                     "CUDA",
                     "indexed",
-                    *["not run on a GPU; compiled for sm_80, sm_90 and sm_100"] * 2,
-                    "not run on a GPU",
+                    *["not run on a GPU; compiled for sm_80, sm_90 and sm_100"] * 3,
                 ),
                 ("other", "all", *["not tested"] * 3),
             ],

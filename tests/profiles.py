@@ -5,12 +5,13 @@ import io
 import json
 import random
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tda.cases import Case
-from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow, ModuleRow, Peak, PhaseTime, Profile, Timed
+from tda.profiler.records import GAPS, PYTHON, KernelRow, ModuleRow, Peak, PhaseTime, Profile, Timed
 from tda.profiler.store import TRACE, write_profile
 from tda.records import Commit, Machine
 from tda.regression.profiles import ACCOUNT
@@ -200,7 +201,7 @@ def _row(phase: str, work: Work, density: float, on_gpu: bool) -> KernelRow:
 def _on_gpu(work: Work) -> str:
     """What runs on a device in an operator's place; no Python runs there."""
     if work.kernel == PYTHON:
-        return GPU_IDLE
+        return GAPS
     return "gemvx::kernel<bf16>" if work.weights else f"vectorized_elementwise_kernel<{work.kernel.split('::')[1]}>"
 
 
@@ -354,6 +355,161 @@ def _phase_events(events: list[dict[str, Any]], phase: str, start: float, on_gpu
                            "ts": begin + 20, "dur": 30, "args": {"correlation": number, "device": 0}})  # fmt: skip
     events.append({**host, "cat": "user_annotation", "name": phase, "ts": start, "dur": 100})
     return start + 100
+
+
+class Ran(NamedTuple):
+    """A kernel of a step on CUDA: where it is launched from, the operator that launches it (Triton's have none), µs."""
+
+    part: str
+    module: str
+    op: str
+    kernel: str
+    us: float
+
+
+CUDA_STEP = (
+    Ran("embedding", "model.embed_tokens", "aten::embedding", "indexSelectSmallIndex", 2.0),
+    Ran("norm", "model.layers.0.input_layernorm", "aten::mean", "reduce_kernel<Mean>", 2.5),
+    Ran("norm", "model.layers.0.input_layernorm", "aten::mul", "elementwise_kernel<Mul>", 1.5),
+    Ran("projection", "model.layers.0.self_attn.q_proj", "", "_rows", 9.0),
+    Ran("attention", "model.layers.0.self_attn", "aten::mul", "elementwise_kernel<Mul>", 1.25),
+    Ran("attention", "model.layers.0.self_attn", "aten::index_copy_", "index_copy_kernel", 2.25),
+    Ran("attention", "model.layers.0.self_attn", "aten::_scaled_dot_product_efficient_attention", "fmha_cutlassF", 6.0),
+    Ran("projection", "model.layers.0.self_attn.o_proj", "", "_rows", 9.5),
+    Ran("gate_up", "model.layers.0.mlp", "", "_rows", 21.0),
+    Ran("selection", "model", "", "_list", 3.0),
+    Ran("down", "model.layers.0.mlp", "", "_down", 8.0),
+    Ran("down", "model.layers.0.mlp", "", "_finish", 1.75),
+    Ran("norm", "model.norm", "aten::mul", "elementwise_kernel<Mul>", 1.5),
+    Ran("head", "lm_head", "", "_rows", 30.0),
+)
+"""The captured work of a decode step of one layer, in order: several kernels have one name in several parts."""
+COPY, CLONE = "Memcpy DtoD (Device -> Device)", "elementwise_kernel<Copy>"
+"""What a step launches besides: of the token before the graph, of the logits after it."""
+
+
+class CudaTrace:
+    """A trace as CUDA writes it: ranges, operators and launches of a thread, and the kernels of a stream.
+
+    Opening and closing a range or an operator takes half a µs each, a launch `LAUNCH_US`. A kernel starts `LATENCY_US`
+    after its launch began, or `GAP_US` after the kernel before it has ended.
+    """
+
+    LAUNCH_US, LATENCY_US, GAP_US = 2.0, 3.0, 0.75
+
+    def __init__(self) -> None:
+        self.now, self.free, self._launches = 1000.0, 0.0, 0
+        self.events: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "ts": 0, "pid": 4711, "tid": 0, "args": {"name": "python"}},
+            {"name": "PyTorch Profiler (0)", "ph": "X", "cat": "Trace", "ts": 0, "dur": 90000, "pid": "Spans",
+             "tid": "PyTorch Profiler"},
+        ]  # fmt: skip
+
+    @contextmanager
+    def around(self, name: str, category: str = "user_annotation") -> Iterator[None]:
+        """A range, or an operator."""
+        start = self.now
+        self.now += 0.5
+        yield
+        self.now += 0.5
+        self._host(name, category, start)
+
+    def launch(self, kernel: str, us: float, op: str = "") -> None:
+        """A kernel launched by an operator, or as Triton does."""
+        copies = kernel.startswith("Memcpy")
+        with self.around(op, "cpu_op") if op else nullcontext():
+            if op:
+                self._call("cudaMemcpyAsync" if copies else "cudaLaunchKernel", "cuda_runtime")
+            else:
+                self._call("cuLaunchKernelEx", "cuda_driver")
+        self._run(kernel, us, "gpu_memcpy" if copies else "kernel")
+
+    def replay(self, kernels: Iterable[tuple[str, float]]) -> None:
+        """A graph's kernels, by name and µs: one launch."""
+        self._call("cudaGraphLaunch", "cuda_runtime")
+        for name, us in kernels:
+            self._run(name, us, "gpu_memset" if name.startswith("Memset") else "kernel")
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        start, self.now = self.now, max(self.now, self.free) + 1.0
+        self._host("cudaDeviceSynchronize", "cuda_runtime", start, correlation=10**6)
+
+    def work(self, step: Iterable[Ran]) -> None:
+        """Kernels launched one by one from their modules."""
+        for ran in step:
+            with self.around(f"{ran.part}: {ran.module}" if ran.part != "selection" else ran.part):
+                self.launch(ran.kernel, ran.us, ran.op)
+
+    @contextmanager
+    def decode(self) -> Iterator[None]:
+        """A decode step around its graph."""
+        with self.around("decode"):
+            with self.around("model: model"):
+                self.launch(COPY, 1.0, "aten::copy_")
+                self.now += 5.0  # of Python, in which the device has nothing to run
+                with self.around("graph"):
+                    yield
+                self.launch(CLONE, 1.0, "aten::clone")
+            self.wait()
+
+    def write(self, path: Path) -> Path:
+        """Gzipped; the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt") as file:
+            json.dump({"schemaVersion": 1, "displayTimeUnit": "ms", "traceEvents": self.events}, file)
+        return path
+
+    def _call(self, name: str, category: str) -> None:
+        start = self.now
+        self.now += self.LAUNCH_US
+        self._launches += 1
+        self.free = max(self.free + self.GAP_US, start + self.LATENCY_US) - self.GAP_US
+        self._host(name, category, start, correlation=self._launches)
+        self.events.append({"ph": "s", "id": self._launches, "pid": 4711, "tid": 4711, "ts": start, "cat": "ac2g",
+                            "name": "ac2g"})  # fmt: skip
+
+    def _run(self, name: str, us: float, category: str) -> None:
+        start = self.free + self.GAP_US
+        self.free = start + us
+        self.events.append({"ph": "X", "cat": category, "name": name, "pid": 0, "tid": 7, "ts": start, "dur": us,
+                            "args": {"correlation": self._launches, "device": 0, "stream": 7}})  # fmt: skip
+
+    def _host(self, name: str, category: str, start: float, **more: Any) -> None:
+        self.events.append({"ph": "X", "cat": category, "name": name, "pid": 4711, "tid": 4711, "ts": start,
+                            "dur": self.now - start, "args": more})  # fmt: skip
+        if category == "user_annotation":  # the profiler repeats ranges on the device
+            self.events.append({**self.events[-1], "cat": "gpu_user_annotation", "pid": 0, "tid": 7})
+
+
+def write_order(path: Path, step: Iterable[Ran] = CUDA_STEP) -> Path:
+    """Write the trace of a step whose captured work is run anew."""
+    trace = CudaTrace()
+    with trace.decode():
+        trace.work(step)
+    return trace.write(path)
+
+
+def write_replays(path: Path, kernels: Sequence[tuple[str, float]] | None = None, steps: int = 3) -> Path:
+    """Write the trace of a request whose decode steps are replayed: of `CUDA_STEP`, or of kernels by name and µs."""
+    trace = CudaTrace()
+    with trace.around("prefill"):
+        with trace.around("down: model.layers.0.mlp.down_proj"):
+            trace.launch("gemm", 40.0, "aten::mm")
+        with trace.around("statistic"):
+            trace.launch("_factors", 5.0)
+            trace.launch("_sum", 7.0)
+        trace.wait()
+    with trace.around("selection"):
+        with trace.around("selection"):
+            trace.launch("radixSort", 6.0, "aten::topk")
+        with trace.around("gather"):
+            trace.launch("_list", 4.0)
+        trace.wait()
+    for _ in range(steps):
+        with trace.decode():
+            trace.replay([(ran.kernel, ran.us) for ran in CUDA_STEP] if kernels is None else kernels)
+    return trace.write(path)
 
 
 def viewer_package(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from tda.bench.plan import plan_of
 from tda.cases import Case
-from tda.records import Record
+from tda.records import FAILURES, Failure, FailureKind, Record
 from tda.regression.alternate import Runner, Task
 from tda.regression.builds import BuildFailedError, Builds
 from tda.regression.units import Unit
@@ -21,13 +21,15 @@ class Cost:
     """What a commit costs, beside what `nights.record` says.
 
     `factors` are by "METHOD MEASUREMENT", where METHOD may be "*"; `nats` and `digests` by method. `fails` names the
-    methods whose case fails; a commit that is `broken` does not build, and one with a `crash` ends its processes so.
+    methods whose case fails, `failure` how; a commit that is `broken` does not build, and one with a `crash` ends its
+    processes so.
     """
 
     factors: Mapping[str, float] = field(default_factory=dict)
     nats: Mapping[str, float] = field(default_factory=dict)
     digests: Mapping[str, float] = field(default_factory=dict)
     fails: tuple[str, ...] = ()
+    failure: FailureKind | None = None
     broken: str | None = None
     crash: str | None = None
 
@@ -109,7 +111,9 @@ class World:
                 levels["digest"] = cost.digests.get(method, 1.0)
         made = nights.record(case, **levels)
         if method in cost.fails:
-            return made.model_copy(update={"status": "error", "reason": "planted", "measurements": {}})
+            status = "error" if cost.failure is None else FAILURES[cost.failure].status
+            told = None if cost.failure is None else Failure(kind=cost.failure)
+            return made.model_copy(update={"status": status, "reason": "planted", "failure": told, "measurements": {}})
         return made
 
 

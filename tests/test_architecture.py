@@ -32,12 +32,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("kernels", "prompt_statistics", "families", "methods", "reference", "models"),
     ("engine",),
-    ("calibration", "metrics", "quality", "profiler"),
+    ("calibration", "metrics", "quality", "tasks", "profiler"),
     ("bench",),
+    ("sweep",),
     ("regression", "doctor", "reporting", "cli"),
 )
 ORDER = {part: place for place, part in enumerate(part for floor in FLOORS for part in floor)}
-EXTERNAL_FROM_FLOOR = {"torch": 2, "transformers": 3, "typer": 7, "rich": 5, "matplotlib": 7, "pandas": 7, "jinja2": 7}
+EXTERNAL_FROM_FLOOR = {
+    "torch": 2, "transformers": 3, "rich": 5, "ray": 7, "typer": 8, "matplotlib": 8, "pandas": 8, "jinja2": 8,
+}  # fmt: skip
 
 
 def floor_of(part: str) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tda import device as facts
 from tda.bench import measure, window
-from tda.bench.measure import MOST_PASSES, PASSES, Passes, Timing, time_case
+from tda.bench.measure import DROPPED_PASSES, MOST_PASSES, PASSES, FirstRequest, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
 from tda.bench.plan import PRESETS, Plan, Subject, plan_for, plan_of
 from tda.bench.prepare import prepare
@@ -24,6 +24,7 @@ from tda.cases import Inputs, MethodSpec
 from tda.config import BenchConfig
 from tda.contracts import Method, PromptMethod
 from tda.engine import attach
+from tda.engine.backends import shelf
 from tda.engine.phases import decode, prefill
 from tda.engine.session import Session
 from tda.families import find_ffns
@@ -32,7 +33,7 @@ from tda.kernels.compact import CompactFFN
 from tda.methods import METHODS, Griffin, method
 from tda.models import load_model
 from tda.quality import rows_of
-from tda.records import SPEED
+from tda.records import SPEED, Measurement, Record, merge
 from tda.results import load
 from tda.telemetry import Change, Series, Telemetry
 from tda.telemetry.fields import GPU_FIELDS
@@ -127,7 +128,7 @@ def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt
         return fake_timing(built.name)
 
     monkeypatch.setattr("tda.bench.rounds.time_case", time_case)
-    monkeypatch.setattr("tda.bench.stage.peak_memory", lambda *args: (1, None))
+    monkeypatch.setattr("tda.bench.stage.first_request", lambda *args: FirstRequest(100.0, 1, None))
     subject = Subject("ref:swiglu", prompt_tokens=8, new_tokens=4, quality=False)
     return Plan((subject,), methods=("griffin", "magnitude"), speed_methods=("griffin", "magnitude"), rounds=4)
 
@@ -185,7 +186,6 @@ def test_interrupt_keeps_finished_rounds_and_goes_on(monkeypatch, tmp_path):
 
 
 def test_a_death_of_the_process_is_noted_by_the_next_run(monkeypatch, tmp_path):
-    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: "exit code -9")
     plan = speed_only(monkeypatch, [])
     case = plan.case(plan.subjects[0], method("griffin", 0.5))
     marker = {"case": case.model_dump(mode="json"), "inputs": {"text": "abc"}, "round": 2}
@@ -285,9 +285,11 @@ def test_each_pass_of_the_prompt_is_a_request_of_its_own(prepared, monkeypatch):
         once = [layer.clone() for layer in run.selection()]
         select = run.select
         monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run.attachment.requests.last)))
-        measure._prefill_passes(session)
-        assert len(set(map(id, requests))) == 4
-        assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * 4
+        passes, _ = measure._prefill_passes(session)
+        served = 4 + DROPPED_PASSES
+        assert len(set(map(id, requests))) == served
+        assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * served
+        assert len(passes.prefill) == len(passes.selection) == len(passes.statistic) == 4
         assert all(torch.equal(a, b) for a, b in zip(once, run.selection(), strict=True))
 
 
@@ -416,7 +418,10 @@ def test_timed_quality_equals_the_score_of_the_same_documents(finished):
 
 def test_presets_are_valid_and_cover_every_method():
     for preset, plan in PRESETS.items():
-        assert set(plan.methods) == {name for name, kind in METHODS.items() if kind.in_presets}, preset
+        if preset in ("gpu", "paper"):
+            assert set(plan.methods) | {"dense"} == set(plan.speed_methods) <= set(METHODS), "their time is for these"
+        else:
+            assert set(plan.methods) == {name for name, kind in METHODS.items() if kind.in_presets}, preset
         taken = plan_of(BenchConfig(preset=preset))
         assert replace(taken, subjects=plan.subjects) == plan
         assert len(taken.subjects) == len(plan.subjects)
@@ -435,8 +440,8 @@ def test_presets_are_valid_and_cover_every_method():
 )
 def test_a_preset_takes_its_model_in_a_size_that_no_cache_holds(monkeypatch, megabytes, dtype, taken):
     monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: megabytes * 10**6)
-    for preset in ("smoke", "default", "nightly", "paper"):
-        plan = plan_of(BenchConfig(preset=preset, dtype=dtype))
+    for preset in ("smoke", "default", "nightly"):
+        plan = plan_of(BenchConfig(preset=preset, dtype=dtype, budget="none"))
         first, *others = plan.subjects
         assert (first.model, first.quality, first.speed) == (taken, True, True), preset
         assert {subject.layer_sparsity_from for subject in others if subject.speed} <= {taken}
@@ -465,7 +470,7 @@ def test_plan_of_models_named_by_hand():
         ({"methods": ("griffon",)}, "griffon"),
         ({"methods": ("griffin:speed=1",)}, "griffin.*speed"),
         ({"methods": ("griffin:rows=some",)}, "rows"),
-        ({"rounds": 0}, "rounds: .* greater than or equal to 1; got 0"),
+        ({"rounds": -1}, "rounds: .* greater than or equal to 0; got -1"),
         ({"new_tokens": 1}, "new_tokens"),
         ({"execution": "fast"}, "execution: .*'masked'.*; got 'fast'"),
         ({"preset": "huge"}, "preset: .*'smoke'"),
@@ -482,13 +487,40 @@ def test_quality_of_random_weights_is_refused():
         Subject("shape:0.1b", quality=True)
 
 
+class PlayedMemory:
+    """The memory of a GPU: peaks one after another, and what its graphs hold."""
+
+    device, problem, pools = torch.device("cuda"), None, 50
+    peaks: ClassVar[list[int]] = []
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak = self.peaks.pop(0)
+
+    def allocated(self) -> int:
+        return self.peak
+
+    def read(self) -> int:
+        return self.peak + self.pools
+
+
+@pytest.mark.parametrize(("peaks", "wanted"), [((500, 400), 500), ((420, 400), 450)])
+def test_the_pool_of_a_graph_counts_once(monkeypatch, prepared, peaks, wanted):
+    """While it is captured its memory is allocated; afterwards it is held beside what is allocated."""
+    monkeypatch.setattr(measure, "PeakMemory", PlayedMemory)
+    monkeypatch.setattr(PlayedMemory, "peaks", list(peaks))
+    found = measure.first_request(prepared.model, method("griffin", 0.5), prepared.timed[:1], "auto")
+    assert found.peak_bytes == wanted
+    assert found.problem is None
+
+
 @pytest.mark.gpu
 def test_cuda_timing_has_events_memory_and_driver_facts():
     model = load_model("ref:swiglu", device="cuda").model
     document = prepare(TINY, TINY.subjects[0]).timed[0]
     timing = time_case(model, method("griffin", 0.5), [document], "auto", keep_logits=False)
     assert all(ms > 0 for ms in timing.decode_ms)
-    assert measure.peak_memory(model, method("griffin", 0.5), [document], "auto")[0] > 0
+    first = measure.first_request(model, method("griffin", 0.5), [document], "auto")
+    assert min(first.attach_ms, first.peak_bytes) > 0
     assert torch.cuda.is_available()
 
 
@@ -723,6 +755,60 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
         reason = record.measurements["energy_j_per_token"].missing
         assert reason == "the telemetry pass failed: RuntimeError: planted"
     assert not (tmp_path / "running.json").exists()
+
+
+def played_gpu(monkeypatch, tmp_path, used: dict[str, Measurement], order: list[str]) -> list[Record]:
+    """Records of three rounds on a played GPU that is used so."""
+    plan = speed_only(monkeypatch, order)
+    monkeypatch.setattr("tda.bench.rounds.gpu_use", lambda model, method, *args: order.append("sampled") or used)
+    prepared = prepare(plan, plan.subjects[0])
+    monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
+    monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
+    monkeypatch.setattr("tda.kernels.backend", lambda device: BackendInfo("triton", "played"))
+    run(replace(plan, device="cuda", rounds=3), tmp_path)
+    return [record for record in load(tmp_path).records if record.round]
+
+
+def test_the_use_of_a_gpu_is_sampled_once_a_case(monkeypatch, tmp_path):
+    order: list[str] = []
+    used = {name: Measurement.of(name, [float(place + 1)]) for place, name in enumerate(window.GPU_MEASUREMENTS)}
+    records = played_gpu(monkeypatch, tmp_path, used, order)
+    cases = len({record.series for record in records})
+    assert order.count("sampled") == cases
+    assert order[cases : 2 * cases] == ["sampled"] * cases, "after the times of the first round"
+    for record in records:
+        found = record.measurements["power_w"]
+        assert found.samples == ((3.0,) if record.round == 1 else ())
+        assert found.missing == (None if record.round == 1 else window.SAMPLED_BEFORE)
+    assert all(record.samples("energy_j_per_token") == (4.0,) for record in merge(records))
+
+
+def test_what_cannot_be_sampled_keeps_its_reason(monkeypatch, tmp_path):
+    used = {name: Measurement.absent(name, "no driver: none") for name in window.GPU_MEASUREMENTS}
+    records = played_gpu(monkeypatch, tmp_path, used, [])
+    assert {record.measurements["power_w"].missing for record in records} == {"no driver: none"}
+
+
+def test_where_attachments_leave_something_each_case_is_attached_before_the_rounds(monkeypatch, tmp_path):
+    order: list[str] = []
+    plan = speed_only(monkeypatch, order)
+    monkeypatch.setattr("tda.engine.backends.shelf.room", lambda device: 1e9)
+    monkeypatch.setattr("tda.bench.rounds.attach_once", lambda model, method, execution: order.append("attached"))
+    run(plan, tmp_path)
+    cases = len({record.series for record in load(tmp_path).records})
+    assert order[:cases] == ["attached"] * cases
+    assert order.count("attached") == cases
+    assert not shelf._SHELVES
+    order.clear()
+    run(plan, tmp_path)
+    assert not order
+
+
+def test_attaching_is_measured_once_a_case(finished):
+    records = load(finished).records
+    for record in records:
+        timed = any(one.series == record.series and one.round for one in records)
+        assert len(record.samples("attach_ms")) == (timed and record.round == 0)
 
 
 def test_a_gpu_without_samples_gives_reasons():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tda.bench import budget, cells, rounds, scoring, stage, subject
 from tda.bench.budget import Deadline, duration, middle, parse_fraction, parse_seconds, take
-from tda.bench.measure import Pace, Passes, Timing
+from tda.bench.measure import FirstRequest, Pace, Passes, Timing
 from tda.bench.plan import PRESETS, Plan, Subject, plan_of
 from tda.bench.progress import Progress
 from tda.bench.run import Bench
@@ -162,12 +162,12 @@ def play(monkeypatch, tmp_path):
             clock.now += cost("dense", 0) / 3
             return Pace(cost("dense", 0), 0.0, step_s)
 
-        def peak(*args: object) -> tuple[int, None]:
+        def first(*args: object) -> FirstRequest:
             clock.now += 0.2
-            return 1, None
+            return FirstRequest(100.0, 1, None)
 
         monkeypatch.setattr(rounds, "time_case", time_case)
-        monkeypatch.setattr(stage, "peak_memory", peak)
+        monkeypatch.setattr(stage, "first_request", first)
         monkeypatch.setattr(rounds, "pace", known_pace)
         monkeypatch.setattr("tda.bench.run.Progress", Quiet)
         for module in (subject, rounds, stage, cells):
@@ -328,7 +328,7 @@ def test_a_shape_gets_fewer_new_tokens_before_a_case_is_measured_too_rarely(play
 def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most():
     assert PRESETS["default"].budget_s == 300
     assert PRESETS["smoke"].budget_s == 50
-    assert PRESETS["gpu"].budget_s == 180  # `make gpu-check` is to end within six minutes
+    assert PRESETS["gpu"].budget_s == 120  # cases are attached once, and quality is not measured
     assert PRESETS["nightly"].budget_s is None
     assert plan_of(BenchConfig()).most_rounds == budget.MOST_ROUNDS
     assert plan_of(BenchConfig(rounds=7)).most_rounds == 7
@@ -337,6 +337,15 @@ def test_presets_have_their_budgets_and_an_explicit_number_of_rounds_is_the_most
     assert plan_of(BenchConfig(budget="30s")).budget_s == 30.0
     for name, preset in PRESETS.items():
         assert plan_of(BenchConfig(preset=name, budget="none", precision="none")).most_rounds == preset.rounds
+
+
+def test_the_preset_of_a_gpu_is_as_large_as_it_says():
+    preset = PRESETS["gpu"]
+    (subject,) = preset.subjects
+    assert (subject.model, subject.prompt_tokens, subject.new_tokens) == ("shape:llama-3-8b", 512, 32)
+    assert len(preset.cases()) == 9  # and dense's A/A control
+    assert all(method.name in preset.speed_methods for method in preset.build())
+    assert preset.rounds == preset.most_rounds == 5
 
 
 def test_a_log_without_a_terminal_gets_lines_with_the_time_left(monkeypatch):

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tda.bench.plan import PRESETS, only, plan_for, plan_of
-from tda.bench.store import Place, Store
+from tda.bench.store import Folder, Place, Store
 from tda.cases import CONTROLS, Case, Inputs, MethodSpec, describe, taken_for
 from tda.cli.options import configured
 from tda.config import BenchConfig, flag_of
 from tda.contracts import Rows
 from tda.methods import METHODS, build, method, takes_sparsity
 from tda.methods.tda import Reading
-from tda.names import Allocation, Dtype, Execution, Preset
+from tda.names import Allocation, Dtype, Execution, Preset, Protocol
 from tda.records import Commit, Measurement, Record, merge
 from tda.regression.series import numbers
 from tda.results import load, results_path
@@ -326,7 +326,7 @@ class TestIdentity:
         assert one.series != other.series
         assert [found.series for found in merge([one, other])] == [one.series, other.series]
         with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder), one.machine, one.commit, print)
+            store = Store(Path(folder), [], Folder(Path(folder), print))
             store.keep([one])
             place = Place(other.case, other.inputs, other.round)
             assert store.missing(place)
@@ -372,6 +372,12 @@ ASKED: dict[str, st.SearchStrategy[Any]] = {
     "calibration_documents": COUNTS,
     "text": PATHS,
     "calibration_text": PATHS,
+    "tasks": st.lists(st.sampled_from(["hellaswag", "piqa", "my_task"]), max_size=3),
+    "task_data": PATHS,
+    "items": COUNTS,
+    "shots": st.none() | st.integers(0, 25),
+    "chat_template": st.booleans(),
+    "protocol": st.none() | st.sampled_from(get_args(Protocol)),
     "dtype": st.none() | st.sampled_from(get_args(Dtype)),
     "device": st.none() | st.sampled_from(["cpu", "cuda:1"]),
     "execution": st.none() | st.sampled_from(get_args(Execution)),
@@ -439,7 +445,7 @@ class TestConfig:
             ({"method": ["tda"]}, "unknown option 'method'"),
             ({"sparsities": [0.5, 1]}, r"sparsities\.1: .* less than 1; got 1"),
             ({"methods": ["tda", "tda:x"]}, r"methods\.1: a method is NAME or NAME:OPTION=VALUE,…"),
-            ({"dtype": "int4"}, "dtype: .*'bfloat16'; got 'int4'"),
+            ({"dtype": "int4"}, "dtype: .*'bfloat16' or 'float16'; got 'int4'"),
             ({"batch": 0}, "batch: .*; got 0"),
             ({"rounds": "many"}, "rounds: .*; got 'many'"),
             ({"text": 3}, "text: .*; got 3"),

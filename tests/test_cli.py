@@ -22,6 +22,7 @@ from tda.cli import signals
 from tda.methods import METHODS
 from tda.models.reference import WEIGHTS
 from tda.results import load
+from tests.faults import plant
 
 SENTENCE = "The lantern keeper of Brailon wrote that the river rose again. "
 TINY = ["--prompt-tokens", "16", "--new-tokens", "4", "--documents", "2", "--calibration-documents", "2"]
@@ -210,11 +211,20 @@ def test_unwritable_output(command, tmp_path):
     assert str(blocked) in err
 
 
-def test_a_failed_case_ends_with_exit_code_1(command, tmp_path, monkeypatch):
-    def broken(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("planted")
+BROKEN_SCORE = """
+import tda.bench.scoring
 
-    monkeypatch.setattr("tda.bench.scoring.Evaluator.add", broken)
+
+def broken(*arguments):
+    raise RuntimeError("planted")
+
+
+tda.bench.scoring.Evaluator.add = broken
+"""
+
+
+def test_a_failed_case_ends_with_exit_code_1(command, tmp_path, monkeypatch):
+    plant(tmp_path / "fault", monkeypatch, BROKEN_SCORE)
     words = ("-m", "ref:swiglu", "--method", "griffin", "-s", "0.5", "--rounds", "1", *TINY)
     code, _, err = command("bench", *words, "--out", tmp_path)
     assert code == 1

@@ -20,7 +20,7 @@ from scipy import stats
 from tda.bench.plan import only, plan_of
 from tda.cases import Case
 from tda.config import BenchConfig
-from tda.records import Commit, Machine, Measurement, Record
+from tda.records import FAILURES, Commit, Failure, FailureKind, Machine, Measurement, Record
 from tda.regression import folders, workbench
 from tda.regression.compare import Judged, unjudged
 from tda.regression.config import GridConfig, load_config
@@ -316,9 +316,9 @@ def test_one_case_is_measured_as_it_would_be_among_all() -> None:
         assert {one.method for one in cases} == {"dense", case.method}
         assert narrow.rounds == 3
         assert only(narrow, [case]) == narrow
-    paper = config.model_copy(update={"preset": "paper"})
-    profiled = next(case for case in plan_of(paper).cases() if case.layer_sparsity_from)
-    assert "models" not in only(paper, [profiled]).options()  # its sparsity per layer comes from ref:wide
+    nightly = config.model_copy(update={"preset": "nightly"})
+    profiled = next(case for case in plan_of(nightly).cases() if case.layer_sparsity_from)
+    assert "models" not in only(nightly, [profiled]).options()  # its sparsity per layer comes from ref:wide
 
 
 # Wrong use.
@@ -406,7 +406,7 @@ def folder(
     return path
 
 
-def know(variance: float = 1e-4, ratio_variance: float | None = None) -> None:
+def know(variance: float = 1e-4, ratio_variance: float | None = None, machine: Machine = nights.MACHINE) -> None:
     """Make the floor of every series known: one process differs from another by 1.4%."""
     splits = [("memory", False), ("decode", False), ("prefill", False), ("select", False), ("decode", True)]
     path = Floors().path
@@ -415,7 +415,7 @@ def know(variance: float = 1e-4, ratio_variance: float | None = None) -> None:
         for method in ("dense", "griffin"):
             for split, relative in splits:
                 own = variance if ratio_variance is None or not relative else ratio_variance
-                line = {"source": "n1", "machine": nights.MACHINE.fingerprint, "case": a_case(method).key, "dof": 15}
+                line = {"source": "n1", "machine": machine.fingerprint, "case": a_case(method).key, "dof": 15}
                 line |= {"label": method, "split": split, "relative": relative, "variance": own}
                 file.write(json.dumps(line) + "\n")
 
@@ -425,6 +425,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+GPU = nights.MACHINE.model_copy(update={"gpu": "A GPU", "driver": "600.1"})
+
+
+@pytest.mark.parametrize("other", [nights.MACHINE, GPU.model_copy(update={"driver": "601.2"})], ids=["cpu", "driver"])
+def test_a_gpu_has_floors_of_its_own(other: Machine, cache: Path, tda: Callable[..., Told]) -> None:
+    paths = folder(cache / "old", machine=GPU), folder(cache / "new1", {"griffin": 1.2}, machine=GPU)
+    know(machine=other)
+    assert tda("compare", *paths)[0] == 3
+    know(machine=GPU)
+    code, rows, _ = tda("compare", *paths)
+    assert code == 1
+    assert set(verdicts(rows).values()) == {"slower"}
+
+
+def test_the_controls_of_folders_from_a_gpu_give_a_floor(cache: Path, tda: Callable[..., Told]) -> None:
+    paths = [folder(cache / name, machine=GPU, control=1.01) for name in ("old", "new1")]
+    assert tda("compare", *paths)[0] == 0
 
 
 def test_without_a_floor_nothing_is_judged(cache: Path, tda: Callable[..., Told]) -> None:
@@ -551,7 +570,7 @@ def test_what_is_dirty_lonely_failed_or_damaged_is_said(cache: Path, tda: Callab
     assert code == 1
     assert {row["case"] for row in rows} == {"dense on shape:25m"}
     assert {(row["old"], row["new"]) for row in rows} == {("cccccccccc", "cccccccccc with uncommitted changes")}
-    assert "tt 0.5 on shape:25m fails: oom: full" in err
+    assert "tt 0.5 on shape:25m does not fit any more (memory): full" in err
     assert f"not compared, since failed in {new}: tt 0.5 on shape:25m" in err
     assert f"not compared, since not in {old}: griffin 0.5 on shape:25m" in err
     assert "skipped" in err
@@ -569,18 +588,133 @@ def test_a_case_that_the_new_folder_lacks_is_not_said_to_be_well(cache: Path, td
 def test_folders_that_cannot_be_compared(cache: Path, tda: Callable[..., Told]) -> None:
     old = folder(cache / "old")
     played = nights.MACHINE.model_copy(update={"gpu": "FAKE H100"})
-    mixed = folder(folder(cache / "mixed"), machine=nights.MACHINE.model_copy(update={"cpu": "Another"}))
+    append(folder(cache / "mixed"), [a_record(a_case("tt"), 1, nights.MACHINE, True, {})])
     (cache / "empty").mkdir()
     (cache / "empty" / "results.jsonl").touch()
     for path, sentence in (
         (folder(cache / "other", methods=["tt"]), "have no good case in common"),
         (folder(cache / "played", machine=played), "a device that a test plays"),
-        (mixed, "several commits or machines"),
+        (cache / "mixed", "several commits"),
         (cache / "empty", "holds no results"),
     ):
         code, _, err = tda("compare", old, path)
         assert code == 2
         assert sentence in err
+
+
+# How a case fails.
+
+TOLD: dict[FailureKind, tuple[int, str]] = {
+    "host_memory": (1, f"{TT} does not fit any more (host memory): no room"),
+    "gpu_memory": (1, f"{TT} does not fit any more (GPU memory): no room"),
+    "crash": (1, f"{TT} crashes: no room"),
+    "hang": (1, f"{TT} hangs: no room"),
+    "timeout": (1, f"{TT} does not end in its time any more: no room"),
+    "error": (1, f"{TT} fails: error: no room"),
+    "killed": (3, f"cannot tell: {TT} was not measured: its process was killed from outside"),
+    "lost": (3, f"cannot tell: {TT} was not measured: its worker was lost"),
+}
+
+
+def failed_line(kind: FailureKind, number: int = 1, machine: Machine = nights.MACHINE) -> Record:
+    """A round of tt that failed in this way."""
+    told = {"status": FAILURES[kind].status, "reason": "no room", "failure": Failure(kind=kind)}
+    return a_record(a_case("tt"), number, machine, False, {}).model_copy(update=told)
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_how_a_case_of_a_folder_fails_is_told(kind: FailureKind, cache: Path, tda: Callable[..., Told]) -> None:
+    know()
+    old, new = folder(cache / "old", methods=["dense", "tt"]), folder(cache / "new1", methods=["dense"])
+    append(new, [failed_line(kind)])
+    code, rows, err = tda("compare", old, new)
+    expected, sentence = TOLD[kind]
+    assert code == expected, err
+    assert sentence in err
+    assert "slower" not in {row["verdict"] for row in rows}
+    assert (f"since failed in {new}" in err) == (expected == 1)
+    assert tda("compare", new, old)[0] == 0, "what is mended is no news"
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_how_a_case_of_a_commit_fails_is_told(kind: FailureKind, world: World, tda: Callable[..., Told]) -> None:
+    old, new = world.commit(), world.commit(Cost(fails=("tt",), failure=kind))
+    code, _, err = tda("compare", old, new, *SPEED)
+    expected, sentence = TOLD[kind]
+    assert code == expected, err
+    assert sentence.replace("no room", "planted") in err
+
+
+def test_a_lost_worker_hides_no_failure_of_its_case(cache: Path, tda: Callable[..., Told]) -> None:
+    know()
+    old, new = folder(cache / "old", methods=["dense", "tt"]), folder(cache / "new1", methods=["dense"])
+    append(new, [failed_line("gpu_memory", 1), failed_line("lost", 2)])
+    code, _, err = tda("compare", old, new)
+    assert code == 1
+    assert TOLD["gpu_memory"][1] in err
+    assert "was not measured" not in err
+
+
+def test_a_failure_after_a_lost_worker_is_no_known_regression(cache: Path, tda: Callable[..., Told]) -> None:
+    know()
+    old, new = folder(cache / "old", methods=["dense"]), folder(cache / "new1", methods=["dense"])
+    append(old, [failed_line("lost")])
+    append(new, [failed_line("gpu_memory")])
+    code, _, err = tda("compare", old, new)
+    assert code == 3
+    assert "does not fit (GPU memory): no room, and before it was not measured: its worker was lost" in err
+
+
+# Several machines in one folder.
+
+OTHER = nights.MACHINE.model_copy(update={"cpu": "Another CPU", "threads": 1})
+
+
+def test_machines_of_a_folder_are_compared_like_with_like(cache: Path, tda: Callable[..., Told]) -> None:
+    """The other machine is three times as slow: held against the first one's, everything would have moved."""
+    know()
+    know(machine=OTHER)
+    slow = dict.fromkeys(("dense", "griffin"), 3.0)
+    old = folder(folder(cache / "old"), slow, machine=OTHER)
+    same = folder(folder(cache / "new1", slow, machine=OTHER), machine=nights.MACHINE)
+    code, rows, err = tda("compare", old, same)
+    assert (code, verdicts(rows)) == (0, {}), err
+    assert len({row["machine"] for row in rows}) == 2
+    worse = folder(folder(cache / "new22"), slow | {"griffin": 3.9}, machine=OTHER)
+    code, rows, _ = tda("compare", old, worse)
+    assert code == 1
+    moved = {row["machine"] for row in rows if row["verdict"] == "slower"}
+    assert moved == {f"Another CPU [{OTHER.fingerprint[:6]}]"}
+
+
+def test_a_machine_that_one_folder_lacks_is_told(cache: Path, tda: Callable[..., Told]) -> None:
+    know()
+    one, two = folder(cache / "one"), folder(folder(cache / "two1"), machine=OTHER)
+    code, _, err = tda("compare", one, two)
+    assert code == 0
+    assert f"not compared, since not in {one}: what ran on Another CPU" in err
+    code, _, err = tda("compare", two, one)
+    assert code == 3
+    assert f"not compared, since not in {one}: what ran on Another CPU" in err
+    third = folder(cache / "third", machine=OTHER.model_copy(update={"cpu": "A third"}))
+    code, _, err = tda("compare", two, third)
+    assert code == 2
+    assert "no machine is in both folders" in err
+    code, _, err = tda("compare", two, one, "--measure-floor")
+    assert code == 2
+    assert f"{two} holds results of several machines" in err
+
+
+def test_a_failure_on_one_machine_names_it(cache: Path, tda: Callable[..., Told]) -> None:
+    know()
+    know(machine=OTHER)
+    methods = ["dense", "tt"]
+    old = folder(folder(cache / "old", methods=methods), methods=methods, machine=OTHER)
+    new = folder(folder(cache / "new1", methods=methods), methods=["dense"], machine=OTHER)
+    append(new, [failed_line("gpu_memory", machine=OTHER)])
+    code, _, err = tda("compare", old, new)
+    assert code == 1
+    assert f"on Another CPU [{OTHER.fingerprint[:6]}]: {TOLD['gpu_memory'][1]}" in err
 
 
 # Floors.

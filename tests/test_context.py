@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import GPT2Config, LlamaConfig, OPTConfig
 
 import tda
-from tda.bench.measure import peak_memory, time_case
+from tda.bench.measure import first_request, time_case
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import prepare
 from tda.bench.profile import run_profile
@@ -107,7 +107,7 @@ def test_a_timed_case_feeds_no_more_positions_than_its_request_needs(new):
     with pytest.raises(ContextError):
         check_context(model, POSITIONS + 2 - new, new)
     assert len(time_case(model, method("dense"), [document], "auto", keep_logits=False).decode_ms) == new - 1
-    peak_memory(model, method("dense"), [document], "auto")
+    first_request(model, method("dense"), [document], "auto")
 
 
 def plan_on(model: str, prompt_tokens: int, new_tokens: int, **changes: Any) -> Plan:

@@ -1,5 +1,6 @@
 """Facts about the machine, and the clocks that read it."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import torch
 import tda
 from tda import device as facts
 from tda.bench.profile import run_profile
-from tda.device import PeakMemory, Stopwatch, commit, machine, torch_device
+from tda.device import PeakMemory, RangeClock, Stopwatch, commit, machine, torch_device
 from tda.doctor import check_up
 from tda.records import Commit
 from tests import nights
@@ -69,6 +70,16 @@ def test_peak_memory_sees_what_is_gone_again() -> None:
     assert PeakMemory(CPU).read() - rest < size / 2
 
 
+def test_kernels_of_a_model_are_for_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton, graphs and events take the current one, whatever tensors say."""
+    entered: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: (entered.append(device), contextlib.nullcontext())[1])
+    for name in ("cuda:1", "cpu"):
+        with facts.current(torch.device(name)):
+            pass
+    assert entered == [torch.device("cuda:1")]
+
+
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
     device = torch.device("cuda")
@@ -82,6 +93,56 @@ def test_on_a_gpu() -> None:
             a @ a
     assert 0 < watch.ms < 10_000
     assert peak.read() >= a.nbytes
+
+
+class PlayedEvent:
+    """A CUDA event: milliseconds are how many were recorded meanwhile."""
+
+    made, now = 0, 0
+
+    def __init__(self, **options: bool) -> None:
+        PlayedEvent.made += 1
+
+    def record(self, stream: object = None) -> None:
+        PlayedEvent.now += 1
+        self.at = PlayedEvent.now
+
+    def elapsed_time(self, other: "PlayedEvent") -> float:
+        return other.at - self.at
+
+
+def test_ranges_on_a_gpu_use_their_events_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", PlayedEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    clock = RangeClock(torch.device("cuda"))
+    for _ in range(3):
+        for name in ("statistic", "statistic", "choice"):
+            with clock(name):
+                pass
+        assert clock.read() == {"statistic": 2.0, "choice": 1.0}
+        assert clock.read() == {}
+    assert PlayedEvent.made == 6
+
+
+def segment(total: int, allocated: int, pool: tuple[int, int] = (0, 0), device: int = 0) -> dict[str, object]:
+    """A segment of the allocator, as far as `torch.cuda.memory_snapshot` tells of it and we read it."""
+    return {"device": device, "total_size": total, "allocated_size": allocated, "segment_pool_id": pool}
+
+
+def test_what_graphs_hold_counts_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = [segment(900, 500), segment(300, 100, (0, 7)), segment(50, 50, (0, 8)), segment(80, 0, (0, 9), 1)]
+    called: list[str] = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: called.append(name))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    peak = PeakMemory(torch.device("cuda"))
+    assert called == ["empty_cache", "reset_peak_memory_stats"], "graphs that are gone hold nothing"
+    assert peak.allocated() == 1000
+    assert peak.read() == 1200
+    assert PeakMemory(torch.device("cuda:1")).read() == 1080
 
 
 def of_a_machine_with(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:

@@ -21,7 +21,7 @@ from scipy import stats
 
 from tda.cases import Case, Inputs
 from tda.derived import derive
-from tda.records import Commit, Machine, Measurement, Record, merge
+from tda.records import Commit, Failure, Machine, Measurement, Record, merge
 from tda.regression.history import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
 from tda.regression.units import History, Night, NightCommit, Unit
 from tda.results import append
@@ -226,6 +226,12 @@ class TestRecords:
         assert (tt.missing, tt.metric, tt.samples, tt.groups) == ("oom: too big", None, (), ())
         assert np.isnan(energy.value)
         assert np.isnan(tt.value)
+
+    def test_what_is_known_of_a_failure_is_told_in_words(self, tmp_path: Path) -> None:
+        failure = Failure(kind="gpu_memory")
+        failed = a_record(case=a_case("tt"), status="oom", reason="too big", failure=failure, measurements={})
+        row = only(from_records([written(tmp_path, failed)]))
+        assert row.missing == "did not fit into GPU memory: too big"
 
     def test_what_follows_from_a_case_and_dense_has_a_row(self, tmp_path: Path) -> None:
         """Of the same machine and commit, however many rounds; without samples of its own."""

@@ -428,7 +428,7 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 
 
 def test_wrong_dtype_and_device() -> None:
-    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16; got 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16; got 'int8'"):
         load_model("shape:0.1b", dtype="int8")
     with pytest.raises(ValueError, match="dtype must be one of"):
         load_model("shape:0.1b", dtype=torch.int8)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tda.bench.plan import plan_for
 from tda.profiler.records import KernelRow
 from tda.records import Record
 from tda.regression.account import account
@@ -37,6 +38,17 @@ name = "quality"
 repeated = false
 options = { preset = "nightly" }
 """
+
+
+def test_a_night_on_a_gpu_is_asked_for_what_runs_there() -> None:
+    settings = load_config(Path(__file__).parents[1] / "benchmarks" / "nightly-gpu.toml")
+    asked = {grid.name: {"budget": "none", **grid.options.options()} for grid in settings.grids}  # as `run_bench` does
+    plans = {name: plan_for(one.pop("models"), one.pop("methods"), one) for name, one in asked.items()}
+    assert {plan.device for plan in plans.values()} == {"cuda"}
+    assert {plan.budget_s for plan in plans.values()} == {None}, "a slow process is not cut short"
+    (speed,), (quality,) = plans["speed"].subjects, plans["quality"].subjects
+    assert (speed.model, speed.quality, quality.quality) == ("shape:llama-3-8b", False, True)
+    assert {method.name for method in plans["speed"].build()} == {"dense", "griffin", "tda", "cats", "tt"}
 
 
 def records(griffin_ms: float = 6.0, nll: float = 3.0, digest: float = 1.0) -> list:

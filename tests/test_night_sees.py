@@ -1,18 +1,19 @@
 """What a night saw it tells: failing methods, selection beside a faster decode, what it could not see, a new anchor."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tda.records import Record
+from tda.records import FAILURES, Failure, FailureKind, Record
 from tda.regression.account import account
 from tda.regression.alarms import raised_in, replay
 from tda.regression.compare import CANNOT_TELL, Judged, unjudged
 from tda.regression.config import load_decisions
 from tda.regression.detect import Pair
-from tda.regression.findings import Alarms
+from tda.regression.findings import Alarms, Finding
 from tda.regression.floor import two_modes
 from tda.regression.judge import Judge
 from tests import nights
@@ -59,6 +60,85 @@ def test_a_commit_whose_every_process_fails_is_an_alarm(scene: Scene) -> None:
     assert night is not None
     assert [one.split for one in night.findings if one.verdict == "alarm"] == ["failure"]
     assert "exit code 1" in night.findings[0].sentence
+
+
+# How a case fails.
+
+VERBS: dict[FailureKind, str] = {
+    "host_memory": "Does not fit any more (host memory)",
+    "gpu_memory": "Does not fit any more (GPU memory)",
+    "crash": "Crashes",
+    "hang": "Hangs",
+    "timeout": "Does not end in its time any more",
+    "error": "Fails",
+}
+
+
+def ended(record: Record, kind: FailureKind) -> Record:
+    """The same case, failed in this way."""
+    told = {"status": FAILURES[kind].status, "failure": Failure(kind=kind), "reason": "no room", "measurements": {}}
+    return record.model_copy(update=told)
+
+
+def judged(folder: Path, *ways: Mapping[str, FailureKind]) -> Judge:
+    """A night of one commit for each of `ways`: how its methods fail."""
+    listed = commits(len(ways))
+    made = []
+    for commit, way in zip(listed, ways, strict=True):
+        held = [nights.record(method) for method in ("dense", "griffin", "tda")]
+        held = [ended(one, way[one.case.method]) if one.case.method in way else one for one in held]
+        made += [nights.unit(commit, held, block=block) for block in (1, 2)]
+    night = nights.night(listed)
+    return Judge(nights.history(folder, night, made), night, CONFIG, Line(listed))
+
+
+def failures(judge: Judge) -> list[Finding]:
+    return [one for one in judge.findings() if one.split == "failure"]
+
+
+@pytest.mark.parametrize("kind", VERBS)
+def test_a_night_tells_how_a_case_fails_that_ran(kind: FailureKind, tmp_path: Path) -> None:
+    judge = judged(tmp_path, {}, {"griffin": kind}, {})
+    alarm, mended = failures(judge)
+    assert (alarm.verdict, mended.verdict) == ("alarm", "improvement")
+    assert alarm.sentence.startswith(f"{VERBS[kind]} at {commits(3)[1][:10]} (Commit 1), and ran at")
+    assert "no room" in alarm.sentence
+    assert judge.unmeasured() == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("killed", "its process was killed from outside"), ("lost", "its worker was lost")]
+)
+def test_a_lost_worker_raises_no_alarm_and_is_told(kind: FailureKind, why: str, tmp_path: Path) -> None:
+    judge = judged(tmp_path, {}, {"griffin": kind}, {})
+    assert failures(judge) == []
+    (told,) = judge.unmeasured()
+    assert told.startswith("griffin")
+    assert told.endswith(f"at {commits(3)[1][:10]} was not measured: {why}")
+
+
+def test_a_failure_after_a_lost_worker_names_the_commit_where_it_ran(tmp_path: Path) -> None:
+    ways = ({}, {"griffin": "lost"}, {"griffin": "gpu_memory"}, {"griffin": "lost"})
+    (alarm,) = failures(judged(tmp_path, *ways))
+    assert (alarm.good, alarm.commit) == (commits(4)[0], commits(4)[2])
+
+
+def test_cases_that_fail_in_unlike_ways_are_told_apart(tmp_path: Path) -> None:
+    found = failures(judged(tmp_path, {}, {"griffin": "gpu_memory", "tda": "crash"}))
+    told = {one.sentence.split(" at ")[0]: [case.method for case in one.cases] for one in found}
+    assert told == {VERBS["gpu_memory"]: ["griffin"], VERBS["crash"]: ["tda"]}
+
+
+def test_a_night_notes_what_was_lost_with_a_worker(scene: Scene) -> None:
+    made = [scene.repository.commit("Begin", records())]
+    broken = [ended(one, "lost") if one.case.method == "griffin" else one for one in records()]
+    scene.repository.commit("Nothing", broken)
+    night = scene.night(since=made[0])
+    assert night is not None
+    assert [one for one in night.findings if one.split == "failure"] == []
+    (note,) = night.notes
+    assert "its worker was lost" in note
+    assert "its worker was lost" in account(night, Alarms(), ())
 
 
 # F2: selection twice as slow beside a faster decode.

@@ -288,11 +288,12 @@ class TestStatistics:
 @pytest.mark.parametrize("relative", [True, False])
 def test_the_triton_kernel_drops_no_broken_token(value, relative):
     pytest.importorskip("triton", reason="the kernels need the package triton")
-    from tda.kernels.triton.statistic import add_squares
+    from tda.kernels.triton.statistic import Squares
 
-    a, sums = torch.ones(2, 5, 9), torch.zeros(2, 9)
+    (a, sums), sweep = (torch.ones(2, 5, 9), torch.zeros(2, 9)), Squares()
     a[1, 3, 4] = value
-    add_squares(sums, a, torch.ones(2, 5, dtype=torch.bool), None, relative)
+    sweep(sums, a, torch.ones(2, 5, dtype=torch.bool), None, relative)
+    sweep.finish()
     assert sums.isfinite().all(1).tolist() == [True, False]
 
 

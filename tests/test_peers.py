@@ -11,7 +11,9 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -20,9 +22,9 @@ import torch
 
 import tda
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import blocks, child, gathered, huggingface, llama_weights, ours
+from benchmarks.peers import blocks, child, gathered, huggingface, llama_weights, ours, vllm_engine
 from benchmarks.peers.child import Order
-from benchmarks.peers.contestants import CONTESTANTS, Contestant, Made
+from benchmarks.peers.contestants import CONTESTANTS, Contestant, Made, on_device
 from benchmarks.peers.job import Engine, Job, OnToken, Plan, Report, Row, Served
 from benchmarks.peers.table import BASES, GOALS, contestant_rows, markdown, speedup
 from tda.engine.phases import prefill
@@ -44,7 +46,7 @@ def plan(*names: str, job: Job = JOB) -> Plan:
 
 
 def run(out: Path, contestants: dict[str, Contestant], number: int, **options: Any) -> list[Row]:
-    options = {"say": lambda sentence: None, "stream": lambda: 40.0, **options}
+    options = {"say": lambda sentence: None, "stream": lambda device: 40.0, **options}
     return blocks.run(out, plan(*contestants), contestants, number, **options)
 
 
@@ -252,7 +254,7 @@ class TestTables:
 class TestCommand:
     def test_writes_both_tables(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(command, "CONTESTANTS", {"tda dense": fake(), "hf eager": fake(), "other": fake()})
-        monkeypatch.setattr(blocks, "bandwidth", lambda: 40.0)
+        monkeypatch.setattr(blocks, "bandwidth", lambda device: 40.0)
         words = f"--model shape:25m --prompt-tokens 5 --new-tokens 3 --blocks 1 --out {tmp_path / 'out'}"
         peers = ["--peer", "tda dense", "--peer", "hf eager"]
         monkeypatch.setattr(sys, "argv", ["peers", *words.split(), *peers, "--record", str(tmp_path / "peers")])
@@ -261,6 +263,26 @@ class TestCommand:
         assert list(table.contestant) == ["tda dense", "hf eager"]
         assert list(table.status) == ["ok", "ok"]
         assert "| goal" in (tmp_path / "peers.md").read_text()
+
+    def test_says_who_is_left_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        absent = Contestant(FAKE, package="no_such_package")
+        monkeypatch.setattr(command, "CONTESTANTS", {"tda dense": fake(), "absent": absent})
+        words = f"--model shape:25m --prompt-tokens 5 --new-tokens 3 --blocks 1 --out {tmp_path / 'out'}"
+        monkeypatch.setattr(sys, "argv", ["peers", *words.split(), "--record", str(tmp_path / "peers")])
+        command.main()
+        assert "absent is left out: no_such_package is not installed" in capsys.readouterr().out
+        assert list(pd.read_csv(tmp_path / "peers.csv").contestant) == ["tda dense"]
+
+    def test_a_device_that_is_not_here_is_a_sentence(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(sys, "argv", ["peers", "--model", "shape:25m", "--device", "cuda"])
+        with pytest.raises(SystemExit, match="2"):
+            command.main()
+        assert "no device 'cuda'" in capsys.readouterr().err
 
     def test_takes_models_with_random_weights_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["peers", "--model", "ref:swiglu"])
@@ -281,6 +303,21 @@ class TestContestants:
             assert found is not None
             assert found.origin is not None
             assert f"\ndef {function}(" in Path(found.origin).read_text()
+
+    def test_run_where_they_say(self) -> None:
+        cpu, _ = on_device(CONTESTANTS, "cpu")
+        cuda, left_out = on_device({**CONTESTANTS, "vllm": replace(CONTESTANTS["vllm"], package="no_vllm")}, "cuda")
+        assert set(CONTESTANTS) - set(cpu) == {"vllm"}
+        assert set(cuda) == {"hf eager", "hf compiled", "tda dense", "tda griffin .5"}
+        assert left_out == ["vllm is left out: no_vllm is not installed"]
+        assert list(on_device({"vllm": replace(CONTESTANTS["vllm"], package="torch")}, "cuda")[0]) == ["vllm"]
+
+    def test_compiled_replays_graphs_on_a_gpu(self) -> None:
+        options = huggingface.compiled_options("cuda")
+        assert options["cache_implementation"] == "static"
+        assert options["compile_config"].mode == "reduce-overhead"
+        assert not options["compile_config"]._compile_all_devices, "on a GPU transformers needs no flag to compile"
+        assert huggingface.compiled_options("cpu")["compile_config"]._compile_all_devices
 
     def test_have_pinned_packages(self) -> None:
         extra = tomllib.loads((blocks.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["peers"]
@@ -367,6 +404,49 @@ found = [{one["id"]: one["logprob"] for one in step["top_logprobs"]} for step in
 Path(sys.argv[4]).write_text(json.dumps(found))
 assert "torch" not in sys.modules
 """
+
+
+class PlayedEngine:
+    """vLLM's step loop as its documentation has it: each step gives all tokens so far; a long prompt takes two."""
+
+    def __init__(self) -> None:
+        self.request: tuple[str, dict[str, list[int]], SimpleNamespace] | None = None
+        self.made: list[int] | None = None
+
+    def add_request(self, number: str, prompt: dict[str, list[int]], params: SimpleNamespace) -> None:
+        assert self.request is None
+        self.request, self.made = (number, prompt, params), None
+
+    def has_unfinished_requests(self) -> bool:
+        return self.request is not None
+
+    def step(self) -> list[SimpleNamespace]:
+        assert self.request is not None
+        number, prompt, params = self.request
+        if self.made is None:
+            self.made = []
+            return []
+        self.made.append(prompt["prompt_token_ids"][-1] + 1 + len(self.made))
+        if len(self.made) == params.max_tokens:
+            self.request = None
+        return [SimpleNamespace(request_id=number, outputs=[SimpleNamespace(token_ids=list(self.made))])]
+
+
+class TestVllm:
+    def test_tells_each_token_once_as_it_comes(self) -> None:
+        answers = vllm_engine.Answers(PlayedEngine(), SimpleNamespace)
+        for _ in range(2):
+            assert child.serve(Engine(answers, dict), (5, 6, 7), 4).tokens == (8, 9, 10, 11)
+
+    def test_reads_the_very_weights_from_a_folder(self, tmp_path: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        vllm_engine.make(JOB, file=tmp_path / "model")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"], "what it was written as stays"
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).state_dict()
+        expected = tda.load_model(JOB.model, dtype=JOB.dtype).model.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 class TestLlamaCpp:

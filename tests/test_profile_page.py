@@ -16,7 +16,7 @@ import tda
 from tda.bench.profile import folder_name
 from tda.cli.main import app
 from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
-from tda.profiler.records import KernelRow, Profile
+from tda.profiler.records import GAPS, HOST, KernelRow, Profile
 from tda.profiler.roofline import points
 from tda.profiler.split import gap, split
 from tda.profiler.store import KERNELS, MODULES, RECORD, read_profile, read_profiles
@@ -154,6 +154,29 @@ def test_what_a_kernel_is_called_cannot_harm_the_page(tmp_path: Path) -> None:
     html = build_profile_report(tmp_path).index.read_text()
     assert evil not in html
     assert "&lt;script&gt;alert(1)" in html
+
+
+def test_kernels_that_could_not_be_told_apart_are_named(tmp_path: Path) -> None:
+    made = profiles.profile(machine=profiles.GPU).model_copy(update={"untold": ("1 × memset<void> has no place",)})
+    profiles.write(tmp_path / "a", made, traced=False)
+    assert read_profile(tmp_path / "a").untold == made.untold
+    html = build_profile_report(tmp_path).index.read_text()
+    assert "Not told apart: 1 × memset&lt;void&gt; has no place." in html
+
+
+def test_gaps_between_kernels_are_a_piece_of_their_own() -> None:
+    made = profiles.profile(
+        machine=profiles.GPU,
+        without=[("decode", "decode", "", GAPS)],
+        extra=[profiles.row("decode", "decode", "", GAPS, 0.7), profiles.row("decode", "decode", "", HOST, 0.2)],
+    )
+    assert piece_of(next(row for row in made.rows("decode") if row.kernel == GAPS)) == "gaps between kernels"
+    assert piece_of(next(row for row in made.rows("decode") if row.kernel == HOST)) == "framework"
+    (shown,) = step_rows([made])
+    assert shown["framework"] == pytest.approx(
+        sum(row.self_ms for row in made.rows("decode") if not row.op and row.kernel != GAPS)
+    )
+    assert sum(shown[piece] for piece in PIECES) == pytest.approx(sum(row.self_ms for row in made.rows("decode")))
 
 
 def test_without_dense_no_saving_is_told(tmp_path: Path) -> None:

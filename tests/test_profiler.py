@@ -29,7 +29,7 @@ from tda.profiler.counts import Counter, Spot
 from tda.profiler.kernels import Table, fitted
 from tda.profiler.overhead import Overhead, measure_overhead
 from tda.profiler.parts import WEIGHT_PARTS, named_parts, ranges
-from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow
+from tda.profiler.records import GAPS, HOST, PYTHON, KernelRow
 from tda.profiler.trace import read_trace
 
 FREE = Overhead(0.0, 0.0)
@@ -242,7 +242,7 @@ def test_stages_run_apart_are_charged_for_it(tmp_path: Path) -> None:
     apart = Overhead(op=1.0, span=2.0, stage=6.0)
     costs = {host.name: apart.within(host) for host in trace.hosts}
     assert costs == {"decode": 3.0, "projection: layers.0": 1.0, "tda::decode_stage": 6.0, "aten::mm": 0.0}
-    assert fitted(apart, trace, [80.0]) == pytest.approx((2.0, 4.0, 12.0))
+    assert fitted(apart, trace, [80.0]) == pytest.approx((2.0, 4.0, 12.0, 0.0))
 
 
 GPU_TRACE = [
@@ -265,9 +265,9 @@ def test_recording_costs_what_recorded_steps_take_longer(tmp_path: Path) -> None
     empty = Overhead(op=4.0, span=8.0)  # a decode step of two ranges and two operators
     estimated = 8 + 8 + 4 + 4
     found = fitted(empty, trace, [200 - 1.5 * estimated])
-    assert found == pytest.approx((6.0, 12.0, 0.0))
+    assert found == pytest.approx((6.0, 12.0, 0.0, 0.0))
     assert fitted(empty, trace, [300.0]) == empty
-    assert fitted(empty, trace, [1.0]) == pytest.approx((20.0, 40.0, 0.0))
+    assert fitted(empty, trace, [1.0]) == pytest.approx((20.0, 40.0, 0.0, 0.0))
     assert fitted(empty, trace, []) == empty
 
 
@@ -277,9 +277,11 @@ def test_device_kernels_belong_where_they_were_launched(tmp_path: Path) -> None:
     ms = {key: round(row.self_ms * 1e3) for key, row in rows.items()}
     assert ms[("decode", "up", "gemm")] == 50
     assert ms[("decode", "up", "silu_kernel")] == 20
-    assert ms[("decode", "decode", GPU_IDLE)] == 27
+    assert ms[("decode", "decode", "foreign")] == 3
+    assert ms[("decode", "decode", GAPS)] == 2
+    assert ms[("decode", "decode", HOST)] == 20 + 5
     assert rows["decode", "up", "gemm"].op == "aten::mm"
-    assert rows["decode", "decode", GPU_IDLE].role == "framework"
+    assert rows["decode", "decode", GAPS].role == rows["decode", "decode", HOST].role == "framework"
 
 
 @st.composite
@@ -367,6 +369,27 @@ def test_views_move_nothing_and_lookups_what_they_find() -> None:
     assert found["aten::t"] == found["aten::view"] == 0
     assert found["aten::embedding"] == 2 * 2 * 8 * 4 + 2 * 8
     assert found["aten::add_"] == 2 * table_.nbytes
+
+
+def test_a_static_cache_is_written_where_a_token_goes_and_read_whole() -> None:
+    """Four query heads share one of keys and values. A mask hides what is empty; the kernel reads it all the same."""
+    query, token = torch.zeros(1, 8, 1, 16), torch.zeros(1, 2, 1, 16)
+    keys, values = (torch.zeros(1, 2, 64, 16) for _ in range(2))
+    place, mask = torch.tensor([5]), torch.zeros(1, 1, 1, 64)
+    with Counter() as counter, counter.span("decode"):
+        keys.index_copy_(2, place, token)
+        values[:, :, place] = token
+        values[:, :, 5:6].copy_(token)
+        values[:, :, 6:].zero_()
+        found = torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=True)
+    counts = {spot.op: number for spot, number in counter.counts.items()}
+    assert counts["aten::index_copy_"].bytes == counts["aten::index_put_"].bytes == 2 * token.nbytes + place.nbytes
+    assert counts["aten::copy_"].bytes == 2 * token.nbytes
+    assert counts["aten::zero_"].bytes == values[:, :, 6:].nbytes
+    attention = counts["aten::_scaled_dot_product_flash_attention_for_cpu"]
+    whole = query.nbytes + keys.nbytes + values.nbytes + mask.nbytes + found.nbytes
+    assert 0 <= attention.bytes - whole <= 8 * 4, "beside the tensors, a float for each head and query at most"
+    assert attention.flops == 2 * 8 * 64 * (16 + 16)
 
 
 CUDA_ATTENTION = {

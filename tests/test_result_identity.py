@@ -16,16 +16,16 @@ from rich.console import Console
 
 import tda
 from tda import device as facts
-from tda.bench import probe, rounds
+from tda.bench import rounds
 from tda.bench.plan import Plan, Subject, plan_for
 from tda.bench.run import Bench
-from tda.bench.store import Place, Store
+from tda.bench.store import INNOCENT_ATTEMPTS, Folder, Place, Store, _is_at
 from tda.cases import Case, Inputs
 from tda.config import BenchConfig
 from tda.models import load_model
 from tda.models.digest import weights_digest
 from tda.process import alone
-from tda.records import Record
+from tda.records import Failure, Record
 from tda.reporting import build_report, verdicts
 from tda.reporting.comparison import settings
 from tda.reporting.gather import gather
@@ -249,7 +249,7 @@ def test_true_is_not_one(tmp_path: Path, lines: list[dict]) -> None:
     line = {**line, "case": {**line["case"], "options": {**line["case"]["options"], "max_keep": True}}}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     (record,) = load(tmp_path).records
-    store = Store(tmp_path, record.machine, record.commit, lambda told: None)
+    store = Store(tmp_path, [record], Folder(tmp_path, print))
     one = record.case.model_copy(update={"options": {**record.case.options, "max_keep": 1}})
     assert not store.missing(Place(record.case, record.inputs, record.round))
     assert store.missing(Place(one, record.inputs, record.round))
@@ -270,54 +270,42 @@ def test_a_folder_is_one_model_with_and_without_a_slash() -> None:
 @pytest.mark.parametrize("marker", [b"\xff\xfe", b"[" * 100_000, b"{}", b"3"])
 def test_a_marker_that_is_garbage_is_no_case(own_copy: Path, marker: bytes) -> None:
     (own_copy / "running.json").write_bytes(marker)
-    record = load(own_copy).records[0]
-    assert Store(own_copy, record.machine, record.commit, lambda told: None).left_running() is None
+    assert Folder(own_copy, print).left_running() is None
 
 
 # What ends a process.
 
 
-def test_a_kill_is_not_the_case_s_fault(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_in(folder: Path, whole: list[str]) -> Record:
+    """Leave a folder as a run does that was killed in Griffin's second round."""
+    died = next(line for line in whole if '"griffin"' in line and '"round":2' in line)
+    (folder / "results.jsonl").write_text("\n".join(line for line in whole if line != died) + "\n")
+    marker = {name: json.loads(died)[name] for name in ("case", "inputs", "round")}
+    (folder / "running.json").write_text(json.dumps(marker))
+    return Record.model_validate_json(died)
+
+
+def test_a_kill_is_not_the_case_s_fault(own_copy: Path) -> None:
     """Two kills in one case left it out for ever before."""
-    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: None)
     whole = (own_copy / "results.jsonl").read_text().splitlines()
     for _ in range(2):
-        kept = [line for line in whole if not ('"griffin"' in line and '"round":2' in line)]
-        (own_copy / "results.jsonl").write_text("\n".join(kept) + "\n")
-        died = next(json.loads(line) for line in whole if '"griffin"' in line and '"round":2' in line)
-        marker = {"case": died["case"], "inputs": died["inputs"], "round": 2}
-        (own_copy / "running.json").write_text(json.dumps(marker))
+        killed_in(own_copy, whole)
         merged, _ = bench(TINY, own_copy)
     assert all(one.status == "ok" for one in merged)
     (griffin,) = [one for one in merged if one.case.method == "griffin" and one.case.control is None]
     assert len(set(griffin.measurements["decode_ms"].groups)) == 2
 
 
-def test_a_case_that_dies_alone_is_given_up(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tda.bench.run.dies_alone", lambda plan, case: "exit code -9: it said nothing")
+def test_a_case_in_which_runs_end_again_and_again_is_given_up(own_copy: Path) -> None:
     whole = (own_copy / "results.jsonl").read_text().splitlines()
-    died = next(line for line in whole if '"griffin"' in line and '"round":2' in line)
-    (own_copy / "results.jsonl").write_text("\n".join(line for line in whole if line != died) + "\n")
-    marker = {name: json.loads(died)[name] for name in ("case", "inputs", "round")}
-    (own_copy / "running.json").write_text(json.dumps(marker))
-    bench(TINY, own_copy)
-    case = Record.model_validate_json(died).case
-    found = [one for one in load(own_copy).records if one.case == case and one.round == 2]
-    assert [(one.status, one.reason) for one in found] == [
-        ("crash", "it ends the process, alone too: exit code -9: it said nothing")
-    ]
-
-
-@pytest.mark.slow
-def test_a_case_is_tried_alone_in_a_real_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan = replace(TINY, rounds=1)
-    case = next(one for one in plan.cases() if one.method == "griffin")
-    assert probe.dies_alone(plan, case) is None
-    killer = tmp_path / "tda"
-    killer.mkdir()
-    (killer / "__init__.py").write_text("import os\n\n\ndef run_bench(out, **options):\n    os.kill(os.getpid(), 9)\n")
-    monkeypatch.setattr(probe, "SITE", tmp_path)
-    assert "exit code -9" in str(probe.dies_alone(plan, case))
+    for number in range(1, INNOCENT_ATTEMPTS + 1):
+        died = killed_in(own_copy, whole)
+        bench(TINY, own_copy)
+        failed = [one for one in load(own_copy).records if one.status != "ok"]
+        assert [(one.status, one.failure) for one in failed] == [("crash", Failure(kind="lost"))] * number
+        there = [one for one in load(own_copy).records if _is_at(one, Place(died.case, died.inputs, 2))]
+        assert any(one.status == "ok" for one in there) == (number < INNOCENT_ATTEMPTS)
+        whole = [*whole, *(one.model_dump_json() for one in failed[-1:])]
 
 
 def test_one_bad_model_of_several_is_a_record(tmp_path: Path) -> None:

@@ -401,3 +401,9 @@ def test_few_samples_counts_the_rounds_that_there_are_also_when_joined_twice():
     for joined in (once, merge(once)):
         assert joined[0].flags["few_samples"].raised
         assert joined[0].flags["few_samples"].detail.startswith("3 rounds")
+
+
+def test_an_error_that_utf_8_cannot_hold_is_written(tmp_path: Path) -> None:
+    """As Python reads a file's name that is no UTF-8."""
+    append(tmp_path, [record(status="error", reason="no file b\udcff.txt", measurements={})])
+    assert load(tmp_path).records[0].reason == "no file b\\udcff.txt"

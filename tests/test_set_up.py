@@ -94,15 +94,16 @@ def test_what_we_installed_follows_our_pins(tmp_path: Path) -> None:
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     assert (venv / ".tda-constraints.txt").read_text().splitlines() == pins
     asked = (venv / "pip.log").read_text().splitlines()
-    assert [line.split()[-1] for line in asked] == ["torch", ".[dev]", "torchao"]
+    assert [line.split()[-1] for line in asked] == ["torch", ".[dev]", "torchao", "triton==3.6.0"]
 
 
-def test_torchao_lies_apart(tmp_path: Path) -> None:
+def test_torchao_and_the_older_triton_lie_apart(tmp_path: Path) -> None:
     """Where it lies among an environment's packages, transformers imports it into every process."""
     venv = an_environment(tmp_path / "venv")
     make(str(venv / ".ready"), f"VENV={venv}")
-    *others, torchao = (venv / "pip.log").read_text().splitlines()
+    *others, torchao, triton = (venv / "pip.log").read_text().splitlines()
     assert f"--no-deps --upgrade --target {venv}/misuse -c constraints.txt torchao" in torchao
+    assert f"--no-deps --upgrade --target {venv}/triton-3.6 triton==3.6.0" in triton
     assert "torchao" not in [line.split()[-1] for line in others]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from tda.cases import Case, Control
 from tda.records import Commit, Machine, Measurement, Record
@@ -18,19 +18,24 @@ from tda.statistics import (
     RESAMPLES,
     Estimate,
     arithmetic,
+    average,
     bootstrap,
     by_group,
     fieller,
     floor,
     geometric,
     is_baseline,
+    item_difference,
+    item_score,
     noise_floor,
     paired_difference,
     paired_ratio,
     perplexity,
     speedup,
+    standard_error,
     typical,
     unpaired_ratio,
+    verdict,
 )
 
 MACHINE = Machine(
@@ -232,6 +237,245 @@ def test_unlike_processes_have_a_covered_ratio(rounds: int) -> None:
     assert 0.93 <= covered(found, 1.1) <= 0.97
 
 
+# Scores of a task.
+
+
+def wilson(right: int, items: int, z: float) -> tuple[float, float]:
+    """Where the score test of a share just ends: roots of (k/n - p)^2 = z^2 p (1 - p) / n."""
+    roots = np.roots([1 + z**2 / items, -(2 * right / items + z**2 / items), (right / items) ** 2])
+    low, high = sorted(float(root.real) for root in roots)
+    return low, high
+
+
+@pytest.mark.parametrize(("right", "items"), [(0, 5), (1, 5), (5, 5), (7, 10), (0, 300), (299, 300), (123, 300)])
+def test_the_score_of_right_and_wrong_items_is_wilsons(right: int, items: int) -> None:
+    found = item_score([1.0] * right + [0.0] * (items - right), share=True)
+    assert (found.value, found.groups) == (right / items, items)
+    assert bounds(found) == pytest.approx(wilson(right, items, stats.norm.ppf(0.975)), abs=1e-9)
+    assert 0 <= bounds(found)[0] <= found.value <= bounds(found)[1] <= 1
+    assert bounds(found)[0] < bounds(found)[1]
+
+
+def test_other_scores_have_t_intervals_that_end_where_shares_do() -> None:
+    values = [0.9, 1.0, 0.95, 1.0, 0.3]
+    low, high = bounds(arithmetic(values))
+    assert high > 1
+    assert bounds(item_score(values, share=True)) == (low, 1.0)
+    assert bounds(item_score(values, share=False)) == (low, high)
+    assert bounds(item_score([0.0, 1.0, 1.0, 1.0, 1.0], share=False)) == bounds(arithmetic([0.0, 1.0, 1.0, 1.0, 1.0]))
+
+
+def test_the_standard_error_is_that_of_the_harness() -> None:
+    assert standard_error(VALUES) == pytest.approx(statistics.stdev(VALUES) / math.sqrt(len(VALUES)))
+    assert standard_error([1.0]) is None
+    with pytest.raises(ValueError, match="no values"):
+        standard_error([])
+
+
+@pytest.mark.parametrize("items", [1, 4])
+def test_few_items_have_no_interval(items: int) -> None:
+    one = dict.fromkeys(range(items), 1.0)
+    assert item_score(list(one.values()), share=True) == Estimate(1.0, None, None, items)
+    assert item_difference(one, one, share=True) == Estimate(0.0, None, None, items)
+    assert item_difference(one, dict.fromkeys(range(items), 0.5), share=True) == Estimate(0.5, None, None, items)
+
+
+def pairs(both: int, gained: int, lost: int, neither: int) -> tuple[dict[int, float], dict[int, float]]:
+    """Scores of a method and of dense with so many items of each kind."""
+    mine = [1.0] * (both + gained) + [0.0] * (lost + neither)
+    dense = [1.0] * both + [0.0] * gained + [1.0] * lost + [0.0] * neither
+    return dict(enumerate(mine)), dict(enumerate(dense))
+
+
+def excess(d: float, gained: int, lost: int, items: int) -> float:
+    """Squared score statistic of matched pairs: what is seen, less d, over its variance under the likeliest shares."""
+
+    def against(down: float) -> float:
+        up, same = down + d, 1 - 2 * down - d
+        shares = [(gained, up), (lost, down), (items - gained - lost, same)]
+        return -sum(count * math.log(max(share, 1e-300)) for count, share in shares if count)
+
+    least, most = max(0.0, -d), (1 - d) / 2
+    grid = np.linspace(least, most, 2001)
+    best = float(grid[int(np.argmin([against(float(down)) for down in grid]))])
+    step = (most - least) / 2000
+    inner = optimize.minimize_scalar(
+        against, bounds=(max(best - step, least), min(best + step, most)), method="bounded", options={"xatol": 1e-12}
+    )
+    down = float(inner.x)
+    return float((gained - lost - items * d) ** 2 / (items * (2 * down + d - d**2)))
+
+
+@pytest.mark.parametrize("comparisons", [1, 12])
+@pytest.mark.parametrize("counts", [(50, 9, 4, 37), (2, 2, 1, 0), (300, 0, 1, 20), (0, 3, 30, 0), (4, 0, 3, 6)])
+def test_bounds_of_a_paired_difference_are_where_the_score_test_ends(
+    counts: tuple[int, int, int, int], comparisons: int
+) -> None:
+    _, gained, lost, _ = counts
+    mine, dense = pairs(*counts)
+    found = item_difference(mine, dense, share=True, comparisons=comparisons)
+    back = item_difference(dense, mine, share=True, comparisons=comparisons)
+    assert found is not None
+    assert back is not None
+    assert found.value == pytest.approx((gained - lost) / sum(counts))
+    limit = stats.norm.ppf(1 - 0.025 / comparisons) ** 2
+    for bound in bounds(found):
+        assert excess(bound, gained, lost, sum(counts)) == pytest.approx(limit, rel=1e-3)
+    assert bounds(found)[0] < found.value < bounds(found)[1]
+    assert bounds(back) == pytest.approx((-bounds(found)[1], -bounds(found)[0]))
+
+
+def test_bounds_where_all_items_agree_or_all_change_one_way() -> None:
+    """The test of a share then, whose bounds are Wilson's."""
+    z = stats.norm.ppf(0.975)
+    for items in (5, 40, 1000):
+        same = item_difference(*pairs(items - 1, 0, 0, 1), share=True)
+        worse = item_difference(*pairs(0, 0, items, 0), share=True)
+        assert same is not None
+        assert worse is not None
+        reach = wilson(0, items, z)[1]
+        assert reach == pytest.approx(z**2 / (items + z**2))
+        assert bounds(same) == pytest.approx((-reach, reach))
+        assert bounds(worse)[0] == -1
+        assert bounds(worse)[1] > -1 + reach / 2
+
+
+def test_with_many_items_it_is_the_adjusted_wald_interval_of_agresti_and_min() -> None:
+    counts = [count + 0.5 for count in (1200, 300, 260, 240)]
+    _, up, down, _ = (count / 2002 for count in counts)
+    error = math.sqrt((up + down - (up - down) ** 2) / 2002)
+    found = item_difference(*pairs(1200, 300, 260, 240), share=True)
+    assert found is not None
+    assert bounds(found) == pytest.approx((up - down - 1.96 * error, up - down + 1.96 * error), abs=2e-4)
+
+
+def test_other_differences_are_t_and_never_narrower_than_agreement_allows() -> None:
+    draw = np.random.default_rng(0)
+    mine, dense = (dict(enumerate(draw.uniform(0.0, 1.0, 40).tolist())) for _ in range(2))
+    apart = [mine[place] - dense[place] for place in mine]
+    for comparisons in (1, 12):
+        found = item_difference(mine, dense, share=True, comparisons=comparisons)
+        assert found is not None
+        reach = stats.t.ppf(1 - 0.025 / comparisons, 39) * statistics.stdev(apart) / math.sqrt(40)
+        middle = statistics.fmean(apart)
+        assert bounds(found) == pytest.approx((middle - reach, middle + reach))
+    same = item_difference(mine, mine, share=True)
+    assert same is not None
+    reach = wilson(0, 40, stats.norm.ppf(0.975))[1]
+    assert bounds(same) == pytest.approx((-reach, reach))
+    in_nats = item_difference(mine, mine, share=False)
+    assert in_nats is not None
+    assert bounds(in_nats) == (0, 0)
+
+
+def test_items_are_paired_by_number() -> None:
+    mine, dense = {3: 0.25, 1: 0.5, 9: 1.0}, {1: 0.0, 3: 0.25, 4: 1.0}
+    assert item_difference(mine, dense, share=True) == Estimate(0.25, None, None, 2)
+    assert item_difference(mine, {7: 1.0}, share=True) is None
+
+
+def joint(p: float, q: float, correlation: float) -> list[float]:
+    """Shares of items that both, only the method, only dense and neither gets right."""
+    both = p * q + correlation * math.sqrt(p * (1 - p) * q * (1 - q))
+    return [both, p - both, q - both, 1 - p - q + both]
+
+
+SHARES = [(0.5, 0.5, 0.0), (0.5, 0.5, 0.9), (0.7, 0.65, 0.6), (0.7, 0.72, 0.8), (0.9, 0.9, 0.5), (0.25, 0.3, 0.4),
+          (0.95, 0.9, 0.65), (0.6, 0.3, 0.3), (0.7, 0.6, 0.78)]  # fmt: skip
+"""Of the method, of dense, and the correlation of their items; in the last one, hardly an item is won."""
+
+
+@pytest.mark.parametrize("items", [5, 20, 100, 400])
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("comparisons", [1, 12])
+def test_paired_differences_cover_the_truth(shares: tuple[float, float, float], items: int, comparisons: int) -> None:
+    cells = joint(*shares)
+    assert min(cells) >= 0
+    drawn = np.random.default_rng(items).multinomial(items, cells, size=20_000)
+    kinds, times_seen = np.unique(drawn[:, 1:3], axis=0, return_counts=True)
+    truth = shares[0] - shares[1]
+    hits = 0
+    for (gained, lost), seen in zip(kinds.tolist(), times_seen.tolist(), strict=True):
+        found = item_difference(*pairs(items - gained - lost, gained, lost, 0), share=True, comparisons=comparisons)
+        assert found is not None
+        low, high = bounds(found)
+        hits += seen * (low <= truth <= high)
+    assert 1 - hits / len(drawn) <= {1: 0.06, 12: 0.007}[comparisons]
+
+
+@pytest.mark.parametrize(("comparisons", "least"), [(1, 0.94), (12, 0.992)])
+@pytest.mark.parametrize("items", [5, 20, 100])
+@pytest.mark.parametrize("touched", [0.02, 0.3, 1.0])
+def test_differences_of_partial_scores_cover_the_truth(
+    touched: float, items: int, comparisons: int, least: float
+) -> None:
+    """F1 and its like: few items change, and those by unlike amounts."""
+    draw = np.random.default_rng(items)
+    size = (DRAWS, items)
+    apart = np.where(draw.random(size) < touched, draw.beta(2, 2, size) - 0.6, 0.0)
+    dense = draw.uniform(0.6, 0.61, size)
+    found = []
+    for row, base in zip(apart, dense, strict=True):
+        mine, other = dict(enumerate((base + row).tolist())), dict(enumerate(base.tolist()))
+        one = item_difference(mine, other, share=True, comparisons=comparisons)
+        assert one is not None
+        found.append(one)
+    assert covered(found, -0.1 * touched) >= least
+
+
+def test_differences_that_are_held_together_are_all_covered() -> None:
+    """Twelve methods that share the dense run: with 95% no difference misses its truth."""
+    draw, items, methods = np.random.default_rng(3), 200, 12
+    dense = (draw.random((1500, items)) < 0.6).astype(float)
+    right = 0
+    for answers in dense:
+        flipped = draw.random((methods, items)) < 0.1
+        base = dict(enumerate(answers.tolist()))
+        rows = np.where(flipped, 1 - answers, answers)
+        found = [
+            item_difference(dict(enumerate(row.tolist())), base, share=True, comparisons=methods) for row in rows[:4]
+        ]
+        right += all(one is not None and bounds(one)[0] <= 0.1 * (1 - 2 * 0.6) <= bounds(one)[1] for one in found)
+    assert right / len(dense) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("bounded", "margin", "said"),
+    [
+        ((-0.009, 0.01), 0.01, "as good as dense"),
+        ((0.001, 0.009), 0.01, "as good as dense"),
+        ((-0.011, 0.009), 0.01, "cannot tell"),
+        ((0.001, 0.02), 0.01, "better"),
+        ((-0.02, -0.001), 0.01, "worse"),
+        ((-0.02, 0.0), 0.01, "cannot tell"),
+        ((0.001, 0.009), None, "better"),
+        ((0.0, 0.0), None, "cannot tell"),
+        ((None, None), 0.01, "cannot tell"),
+    ],
+)
+def test_verdicts(bounded: tuple[float | None, float | None], margin: float | None, said: str) -> None:
+    low, high = bounded
+    assert verdict(Estimate(0.0, low, high, 9), margin, "higher") == said
+    turned = {"better": "worse", "worse": "better"}.get(said, said)
+    assert verdict(Estimate(0.0, low, high, 9), margin, "lower") == turned
+
+
+def test_an_average_adds_what_is_below_and_above_by_squares() -> None:
+    found = average([Estimate(0.4, 0.3, 0.6, 30), Estimate(0.6, 0.6 - 0.24, 0.6 + 0.15, 20)])
+    assert (found.value, found.groups) == (0.5, 20)
+    assert bounds(found) == pytest.approx((0.5 - 0.26 / 2, 0.5 + 0.25 / 2))
+    assert average([Estimate(0.4, 0.3, 0.6, 30), Estimate(0.6, None, None, 2)]) == Estimate(0.5, None, None, 2)
+
+
+def test_an_average_of_tasks_covers_the_truth() -> None:
+    draw, shares = np.random.default_rng(0), (0.95, 0.5, 0.2)
+    drawn = [(draw.random((DRAWS, items)) < p).tolist() for p, items in zip(shares, (60, 100, 40), strict=True)]
+    found = [
+        average([item_score([float(v) for v in row], share=True) for row in rows]) for rows in zip(*drawn, strict=True)
+    ]
+    assert 0.935 <= covered(found, float(np.mean(shares))) <= 0.97
+
+
 # Groups.
 
 
@@ -325,3 +569,15 @@ def test_baseline() -> None:
     assert is_baseline(record(times([1.0])))
     assert not is_baseline(record(times([1.0]), control="a_a"))
     assert not is_baseline(record(times([1.0]), "griffin"))
+
+
+def test_an_interval_that_is_no_number_says_nothing() -> None:
+    broken = Estimate(float("nan"), float("nan"), float("nan"), 8)
+    for better in ("higher", "lower"):
+        assert verdict(broken, 0.01, better) == "cannot tell"
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, float("nan")])
+def test_a_share_lies_within_0_and_1(value: float) -> None:
+    with pytest.raises(ValueError, match="a share lies between 0 and 1"):
+        item_score([1.0, 0.0, 1.0, 1.0, value], share=True)

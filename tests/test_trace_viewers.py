@@ -210,7 +210,8 @@ def test_speedscope_shows_our_ranges(
                 browser.open(f"{place}/{VIEWER}")
                 browser.until(f"document.title.startsWith('trace of {page.parent.name}')")
                 assert browser.ask("document.querySelectorAll('canvas').length") >= 1
-                browser.press("3", 51)  # the table of all frames
+                browser.press("3", 51)  # the table of all frames, of which the page holds what is in view
+                browser.resize(1280, 4000)
                 shown = browser.until("document.body.innerText.includes('aten::mm') && document.body.innerText")
                 for words in ("decode", "prefill", "aten::mm", "mlp.down_proj"):
                     assert words in shown

@@ -1,6 +1,5 @@
 """Triton kernels against float64: on a GPU where there is one, else by Triton's interpreter on the CPU."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,19 @@ import tda
 from tda.contracts import ThresholdMethod
 from tda.kernels import triton as backend
 from tda.kernels.weights import lay_rows
+from tda.spans import counting
 from tda.view import FFN, Linear
 
 pytest.importorskip("triton", reason="the kernels need the package triton")
 
-from tda.kernels.triton import choice, down, ffn, rows, statistic, tuning
+from tda.kernels.triton import choice, down, ffn, rows, statistic, tune, tuning
+from tda.kernels.triton.launch import KERNELS, Launch, launches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # On a GPU `make gpu-check` runs these; the interpreter is slow, so without one they are slow tests.
 pytestmark = pytest.mark.gpu if DEVICE.type == "cuda" else pytest.mark.slow
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16", "float16"])
 ACTIVATIONS: dict[str, nn.Module] = {
     "silu": nn.SiLU(),
     "gelu": nn.GELU(),
@@ -78,7 +79,7 @@ def expected(layer: FFN, x: Tensor, kept: Tensor) -> Tensor:
 
 def close(ours: Tensor, exact: Tensor) -> None:
     """Apart by the rounding of the output's type only."""
-    tolerance = 1e-5 if ours.dtype == torch.float32 else 8e-3
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}[ours.dtype]
     torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
 
 
@@ -118,7 +119,7 @@ class TestLinear:
     def test_writes_inside_its_output_only(self) -> None:
         linear = nn.Linear(24, 53).to(DEVICE).requires_grad_(False)
         room = torch.full((53 + 128,), 7.0, device=DEVICE)
-        rows.rows(random(1, 24), linear, room[64 : 64 + 53].view(1, 53))
+        rows.rows(random(1, 24), Linear(linear), room[64 : 64 + 53].view(1, 53))
         assert (room[:64] == 7).all()
         assert (room[64 + 53 :] == 7).all()
 
@@ -128,7 +129,7 @@ class TestLinear:
         for stored in (random(24, 53).t(), random(106, 24)[::2], random(53, 48)[:, 3:27]):
             linear.weight = nn.Parameter(stored, requires_grad=False)
             out = torch.empty(3, 53, device=DEVICE)
-            rows.rows(x, linear, out)
+            rows.rows(x, Linear(linear), out)
             close(out, x.double() @ stored.double().T + linear.bias.double())
 
 
@@ -147,6 +148,14 @@ class TestListed:
             kept, x = sets(count, F), random(count, 1, D, dtype=dtype, seed=count)
             executor.load(kept)
             close(executor(x).view(count, D), expected(layer, x.view(count, D), kept))
+
+    @pytest.mark.parametrize("count", range(1, 17))
+    def test_any_number_of_rows_from_inputs_that_lie_apart(self, count: int) -> None:
+        layer = build_ffn(21, 18, "gelu", gated=count % 2 == 0, bias=True, dtype=torch.float32)
+        executor, kept = ffn.ListedFFN(layer), sets(count, 21)
+        x = random(18, 3 * count).t()[::3]  # every third token, stored in columns
+        executor.load(kept.t().contiguous().t())
+        close(executor(x.unsqueeze(1)).view(count, 18), expected(layer, x, kept))
 
     def test_sixteen_rows_with_several_tokens_each(self) -> None:
         layer = build_ffn(53, 24, "silu", gated=True, bias=True, dtype=torch.float32)
@@ -241,61 +250,252 @@ class TestStatistic:
         a[-1, : T // 2] = float("inf")
         weights = random(F, seed=3).abs() if weighted else None
         sums = torch.ones(B, F, device=DEVICE)
+        sweep = statistic.Squares()
         for _ in range(2):  # chunks of a prompt add up
-            statistic.add_squares(sums, a, mask, weights, relative)
+            assert sweep(sums, a, mask, weights, relative)
+            sweep.finish()
         wide = torch.where(mask.unsqueeze(-1), a.double(), 0) * (1 if weights is None else weights.double())
         squares = wide.square()
         if relative:
             squares = squares / squares.sum(-1, keepdim=True).clamp(min=1e-300)
         torch.testing.assert_close(sums.double(), 1 + 2 * squares.sum(1), rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize("relative", [True, False])
+    def test_layers_that_wait_for_each_other_get_their_own_sums(
+        self, relative: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        a = [random(2, 5, 37, seed=layer) for layer in range(5)] + [random(2, 5, 21)]  # one of another size
+        weights = [random(one.shape[-1], seed=9 + layer).abs() for layer, one in enumerate(a)]
+        mask = torch.ones(2, 5, dtype=torch.bool, device=DEVICE)
+        mask[1, :2] = False
+        launched: list[int] = []
+        launch = statistic._launch
+        monkeypatch.setattr(statistic, "MOST_BYTES", 3 * a[0].nbytes)
+
+        def noting(waiting: Any, *args: Any, **options: Any) -> None:
+            launched.append(len(waiting))
+            launch(waiting, *args, **options)
+
+        monkeypatch.setattr(statistic, "_launch", noting)
+        sums, sweep = [torch.zeros(2, one.shape[-1], device=DEVICE) for one in a], statistic.Squares()
+        for one, own, weight in zip(a, sums, weights, strict=True):
+            sweep(own, one, mask, weight, relative)
+        sweep.finish()
+        sweep.finish()
+        assert launched == [3, 2, 1], "as many as may wait; what is left; another size alone"
+        for one, own, weight in zip(a, sums, weights, strict=True):
+            squares = (one.double() * weight.double() * mask.unsqueeze(-1)).square()
+            squares = squares / squares.sum(-1, keepdim=True).clamp(min=1e-300) if relative else squares
+            torch.testing.assert_close(own.double(), squares.sum(1), rtol=1e-5, atol=1e-6)
+
+    def test_in_inference_mode(self) -> None:
+        sums, mask, sweep = torch.zeros(1, 5, device=DEVICE), torch.ones(1, 2, dtype=torch.bool), statistic.Squares()
+        with torch.inference_mode():
+            a = random(1, 2, 5)
+            sweep(sums, a, mask.to(DEVICE), None, False)
+            sweep.finish()
+        torch.testing.assert_close(sums, a.square().sum(1))
+
+    def test_activations_that_changed_meanwhile_are_refused(self) -> None:
+        a, sweep = random(1, 2, 5), statistic.Squares()
+        sweep(torch.zeros(1, 5, device=DEVICE), a, torch.ones(1, 2, dtype=torch.bool, device=DEVICE), None, True)
+        a.add_(1)
+        with pytest.raises(ValueError, match="changed in place"):
+            sweep.finish()
+
+
+class TestLaunches:
+    def test_a_launch_that_is_not_listed_is_impossible(self) -> None:
+        listed = next(entry for entry in launches() if entry.kernel == "_rows")
+        odd = listed._replace(block=listed.block._replace(columns=24))
+        with pytest.raises(ValueError, match=r"not on the list of those that were compiled: _rows .* 24"):
+            KERNELS["_rows"].launch(odd, (1,), {})
+
+    def test_types_of_what_is_written_are_held(self) -> None:
+        linear = nn.Linear(24, 53).to(DEVICE).requires_grad_(False)
+        with pytest.raises(ValueError, match=r"out is torch.float64; expected torch.float32"):
+            rows.rows(random(1, 24), Linear(linear), torch.empty(1, 53, dtype=torch.float64, device=DEVICE))
+
+    def test_the_list_is_short_and_has_what_is_measured_to_be_best(self) -> None:
+        entries = launches()
+        assert len(entries) == len(set(entries)) <= 300
+        assert {entry.dtype for entry in entries if entry.kernel == "_rows"} == set(backend.DTYPES)
+        best = rows.Block(1, 2048, 8, 3)  # on an H100, for most shapes
+        assert Launch("_rows", "linear", torch.bfloat16, True, best) in entries
+        assert all(form.blocks[0] == best for form in rows.FORMS.values())
+
+    @pytest.mark.parametrize("change", ["inputs", "stride", "address"])
+    def test_what_is_not_aligned_takes_a_launch_of_its_own(self, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tda.kernels.triton.launch.interpreted", lambda: False)
+        x = torch.zeros(1, 32)
+        given = {"x": x, "K": 32, "x_row": 32, "w1_row": 32, "w1_column": 1, "w2_row": 32, "w2_column": 1}
+        assert rows.ROWS.is_aligned(given)
+        odd = {"inputs": {"K": 24}, "stride": {"w1_column": 2}, "address": {"x": torch.zeros(33)[1:]}}[change]
+        assert not rows.ROWS.is_aligned({**given, **odd})
+
+
+class TestCosts:
+    """Bytes and FLOPs of launches against a count by hand: float32, 53 neurons of 24, 20 of them kept."""
+
+    def told(self, work: Any) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+
+        def note(kernel: str, nbytes: int, flops: int) -> None:
+            before = found.get(kernel, (0, 0))
+            found[kernel] = before[0] + nbytes, before[1] + flops
+
+        work()
+        with counting(note):
+            work()
+        return found
+
+    def test_a_linear(self) -> None:
+        linear, out = Linear(nn.Linear(24, 53).to(DEVICE).requires_grad_(False)), torch.empty(1, 53, device=DEVICE)
+        found = self.told(lambda: rows.rows(random(1, 24), linear, out))
+        assert found == {"_rows": (4 * (53 * 24 + 24 + 53), 2 * 53 * 24)}
+
+    def test_a_network_over_lists(self) -> None:
+        layer = build_ffn(53, 24, "silu", gated=True, bias=False, dtype=torch.float32)
+        executor, kept = ffn.ListedFFN(layer), torch.arange(53, device=DEVICE)[None] < 20
+        executor.load(kept)
+        found = self.told(lambda: executor(random(1, 24)))
+        parts = down.SPLIT[0].splits * 24
+        assert found == {
+            "_rows": (4 * (2 * 20 * 24 + 24 + 20), 2 * 2 * 20 * 24),
+            "_down": (4 * (20 * 24 + 20 + parts), 2 * 20 * 24),
+            "_finish": (4 * (parts + 24), 0),
+        }
+        assert self.told(lambda: executor.load(kept)) == {"_list": (53 + 4 * 20 + 4, 0)}
+
+    def test_the_statistic_of_two_layers(self) -> None:
+        a, sums, sweep = random(1, 5, 53), [torch.zeros(1, 53, device=DEVICE) for _ in range(2)], statistic.Squares()
+        mask = torch.ones(1, 5, dtype=torch.bool, device=DEVICE)
+
+        def work() -> None:
+            for own in sums:
+                sweep(own, a, mask, None, True)
+            sweep.finish()
+
+        read, factors = 4 * 2 * 5 * 53, 4 * 2 * 5
+        assert self.told(work) == {"_factors": (read + factors, 0), "_squares": (read + factors + 4 * 2 * 2 * 53, 0)}
+
 
 class TestTuning:
-    CANDIDATES = (tuning.Config(8, 16), tuning.Config(16, 32, 8, 3))
+    def layer(self, *, gated: bool = True) -> FFN:
+        return build_ffn(53, 24, "silu", gated=gated, bias=True, dtype=torch.float32)
 
-    def test_the_fastest_wins(self) -> None:
-        ran: list[tuning.Config] = []
+    @pytest.mark.parametrize("gated", [True, False])
+    def test_every_way_of_reading_is_a_task(self, gated: bool) -> None:
+        head = Linear(nn.Linear(24, 99).to(DEVICE).requires_grad_(False))
+        found = {task.key for task in tune.tasks([self.layer(gated=gated)] * 2, [head])}
+        word, more = ("gate_up", {"rows rule_up float32 53 x 24", "rows listed_times float32 53 x 24"})
+        word, more = (word, more) if gated else ("up", set())
+        assert found == more | {
+            "rows linear float32 99 x 24",
+            "rows linear float32 53 x 24",
+            "rows linear float32 24 x 53",
+            f"rows listed_{word} float32 53 x 24",
+            f"rows rule_{word} float32 53 x 24",
+            "down split float32 53 x 24",
+        }
 
-        def clock(verb: Any) -> float:
-            verb()
-            return {8: 2.0, 16: 1.0}[ran[-1].rows]
+    def test_keys_are_those_that_launches_ask_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: set[str] = set()
 
-        assert tuning.fastest(self.CANDIDATES, ran.append, clock) == self.CANDIDATES[1]
-        assert ran == list(self.CANDIDATES)
+        def chosen(kernel: Any, form: str, dtype: torch.dtype, shape: tuple[int, ...]) -> rows.Block:
+            asked.add(tuning.key_of(kernel, form, dtype, shape))
+            return kernel.forms[form].blocks[0]
 
-    def test_what_does_not_fit_is_passed_over(self) -> None:
-        from triton.runtime.errors import OutOfResources
+        for module in (rows, down):
+            monkeypatch.setattr(module, "chosen", chosen)
+        layer, x = self.layer(), random(1, 24)
+        listed = ffn.ListedFFN(layer)
+        listed.load(sets(1, 53))
+        listed(x)
+        for method in (tda.CATS(sparsity=0), tda.TT(sparsity=0)):
+            ffn.ThresholdFFN(layer, method, lambda _, kept: None)(x)
+        rows.own_forward(layer.down.module, layer.down.module.forward)(random(1, 53))
+        assert asked <= {task.key for task in tune.tasks([layer], [])}
+        assert len(asked) == 6
 
-        def clock(verb: Any) -> float:
-            verb()
-            return 1.0
+    def test_the_block_that_takes_least_over_all_fractions_wins(self) -> None:
+        ran: list[rows.Block] = []
 
-        def trial(config: tuning.Config) -> None:
-            if config.rows == 8:
-                raise OutOfResources(2, 1, "shared memory")
+        def clock(work: Any) -> float:
+            work()
+            return {1: 3.0, 2: 1.0}.get(ran[-1].rows, 2.0)
 
-        assert tuning.fastest(self.CANDIDATES, trial, clock) == self.CANDIDATES[1]
+        task = next(task for task in tune.tasks([self.layer()], []) if task.form == "listed_gate_up")
+        run = task.run
+
+        def noting(block: rows.Block, fraction: float) -> None:
+            ran.append(block)
+            run(block, fraction)
+
+        object.__setattr__(task, "run", noting)
+        (found,) = tune.tune([task], 60, clock)
+        assert isinstance(found, tune.Tuned)
+        assert found.best.block.rows == 2
+        assert [one.block for one in found.tried] == list(rows.BLOCKS)
+        assert found.best.gb_per_s == (2 * 0.5 * 53 * 24 * 4 / 1e6, 2 * 0.25 * 53 * 24 * 4 / 1e6)
+        assert len(found.evidence()["tried"]) == len(rows.BLOCKS)
+
+    def test_without_time_nothing_is_kept_of_a_shape(self) -> None:
+        wanted = tune.tasks([self.layer()], [])
+        assert list(tune.tune(wanted, 0.0, lambda work: 1.0)) == wanted
 
     @pytest.mark.gpu
-    def test_on_a_gpu_what_was_timed_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rows, "CANDIDATES", self.CANDIDATES)
+    def test_on_a_gpu_what_was_measured_is_kept_and_taken(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         linear = nn.Linear(512, 1024, dtype=torch.bfloat16).to(DEVICE).requires_grad_(False)
+        tuning._kept.cache_clear()
+        (found,) = tune.tune(tune.tasks([], [Linear(linear)]), 60)
+        assert isinstance(found, tune.Tuned)
+        tuning.keep(tuning.path_of(), {found.task.key: found.evidence()})
+        assert tuning.chosen(rows.ROWS, "linear", torch.bfloat16, (1024, 512)) == found.best.block
         x, out = random(1, 512, dtype=torch.bfloat16), torch.empty(1, 1024, dtype=torch.bfloat16, device=DEVICE)
-        rows.rows(x, linear, out)
-        close(out, x.double() @ linear.weight.double().T + linear.bias.double())
-        kept = tuning.read(tuning._path())
-        assert any(name.startswith("rows 1 1024 512") for name in kept)
+        for block in rows.BLOCKS:
+            rows.rows(x, Linear(linear), out, block=block)
+            close(out, x.double() @ linear.weight.double().T + linear.bias.double())
 
-    def test_is_kept(self, tmp_path: Path) -> None:
+    def test_is_kept_beside_what_was_there(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "triton.json"
-        tuning.keep(path, {"rows 1": self.CANDIDATES[0]})
-        tuning.keep(path, {"rows 2": self.CANDIDATES[1]})
-        assert tuning.read(path) == {"rows 1": self.CANDIDATES[0], "rows 2": self.CANDIDATES[1]}
+        one, other = {"block": [1, 2048, 8, 3, 1]}, {"block": [4, 512, 4, 3, 1]}
+        tuning.keep(path, {"rows 1": one})
+        tuning.keep(path, {"rows 2": other})
+        assert tuning.read(path) == {"rows 1": one, "rows 2": other}
 
-    @pytest.mark.parametrize("content", ["", "[1]", json.dumps({"rows": [1]}), json.dumps({"rows": ["x", 1]})])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *("", "[1]", "{}", '{"format": 1}', '{"format": 0, "shapes": {}}', "[" * 100_000),
+            *(
+                f'{{"format": 1, "shapes": {{"a": {one}}}}}'
+                for one in ('{"block": [1]}', '{"block": ["x", 1]}', '{"block": [Infinity, 1]}', "3")
+            ),
+        ],
+    )
     def test_a_broken_file_is_no_file(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "triton.json").write_text(content)
         assert tuning.read(tmp_path / "triton.json") == {}
+
+    def test_a_broken_entry_costs_no_other(self, tmp_path: Path) -> None:
+        good = {"block": [1, 512, 8, 3, 1]}
+        tuning.keep(tmp_path / "triton.json", {"bad": {"block": None}, "good": good})
+        assert tuning.read(tmp_path / "triton.json") == {"good": good}
+
+    def test_a_shape_that_is_not_tuned_takes_the_default_and_is_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        kept = {"rows linear bfloat16 8 x 16": rows.BLOCKS[2], "rows linear bfloat16 8 x 32": rows.Block(3, 3)}
+        monkeypatch.setattr(tuning, "_kept", lambda device: kept)
+        monkeypatch.setattr(tuning, "DEFAULTS_TAKEN", {})
+        assert tuning.chosen(rows.ROWS, "linear", torch.bfloat16, (8, 16)) == rows.BLOCKS[2]
+        assert tuning.chosen(rows.ROWS, "linear", torch.bfloat16, (8, 32)) == rows.BLOCKS[0], "it is none of ours"
+        assert tuning.chosen(rows.ROWS, "linear", torch.bfloat16, (9, 16)) == rows.BLOCKS[0]
+        assert list(tuning.DEFAULTS_TAKEN) == ["rows linear bfloat16 8 x 32", "rows linear bfloat16 9 x 16"]
 
 
 def test_splits_share_any_count() -> None:
@@ -304,5 +504,6 @@ def test_splits_share_any_count() -> None:
     z, kept = random(3, 531), sets(3, 531)
     lists, y = rows.Lists.empty(3, 531, DEVICE), torch.empty(3, 7, device=DEVICE)
     choice.fill(lists, kept)
-    down.down(z, linear, lists, y)
-    close(y, torch.where(kept, z, 0).double() @ linear.weight.double().T + linear.bias.double())
+    for block in (*down.SPLIT, *down.WHOLE):
+        down.down(z, Linear(linear), lists, y.fill_(9), block=block)
+        close(y, torch.where(kept, z, 0).double() @ linear.weight.double().T + linear.bias.double())

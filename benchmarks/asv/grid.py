@@ -66,7 +66,7 @@ def planned(preset: str) -> dict[str, Any]:
     from tda.config import BenchConfig
 
     try:
-        config = BenchConfig.of({"preset": preset})
+        config = BenchConfig.of({"preset": preset, "budget": "none"})  # as `tda.run_bench` measures it
     except ValueError as error:
         raise SystemExit(f"TDA_PRESET: {error}") from None
     plan = plan_of(config)
@@ -75,7 +75,9 @@ def planned(preset: str) -> dict[str, Any]:
     return {
         "rounds": plan.rounds,
         "timed": [[s.model, m.name, m.sparsity] for s in plan.subjects if s.speed for m in timed],
-        "scored": [[s.model, m.name, m.sparsity] for s in plan.subjects if s.quality for m in methods],
+        "scored": [
+            [s.model, m.name, m.sparsity] for s in plan.subjects if s.quality and plan.documents for m in methods
+        ],
     }
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.peers --out results/peers --record benchmarks/records/MACHINE/peers
 
 goes on where it stopped, then writes RECORD.csv and RECORD.md. It needs the extra
-``peers``.
+``peers``; with ``--device cuda`` those that run on a GPU take part, and need none of it.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.peers.blocks import run
-from benchmarks.peers.contestants import CONTESTANTS
+from benchmarks.peers.contestants import BOTH, CONTESTANTS, on_device
 from benchmarks.peers.job import Job, Plan
 from benchmarks.peers.table import contestant_rows, markdown
 from tda.device import commit, machine
@@ -24,7 +24,9 @@ from tda.results import write_whole
 
 def main() -> None:
     """Run what is missing, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("results/peers"))
     parser.add_argument("--record", type=Path, default=Path("results/peers/record"))
     parser.add_argument("--model", default="shape:1b", help="a Llama with random weights")
@@ -32,16 +34,31 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--peer", choices=CONTESTANTS, action="append", help="only these; repeatable")
+    parser.add_argument("--device", choices=BOTH, default="cpu")
     options = parser.parse_args()
     if not is_shape(options.model):
         parser.error(f"--model takes a shape, such as shape:1b; got {options.model!r}")
     vocabulary = shape_config(options.model.removeprefix("shape:")).vocab_size
     prompt = random_documents(vocabulary, options.prompt_tokens, 0, 1, seed=0)[0].prompt
-    facts = machine("cpu")
-    job = Job(model=options.model, prompt=tuple(prompt.tolist()), new_tokens=options.new_tokens, threads=facts.threads)
-    names = tuple(name for name in CONTESTANTS if name in (options.peer or CONTESTANTS))
+    try:
+        facts = machine(options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    job = Job(
+        model=options.model,
+        prompt=tuple(prompt.tolist()),
+        new_tokens=options.new_tokens,
+        threads=facts.threads,
+        device=options.device,
+    )
+    contestants, left_out = on_device(CONTESTANTS, job.device)
+    for sentence in left_out:
+        print(sentence)
+    if absent := [name for name in options.peer or () if name not in contestants]:
+        parser.error(f"not on {job.device} here: {', '.join(absent)}; there are {', '.join(contestants)}")
+    names = tuple(name for name in contestants if name in (options.peer or contestants))
     plan = Plan(job=job, contestants=names, machine=facts, commit=commit())
-    rows = run(options.out, plan, CONTESTANTS, options.blocks)
+    rows = run(options.out, plan, contestants, options.blocks)
     table = pd.DataFrame(contestant_rows(plan, rows))
     write_whole(options.record.with_suffix(".csv"), table.to_csv(index=False, float_format="%.5g"))
     text = markdown(plan, rows, table)

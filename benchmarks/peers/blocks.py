@@ -1,6 +1,7 @@
 """Run the contestants in alternating processes: one fresh process each in every block, rows kept as they come."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from benchmarks.peers.child import Order
 from benchmarks.peers.contestants import Contestant
-from benchmarks.peers.job import Plan, Report, Row
+from benchmarks.peers.job import Device, Plan, Report, Row
 from tda.limits import stream_gb_per_s
 from tda.process import Ended, alone, finish
 from tda.regression.alternate import GIVE_UP
@@ -23,9 +24,12 @@ PLAN, ROWS, REPORT = "plan.json", "rows.jsonl", "report.json"
 TIMEOUT_S = 900.0
 
 
-def bandwidth() -> float:
-    """Stream bandwidth of the machine at this moment, GB/s."""
-    return stream_gb_per_s(torch.device("cpu"))
+def bandwidth(device: Device) -> float:
+    """Stream bandwidth of the device at this moment, GB/s; none of its memory stays with us."""
+    found = stream_gb_per_s(torch.device(device))
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return found
 
 
 def run(
@@ -35,7 +39,7 @@ def run(
     blocks: int,
     *,
     say: Callable[[str], None] = print,
-    stream: Callable[[], float] = bandwidth,
+    stream: Callable[[Device], float] = bandwidth,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Row]:
     """Measure until there are so many whole blocks, and return the rows of all blocks.
@@ -56,7 +60,7 @@ def run(
     say : callable
         Told in a sentence what goes on.
     stream : callable
-        Bandwidth before a process.
+        Bandwidth of a device, asked before each process.
     timeout_s : float
         After this a process is ended, and its row says so.
 
@@ -73,7 +77,7 @@ def run(
                 if failures(rows)[name] >= GIVE_UP:
                     continue
                 say(f"block {number}, {order + 1}/{len(plan.contestants)}: {name}")
-                before = stream()
+                before = stream(plan.job.device)
                 ended, report = _measure(out, plan, contestants[name], timeout_s)
                 row = Row(
                     contestant=name,
@@ -143,9 +147,9 @@ def _measure(out: Path, plan: Plan, contestant: Contestant, timeout_s: float) ->
         command = [sys.executable, "-m", "benchmarks.peers.child", order.model_dump_json()]
         return finish(command, out, environment, timeout_s)
 
-    if contestant.file is not None and file is not None and not file.is_file():
+    if contestant.file is not None and file is not None and not file.exists():
         for left in out.glob(f".{file.name}.*"):  # of a process that was killed
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         made = child(Order(call=contestant.file.call, job=plan.job, options=dict(contestant.file.options), file=file))
         if made.status != "ok":
             return made._replace(reason=f"{file.name} could not be made: {made.reason}"), None

@@ -24,7 +24,7 @@ from benchmarks.peers.job import Engine, Job, Report, Served
 from tda.cases import Frozen
 from tda.results import write_whole
 
-PACKAGES = ("torch", "transformers", "torchao", "xllamacpp", "gguf")
+PACKAGES = ("torch", "transformers", "triton", "torchao", "xllamacpp", "gguf", "vllm")
 
 
 class Order(Frozen):

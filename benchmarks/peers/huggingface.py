@@ -11,7 +11,7 @@ from transformers import CompileConfig
 from transformers.generation.streamers import BaseStreamer
 
 import tda
-from benchmarks.peers.job import Engine, Job, OnToken
+from benchmarks.peers.job import Device, Engine, Job, OnToken
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]  # transformers has no types
@@ -32,7 +32,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]  # transformers has no type
 
 def generate(model: Any, prompt: Sequence[int], new_tokens: int, on_token: OnToken, **options: Any) -> None:
     """Greedy generation of exactly `new_tokens` tokens through the model's own generate."""
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -45,17 +45,28 @@ def generate(model: Any, prompt: Sequence[int], new_tokens: int, on_token: OnTok
     )
 
 
-def compiled_options() -> dict[str, Any]:
-    """Options of generate for a static cache and a compiled step, which transformers does on GPUs alone if not told."""
-    config = CompileConfig(mode="default")
-    config._compile_all_devices = True
+def compiled_options(device: Device) -> dict[str, Any]:
+    """Options of generate for a static cache and a compiled step.
+
+    On a GPU transformers compiles by itself wherever a cache is static, and has the step replayed as CUDA graphs
+    (``reduce-overhead``): it is said here, so that no default of another version changes what is measured. On a CPU it
+    compiles only if told.
+    """
+    if device == "cuda":
+        config = CompileConfig(mode="reduce-overhead")
+    else:
+        config = CompileConfig(mode="default")
+        config._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": config}
 
 
 def engine(model: Any, job: Job, *, compiled: bool) -> Engine:
     """Hugging Face's generate as a contestant."""
-    options = compiled_options() if compiled else {}
-    told = {"cache": "static" if compiled else "dynamic", "compiled": compiled}
+    options = compiled_options(job.device) if compiled else {}
+    told = {
+        "cache": "static" if compiled else "dynamic",
+        "compiled": options["compile_config"].mode if compiled else False,
+    }
     answer: Callable[[Sequence[int], int, OnToken], None] = partial(generate, model, **options)
     # A static cache has the length of its request, and another length would be compiled anew.
     warm_up = job.new_tokens if compiled else Engine.warm_up_tokens
@@ -65,4 +76,5 @@ def engine(model: Any, job: Job, *, compiled: bool) -> Engine:
 @contextmanager
 def serve(job: Job, *, compiled: bool) -> Iterator[Engine]:
     """The dense model."""
-    yield engine(tda.load_model(job.model, dtype=job.dtype).model, job, compiled=compiled)
+    model = tda.load_model(job.model, dtype=job.dtype, device=job.device).model
+    yield engine(model, job, compiled=compiled)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from tda.process import ProcessStatus
 from tda.records import Commit, Machine
 
 OnToken = Callable[[int], None]
+Device = Literal["cpu", "cuda"]
 
 
 class Job(Frozen):
@@ -29,7 +30,9 @@ class Job(Frozen):
     requests : int
         Timed requests of one process, after one that is not timed.
     threads : int
-        Threads that compute.
+        Threads that compute on the CPU.
+    device : {"cpu", "cuda"}
+        Where the model lies.
     """
 
     model: str
@@ -38,6 +41,7 @@ class Job(Frozen):
     new_tokens: int = Field(ge=2)
     requests: int = Field(default=3, ge=1)
     threads: int = Field(ge=1)
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Engine:
     Attributes
     ----------
     answer : callable
-        ``answer(prompt, new_tokens, on_token)`` generates, and calls `on_token` with each token as soon as it is known.
+        ``answer(prompt, new_tokens, on_token)`` generates, and calls `on_token` with each token as soon as its id is on
+        the host: a step on a GPU has ended then.
     settings : callable
         What it ran with, asked once all requests are served.
     warm_up_tokens : int

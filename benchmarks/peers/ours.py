@@ -34,7 +34,7 @@ def calibrate(job: Job, *, file: Path, sparsity: float) -> None:
 @contextmanager
 def serve(job: Job, *, method: str, file: Path | None = None, **options: Any) -> Iterator[Engine]:
     """A method attached to the model, its thresholds from a file."""
-    model = tda.load_model(job.model, dtype=job.dtype).model
+    model = tda.load_model(job.model, dtype=job.dtype, device=job.device).model
     thresholds = None if file is None else tda.Thresholds.load(file)
     with tda.attach(model, method_named(method, **options), thresholds) as run:
 

@@ -35,7 +35,7 @@ class Goal:
         return next((name for name in ("strive", "must") if ratio.value >= getattr(self, name)), "missed")
 
 
-GOALS = (
+GOALS = (  # on a CPU
     Goal("tda dense", "hf eager", 1.7, 2.2),
     Goal("tda dense", "llama.cpp bf16", 0.8, 1.0),
     Goal("tda tda .5", "llama.cpp bf16", 1.2, 1.5),
@@ -95,6 +95,7 @@ def contestant_rows(plan: Plan, rows: Sequence[Row]) -> Iterator[dict[str, Any]]
             "new_tokens": plan.job.new_tokens,
             "threads": plan.job.threads,
             "cpu": plan.machine.cpu,
+            "gpu": plan.machine.gpu,
             "commit": plan.commit.hash,
             "dirty": plan.commit.dirty,
         }
@@ -103,9 +104,10 @@ def contestant_rows(plan: Plan, rows: Sequence[Row]) -> Iterator[dict[str, Any]]
 def markdown(plan: Plan, rows: Sequence[Row], table: pd.DataFrame) -> str:
     """The tables for readers."""
     job = plan.job
+    place = plan.machine.gpu or f"{job.threads} threads, {plan.machine.cpu}"
     lines = [
-        f"{job.model}, {len(job.prompt)} + {job.new_tokens} tokens, batch 1, {job.threads} threads,",
-        f"{plan.machine.cpu}. Medians over all requests; a ratio says how many times as fast a contestant decodes,",
+        f"{job.model}, {len(job.prompt)} + {job.new_tokens} tokens, batch 1, {place}.",
+        "Medians over all requests; a ratio says how many times as fast a contestant decodes,",
         "paired within a block, with its 95% interval over blocks. GB/s is the machine's stream bandwidth just before",
         "the processes: median (least to most).",
         "",
@@ -125,8 +127,10 @@ def markdown(plan: Plan, rows: Sequence[Row], table: pd.DataFrame) -> str:
             str(row["blocks"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| goal: decode of | over | value | must | strive | reached |", "|---|---|---|---|---|---|"]
-    for goal in GOALS:
+    goals = GOALS if job.device == "cpu" else ()
+    if goals:
+        lines += ["", "| goal: decode of | over | value | must | strive | reached |", "|---|---|---|---|---|---|"]
+    for goal in goals:
         ratio = speedup(rows, goal.contestant, goal.against)
         value, bounds = _estimate(ratio), f"{goal.must:g} | {goal.strive:g}"
         lines.append(f"| {goal.contestant} | {goal.against} | {value} | {bounds} | {goal.verdict(ratio)} |")

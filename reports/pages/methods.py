@@ -35,6 +35,7 @@ def _table(evidence: Evidence, block: Block) -> dict[str, object]:
     return {
         "machine": block.machine_label,
         "title": block.title,
+        "label": f"{block.machine_label}, {block.title}",
         "commit": evidence.by_hash[stop.commit],
         "dirty": stop.dirty,
         "columns": columns,

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def parse_seconds(text: str) -> float | None:
+def parse_seconds(text: str, what: str = "a budget") -> float | None:
     """Seconds of a duration such as ``90``, ``50s``, ``5m`` or ``1h30m``; None for ``none``.
 
     Raises
@@ -39,12 +39,27 @@ def parse_seconds(text: str) -> float | None:
     if word == "none":
         return None
     if not re.fullmatch(r"(\d+(\.\d+)?(h|min|m|s)?)+", word):
-        raise ValueError(f"a budget is a duration such as 50s, 5m or 1h30m, or none; got {text!r}")
+        raise ValueError(f"{what} is a duration such as 50s, 5m or 1h30m, or none; got {text!r}")
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)?", word)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if seconds <= 0:
-        raise ValueError(f"a budget must be more than zero seconds, got {text!r}")
+        raise ValueError(f"{what} must be more than zero seconds, got {text!r}")
     return seconds
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``16GB``, ``512MiB`` or ``1e9``.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or not more than zero.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    size = float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " ") if found else 0.0
+    if not 0 < size < 1e18:
+        raise ValueError(f"a size is bytes such as 16GB, 512MiB or 1e9, more than zero; got {text!r}")
+    return int(size)
 
 
 def parse_fraction(text: str) -> float | None:

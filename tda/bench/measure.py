@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method
 from tda.device import PeakMemory, RangeClock, Stopwatch
 from tda.engine import attach
+from tda.engine.backends.shelf import shelf
 from tda.engine.plain import plain
 from tda.engine.score import Scores, token_nll
 from tda.engine.session import Session
@@ -25,8 +26,10 @@ from tda.spans import recording
 from tda.telemetry import Change, Watch
 
 WARM_UP_TOKENS = 3
+DROPPED_PASSES = 1
+"""Passes of the prompt that are served first and not kept: clocks rise, and caches fill."""
 PASSES, MOST_PASSES = 2, 10
-"""Passes of the prompt in a round, at least and at most, each on a request of its own, its selection after it."""
+"""Passes that are kept of a round, at least and at most, each on a request of its own, its selection after it."""
 PASSES_MS = 150.0
 """More passes than the least are made while those before took less than this together."""
 RANGES = {"statistic": "statistic", "selection": "choice", "gather": "gather"}
@@ -108,7 +111,7 @@ class Pace:
     Attributes
     ----------
     fixed_s : float
-        To attach, and to read the stream bandwidth twice.
+        To attach as rounds do, and to read the stream bandwidth twice.
     prefill_s, step_s : float
         A pass of the prompt, and a decode step.
     """
@@ -121,7 +124,7 @@ class Pace:
         """About how long `time_case` takes."""
         passes = max(PASSES * self.prefill_s, PASSES_MS / 1000)
         steps = WARM_UP_TOKENS + 2 * new_tokens
-        return self.fixed_s + 2 * self.prefill_s + passes + steps * self.step_s
+        return self.fixed_s + (2 + DROPPED_PASSES) * self.prefill_s + passes + steps * self.step_s
 
 
 @torch.no_grad()
@@ -133,16 +136,24 @@ def pace(
     clock = Stopwatch(prompts.device)
     with clock.timing():
         stream.gb_per_s()
-    stream_s, begin = clock.ms / 1000, time.monotonic()
-    with plain(model), attach(model, method, execution=execution) as run:
-        attached_s = time.monotonic() - begin
-        session = Session(run, prompts, continuations)
-        session.serve(1)
-        session.watch = lambda phase: clock.timing()
-        session.prefill()
-        prefill_s = clock.ms / 1000
-        next(session.steps())
-    return Pace(attached_s + 2 * stream_s, prefill_s, clock.ms / 1000)
+    stream_s = clock.ms / 1000
+    with plain(model), shelf(model) as kept:
+        if kept.keeps:
+            attach_once(model, method, execution)
+        with attach(model, method, execution=execution) as run:
+            session = Session(run, prompts, continuations)
+            session.serve(1)
+            session.watch = lambda phase: clock.timing()
+            session.prefill()
+            prefill_s = clock.ms / 1000
+            next(session.steps())
+            return Pace(run.attachment.attached_ms / 1000 + 2 * stream_s, prefill_s, clock.ms / 1000)
+
+
+def attach_once(model: nn.Module, method: Method, execution: Execution) -> None:
+    """Attach a method and leave: on a shelf, what is dear is there for the next time."""
+    with plain(model), attach(model, method, execution=execution):
+        pass
 
 
 @torch.no_grad()
@@ -196,12 +207,20 @@ def time_case(
 
 
 def _prefill_passes(session: Session) -> tuple[Passes, Tensor]:
-    """Serve the prompt anew until there are passes enough; the last one's cache is there for decode, and its logits."""
+    """Serve the prompt anew until there are passes enough; the last one's cache is there for decode, and its logits.
+
+    Prefill and selection are each clocked by themselves. What was not served yet when the method was attached is
+    dropped: the first passes.
+    """
     device = session.device
     passes, clock, whole, ranges = Passes(), Stopwatch(device), Stopwatch(device), RangeClock(device)
     session.watch = lambda phase: clock.timing()
-    started = time.monotonic()
     with recording(ranges, profiler=False):
+        for _ in range(DROPPED_PASSES):
+            session.prefill()
+            session.select()
+        ranges.read()
+        started = time.monotonic()
         for number in range(MOST_PASSES):
             if number >= PASSES and time.monotonic() - started > PASSES_MS / 1000:
                 break
@@ -258,21 +277,48 @@ def _traffic(session: Session, steps: _Steps) -> Traffic:
     return decode_traffic(attached.model, attached.ffns, attached.method, kept, cached, len(prompts), session.cache)
 
 
+class FirstRequest(NamedTuple):
+    """What attaching and a first request take.
+
+    Attributes
+    ----------
+    attach_ms : float
+        To attach.
+    peak_bytes : int
+        Peak memory from before the method was attached until after the request.
+    problem : str or None
+        Why the peak is not known; None if it is.
+    """
+
+    attach_ms: float
+    peak_bytes: int
+    problem: str | None
+
+
 @torch.no_grad()
-def peak_memory(
+def first_request(
     model: nn.Module,
     method: Method,
     documents: Sequence[Document],
     execution: Execution,
-) -> tuple[int | None, str | None]:
-    """Peak bytes while a first request runs on a freshly attached method, or the reason why they are unknown."""
+) -> FirstRequest:
+    """Attach a method as a user does, and serve a request.
+
+    On CUDA the peak is that of attaching, while a graph's pool is allocated, or that of a further request, while the
+    pool is held: the greater one.
+    """
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
     gc.collect()
-    peak = PeakMemory(device)
+    peak, found = PeakMemory(device), 0
     with plain(model), attach(model, method, execution=execution) as run:
-        Session(run, prompts, continuations).serve(WARM_UP_TOKENS)
-    return (None, peak.problem) if peak.problem else (peak.read(), None)
+        session = Session(run, prompts, continuations)
+        session.serve(WARM_UP_TOKENS)
+        if peak.device.type == "cuda":
+            found, peak = peak.allocated(), PeakMemory(device)
+            session.serve(WARM_UP_TOKENS)
+            found = max(found, peak.read())
+    return FirstRequest(run.attachment.attached_ms, found or peak.read(), peak.problem)
 
 
 def as_scores(timing: Timing, continuations: Tensor) -> Scores:

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tda.bench.budget import MOST_ROUNDS, parse_fraction, parse_seconds
+from tda.bench.afford import Request, least_seconds
+from tda.bench.budget import MOST_ROUNDS, duration, parse_fraction, parse_seconds
 from tda.cases import Case, Control, MethodSpec
-from tda.config import BenchConfig
+from tda.config import BenchConfig, flag_of
 from tda.contracts import EXECUTIONS, Method, check_choice
 from tda.device import cache_bytes
 from tda.methods import METHODS, build
-from tda.models import LoadedModel, is_shape, larger_than_cache, needs_training
-from tda.names import Execution, Preset
+from tda.models import LoadedModel, is_shape, needs_training, parameter_count, sizes_beyond_cache
+from tda.names import Execution, Preset, Protocol
+from tda.tasks import Ask
+from tda.thresholds import WINDOW
 
 
 def unasked() -> tuple[str, ...]:
@@ -23,9 +26,27 @@ def unasked() -> tuple[str, ...]:
     return tuple(name for name, kind in METHODS.items() if kind.in_presets)
 
 
+PAPER = ("tt", "griffin", "tda")
+PAPER_MODELS = {
+    "facebook/opt-350m": "opt-350m",
+    "facebook/opt-2.7b": "opt-2.7b",
+    "google/gemma-2b": "gemma-2b",
+    "meta-llama/Llama-2-7b-hf": "llama-2-7b",
+    "meta-llama/Meta-Llama-3-8B": "llama-3-8b",
+    "mistralai/Mistral-7B-v0.1": "mistral-7b",
+}
+"""Hub ids of the models of the paper of TDA, smallest first, and the shape of each."""
+PAPER_TASKS = (
+    "hellaswag", "piqa", "copa", "arc_challenge", "boolq", "coqa", "qasper", "xsum", "cnn_dailymail",
+)  # fmt: skip
+TOGETHER = 16
+"""Requests of a task in a batch; one that does not fit is halved."""
 MISSION = ("dense", "tt", "griffin", "tda", "cats", "int8")
+ON_GPU = ("dense", "griffin", "tda", "cats", "tt")
 WIDE = "ref:wide"
 """The trained model whose quality and speed the presets measure."""
+AFFORDED = 0.5
+"""Part of a budget that the least of a model may take: the rest is for other sparsities, and for slower machines."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,11 @@ class Subject:
     speed: bool = True
     layer_sparsity_from: str | None = None
 
+    @property
+    def weight(self) -> int:
+        """Its part of the time: rounds take twice what quality does."""
+        return self.quality + 2 * self.speed
+
     def __post_init__(self) -> None:
         if self.quality:
             needs_training(self.model, "quality number")
@@ -81,9 +107,13 @@ class Plan:
     rounds : int
         Timed rounds; each runs every case once.
     documents : int
-        Documents scored.
+        Documents scored; 0 where tasks alone are.
     calibration_documents : int
         Documents that thresholds are made from.
+    tasks : tuple of Ask
+        Tasks of lm-eval that trained models are scored on.
+    protocol : str
+        Which tokens of the tasks' answers are computed sparsely, as for `tda.score`.
     recall : bool
         Whether questions over long contexts are asked, as many as documents; they take longer than the documents.
     batch, device, execution, seed
@@ -112,6 +142,8 @@ class Plan:
     rounds: int = 7
     documents: int = 48
     calibration_documents: int = 64
+    tasks: tuple[Ask, ...] = ()
+    protocol: Protocol = "all_sparse"
     recall: bool = True
     batch: int = 1
     device: str = "cpu"
@@ -129,9 +161,10 @@ class Plan:
     def __post_init__(self) -> None:
         limited = self.budget_s is not None or self.precision is not None
         object.__setattr__(self, "most_rounds", max(self.most_rounds, self.rounds) if limited else self.rounds)
-        for count, what in ((self.rounds, "rounds"), (self.documents, "documents"), (self.batch, "batch")):
-            if count < 1:
-                raise ValueError(f"{what} must be at least 1, got {count}")
+        least = {"rounds": 1, "documents": 0 if self.tasks else 1, "batch": 1}
+        for what, count in least.items():
+            if getattr(self, what) < count:
+                raise ValueError(f"{what} must be at least {count}, got {getattr(self, what)}")
         check_choice("execution", self.execution, EXECUTIONS)
         list(self.build())
 
@@ -221,37 +254,35 @@ PRESETS: dict[Preset, Plan] = {
         documents=96,
     ),
     "paper": Plan(
-        (
-            Subject(WIDE, prompt_tokens=256, new_tokens=128),
-            *(
-                _shape(name, prompt_tokens=512, new_tokens=128)
-                for name in ("opt-350m", "opt-2.7b", "gemma-2b", "llama-2-7b", "llama-3-8b", "mistral-7b")
-            ),
-        ),
-        sparsities=(0.25, 0.5, 0.75, 0.9),
-        rounds=11,
-        documents=96,
-    ),
-    "gpu": Plan(
-        (
-            _reference("swiglu"),
-            _shape("llama-3-8b", prompt_tokens=512, new_tokens=64, layer_sparsity_from="ref:swiglu"),
-        ),
-        sparsities=(0.5, 0.75),
+        tuple(Subject(name, prompt_tokens=512, new_tokens=128, dtype="bfloat16") for name in PAPER_MODELS),
+        methods=PAPER,
+        speed_methods=("dense", *PAPER),
+        tasks=tuple(Ask(name) for name in PAPER_TASKS),
+        documents=0,
         device="cuda",
-        budget_s=180,
-        precision=0.02,
-        most_rounds=MOST_ROUNDS,
+    ),
+    # 10 cases (dense, its A/A control, four methods at two sparsities), 5 rounds, 512 prompt and 32 new tokens. The
+    # sparsity is the same in all layers: to imitate those of a trained model one would have to be scored first.
+    "gpu": Plan(
+        (_shape("llama-3-8b", prompt_tokens=512, new_tokens=32, layer_sparsity_from=None),),
+        methods=ON_GPU,
+        sparsities=(0.5, 0.75),
+        speed_methods=ON_GPU,
+        rounds=5,
+        device="cuda",
+        budget_s=120,
     ),
 }
-"""Presets by name. `plan_of` takes their model of both axes in a size that no cache holds."""
+"""Presets by name. `plan_of` takes their model of both axes in a size that no cache holds, if the budget affords it."""
 
 
 SIZES = ("prompt_tokens", "new_tokens", "dtype")
 """Options that are fields of every `Subject`."""
 SAME = ("sparsities", "documents", "calibration_documents", "batch", "device", "execution", "seed", "text",
-        "calibration_text", "revision", "trust_remote_code")  # fmt: skip
+        "calibration_text", "revision", "trust_remote_code", "protocol")  # fmt: skip
 """Options that a `Plan` calls by the same name."""
+OF_TASKS = ("task_data", "items", "shots", "chat_template")
+"""Options that say how tasks are asked."""
 
 
 def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
@@ -259,7 +290,8 @@ def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
 
     Models take the place of the preset's. A trained one gets a quality and a speed; a shape gets a speed, with the
     achieved sparsity per layer of the first trained one. Methods that are named are timed too. A preset's own model of
-    both axes has the smallest size that is at least three times the last-level cache.
+    both axes has the smallest size that is at least three times the last-level cache; on a CPU with a budget, the
+    largest up to that one that the budget affords, which is the same in every run on a machine.
 
     Parameters
     ----------
@@ -275,11 +307,21 @@ def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
     """
     plan = PRESETS[config.preset]
     changes: dict[str, Any] = {name: value for name in SAME if (value := getattr(config, name)) not in (None, ())}
-    if config.rounds is not None:
+    if config.rounds:
         changes |= {"rounds": config.rounds, "most_rounds": config.rounds}
     named: tuple[MethodSpec | Method, ...] = (*config.methods, *methods)
     if named:
         changes |= {"methods": named, "speed_methods": tuple(dict.fromkeys(method.name for method in named))}
+    tasks = [Ask(name) for name in config.tasks] or plan.tasks
+    if tasks:  # they take the time that they take, unless one is asked for
+        _check_data([task.name for task in tasks], config.task_data)
+        changes |= {"tasks": tuple(_ask(task, config) for task in tasks), "budget_s": None}
+        if config.documents is None and config.text is None and not all(n.startswith("ref:") for n in config.models):
+            changes["documents"] = 0  # the built-in stories say little of such a model
+    elif alone := [
+        flag_of(name) for name in OF_TASKS if getattr(config, name) is not None and getattr(config, name) is not False
+    ]:
+        raise ValueError(f"{', '.join(alone)}: for tasks, and none is named; give --task NAME")
     if config.budget is not None:
         changes["budget_s"] = parse_seconds(config.budget)
     if config.precision is not None:
@@ -288,28 +330,87 @@ def plan_of(config: BenchConfig, methods: Sequence[Method] = ()) -> Plan:
     if config.models:
         trained = [name for name in config.models if not is_shape(name)]
         profile = trained[0] if trained else None
-        subjects = tuple(_subject(name, profile) for name in sorted(config.models, key=is_shape))
+        subjects = tuple(_subject(name, profile, plan) for name in sorted(config.models, key=is_shape))
     sizes = {name: value for name in SIZES if (value := getattr(config, name)) is not None}
+    if config.rounds == 0:
+        sizes["speed"] = False
     subjects = tuple(replace(subject, **sizes) for subject in subjects)
-    if not config.models:
-        subjects = _beyond_cache(subjects, config.device or plan.device)
-    return replace(plan, subjects=subjects, **changes)
+    if nothing := [subject.model for subject in subjects if not (subject.quality or subject.speed)]:
+        raise ValueError(f"without timed rounds there is nothing to measure of {', '.join(nothing)}: no text is scored")
+    whole = replace(plan, subjects=subjects, **changes)
+    return whole if config.models else _in_size(whole)
 
 
-def _beyond_cache(subjects: Sequence[Subject], device: str) -> tuple[Subject, ...]:
-    """The model of both axes in a size that the device's caches do not hold, wherever it is named."""
-    both = [subject for subject in subjects if subject.model == WIDE]
-    if not both:
-        return tuple(subjects)
-    taken = larger_than_cache(WIDE, getattr(torch, both[0].dtype).itemsize, cache_bytes(device))
-    return tuple(
-        replace(
-            subject,
-            model=taken if subject.model == WIDE else subject.model,
-            layer_sparsity_from=taken if subject.layer_sparsity_from == WIDE else subject.layer_sparsity_from,
-        )
-        for subject in subjects
+def _in_size(plan: Plan) -> Plan:
+    """The plan with its model of both axes in a size that the device's caches do not hold, or that it has time for."""
+    both = next((subject for subject in plan.subjects if subject.model == WIDE), None)
+    if both is None:
+        return plan
+    taken = next(size for size in reversed(_sizes(plan, both)) if size == WIDE or _affords(plan, both, size))
+    return replace(
+        plan,
+        subjects=tuple(
+            replace(
+                subject,
+                model=taken if subject.model == WIDE else subject.model,
+                layer_sparsity_from=taken if subject.layer_sparsity_from == WIDE else subject.layer_sparsity_from,
+            )
+            for subject in plan.subjects
+        ),
     )
+
+
+def _sizes(plan: Plan, subject: Subject) -> tuple[str, ...]:
+    """Sizes of the model of both axes, up to the one that is wanted."""
+    return sizes_beyond_cache(WIDE, _itemsize(subject), cache_bytes(plan.device))
+
+
+def _itemsize(subject: Subject) -> int:
+    size: int = getattr(torch, subject.dtype).itemsize
+    return size
+
+
+def _affords(plan: Plan, subject: Subject, size: str) -> bool:
+    """Whether a plan's budget, shared among its models, has time for a size; a GPU has."""
+    if plan.budget_s is None or plan.device != "cpu":
+        return True
+    length = 1 << (max(subject.prompt_tokens, 2 * WINDOW) - 1).bit_length()
+    asked = Request(
+        prompt_tokens=subject.prompt_tokens,
+        new_tokens=subject.new_tokens,
+        batch=plan.batch,
+        documents=plan.documents,
+        calibration_tokens=plan.calibration_documents * length * any(built.needs_fit for built in plan.build()),
+        cases=len({"dense", *plan.speed_methods}),
+    )
+    weights, cache = parameter_count(size), cache_bytes(plan.device) or 0
+    needed = least_seconds(asked, weights, weights * _itemsize(subject), cache, torch.get_num_threads())
+    return needed <= AFFORDED * plan.budget_s / len(plan.subjects)
+
+
+def size_notice(config: BenchConfig, plan: Plan) -> str | None:
+    """A sentence where a preset's model is smaller than wanted, because the budget is short; None elsewhere."""
+    both = next((subject for subject in plan.subjects if subject.model.startswith(WIDE)), None)
+    if config.models or both is None or plan.budget_s is None:
+        return None
+    wanted = _sizes(plan, both)[-1]
+    if both.model == wanted:
+        return None
+    cache = f"{(cache_bytes(plan.device) or 0) / 1e6:.0f} MB of last-level cache"
+    return (
+        f"the model is {both.model}: a budget of {duration(plan.budget_s)} is too short for {wanted}, "
+        f"the size wanted beside {cache}; give a longer --budget for a larger one"
+    )
+
+
+def without_budget(config: BenchConfig, plan: Plan) -> BenchConfig:
+    """The configuration that measures a plan's cases however long it takes: its model in the same size."""
+    free = config.model_copy(update={"budget": "none"})
+    if len(plan.subjects) > 1 or plan_of(free).subjects == plan.subjects:
+        return free
+    subject = plan.subjects[0]
+    sizes = {name: getattr(subject, name) for name in SIZES}
+    return free.model_copy(update={"models": (subject.model,), **sizes})
 
 
 def plan_for(
@@ -384,7 +485,28 @@ def _asked(plan: Plan, spec: MethodSpec) -> MethodSpec:
     return spec.model_copy(update={"options": told})
 
 
-def _subject(model: str, profile: str | None) -> Subject:
+def _check_data(tasks: Sequence[str], folder: Path | None) -> None:
+    """Raise ValueError if a folder of local data holds none of some tasks."""
+    files = [f"{task}.jsonl" for task in tasks]
+    if folder is not None and not any((folder / file).is_file() for file in files):
+        raise ValueError(f"{folder} holds no data of the tasks asked for: {', '.join(files)}")
+
+
+def _ask(task: Ask, config: BenchConfig) -> Ask:
+    """A task with its local file, where there is one, and what else is asked of it."""
+    file = None if config.task_data is None else config.task_data / f"{task.name}.jsonl"
+    return replace(
+        task,
+        data=file if file is not None and file.is_file() else None,
+        shots=task.shots if config.shots is None else config.shots,
+        items=task.items if config.items is None else config.items,
+        chat=task.chat or config.chat_template,
+    )
+
+
+def _subject(model: str, profile: str | None, plan: Plan) -> Subject:
+    if plan.tasks:  # a preset of tasks has one size of request for all of its models
+        return replace(plan.subjects[0], model=model, quality=not is_shape(model))
     if is_shape(model):
         return Subject(model, prompt_tokens=128, dtype="bfloat16", quality=False, layer_sparsity_from=profile)
     return Subject(model)

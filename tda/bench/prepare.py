@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from tda.models.digest import weights_digest
 from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
 from tda.quality.documents import read_jsonl, text_facts
 from tda.quality.recall import Question
+from tda.tasks import check_extra
 from tda.thresholds import WINDOW, Thresholds
 from tda.view import FFN
+
+if TYPE_CHECKING:
+    from tda.tasks.run import Prepared as Task
 
 Profile = Mapping[MethodSpec, Sequence[float]]
 """Achieved sparsity per layer, by method."""
@@ -54,6 +58,8 @@ class Prepared:
         What is measured on it, fitted where that is needed, and on which inputs.
     left_out : list of str
         Why a method is not defined for this model, and which questions are too long for it.
+    tasks : list of tda.tasks.run.Prepared
+        Tasks of lm-eval with their items.
     """
 
     model: nn.Module
@@ -63,6 +69,7 @@ class Prepared:
     questions: list[Question]
     methods: list[tuple[Method, Inputs]]
     left_out: list[str]
+    tasks: list["Task"] = field(default_factory=list)
 
 
 def check_texts(plan: Plan) -> None:
@@ -137,12 +144,13 @@ def prepare(
     methods, left_out = _defined(plan, find_ffns(model)[0])
     if len(questions) < len(asked):
         left_out.append(f"{len(asked) - len(questions)} of {len(asked)} recall questions are longer than its context")
-    prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out)
+    tasks = _tasks(plan, subject, model, tokenizer, any(method.needs_fit for method in methods), say)
+    prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out, tasks)
     inputs = _inputs(plan, subject, prepared)
     if artifact is not None and (told := artifact.foreign(subject.model, inputs.weights)):
         say(told)
     if artifact is not None:
-        methods = _fitted_with(artifact, methods)
+        methods = fitted_with(artifact, methods)
     calibration = _Calibration(plan, subject, prepared, inputs, folder, profile, deadline)
     thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():
@@ -152,7 +160,38 @@ def prepare(
         name = _name(method)
         fitted = method.with_thresholds(thresholds[name]) if name in thresholds else method
         prepared.methods.append((fitted, made_for))
+    _check_tasks(prepared)
     return prepared
+
+
+def _tasks(
+    plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any, calibrated: bool, say: Callable[[str], None]
+) -> list["Task"]:
+    """The plan's tasks with their items, none of which may stand in the calibration text."""
+    if not plan.tasks or not subject.quality:
+        return []
+    check_extra()
+    from tda.tasks import leaks, run
+
+    tasks = run.prepare(plan.tasks, tokenizer, say=say)
+    positions = context_length(text_config(model))
+    for task in tasks:
+        if positions is not None and task.new_tokens >= positions:
+            told = f"{task.new_tokens} new tokens, and {subject.model} has {positions} positions"
+            raise ValueError(f"task {task.asked.name} asks for {told}")
+    if calibrated and plan.calibration_text is not None:
+        leaks.check(read_jsonl(plan.calibration_text), [task.asked for task in tasks])
+    return tasks
+
+
+def _check_tasks(prepared: Prepared) -> None:
+    """Raise ValueError if thresholds that came from elsewhere were made from text that a task asks."""
+    if not prepared.tasks:
+        return
+    from tda.tasks import leaks
+
+    for thresholds in {id(one.thresholds): one.thresholds for one, _ in prepared.methods if one.thresholds}.values():
+        leaks.check_thresholds(thresholds, prepared.tokenizer, [task.asked for task in prepared.tasks])
 
 
 def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:
@@ -197,7 +236,7 @@ def _defined(plan: Plan, ffn: FFN) -> tuple[list[Method], list[str]]:
     return methods, list(dict.fromkeys(left_out))
 
 
-def _fitted_with(artifact: Thresholds, methods: Sequence[Method]) -> list[Method]:
+def fitted_with(artifact: Thresholds, methods: Sequence[Method]) -> list[Method]:
     """Methods, those that thresholds were made for fitted with them."""
     needy = [method for method in methods if method.needs_fit]
     served = [method for method in needy if method.is_served_by(artifact)]

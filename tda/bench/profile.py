@@ -21,16 +21,17 @@ from tda.bench.prepare import Prepared, prepare
 from tda.cases import Case, Inputs, MethodSpec, describe, digest_of
 from tda.contracts import Method
 from tda.engine import attach
+from tda.engine.backends.shelf import shelf
 from tda.engine.context import check_context
 from tda.engine.plain import notice, plain
 from tda.engine.session import Session
 from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape
 from tda.names import Execution
-from tda.profiler.capture import STEPS, WARM_STEPS, count, memory_snapshot, peaks, record, serve, tabulate
+from tda.profiler.capture import STEPS, WARM_STEPS, count, memory_snapshot, peaks, record, record_order, serve, tabulate
 from tda.profiler.overhead import Overhead, measure_overhead
 from tda.profiler.records import Profile, Timed
-from tda.profiler.store import MEMORY, TRACE, write_profile
+from tda.profiler.store import MEMORY, ORDER, TRACE, write_profile
 from tda.quality import Document, rows_of
 from tda.records import join_flags
 from tda.schedule import balanced
@@ -118,6 +119,13 @@ class _SubjectProfile:
         if told := notice(prepared.model):
             self.say(f"{self.subject.model}: {told}")
         check_context(prepared.model, self.subject.prompt_tokens, least)
+        with shelf(prepared.model):
+            profiles = self._profiles(prepared)
+        if (told := kernels.untuned()) is not None:
+            self.say(f"{self.subject.model}: {told}")
+        return profiles
+
+    def _profiles(self, prepared: Prepared) -> list[Profile]:
         timed = self._time(prepared)
         device = next(prepared.model.parameters()).device
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
@@ -167,10 +175,13 @@ class _SubjectProfile:
             memory = peaks(session)
             telemetry = _watch(session)
             plain_us = record(session, folder / TRACE)
+            order = record_order(session, folder / ORDER)
             counter = count(session)
             if device.type == "cuda":
                 memory_snapshot(session, folder / MEMORY)
-        table = tabulate(folder / TRACE, counter, self.overhead, plain_us)
+        table = tabulate(folder / TRACE, counter, self.overhead, plain_us, order)
+        for sentence in table.untold:
+            self.say(f"{self.subject.model}: {sentence}")
         traffic = timings[0].traffic
         profile = Profile(
             case=case,
@@ -188,6 +199,7 @@ class _SubjectProfile:
                 "operator": table.overhead.op,
                 "range": table.overhead.span,
                 "stage": table.overhead.stage,
+                "kernel": table.overhead.kernel,
             },
             timed=Timed(
                 prefill_ms=tuple(median(timing.passes.prefill) for timing in timings),
@@ -202,6 +214,7 @@ class _SubjectProfile:
             memory=memory,
             telemetry=telemetry,
             trace=TRACE,
+            untold=table.untold,
         )
         write_profile(folder, profile)
         return profile

@@ -3,6 +3,7 @@
 import threading
 import time
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,19 @@ from tda.bench.budget import Deadline, duration
 
 EVERY_S = 15.0
 """Seconds between two lines where there is no terminal."""
+
+
+class Steps(Protocol):
+    """Who is told of every step of a bench."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage of so many steps; 0 where that is not known."""
+
+    def go_on(self, name: str, steps: int) -> None:
+        """Go on with the stage under another name; so many steps of it are left."""
+
+    def advance(self, steps: int = 1) -> None:
+        """So many more steps are done."""
 
 
 class Progress:

@@ -5,17 +5,20 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from rich.markup import escape
 from torch import Tensor
 
+from tda import kernels
 from tda.bench.budget import LEAST_TOKENS, MARGIN, Deadline, take
 from tda.bench.cells import Cell, Span, essential, new_record
-from tda.bench.measure import Timing, as_scores, pace, time_case
+from tda.bench.measure import Timing, as_scores, attach_once, pace, time_case
 from tda.bench.outcome import absent, doubts, speed
 from tda.bench.stage import Stage
-from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, gpu_use
+from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, SAMPLED_BEFORE, gpu_use
+from tda.engine.backends.shelf import shelf
 from tda.engine.plain import told
 from tda.engine.score import Scores, score
 from tda.finite import NotFiniteError
@@ -45,6 +48,8 @@ class Rounds:
     stage: Stage
     deadline: Deadline
     _stream: Stream | None = None
+    _used: dict[tuple[str, str], dict[str, Measurement]] = field(default_factory=dict)  # of the GPU, by series
+    _sampling_s: float = 0.0
 
     def pace(self) -> float:
         """Seconds that a round of dense will take; a shape gets fewer new tokens where its cases fit with them only."""
@@ -75,6 +80,27 @@ class Rounds:
 
     def run(self, cells: Sequence[Cell], dense_s: float) -> None:
         """Rounds of the cells, until each has been measured as often as asked, or exactly enough, or time is up."""
+        with shelf(self.stage.prepared.model) as kept:
+            if kept.keeps:
+                self._attach(cells)
+            self._repeat(cells, dense_s)
+        if (notice := kernels.untuned()) is not None:
+            self.stage.say(escape(f"{self.stage.subject.model}: {notice}"))
+
+    def _attach(self, cells: Sequence[Cell]) -> None:
+        """Attach every case once, so that the first round takes as long as the others."""
+        stage, begin = self.stage, time.monotonic()
+        model, last = stage.prepared.model, stage.plan.rounds
+        stage.progress.stage(f"{stage.subject.model}: attaching", len(cells))
+        for cell in cells:
+            if stage.store.missing(cell.place(last)) and self.deadline.left > 0:
+                with suppress(Exception):  # the round that meets it again tells of it
+                    attach_once(model, cell.method, stage.execution(cell.method))
+            stage.progress.advance()
+        seconds = time.monotonic() - begin
+        stage.say(escape(f"{stage.subject.model}: attached {len(cells)} cases in {seconds:.1f} s, for all rounds"))
+
+    def _repeat(self, cells: Sequence[Cell], dense_s: float) -> None:
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
         costs = {cell.series: dense_s for cell in cells}
         self.stage.progress.stage(f"{model}: rounds", 0)
@@ -103,12 +129,12 @@ class Rounds:
                 fit = f"{rounds} round{'s' * (rounds > 1)} of {len(active)} of {len(cells)} cases"
                 self.stage.say(escape(f"{model}: there is time for {fit}"))
             self.stage.progress.go_on(f"{model}: round {number}", max(rounds - number + 1, 1) * len(active))
-            started = time.monotonic()
+            started, self._sampling_s = time.monotonic(), 0.0
             took = self._round(active, number, rounds)
             if not took and self.deadline.is_set and self.deadline.left <= 0:
                 return
-            if took:  # scoring and telemetry after the times are shared by all
-                shared = time.monotonic() - started - sum(span.seconds for _, _, span in took)
+            if took:  # scoring after the times is shared by all; telemetry comes once
+                shared = time.monotonic() - started - self._sampling_s - sum(span.seconds for _, _, span in took)
                 costs |= {cell.series: span.seconds + shared / len(took) for cell, _, span in took}
 
     def _last_round(self, active: Sequence[Cell]) -> int:
@@ -160,7 +186,7 @@ class Rounds:
 
     def _scores_round(self, number: int) -> bool:
         """Whether a round's tokens are scored too: those of its first pass over the documents."""
-        return self.stage.subject.quality and number <= self.stage.plan.rounds
+        return self.stage.scores_documents and number <= self.stage.plan.rounds
 
     def _time(self, cell: Cell, number: int, took: list[Took]) -> None:
         started = time.monotonic()
@@ -181,9 +207,19 @@ class Rounds:
         return self._stream
 
     def _gpu_use(self, cell: Cell, number: int) -> dict[str, Measurement]:
-        """The telemetry pass of a case, when all times of the round are taken; if it fails, those stay."""
+        """The telemetry of a case: of its first round, when all times of that are taken."""
         if self.stage.plan.device == "cpu":
             return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
+        before = self._used.get(cell.series)
+        if before is not None:
+            return absent({name: part.missing or SAMPLED_BEFORE for name, part in before.items()})
+        begin = time.monotonic()
+        self._used[cell.series] = self._sampled(cell, number)
+        self._sampling_s += time.monotonic() - begin
+        return self._used[cell.series]
+
+    def _sampled(self, cell: Cell, number: int) -> dict[str, Measurement]:
+        """The telemetry pass of a case; if it fails, the times stay."""
         try:
             with self.stage.store.running(cell.place(number)):
                 return gpu_use(

@@ -1,9 +1,11 @@
 """Run a plan: every model once, its cases interleaved in rounds, records appended as they come."""
 
 import gc
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,18 @@ from torch import nn
 
 from tda import device as facts
 from tda import kernels
-from tda.bench.budget import NO_END, Deadline, duration
+from tda.bench.budget import NO_END, Deadline
 from tda.bench.cells import Span, new_record
-from tda.bench.plan import Plan, Subject, plan_for
-from tda.bench.prepare import expected_seconds
-from tda.bench.probe import dies_alone
+from tda.bench.plan import Plan, plan_for
 from tda.bench.progress import Progress
-from tda.bench.store import Place, Store
-from tda.bench.subject import measure
+from tda.bench.store import Folder, Store
+from tda.bench.subject import measure_model
+from tda.bench.supervisor import SILENCE_S, Limits, Message, supervised
+from tda.bench.worker import order_of
 from tda.cases import MethodSpec
 from tda.contracts import Method
 from tda.process import alone
-from tda.records import LeftOut, Record
+from tda.records import Failure, LeftOut, Record, merge
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Bench:
         When measuring is to have ended; set where the plan has a budget.
     command : str
         What measures that which the budget left out.
+    limits : Limits or None
+        Each model is measured in a worker process within these limits; None measures here, in this process.
     """
 
     plan: Plan
@@ -50,6 +54,7 @@ class Bench:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     deadline: Deadline = field(default_factory=Deadline)
     command: str = "tda.run_bench with the same options and no budget"
+    limits: Limits | None = None
 
     def run(self) -> list[Record]:
         """Measure what is not measured yet; return the folder's merged records.
@@ -67,62 +72,70 @@ class Bench:
             return self._run()
 
     def _run(self) -> list[Record]:
-        say = self.console.print
         if notice := kernels.notice(self.plan.device):
-            say(f"[yellow]{escape(notice)}")
-        machine, commit = facts.machine(self.plan.device), facts.commit()
-        store = Store(self.out, machine, commit, lambda text: say(f"[yellow]{escape(text)}"))
-        self._look_at(store, store.left_running())
-        store.note_left_out([])
+            self._warn(notice)
+        folder = Folder(self.out, self._warn)
+        folder.check_commit(facts.commit())
+        folder.check_machine(facts.machine(self.plan.device))
+        folder.note_left_out([])
         with Progress(self.console, self.deadline) as progress:
-            left_out: list[LeftOut] = []
-            for place, subject in enumerate(self.plan.subjects):
-                deadline = self.deadline.part(_weight(subject) / sum(map(_weight, self.plan.subjects[place:])))
-                late = _no_time(self.plan, subject, deadline)
-                if late is not None:
-                    left_out.append(LeftOut(model=subject.model, what="everything", reason=late, command=self.command))
-                    continue
-                left_out += measure(
-                    self.plan,
-                    subject,
-                    self.out,
-                    store,
-                    progress,
-                    say,
-                    deadline,
-                    self.command,
-                )
-                store.note_left_out(left_out)
-                gc.collect()
-            store.note_left_out(left_out)
-        return store.merged()
+            if self.limits is None:
+                self._measure_here(folder, progress)
+            else:
+                self._measure_apart(folder, progress, self.limits)
+        return merge(folder.records)
 
-    def _look_at(self, store: Store, died: Place | None) -> None:
-        """Try the case in which an earlier run was killed in a process of its own: if that dies too, it is given up."""
-        if died is None:
-            return
-        started = time.monotonic()
-        self.console.print(escape(f"an earlier run was killed in {died.case}: trying it alone"))
-        reason = dies_alone(self.plan, died.case)
-        if reason is not None:
-            told = f"it ends the process, alone too: {reason}"
-            store.keep([new_record(self.plan, died, "crash", Span.since(started), reason=told)])
-            self.console.print(f"[red]{escape(f'{died.case} is given up: {told}')}")
+    def _say(self, told: str) -> None:
+        self.console.print(told)
 
+    def _warn(self, told: str) -> None:
+        self._say(f"[yellow]{escape(told)}")
 
-def _no_time(plan: Plan, subject: Subject, deadline: Deadline) -> str | None:
-    """Why a model is not even loaded; None where there is time."""
-    if not deadline.is_set:
-        return None
-    if deadline.left <= 0:
-        return "no time"
-    needed = expected_seconds(plan, subject)
-    return f"loading and calibrating take about {duration(needed)}" if needed > deadline.left else None
+    def _measure_here(self, folder: Folder, progress: Progress) -> None:
+        """Measure in this process: if it dies, the next run is told in which case."""
+        if (died := folder.left_running()) is not None:
+            told, failure = "an earlier run ended in it", Failure(kind="lost")
+            folder.keep(
+                [new_record(self.plan, died, "crash", Span.since(time.monotonic()), reason=told, failure=failure)]
+            )
+            self._warn(f"{died.case}: {told}")
+        store, left_out, subjects = Store(folder.path, folder.records, folder), list[LeftOut](), self.plan.subjects
+        for number, subject in enumerate(subjects):
+            deadline = self.deadline.part(subject.weight / sum(one.weight for one in subjects[number:]))
+            left_out += measure_model(self.plan, subject, store, progress, self._say, deadline, self.command)
+            folder.note_left_out(left_out)
+            gc.collect()
 
+    def _measure_apart(self, folder: Folder, progress: Progress, limits: Limits) -> None:
+        """Measure each model in a worker process, whose records are kept here."""
+        orders = [order_of(self.plan, number, self.out, self.command) for number in range(len(self.plan.subjects))]
+        left_out: list[LeftOut] = []
+        limits = replace(limits, seconds=self.deadline.left if self.deadline.is_set else None)
+        with closing(supervised(orders, folder.records, limits)) as messages:
+            for message in messages:
+                self._take(message, folder, progress, left_out)
 
-def _weight(subject: Subject) -> int:
-    """A model's part of the time: rounds take twice what quality does."""
-    return subject.quality + 2 * subject.speed
+    def _take(self, message: Message, folder: Folder, progress: Progress, left_out: list[LeftOut]) -> None:
+        kind, value = message
+        if kind == "hello":
+            facts.check_same_code(value[1])
+            folder.check_machine(value[0])
+        elif kind == "say":
+            self._say(value)
+        elif kind in ("stage", "go_on"):
+            getattr(progress, kind)(*value)
+        elif kind == "advance":
+            progress.advance(value)
+        elif kind == "records":
+            folder.keep(value)
+        elif kind == "left_out":
+            left_out += value
+            folder.note_left_out(left_out)
+        elif kind == "raised":
+            raise value
+        elif kind == "stderr":
+            sys.stderr.buffer.write(value)
+            sys.stderr.flush()
 
 
 def run_bench(
@@ -130,6 +143,7 @@ def run_bench(
     *,
     models: Sequence[str | nn.Module | tuple[nn.Module, Any]] = (),
     methods: Sequence[str | MethodSpec | Method] = (),
+    isolate: bool = False,
     **options: Any,
 ) -> list[Record]:
     """Measure a matrix as ``tda bench`` does, without its page: what suites call, on older commits too.
@@ -143,6 +157,9 @@ def run_bench(
         speed on random tokens, and no quality.
     methods : sequence
         Specs such as ``"tda:statistic=max"``, or methods.
+    isolate : bool
+        Whether each model is measured in a worker process, as the command does it: a crash or a hang is a record, and
+        ends nothing here. Models then have names, and methods come from modules that a process can import.
     **options
         The other fields of `tda.config.BenchConfig`: the command's options by the same names. Without a `budget` and a
         `precision`, unlike the command's presets, everything is measured as often as asked.
@@ -156,9 +173,12 @@ def run_bench(
     ------
     ValueError
         If the folder holds results of another commit or machine, or an option is wrong.
+    TypeError
+        If a model or a method cannot be handed to a worker process.
     OSError
         If the folder cannot be written.
     """
     plan = plan_for(models, methods, {"budget": "none", "precision": "none", **options})
     deadline = NO_END if plan.budget_s is None else Deadline(time.monotonic() + plan.budget_s)
-    return Bench(plan, Path(out), console=Console(stderr=True, quiet=True), deadline=deadline).run()
+    limits = Limits(silence_s=SILENCE_S) if isolate else None
+    return Bench(plan, Path(out), console=Console(stderr=True, quiet=True), deadline=deadline, limits=limits).run()

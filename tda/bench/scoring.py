@@ -90,7 +90,7 @@ class Scoring:
         found = self.stage.store.found(place)
         if found is None or deadline.is_set:
             return self.stage.store.missing(place)
-        return len(found.samples("nll_nats")) < len(self.stage.prepared.scored)
+        return len(found.samples("nll_nats")) < len(self.stage.prepared.scored) and not self.stage.store.given_up(place)
 
     def _recall_factor(self, dense_s: float) -> float:
         """What recall makes of the cost of a batch of documents, measured on dense."""

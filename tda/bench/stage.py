@@ -4,24 +4,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from rich.markup import escape
 
 from tda.bench.budget import OutOfTimeError
 from tda.bench.cells import Cell, Span, new_record
-from tda.bench.measure import peak_memory
+from tda.bench.measure import first_request
 from tda.bench.outcome import absent
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared
-from tda.bench.progress import Progress
+from tda.bench.progress import Steps
 from tda.bench.store import Place, Store
 from tda.cases import describe
 from tda.contracts import Method
+from tda.device import failure_kind
 from tda.metrics import METRICS
 from tda.names import Execution
 from tda.quality import Document
 from tda.quality.documents import built_in_uses
-from tda.records import SPEED, Flag, FlagName, LeftOut, Measurement, Status
+from tda.records import FAILURES, SPEED, Failure, Flag, FlagName, LeftOut, Measurement
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Stage:
         What is measured.
     store : Store
         Where records go.
-    progress : Progress
+    progress : Steps
         Told of every step.
     say : callable
         Told, in a sentence, what a user should know.
@@ -42,16 +42,19 @@ class Stage:
         What measures that which there was no time for.
     left_out : list of LeftOut
         What that is.
+    attached : bool
+        Whether it was told what attaching takes.
     """
 
     plan: Plan
     subject: Subject
     prepared: Prepared
     store: Store
-    progress: Progress
+    progress: Steps
     say: Callable[[str], None]
     command: str
     left_out: list[LeftOut] = field(default_factory=list)
+    attached: bool = False
 
     # What is left out.
 
@@ -67,6 +70,11 @@ class Stage:
         self.left_out.append(LeftOut(model=self.subject.model, what=what, reason=reason, command=self.command))
 
     # What is done alike in all stages.
+
+    @property
+    def scores_documents(self) -> bool:
+        """Whether likelihoods over documents are measured."""
+        return self.subject.quality and self.plan.documents > 0
 
     def is_timed(self, cell: Cell) -> bool:
         """Whether a cell is among the timed ones."""
@@ -84,13 +92,17 @@ class Stage:
         return self.prepared.timed[first : first + self.plan.batch]
 
     def memory(self, cell: Cell) -> dict[str, Measurement]:
-        """Peak memory of a cell's first request."""
+        """What attaching took, and peak memory of a cell's first request."""
         batch = self.prepared.timed[: self.plan.batch]
-        execution = self.execution(cell.method)
-        peak, problem = peak_memory(self.prepared.model, cell.method, batch, execution)
-        if peak is None:
-            return absent({"peak_memory_bytes": problem or "unknown"})
-        return {"peak_memory_bytes": Measurement.of("peak_memory_bytes", [peak])}
+        found = first_request(self.prepared.model, cell.method, batch, self.execution(cell.method))
+        if not self.attached:
+            told = describe(cell.case, [cell.case], model=False)
+            self.say(escape(f"{self.subject.model}: attaching {told} took {found.attach_ms / 1000:.1f} s"))
+        self.attached = True
+        measured = {"attach_ms": Measurement.of("attach_ms", [found.attach_ms])}
+        if found.problem is not None:
+            return measured | absent({"peak_memory_bytes": found.problem})
+        return measured | {"peak_memory_bytes": Measurement.of("peak_memory_bytes", [found.peak_bytes])}
 
     def keep_first(
         self,
@@ -125,7 +137,7 @@ class Stage:
             return {}
         told = built_in_uses(
             model,
-            scored=self.subject.quality and plan.text is None,
+            scored=self.scores_documents and plan.text is None,
             calibrated=cell.method.needs_fit and plan.calibration_text is None,
         )
         return {"built_in_text": Flag(raised=told is not None, detail=told or "neither scored nor calibrated on them")}
@@ -134,8 +146,10 @@ class Stage:
         """Why a measurement that was not taken is missing."""
         subject = self.subject
         noise = f"{subject.model} has random weights: its text is noise"
-        if subject.quality:  # the A/A control of one that is scored
+        if self.scores_documents:  # the A/A control of one that is scored
             noise = "not scored: its text is that of dense"
+        elif subject.quality:
+            noise = "tasks alone were scored"
         per_token = "chosen per token: no set per prompt"
         reasons = dict.fromkeys(METRICS, noise) | {"selection_digest": per_token if subject.quality else noise}
         if self.is_timed(cell):
@@ -144,7 +158,7 @@ class Stage:
             why = "no kernel skips what it leaves out: masked execution has no speed"
         else:
             why = "not timed: only its quality is measured here" if subject.quality else "not among the timed methods"
-        return reasons | dict.fromkeys((*SPEED, "peak_memory_bytes"), why)
+        return reasons | dict.fromkeys((*SPEED, "attach_ms", "peak_memory_bytes"), why)
 
     def guarded(self, place: Place, work: Callable[[], None]) -> None:
         """Run work for a case: its failure is a record; a death of the process leaves a marker for the next run.
@@ -161,14 +175,10 @@ class Stage:
             except OutOfTimeError:
                 raise
             except Exception as error:  # a failing case is a record, and the others go on
-                status: Status = "oom" if _is_out_of_memory(error) else "error"
+                failure = Failure(kind=failure_kind(error))
                 reason = f"{type(error).__name__}: {error}"
-                self.store.keep([new_record(self.plan, place, status, Span.since(started), reason=reason)])
+                status = FAILURES[failure.kind].status
+                self.store.keep(
+                    [new_record(self.plan, place, status, Span.since(started), reason=reason, failure=failure)]
+                )
                 self.say(f"[red]{escape(f'{place.case} failed: {reason.splitlines()[0]}')}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = str(error).lower()
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "out of memory" in words or "can't allocate" in words

@@ -5,16 +5,15 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rich.markup import escape
 
 from tda import device as facts
-from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError
+from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError, duration
 from tda.bench.cells import Cell, Span, by_worth, essential, new_record
 from tda.bench.plan import Plan, Subject
-from tda.bench.prepare import prepare
-from tda.bench.progress import Progress
+from tda.bench.prepare import expected_seconds, prepare
+from tda.bench.progress import Steps
 from tda.bench.rounds import Rounds
 from tda.bench.scoring import Scoring
 from tda.bench.stage import Stage
@@ -25,12 +24,11 @@ from tda.finite import NotFiniteError
 from tda.records import LeftOut
 
 
-def measure(
+def measure_model(
     plan: Plan,
     subject: Subject,
-    folder: Path,
     store: Store,
-    progress: Progress,
+    progress: Steps,
     say: Callable[[str], None],
     deadline: Deadline,
     command: str,
@@ -41,11 +39,9 @@ def measure(
     ----------
     plan, subject
         What is measured.
-    folder : Path
-        The results folder.
     store : Store
         Where records go.
-    progress : Progress
+    progress : Steps
         Told of every step.
     say : callable
         Told, in a sentence, what a user should know.
@@ -60,15 +56,17 @@ def measure(
         As `prepare`; a model that is not finite, and of several models one that cannot be prepared, is a failed record
         instead.
     """
+    if (late := _no_time(plan, subject, deadline)) is not None:
+        return [LeftOut(model=subject.model, what="everything", reason=late, command=command)]
     progress.stage(f"{subject.model}: loading and calibrating", 0)
     started = time.monotonic()
     try:
         prepared = prepare(
             plan,
             subject,
-            folder=folder / "thresholds",
+            folder=store.folder / "thresholds",
             profile=_profile(subject, store),
-            say=say,
+            say=lambda told: say(escape(told)),
             deadline=deadline,
         )
     except OutOfTimeError:
@@ -96,6 +94,16 @@ def measure(
     return stage.left_out
 
 
+def _no_time(plan: Plan, subject: Subject, deadline: Deadline) -> str | None:
+    """Why a model is not even loaded; None where there is time."""
+    if not deadline.is_set:
+        return None
+    if deadline.left <= 0:
+        return "no time"
+    needed = expected_seconds(plan, subject)
+    return f"loading and calibrating take about {duration(needed)}" if needed > deadline.left else None
+
+
 def _run(stage: Stage, deadline: Deadline) -> None:
     """Measure what needs no repetition, then the timed rounds."""
     rounds = Rounds(stage, deadline)
@@ -107,11 +115,15 @@ def _run(stage: Stage, deadline: Deadline) -> None:
     if told := stage.store.reused((cell.case, cell.inputs) for cell in cells):
         stage.say(escape(f"{stage.subject.model}: {told}"))
     timed = [cell for cell in cells if stage.is_timed(cell)]
-    if stage.subject.quality:
+    if stage.scores_documents:
         Scoring(stage, deadline).run(cells, deadline.part(1 / 3) if timed else deadline)
         _remembered(stage, [cell for cell in timed if cell.case.control], deadline)
     else:
         timed = _remembered(stage, timed, deadline)
+    if stage.prepared.tasks:
+        from tda.bench.tasks import Tasks  # imports lm-eval
+
+        Tasks(stage, deadline.part(1 / 2) if timed else deadline).run(cells)
     if timed:
         rounds.run(timed, dense_s)
 
@@ -121,7 +133,7 @@ def _cells(stage: Stage) -> list[Cell]:
     plan, subject = stage.plan, stage.subject
     cells = [Cell(plan.case(subject, built), inputs, built) for built, inputs in stage.prepared.methods]
     controls = [_control(cell, "a_a") for cell in cells if cell.method.name == "dense" and stage.is_timed(cell)]
-    if subject.quality and len({document.kind for document in stage.prepared.scored}) > 1:
+    if stage.scores_documents and len({document.kind for document in stage.prepared.scored}) > 1:
         controls += [_control(cell, "cross_domain") for cell in cells if cell.method.name == "griffin"]
     return [*cells, *controls]
 

@@ -24,6 +24,7 @@ SAMPLED = {"gpu_utilization_percent": "utilization_percent", "gpu_memory_bytes":
 ENERGY = "energy_j_per_token"
 GPU_MEASUREMENTS = (*SAMPLED, ENERGY)
 NO_WINDOW = "the work ran on a CPU"
+SAMPLED_BEFORE = "sampled once a case, in the first round that this process timed"
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,59 +12,171 @@ from tda.cli import options as o
 from tda.cli.report import write_report
 from tda.config import BenchConfig
 
+if TYPE_CHECKING:
+    from tda.bench.plan import Plan
+    from tda.bench.supervisor import Limits
+    from tda.records import Record
+
 
 @o.configured()
 def bench(
     ctx: typer.Context,
     config: BenchConfig,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; a rerun completes it.")] = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell models, bytes and hours alone.")] = False,
+    cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
+    memory: o.Memory = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure latency, memory and quality of methods, interleaved; write DIR/results.jsonl and DIR/index.html.
 
     Trained models get a quality and a speed, shapes (random weights) a speed only. Where the budget is short, first
     rounds beyond 5 and documents beyond 16 are dropped, then controls, then sparsities away from the middle, then new
-    tokens of shapes; the page lists what was. Ctrl-C and SIGTERM keep what is done; the same
-    command goes on.
+    tokens of shapes; the page lists what was. Tasks have no budget unless one is given. Ctrl-C and SIGTERM keep what is
+    done; the same command goes on. Each model is measured in a worker process: one that crashes, hangs or needs more
+    memory than there is ends as a record, and the others go on.
     """
-    from tda.bench.budget import NO_END, REPORT_STARTS, Deadline
-    from tda.bench.plan import plan_of
-    from tda.bench.run import Bench
-    from tda.reporting import doubts, summary_rows, verdicts
-    from tda.results import load
+    from tda.bench.plan import plan_of, size_notice, without_budget
 
     plan = plan_of(config)
+    o.warn(size_notice(config, plan))
+    if plan.tasks or dry_run:
+        tell_plan(plan, out, config, as_json=as_json and dry_run)
+    if not dry_run:
+        command = f"tda bench --out {shlex.quote(str(out))} {without_budget(config, plan).arguments()}"
+        measure(plan, out, command, limits=o.limits(cell_timeout, memory), since=ctx.obj, as_json=as_json)
+
+
+def tell_plan(plan: "Plan", out: Path, config: BenchConfig, *, as_json: bool) -> None:
+    """Print what a plan takes, a row a model, and how it is spread over several machines."""
+    from tda.bench.budget import duration
+    from tda.bench.outlook import outlook, outlook_rows, rates_told, rounded
+
+    found = outlook(plan)
+    rows = outlook_rows(found)
+    count = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) != 1)}"
+    title = f"plan: {count}, {plan.rounds} timed rounds; about how long on {rates_told(plan)}"
+    o.print_rows(rows, as_json=as_json, title=title, err=not as_json)
+    if as_json:
+        return
+    for name in dict.fromkeys(name for one in found for name in one.unknown):
+        typer.echo(f"tda: how long the task {name} takes is not known before", err=True)
+    hours = sum(one.hours or 0.0 for one in found)
+    typer.echo(f"tda: about {rounded(hours)} hours in all, downloads aside", err=True)
+    if plan.budget_s is not None and hours * 3600 > plan.budget_s:
+        typer.echo(f"tda: it ends within {duration(plan.budget_s)}, and leaves out what does not fit", err=True)
+    if len(plan.subjects) > 1:
+        words = config.model_copy(update={"budget": None}).arguments()
+        typer.echo(f"tda: over several machines: tda sweep {words} --ray-address ADDRESS --out {out}", err=True)
+
+
+def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: float, as_json: bool) -> None:
+    """Run a plan, print its table, and write its page; what failed is named, with exit code 1.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is measured.
+    out : Path
+        Results folder.
+    command : str
+        What measures that which the budget left out.
+    limits : Limits
+        What the worker process of each model may take.
+    since : float
+        When the command began, by the monotonic clock.
+    as_json : bool
+        Whether the table is printed as JSON.
+    """
+    from tda.bench.budget import NO_END, REPORT_STARTS, Deadline
+    from tda.bench.run import Bench
+    from tda.results import check_folder
+
+    check_folder(out)
     deadline = NO_END
     if plan.budget_s is not None:
-        page_s = min((time.monotonic() - ctx.obj) * REPORT_STARTS, plan.budget_s / 4)
-        deadline = Deadline(ctx.obj + plan.budget_s - page_s)
-    command = f"tda bench --out {shlex.quote(str(out))} {config.model_copy(update={'budget': 'none'}).arguments()}"
-    run = Bench(plan, out, deadline=deadline, command=command)
+        page_s = min((time.monotonic() - since) * REPORT_STARTS, plan.budget_s / 4)
+        deadline = Deadline(since + plan.budget_s - page_s)
     try:
-        records = run.run()
+        records = Bench(plan, out, deadline=deadline, command=command, limits=limits).run()
     except KeyboardInterrupt:
-        typer.echo(f"tda: interrupted; {out / 'results.jsonl'} holds what is done. The same command goes on.", err=True)
+        o.tell_interrupted(out)
         raise
+    tell_results([records], out, cases=plan.documents > 0, as_json=as_json)
+
+
+def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bool, as_json: bool) -> None:
+    """Print the table of a folder's results, write its page, and name what failed or was left out.
+
+    Parameters
+    ----------
+    machines : sequence of (sequence of Record)
+        Records of each machine, the rounds of each case joined.
+    out : Path
+        The results folder.
+    cases : bool
+        Whether cases are shown where there are scores of tasks, too.
+    as_json : bool
+        Whether the table is printed as JSON.
+
+    Raises
+    ------
+    typer.Exit
+        With exit code 1 if something failed, or there is nothing to tell.
+    """
+    from tda.reporting import doubts, verdicts
+    from tda.results import load
+
     left_out = load(out).left_out
+    records = [record for own in machines for record in own]
     if records:
-        o.print_rows(summary_rows(records), as_json=as_json)
+        _print(machines, cases=cases, as_json=as_json)
         write_report([out], out)
-    for doubt in doubts(records):
-        typer.echo(f"tda: {doubt}", err=True)
+    for own in machines:
+        for doubt in doubts(own):
+            typer.echo(f"tda: {doubt}", err=True)
     for item in left_out:
         typer.echo(f"tda: left out: {item}", err=True)
     for command in dict.fromkeys(item.command for item in left_out):
         typer.echo(f"tda: this measures what was left out: {command}", err=True)
     if not records:
-        typer.echo("tda: the budget left no time to measure anything here and now; give a longer one", err=True)
+        why = (
+            "the budget left no time: give a longer one"
+            if any("time" in item.reason for item in left_out)
+            else "see above"
+        )
+        typer.echo(f"tda: nothing was measured here and now: {why}", err=True)
         raise typer.Exit(1)
     failed = [record for record in records if record.status != "ok" or record.reason]
     for record in failed:
-        typer.echo(f"tda: {record.case}: {record.status}: {record.reason}", err=True)
-    for sentence in verdicts(records):
-        typer.echo(f"tda: {sentence}", err=True)
-    if failed:
+        typer.echo(f"tda: {record.case}: {record.outcome}: {record.reason}", err=True)
+    lost = [(record, name, facts) for record in records for name, facts in record.tasks.items() if facts.failure]
+    for record, name, facts in lost:
+        typer.echo(f"tda: {record.case}: task {name}: {facts.failure}", err=True)
+    for own in machines:
+        for sentence in verdicts(own):
+            typer.echo(f"tda: {sentence}", err=True)
+    if failed or lost:
         raise typer.Exit(1)
+
+
+def _print(machines: "Sequence[Sequence[Record]]", *, cases: bool, as_json: bool) -> None:
+    """Print the cases, and below them the scores of tasks; these alone where no documents were scored."""
+    from tda.reporting import summary_rows, task_levels, task_rows
+
+    def named(rows: Sequence[Mapping[str, str]], number: int) -> list[Mapping[str, str]]:
+        return list(rows) if len(machines) == 1 else [{"machine": str(number), **row} for row in rows]
+
+    rows = [row for number, own in enumerate(machines, start=1) for row in named(summary_rows(own), number)]
+    scores = [row for number, own in enumerate(machines, start=1) for row in named(task_rows(own), number)]
+    if as_json and scores:
+        o.print_json({"cases": rows, "tasks": scores})
+        return
+    if cases or not scores:
+        o.print_rows(rows, as_json=as_json)
+    if scores:
+        levels = " ".join(dict.fromkeys(task_levels(own) for own in machines if task_rows(own)))
+        o.print_rows(scores, as_json=False, title=f"Tasks. {levels}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -38,8 +38,10 @@ def compare(
     Commits are installed and run in alternating fresh processes, A twice, which gives this comparison its floor; a
     change must hold at 1% over all series together and be at least 1%. Folders are one process each: they are held
     against what single processes of one build differ by on their machine, as far as that was measured, else against
-    the A/A controls that they hold. "cannot tell" is a verdict, and where nothing is worse, exit code 3. An interrupted
-    comparison goes on with the same command.
+    the A/A controls that they hold; folders of several machines are compared machine by machine. A case that ran in A
+    and fails in B is a regression, told by how it fails: what does not fit any more is not called slower. A case whose
+    process was killed or whose worker was lost is none. "cannot tell" is a verdict, and where nothing is worse, exit
+    code 3. An interrupted comparison goes on with the same command.
     """
     from tda.regression.folders import is_folder
     from tda.regression.repository import Repository
@@ -63,13 +65,13 @@ def compare(
 
 
 def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
-    from tda.regression.folders import Folder, compare_folders, measure_floor
+    from tda.regression.folders import Folder, compare_machines, measure_floor
 
-    folders = Folder.read(old), Folder.read(new)
+    folders = Folder.read_machines(old), Folder.read_machines(new)
     if blocks is not None:
         with o.measuring(bench.work):
-            measure_floor(bench, *folders, blocks)
-    return compare_folders(*folders, bench.floors.known())
+            measure_floor(bench, Folder.read(old), Folder.read(new), blocks)
+    return compare_machines(*folders, bench.floors.known())
 
 
 def _commits(bench: "CommitBench", old: str, new: str, config: BenchConfig, blocks: int) -> "Comparison":

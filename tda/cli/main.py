@@ -15,6 +15,8 @@ COMMANDS = (
     "bench",
     "calibrate",
     "evaluate",
+    "lm_eval",
+    "sweep",
     "generate",
     "profile",
     "report",
@@ -22,6 +24,7 @@ COMMANDS = (
     "bisect",
     "nightly",
     "doctor",
+    "tune",
     "catalogue",
 )
 

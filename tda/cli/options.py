@@ -18,6 +18,7 @@ from tda.config import BenchConfig, flag_of
 from tda.names import Dtype, Execution
 
 if TYPE_CHECKING:
+    from tda.bench.supervisor import Limits
     from tda.contracts import Method
 
 OneModel = Annotated[str, typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, a folder or a hub id.")]
@@ -49,6 +50,13 @@ Units = Annotated[
 Work = Annotated[Path, typer.Option("--work", metavar="DIR", help="Builds and children's files; safe to delete.")]
 Blocks = Annotated[int, typer.Option(min=4, help="Fresh processes of each build.")]
 UnitTimeout = Annotated[float, typer.Option("--unit-timeout-s", help="A process that takes longer is ended.")]
+CELL_TIMEOUT = "30m"
+CellTimeout = Annotated[
+    str, typer.Option(metavar="TIME", help="A worker that makes no progress for so long is ended: 90s, 30m, none.")
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Host memory of a worker, above which it is ended: 16GB.")
+]
 UNITS = Path("results/compare")
 WORK = Path(".cache/nightly")
 PIPE_WIDTH = 200
@@ -114,6 +122,28 @@ def one_method(text: str, sparsity: float | None) -> "Method":
     return build(spec, [] if sparsity is None else [sparsity])[0]
 
 
+def limits(cell_timeout: str, memory: str | None) -> "Limits":
+    """What a worker process may take, as it is asked for.
+
+    Raises
+    ------
+    ValueError
+        If a time or a size cannot be read.
+    """
+    from tda.bench.budget import parse_bytes, parse_seconds
+    from tda.bench.supervisor import Limits
+
+    return Limits(parse_seconds(cell_timeout, "a cell's time"), None if memory is None else parse_bytes(memory))
+
+
+def tell_interrupted(out: Path) -> None:
+    """Say what Ctrl-C leaves of a measurement, and how to go on."""
+    from tda.results import results_path
+
+    kept = f"{results_path(out)} holds what is done" if results_path(out).is_file() else "nothing was measured yet"
+    typer.echo(f"tda: interrupted; {kept}. The same command goes on.", err=True)
+
+
 def say(sentence: str) -> None:
     """Tell what is going on, with the time of day."""
     typer.echo(f"{datetime.now(UTC):%H:%M:%S} {sentence}", err=True)
@@ -142,7 +172,9 @@ def measuring(work: Path) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None) -> None:
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None, err: bool = False
+) -> None:
     """Print rows as a table, or as JSON.
 
     Parameters
@@ -153,6 +185,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str |
         Whether to print a JSON list instead, with null for what is not finite.
     title : str, optional
         Above the table.
+    err : bool
+        Whether the table goes to where progress is told.
     """
     if as_json:
         print_json(rows)
@@ -162,7 +196,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str |
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console(stderr=err)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

@@ -1,6 +1,7 @@
 """Attach a method to a Hugging Face model, and undo it."""
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.modules.module import (
 
 from tda.as_built import CHANGING, Addresses, NewHooks, modules_of
 from tda.contracts import EXECUTIONS, Method, check_choice
+from tda.device import current
 from tda.engine.attached import ATTACHED
 from tda.engine.attachment import Attachment
 from tda.engine.backends import backend_of
@@ -25,6 +27,7 @@ from tda.engine.run import Run
 from tda.engine.selfcheck import check_family
 from tda.engine.tracker import PhaseTracker
 from tda.engine.transformers_api import by_name, cached_tokens, given_cache
+from tda.engine.warm_up import warm_up
 from tda.families import check_model, find_ffns
 from tda.interrupts import held_back
 from tda.kernels import products
@@ -42,7 +45,8 @@ def attach(
     Prefill is dense. The model's own ``generate`` works inside. A forward on an empty cache starts a request, a
     forward on a filled one decodes; `Run.prefill` tells otherwise. A copy of a cache, as a shared prefix, continues
     its prompt. After the context, also after an exception, the model is bit for bit what it was. Change the model
-    itself (adapters, types, hooks) outside the context only.
+    itself (adapters, types, hooks) outside the context only. On CUDA a short request is served before the context
+    begins, so that the first prompt finds kernels loaded and a step of one row captured.
 
     Parameters
     ----------
@@ -71,6 +75,7 @@ def attach(
     """
     if not isinstance(method, Method):
         raise TypeError(f"method must be a tda method such as tda.Griffin(sparsity=0.5), got {method!r}")
+    started = time.perf_counter()
     ffns = find_ffns(model)
     if thresholds is not None and method.needs_fit:
         method = method.with_thresholds(thresholds)
@@ -85,10 +90,13 @@ def attach(
         check_family(model, ffns)
         overrides.later(lambda: ATTACHED.discard(model))
         ATTACHED.add(model)
-        decoding = backend_of(model, ffns).prepare(method, execution, counter.layer, overrides)
+        with current(ffns[0].device):
+            decoding = backend_of(model, ffns).prepare(method, execution, counter.layer, overrides)
         run = Attachment(model, method, places, execution, decoding, counter, phases, rotary)
         with held_back():
             _override(run, overrides)
+        warm_up(run)
+        run.attached_ms = 1000 * (time.perf_counter() - started)
         yield Run(run)
         failed = False
     finally:
@@ -167,21 +175,22 @@ def _forward(run: Attachment, forward: Callable[..., Any]) -> Callable[..., Any]
     Products are those that are right for the model's type on this processor. Where torch.compile compiles the model
     meanwhile, it leaves this alone.
     """
-    widened = products.needed(run.model)
+    widened, device = products.needed(run.model), next(run.model.parameters()).device
 
     def attached(*args: Any, **kwargs: Any) -> Any:
         given = by_name(run.model, args, kwargs)
-        run.phases.enter()
-        try:
-            run.begin(given)
-            output = run.step(given)
-            if output is None:
-                with products.WidenedProducts() if widened else nullcontext():
-                    output = forward(*args, **kwargs)
-            run.end(output)
-            return output
-        finally:
-            run.phases.leave()
+        with current(device):
+            run.phases.enter()
+            try:
+                run.begin(given)
+                output = run.step(given)
+                if output is None:
+                    with products.WidenedProducts() if widened else nullcontext():
+                        output = forward(*args, **kwargs)
+                run.end(output)
+                return output
+            finally:
+                run.leave()
 
     apart: Callable[..., Any] = torch.compiler.disable(attached)
 

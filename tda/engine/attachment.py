@@ -46,6 +46,8 @@ class Attachment:
         Where the weights lie, which must not change.
     new_hooks, new_hooks_in_ffns : NewHooks
         Hooks that were set since the method was attached: on any module, and inside feed-forward networks.
+    attached_ms : float
+        What attaching took: checks, layout, kernels, and on CUDA a step captured and a first request.
     """
 
     def __init__(
@@ -65,13 +67,24 @@ class Attachment:
         self.decoding = decoding
         self.phases = phases
         self.counter = counter
-        self.unseen = Unseen(method)
-        self.requests = RequestStore(method, ffns, decoding.sweep, self.unseen)
         self.policy = POLICIES[method.kind](model, method, ffns, execution, decoding, counter)
-        self.executed: Ran | None = None
+        self._listen()
+        self.attached_ms = 0.0
         self.new_hooks = self.new_hooks_in_ffns = NewHooks()
         self.addresses = Addresses()
         self._rotary = rotary
+
+    def _listen(self) -> None:
+        self.unseen = Unseen(self.method)
+        self.requests = RequestStore(self.method, self.ffns, self.decoding.sweep, self.unseen)
+        self.executed: Ran | None = None
+
+    def forget(self) -> None:
+        """Be as if no forward had passed yet."""
+        self.requests.clear()
+        self.policy.forget()
+        self.counter.restart()
+        self._listen()
 
     # A forward, from its beginning to its end.
 
@@ -114,11 +127,19 @@ class Attachment:
 
     def end(self, output: Any) -> None:
         """Take note of what a forward has left: the cache that it made or filled."""
+        self.decoding.swept()  # before the prompt counts as passed
         call, cache = self.phases.call, returned_cache(output)
         assert call is not None
         call.passed = True
         if cache is not None:
             self.requests.passed(cache, call)
+
+    def leave(self) -> None:
+        """End a forward, also one that failed."""
+        try:
+            self.decoding.swept()
+        finally:
+            self.phases.leave()
 
     def close(self, *, failed: bool) -> None:
         """End the attachment."""
@@ -157,12 +178,13 @@ class Attachment:
         statistic = call.request.statistics[number]
         if statistic is None:
             return
+        a = a.detach() if a.requires_grad else a
         with span("statistic"):
             if tokens is None:
-                statistic.add(a.detach().view(call.rows, call.tokens, -1), call.mask)
+                statistic.add(a if a.dim() == 3 else a.view(call.rows, call.tokens, -1), call.mask)
             else:
                 places, inside = by_row(tokens, call.mask)
-                statistic.add(a.detach()[places], inside)
+                statistic.add(a[places], inside)
 
     def executor(self, layer: int) -> Executor | None:
         """The fast path that runs this layer in the forward in progress; None where the model's own code does."""

@@ -112,5 +112,6 @@ class SparsityCounter:
 
     def restart(self) -> None:
         """Count anew."""
+        self._kept = [None] * len(self._kept)
         self._left_out.zero_()
         self.tokens.zero_()

@@ -2,13 +2,15 @@
 
 The graph is captured once for a number of rows. Everything that changes between steps and prompts (token, position,
 mask, keys and values, lists of kept neurons and their counts) lies in buffers that it reads, so no prompt needs a new
-capture. The buffers are tested on a CPU, with the step run anew in place of the graph.
+capture. The buffers are tested on a CPU, with the step run anew in place of the graph. On a GPU a profiler has it run
+anew too (`GraphStep.eager`), since a replay does not say which module launched which kernel.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from tda.engine.caches import settle
 from tda.engine.transformers_api import cache_keyword, cached_tokens
 from tda.kernels.native.key_values import GROWING
+from tda.spans import GRAPH, span
 
 MOST_ROWS = 16
 """Batch rows that a step serves; beyond them, launches no longer weigh."""
@@ -112,6 +115,25 @@ class Buffers:
             layer.keys, layer.values = fixed.keys[:, :, : self._count], fixed.values[:, :, : self._count]
 
 
+class Captured(NamedTuple):
+    """A step with its buffers: the work as it was captured, and what replays it."""
+
+    buffers: Buffers
+    work: Callable[[], None]
+    replay: Callable[[], None]
+
+    def run_anew(self) -> tuple[Tensor, Tensor | None]:
+        """Logits and what was kept, from the work run once more; replays go on writing where they wrote."""
+        buffers = self.buffers
+        replayed = buffers.logits, buffers.kept
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self.work()
+            return buffers.logits, buffers.kept
+        finally:
+            buffers.logits, buffers.kept = replayed
+
+
 class GraphStep:
     """A decode step of up to 16 rows, captured for each number of rows and replayed.
 
@@ -131,8 +153,9 @@ class GraphStep:
     ----------
     captures : int
         Captures so far.
-    capturing : bool
-        Whether one is in progress: what runs then is no step of a request.
+    running : bool
+        Whether the work itself runs, to be captured or anew: what it kept is then told with the step's logits, if it is
+        a step of a request at all.
     """
 
     def __init__(
@@ -140,11 +163,12 @@ class GraphStep:
     ) -> None:
         self.model = model
         self.captures = 0
-        self.capturing = False
+        self.running = False
+        self._eager = False
         self._forward = model.forward
         self._kept = kept
         self._capture = capture or capture_graph
-        self._steps: dict[int, tuple[Buffers, Callable[[], None]]] = {}
+        self._steps: dict[int, Captured] = {}
 
     @staticmethod
     def model_problem(model: Any) -> str | None:
@@ -165,6 +189,8 @@ class GraphStep:
             return "the mask does not tell of every token"
         if mask is not None and position is None:
             return "families differ in what positions they make of a mask"
+        if torch.is_autocast_enabled(layers[0].keys.device.type):
+            return "types are cast automatically, which was not captured"
         return None if rows <= MOST_ROWS else f"more than {MOST_ROWS} rows"
 
     @torch.no_grad()
@@ -183,32 +209,57 @@ class GraphStep:
             Cached tokens that are no padding: bool [B, at least what is cached]; None is all.
         """
         count = cached_tokens(cache)
-        buffers, replay = self._step(token, count + 1, cache)
+        captured = self._step(token, count + 1, cache)
+        buffers = captured.buffers
         if not buffers.holds(cache, count):
             buffers.take(cache, count, mask)
         buffers.token.copy_(token)
         buffers.position.copy_(position)
         buffers.mask[..., count] = 0
-        replay()
+        with span(GRAPH):
+            logits, kept = self._run(captured)
         buffers.advance(cache)
-        return buffers.logits.clone(), buffers.kept
+        return logits.clone(), kept
 
-    def _step(self, token: Tensor, needed: int, cache: Any) -> tuple[Buffers, Callable[[], None]]:
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Run the work of each step inside the block anew in place of its replay: the same kernels, in the same order.
+
+        Each is a step of its request as any other. It takes longer, and shows a profiler who launches what.
+        """
+        before, self._eager = self._eager, True
+        try:
+            yield
+        finally:
+            self._eager = before
+
+    def _run(self, captured: Captured) -> tuple[Tensor, Tensor | None]:
+        if not self._eager:
+            captured.replay()
+            return captured.buffers.logits, captured.buffers.kept
+        with self._running():
+            return captured.run_anew()
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        self.running = True
+        try:
+            yield
+        finally:
+            self.running = False
+
+    def _step(self, token: Tensor, needed: int, cache: Any) -> Captured:
         rows = len(token)
         known = self._steps.get(rows)
-        if known is not None and known[0].capacity >= needed:
+        if known is not None and known.buffers.capacity >= needed:
             return known
         capacity = max(CAPACITY, 1 << (needed + needed // 4).bit_length())
         with torch.inference_mode(False), torch.no_grad():
             buffers = self._buffers(token, capacity, cache)
             work = self._work(buffers)
-            self.capturing = True
-            try:
-                work_again = self._capture(work)
-            finally:
-                self.capturing = False
+            with self._running():
+                self._steps[rows] = Captured(buffers, work, self._capture(work))
         self.captures += 1
-        self._steps[rows] = buffers, work_again
         return self._steps[rows]
 
     def _buffers(self, token: Tensor, capacity: int, cache: Any) -> Buffers:

@@ -59,6 +59,9 @@ class Policy:
         """Use given sets for all prompts from now on."""
         raise ValueError(f"{self.method.name!r} has no selection per prompt that could be replaced")
 
+    def forget(self) -> None:
+        """Know of no request any more."""
+
     def begin(self, call: Call) -> Ran | None:
         """What a decode step runs as; it is counted as far as that is known before it runs."""
         # tests/planted.py: dense decode
@@ -106,6 +109,10 @@ class PromptPolicy(Policy):
                 sizes = ", ".join(str(ffn.F) for ffn in self.ffns)
                 raise ValueError(f"expected a bool tensor [B, F] for each layer, F {sizes}; got {shapes}")
         self._imposed = None if kept is None else Selection(kept)
+
+    def forget(self) -> None:
+        """Know of no request any more."""
+        self._loaded.clear()
 
     def begin(self, call: Call) -> Ran | None:
         """What a decode step runs as."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
+from tda.device import current
 from tda.engine.attachment import Attachment
 from tda.kernels import BackendInfo
 from tda.selection import Selection
@@ -46,7 +47,8 @@ class Run:
         if request is not None:
             self.attachment.unseen.used(request)
             if request.kept is None:
-                self.attachment.policy.select(request)
+                with current(request.device):
+                    self.attachment.policy.select(request)
 
     def selection(self) -> Selection:
         """Kept sets, bool [B, F] for each place, of the last prompt; of per-token methods, the last decode step.

@@ -108,6 +108,37 @@ def score(
         If shapes or masks do not fit, the model has fewer positions than the text, or the text shares a document or
         window with the calibration text. NotFiniteError if logits or a prompt's statistic are not finite.
     """
+    if thresholds is not None and method.needs_fit:
+        method = method.with_thresholds(thresholds)
+    check_choice("protocol", protocol, get_args(Protocol))
+    with plain(model), attach(model, method, execution=execution) as run:
+        return score_attached(
+            run,
+            prompt_ids,
+            continuation_ids,
+            prompt_mask=prompt_mask,
+            continuation_mask=continuation_mask,
+            protocol=protocol,
+            selection_ids=selection_ids,
+        )
+
+
+@torch.no_grad()
+def score_attached(
+    run: Run,
+    prompt_ids: Tensor,
+    continuation_ids: Tensor,
+    *,
+    prompt_mask: Tensor | None = None,
+    continuation_mask: Tensor | None = None,
+    protocol: Protocol = "decode",
+    selection_ids: Tensor | None = None,
+) -> Scores:
+    """As `score`, under what is attached already: attached once, inside `plain`, for many batches.
+
+    Nothing of earlier forwards enters, and none is left behind.
+    """
+    model, method = run.attachment.model, run.attachment.method
     check_choice("protocol", protocol, get_args(Protocol))
     prompt_mask = _check_mask("prompt", prompt_ids, prompt_mask)
     continuation_mask = _check_mask("continuation", continuation_ids, continuation_mask)
@@ -119,24 +150,25 @@ def score(
     check_context(model, int(prompt_mask[longest].sum()), int(continuation_mask[longest].sum()))
     if selection_ids is not None:
         check_context(model, selection_ids.shape[1], 1)
-    if thresholds is not None and method.needs_fit:
-        method = method.with_thresholds(thresholds)
     if method.thresholds is not None:
         both = zip(prompt_ids, prompt_mask, continuation_ids, continuation_mask, strict=True)
         method.thresholds.check_text([torch.cat([p[m], c[n]]).cpu().numpy() for p, m, c, n in both])
     tokens, mask = _left_align(prompt_ids, prompt_mask)
-    with plain(model), attach(model, method, execution=execution) as run:
-        if selection_ids is not None:
-            prefill(model, selection_ids)
-            run.attachment.policy.impose(run.selection())
-        if protocol == "griffin":
-            logits, sparse = _griffin(run, tokens, mask, continuation_ids, continuation_mask)
-        else:
-            logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
-        achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
-        selection = run.selection() if method.kind == "prompt" else Selection()
+    run.attachment.forget()
+    if selection_ids is not None:
+        prefill(model, selection_ids)
+        run.attachment.policy.impose(run.selection())
+    if protocol == "griffin":
+        logits, sparse = _griffin(run, tokens, mask, continuation_ids, continuation_mask)
+    else:
+        logits, sparse = _continue(run, tokens, mask, continuation_ids, continuation_mask, protocol)
+    achieved = tuple(run.achieved_sparsity()) if bool(sparse.any()) else ()
+    selection = run.selection() if method.kind == "prompt" else Selection()
     check_logits(model, logits, continuation_mask)
     nll = token_nll(logits, continuation_ids).masked_fill(~continuation_mask, 0)
+    if selection_ids is not None:
+        run.attachment.policy.impose(None)
+    run.attachment.forget()
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
 
 

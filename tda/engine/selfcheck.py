@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tda.as_built import addition, modules_of
+from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.phases import decode, prefill
 from tda.engine.plain import plain
@@ -23,7 +24,9 @@ from tda.view import FFN, Decoder, Experts, Handle
 
 Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
-_STEPS: "weakref.WeakKeyDictionary[nn.Module, tuple[Structure, str | None]]" = weakref.WeakKeyDictionary()
+Steps = weakref.WeakKeyDictionary[nn.Module, tuple[Structure, str | None]]
+_STEPS: Steps = weakref.WeakKeyDictionary()
+_STATIC_STEPS: Steps = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
 ADDED = "its modules have hooks or forwards of their own"
 """Why nothing runs in place of a whole model to which something was added."""
@@ -87,7 +90,7 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         overrides.later(_record_experts(experts, number, calls).remove)
     try:
         with plain(model), widening(model):
-            logits = model(input_ids=_probe(model), use_cache=False).logits
+            logits = model(input_ids=probe(model), use_cache=False).logits
             for number, experts in enumerate(mixtures):
                 _compare_experts(experts, *calls[number])
             for ffn in ffns:
@@ -105,7 +108,7 @@ def check_family(model: nn.Module, ffns: list[FFN]) -> None:
         _CHECKED[model] = same
 
 
-def _probe(model: nn.Module) -> Tensor:
+def probe(model: nn.Module) -> Tensor:
     """Some tokens: int64 [1, T]."""
     vocabulary: int = text_config(model).vocab_size
     tokens = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) * 7 % vocabulary
@@ -128,29 +131,58 @@ def check_step(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | Non
     UndescribedError
         If the kernels do not know something that the model computes.
     """
+    return _known(_STEPS, model, lambda: _compare_steps(model, Step(decoder, [describe.feed_forward(f) for f in ffns])))
+
+
+@torch.no_grad()
+def check_static_step(model: nn.Module) -> str | None:
+    """Check that a decode step of the model's own forward on a static cache, as it is captured, gives its logits.
+
+    Returns
+    -------
+    str or None
+        Why the step cannot be captured; None where it agrees.
+    """
+
+    def compare() -> str | None:
+        try:
+            return _compare_steps(model, GraphStep(model, capture=lambda work: work))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a forward of any model may fail there in any way
+            return f"its step on a static cache fails: {type(error).__name__}: {error}"
+
+    try:
+        return _known(_STATIC_STEPS, model, compare)
+    except torch.OutOfMemoryError:  # another time there may be memory
+        return "there is no memory to try its step on a static cache"
+
+
+def _known(found: Steps, model: nn.Module, compare: Callable[[], str | None]) -> str | None:
+    """What a comparison found while the model's structure was the same; else what it finds now."""
     same = structure(model)
     if same is None:
         return ADDED
-    known, reason = _STEPS.get(model, (None, None))
+    known, reason = found.get(model, (None, None))
     if known != same:
         with plain(model), widening(model):
-            reason = _compare_steps(model, decoder, ffns)
-        _STEPS[model] = (same, reason)
+            reason = compare()
+        found[model] = (same, reason)
     return reason
 
 
-def _compare_steps(model: nn.Module, decoder: Decoder, ffns: list[FFN]) -> str | None:
-    step = Step(decoder, [describe.feed_forward(ffn) for ffn in ffns])
-    probe = _probe(model)
-    ours, theirs = (prefill(model, probe[:, :-1]).cache for _ in range(2))
-    problem = step.problem(ours, 1)
+def _compare_steps(model: nn.Module, step: Any) -> str | None:
+    tokens = probe(model)
+    ours, theirs = (prefill(model, tokens[:, :-1]).cache for _ in range(2))
+    problem: str | None = step.problem(ours, 1)
     if problem is not None:
         return problem
-    tolerance = 1e-4 if step.dtype == torch.float32 else 5e-2
-    for token in (probe[:, -1:], probe[:, :1]):
+    for token in (tokens[:, -1:], tokens[:, :1]):
         position = torch.full_like(token, ours.get_seq_length())
-        if not _close(step(token, position, ours)[0], decode(model, token, theirs), tolerance):
-            return "a whole step as its family describes it does not give the model's logits"
+        exact = decode(model, token, theirs)
+        tolerance = 1e-4 if exact.dtype == torch.float32 else 5e-2
+        if not _close(step(token, position, ours)[0], exact, tolerance):
+            return "a whole step does not give the model's logits"
     return None
 
 

@@ -11,6 +11,7 @@ from tda.engine.caches import MARK
 from tda.engine.request import PREFILL_INSIDE, Call, Request
 from tda.engine.transformers_api import cached_tokens
 from tda.engine.unseen import Unseen
+from tda.prompt_statistics import begin
 from tda.view import Place, Sweep
 
 
@@ -76,6 +77,7 @@ class RequestStore:
             if told_decode:
                 raise ValueError(f"decode needs the key-value cache of a prompt. {PREFILL_INSIDE}")
         statistics = self._method.statistics(self._ffns, self._sweep)
+        begin(statistics, rows, [ffn.F for ffn in self._ffns], device)
         request = Request(statistics, rows, device, fed=cached, length=cached)
         if cache is not None:
             self._put(cache, request)

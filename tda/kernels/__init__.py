@@ -1,5 +1,6 @@
 """Executions that really skip what a method leaves out, and which of them this machine would use."""
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,3 +82,12 @@ def notice(device: str = "cpu") -> str | None:
         return None
     found = backend(device)
     return f"{found.reason}; torch runs instead, slower" if found.name == "torch" else None
+
+
+def untuned() -> str | None:
+    """Return a sentence on shapes that ran with default blocks on a GPU in this process; None where there were none."""
+    tuning = sys.modules.get("tda.kernels.triton.tuning")
+    shapes = list(tuning.DEFAULTS_TAKEN) if tuning is not None else []
+    if not shapes:
+        return None
+    return f"{len(shapes)} shapes ran with default blocks, not tuned on this card (`tda tune`): {'; '.join(shapes)}"

@@ -4,18 +4,18 @@ from tda.models.load import (
     LoadedModel,
     describe_models,
     is_shape,
-    larger_than_cache,
     load_model,
     needs_training,
     parameter_count,
+    sizes_beyond_cache,
 )
 
 __all__ = [
     "LoadedModel",
     "describe_models",
     "is_shape",
-    "larger_than_cache",
     "load_model",
     "needs_training",
     "parameter_count",
+    "sizes_beyond_cache",
 ]

@@ -19,7 +19,7 @@ from tda.models.reference import PREFIX, TIMES, Reference, shipped
 from tda.models.shapes import SHAPES, build_shape, shape_config
 from tda.view import Family
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FOLDER = "a folder with config.json and safetensors weights"
 CACHES = 3
 """How much larger than a cache weights must be for next to all of them to come from memory."""
@@ -60,7 +60,7 @@ def load_model(
     name : str
         ``ref:NAME`` (ships with the package; ``ref:NAME:4x`` has every FFN neuron four times, for the same function in
         more bytes), ``shape:NAME`` (random weights), a folder, or a hub id.
-    dtype : {"float32", "bfloat16"}
+    dtype : {"float32", "bfloat16", "float16"}
         Type of weights and activations.
     device : str or torch.device
         E.g. "cpu", "cuda".
@@ -212,8 +212,8 @@ def _known_config(name: str) -> Any:
     return reference.config(AutoConfig.from_pretrained(reference.folder))
 
 
-def larger_than_cache(name: str, bytes_per_weight: int, cache: int | None) -> str:
-    """The smallest size of a reference model that is at least `CACHES` times a cache, else the largest.
+def sizes_beyond_cache(name: str, bytes_per_weight: int, cache: int | None) -> tuple[str, ...]:
+    """Sizes of a reference model up to the smallest that is at least `CACHES` times a cache, or all.
 
     Parameters
     ----------
@@ -226,12 +226,13 @@ def larger_than_cache(name: str, bytes_per_weight: int, cache: int | None) -> st
 
     Returns
     -------
-    str
-        ``ref:NAME``, or e.g. ``ref:NAME:4x``.
+    tuple of str
+        ``ref:NAME``, then e.g. ``ref:NAME:2x`` and ``ref:NAME:4x``: smallest first, the wanted one last.
     """
-    sizes = [name, *(f"{name}:{times}x" for times in TIMES)]
+    sizes = (name, *(f"{name}:{times}x" for times in TIMES))
     needed = CACHES * (cache or 0)
-    return next((size for size in sizes if parameter_count(size) * bytes_per_weight >= needed), sizes[-1])
+    held = sum(parameter_count(size) * bytes_per_weight < needed for size in sizes)
+    return sizes[: held + 1]
 
 
 def describe_models() -> list[dict[str, Any]]:

@@ -3,21 +3,23 @@
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from tda.device import PeakMemory
+from tda.engine.graph import GraphStep
 from tda.engine.session import Session, Watch, unwatched
 from tda.profiler.counts import Counter
 from tda.profiler.kernels import Table, fitted
 from tda.profiler.overhead import Overhead
 from tda.profiler.parts import ranges
 from tda.profiler.records import Peak
+from tda.profiler.replay import read_order, tell_apart
 from tda.profiler.trace import read_trace
-from tda.spans import recording, span
+from tda.spans import counting, recording, span
 
 REQUESTS = 3
 WARM_STEPS = 4
@@ -55,9 +57,7 @@ def serve(session: Session, steps: int = STEPS, watch: Watch = unwatched) -> lis
     session.watch = phase
     session.prefill()
     session.select()
-    session.watch = unwatched
-    for _ in session.steps(stop=WARM_STEPS):
-        pass
+    _warm(session)
     session.watch = phase
     counted = session.steps(WARM_STEPS, WARM_STEPS + steps)
     for _ in range(steps):
@@ -65,6 +65,15 @@ def serve(session: Session, steps: int = STEPS, watch: Watch = unwatched) -> lis
         next(counted)
         durations.append((time.perf_counter_ns() - start) / 1e3)
     return durations
+
+
+def _warm(session: Session) -> None:
+    """Decode a few tokens unwatched; the device is done with them before the first step that counts."""
+    session.watch = unwatched
+    for _ in session.steps(stop=WARM_STEPS):
+        pass
+    if session.device.type == "cuda":
+        torch.cuda.synchronize(session.device)
 
 
 def record(session: Session, path: Path) -> list[float]:
@@ -75,9 +84,7 @@ def record(session: Session, path: Path) -> list[float]:
     list of float
         Durations in µs of the decode steps of as many requests served just before and just after, with nobody watching.
     """
-    activities = [ProfilerActivity.CPU]
-    if session.device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+    activities = _activities(session)
     plain_us = _serve_all(session)
     with ranges(session.model), recording(record_function):
         with profile(activities=activities):  # what the profiler sets up at its first start is no part of the request
@@ -95,17 +102,75 @@ def _serve_all(session: Session) -> list[float]:
     return [duration for _ in range(REQUESTS) for duration in serve(session)]
 
 
+def _activities(session: Session) -> list[ProfilerActivity]:
+    on_gpu = session.device.type == "cuda"
+    return [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+
+
+def record_order(session: Session, path: Path) -> Path | None:
+    """Record a decode step whose captured work is run anew: its trace says which module launches which kernel.
+
+    Returns
+    -------
+    Path or None
+        The trace, which is small; None where no step is captured.
+    """
+    if _graph(session) is None:
+        return None
+    session.watch = unwatched
+    session.prefill()
+    session.select()
+    with ranges(session.model), run_anew(session):
+        _warm(session)
+        step = session.steps(WARM_STEPS, WARM_STEPS + 1)
+        with recording(record_function), profile(activities=_activities(session)) as profiler, span("decode"):
+            next(step)
+            if session.device.type == "cuda":
+                torch.cuda.synchronize(session.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(path))
+    return path
+
+
+def _graph(session: Session) -> GraphStep | None:
+    step = session.run.attachment.decoding.step
+    return step if isinstance(step, GraphStep) else None
+
+
+def run_anew(session: Session) -> AbstractContextManager[None]:
+    """Have decode steps inside the block run as Python where a graph would be replayed: what ran there is seen."""
+    graph = _graph(session)
+    return nullcontext() if graph is None else graph.eager()
+
+
 def count(session: Session) -> Counter:
-    """Count the bytes and FLOPs of one request's operators."""
+    """Count the bytes and FLOPs of one request's operators and kernels."""
     counter = Counter()
-    with ranges(session.model), recording(counter.span), counter:
+    with run_anew(session), ranges(session.model), recording(counter.span), counting(counter.cost), counter:
         serve(session, steps=1)
     return counter
 
 
-def tabulate(path: Path, counter: Counter, overhead: Overhead, plain_us: Sequence[float] = ()) -> Table:
-    """Make the kernel table of a trace; recording costs what decode steps take more than unrecorded ones did."""
-    trace = read_trace(path, {spot.op for spot in counter.counts})
+def tabulate(
+    path: Path, counter: Counter, overhead: Overhead, plain_us: Sequence[float] = (), order: Path | None = None
+) -> Table:
+    """Make the kernel table of a trace; recording costs what decode steps take more than unrecorded ones did.
+
+    Parameters
+    ----------
+    path : Path
+        Trace of requests.
+    counter : Counter
+        What was counted of one.
+    overhead : Overhead
+        As measured on empty events.
+    plain_us : sequence of float
+        Durations of unrecorded steps.
+    order : Path, optional
+        Trace of a step whose captured work was run anew, where steps are replayed.
+    """
+    counted = {spot.op for spot in counter.counts}
+    trace = tell_apart(read_trace(path, counted), () if order is None else read_order(order, counted))
     return Table(trace, counter.counts, counter.drivers, fitted(overhead, trace, plain_us))
 
 

@@ -18,6 +18,10 @@ from tda.spans import PHASES
 
 LOOKUPS = ("embedding", "index_select", "index", "gather", "embedding_bag", "_embedding_bag", "take")
 """Operators that read of their first input only what they look up."""
+PLACED = ("index_copy_", "index_put_")
+"""Operators that put their last input somewhere into the first, and touch nothing else of it: a static cache does."""
+OVERWRITES = ("copy_", "fill_", "zero_")
+"""Operators that write their first input and do not read it."""
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -66,7 +70,7 @@ class Count:
 
 
 class Counter(TorchDispatchMode):
-    """Counts operators as the dispatcher sees them; `spans` must record the ranges meanwhile.
+    """Counts operators as the dispatcher sees them, and kernels as they tell; `spans` must record ranges meanwhile.
 
     Attributes
     ----------
@@ -100,6 +104,14 @@ class Counter(TorchDispatchMode):
         finally:
             self._open.pop()
 
+    def cost(self, kernel: str, nbytes: int, flops: int) -> None:
+        """Listener of `tda.spans`: a kernel that is no operator is its own."""
+        if self._open:
+            count = self.counts[Spot(*self._open[-1], kernel)]
+            count.calls, count.bytes = count.calls + 1, count.bytes + nbytes
+            if flops:
+                count.flops = (count.flops or 0) + flops
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -130,9 +142,13 @@ def moved_bytes(func: Any, inputs: Any, output: Any) -> int:
     if written and not fresh and not in_place:
         return 0
     results = written if in_place else fresh
-    if func._schema.name.partition("::")[2] in LOOKUPS:
+    name = func._schema.name.partition("::")[2]
+    if name in (*LOOKUPS, *PLACED, *OVERWRITES):
         read = read[1:]
+    if name in LOOKUPS:
         return 2 * sum(map(_bytes, results)) + sum(map(_bytes, read))
+    if name in PLACED:
+        return sum(map(_bytes, read)) + _bytes(read[-1])
     return sum(map(_bytes, read)) + sum(map(_bytes, results))
 
 

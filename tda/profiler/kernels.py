@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, median
 
 import numpy as np
@@ -9,8 +10,8 @@ from scipy.optimize import brentq
 
 from tda.profiler.counts import Count, Spot
 from tda.profiler.overhead import Overhead
-from tda.profiler.records import GPU_IDLE, PYTHON, KernelRow, ModuleRow, PhaseTime
-from tda.profiler.trace import Host, Place, Trace, busy_us, within
+from tda.profiler.records import GAPS, HOST, PYTHON, KernelRow, ModuleRow, PhaseTime
+from tda.profiler.trace import Host, Kernel, Place, Trace, within
 
 Key = tuple[str, str, str, str]
 """Phase, part, operator and kernel."""
@@ -66,18 +67,43 @@ class Table:
         self._add(place, kernel, host.self_us, min(host.self_us, self.overhead.within(host)))
 
     def _add_device(self) -> None:
-        """Kernels where they were launched; what is left of a step is idle, and recording may have kept it so."""
+        """Each step whole: its kernels, the gaps between them, and what the host adds."""
         recording: dict[tuple[str, int], float] = defaultdict(float)
         for host in self._trace.hosts:
             if host.place is not None:
                 recording[self._driver(host.place.phase), host.place.step] += self.overhead.within(host)
-        for kernel in self._trace.kernels:
-            if kernel.place is not None:
-                self._add(kernel.place, kernel.name, kernel.end - kernel.start, 0.0)
         for phase, steps in self._trace.steps.items():
             for number, (start, end) in enumerate(steps):
-                idle = end - start - busy_us(within(self._trace.kernels, start, end), start, end)
-                self._add(Place(phase, number, phase), GPU_IDLE, idle, min(idle, recording[phase, number]))
+                self._add_step(Place(phase, number, phase), start, end, recording[phase, number])
+
+    def _add_step(self, whole: Place, start: float, end: float, recording_us: float) -> None:
+        """A range's kernels, each from where those before it have ended, and the time in which none ran.
+
+        That time is the host's before the first kernel, after the last one, and before a kernel that it launched only
+        when the device had nothing left to run. Recording is taken off the host's time, and of replays off the gaps.
+        """
+        ran = within(self._trace.kernels, start, end)
+        reached, host, gaps = start, 0.0, 0.0
+        for kernel in ran:
+            idle = max(kernel.start - reached, 0.0)
+            if kernel is ran[0] or (kernel.launched is not None and kernel.launched.start >= reached):
+                host += idle
+            else:
+                gaps += idle
+            stop = min(kernel.end, end)
+            self._add(self._ran_in(whole, kernel), kernel.name, max(stop - max(kernel.start, reached), 0.0), 0.0)
+            reached = max(reached, stop)
+        host += end - reached
+        if len(ran) > 1:
+            self._add(whole, GAPS, gaps, min(gaps, self.overhead.kernel * sum(kernel.replayed for kernel in ran)))
+        self._add(whole, HOST, host, min(host, recording_us))
+
+    def _ran_in(self, whole: Place, kernel: Kernel) -> Place:
+        """The place of a kernel; the step that it ran in, where another one or nobody known launched it."""
+        place = kernel.place
+        if place is not None and (self._driver(place.phase), place.step) == (whole.phase, whole.step):
+            return place
+        return replace(whole, op=kernel.name)
 
     def _add(self, place: Place, kernel: str, self_us: float, cost_us: float) -> None:
         if place.step not in self._typical[self._driver(place.phase)]:
@@ -148,6 +174,11 @@ class Table:
                 found[longest[spot]] = (count.bytes / steps, flops)
         return found
 
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """Sentences on kernels of replays whose part is not known."""
+        return self._trace.untold
+
     def modules(self) -> list[ModuleRow]:
         """Self time of every named module, by phase, in the order of the model."""
         return [
@@ -176,7 +207,9 @@ class Table:
 
 
 def fitted(overhead: Overhead, trace: Trace, plain_us: Sequence[float]) -> Overhead:
-    """What an event cost in this trace: scaled so that its decode steps, less recording, take as long as plain ones.
+    """What an event cost in this trace: such that its decode steps, less recording, take as long as plain ones.
+
+    Events are scaled. Where steps are replayed, what their events leave over is the kernels', in equal shares.
 
     Parameters
     ----------
@@ -191,6 +224,11 @@ def fitted(overhead: Overhead, trace: Trace, plain_us: Sequence[float]) -> Overh
     if not steps or not plain_us:
         return overhead
     recorded, typical = _durations(steps), _typical(_durations(steps))
+    replayed = [
+        kernel.place.step in typical
+        for kernel in trace.kernels
+        if kernel.replayed and kernel.place is not None and kernel.place.phase == "decode"
+    ]
     events = [
         (host.self_us, overhead.within(host))
         for host in trace.hosts
@@ -207,6 +245,8 @@ def fitted(overhead: Overhead, trace: Trace, plain_us: Sequence[float]) -> Overh
 
     if missing(1.0) <= 0:
         return overhead
+    if any(replayed):  # its few events do not explain it: the device notes when each kernel begins and ends
+        return overhead._replace(kernel=missing(1.0) * len(typical) / sum(replayed))
     if missing(LARGEST_FACTOR) >= 0:
         return overhead.scaled(LARGEST_FACTOR)
     return overhead.scaled(brentq(missing, 1.0, LARGEST_FACTOR))

@@ -28,11 +28,14 @@ class Overhead(NamedTuple):
         One operator or range, to what encloses it.
     stage : float
         One stage of a whole step, to itself: unrecorded, all stages are one call.
+    kernel : float
+        One kernel of a replayed graph, to the gap before it; known from recorded and unrecorded steps alone.
     """
 
     op: float
     span: float
     stage: float = 0.0
+    kernel: float = 0.0
 
     def within(self, host: Host) -> float:
         """What recording added to an event's own time; launches are part of their operators."""

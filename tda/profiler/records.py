@@ -12,18 +12,26 @@ from tda.telemetry import Telemetry
 PROFILE_VERSION: Literal[1] = 1
 PYTHON = "(python)"
 """In place of a kernel: the host's time between operators, in Python and in the framework's layers."""
-GPU_IDLE = "(gpu idle)"
-"""In place of a kernel: no kernel ran on the device."""
+GAPS = "(gaps between kernels)"
+"""In place of a kernel: nothing ran on the device between two kernels of a step, though the second was launched."""
+HOST = "(host)"
+"""In place of a kernel: the device waited for the host: before a step's first kernel and after its last one, and where
+a kernel was launched only when the device had nothing left to run."""
 Role = Literal["weights", "other", "framework"]
 """Operators that read the model's weights; other operators; Python and the layers of torch between them."""
 
 
 class KernelRow(Frozen):
-    """One kernel (on a CPU: operator) in one phase and part; per step of the phase."""
+    """One kernel (on a CPU: operator) in one phase and part; per step of the phase.
+
+    A device kernel's self time begins where the one before it has ended: kernels that overlap count once.
+    """
 
     phase: str
     part: str
-    op: str = Field(description="outermost operator that was counted; empty for time outside operators")
+    op: str = Field(
+        description="outermost operator that was counted; a device kernel outside is its own; empty for other time"
+    )
     kernel: str
     calls: float
     recorded_ms: float = Field(description="self time as recorded")
@@ -120,6 +128,7 @@ class Profile(Frozen):
     memory: dict[str, Peak]
     telemetry: Telemetry
     trace: str = Field(description="file name of the Chrome trace beside this record")
+    untold: tuple[str, ...] = Field(default=(), description="kernels of replayed steps whose part is not known")
 
     def rows(self, phase: str) -> list[KernelRow]:
         """Rows of a phase, the longest first."""

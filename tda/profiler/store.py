@@ -15,6 +15,8 @@ KERNELS = "kernels.csv"
 MODULES = "modules.csv"
 TRACE = "trace.pt.trace.json.gz"
 """Named so that TensorBoard's plugin finds it."""
+ORDER = "order.json.gz"
+"""Written where decode steps are replayed: trace of one whose work was run anew, which tells the kernels apart."""
 MEMORY = "memory.pickle"
 """Written on CUDA, for PyTorch's memory viewer; never read here."""
 

@@ -1,14 +1,15 @@
 """Read a Chrome trace of `torch.profiler`: every operator, range and device kernel with the place where it belongs.
 
 Host events of the driving thread nest; the self time of one is its duration less what lies directly in it, so the self
-times below a range add up to its duration. A device kernel belongs where the host launched it.
+times below a range add up to its duration. A device kernel belongs where the host launched it; those of a replayed
+graph have one launch, and `tda.profiler.replay` tells them apart.
 """
 
 import bisect
 import gzip
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ KINDS: Mapping[str, Kind] = {
 }
 """Host events by the category that the profiler files them under."""
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+REPLAYS = ("cudaGraphLaunch", "cuGraphLaunch")
+"""Launches of a whole graph: all of its kernels have the launch's correlation."""
 ROUNDING_US = 0.002
 """Stamps are rounded to nanoseconds, so a child may seem to outlast its parent by this."""
 
@@ -43,7 +46,8 @@ class Place:
     module : str
         Path of the innermost named module; empty outside.
     op : str
-        The outermost operator of those that were counted; empty outside.
+        The outermost operator of those that were counted; empty outside. A kernel that no such operator launched is
+        its own.
     """
 
     phase: str
@@ -70,12 +74,26 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A device kernel or copy; times in µs."""
+    """A device kernel or copy; times in µs.
+
+    Attributes
+    ----------
+    launched : Host or None
+        The call that launched it; None where the driving thread did not.
+    place : Place or None
+        Where it belongs.
+    """
 
     name: str
     start: float
     end: float
+    launched: Host | None
     place: Place | None
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it ran in the replay of a graph."""
+        return self.launched is not None and self.launched.name.startswith(REPLAYS)
 
 
 @dataclass(frozen=True)
@@ -89,12 +107,15 @@ class Trace:
     kernels : list of Kernel
         Device events in order of their start; empty on a CPU.
     steps : dict
-        Durations in µs of each driver range by phase: prefill, selection, decode.
+        Start and end in µs of each driver range by phase: prefill, selection, decode.
+    untold : tuple of str
+        Sentences on kernels of replays whose place is not known.
     """
 
     hosts: list[Host]
     kernels: list[Kernel]
     steps: dict[str, list[tuple[float, float]]]
+    untold: tuple[str, ...] = ()
 
 
 def read_trace(path: Path, counted: Iterable[str] = ()) -> Trace:
@@ -122,19 +143,10 @@ def read_trace(path: Path, counted: Iterable[str] = ()) -> Trace:
         key=lambda host: (host.start, -host.end),
     )
     steps = _nest(hosts, frozenset(counted))
-    launched = {host.correlation: host.place for host in hosts if host.kind == "launch"}
+    launches = {host.correlation: host for host in hosts if host.kind == "launch"}
     kernels = sorted(
-        (
-            Kernel(
-                event["name"],
-                event["ts"],
-                event["ts"] + event["dur"],
-                launched.get(event["args"].get("correlation")),
-            )
-            for event in events
-            if event.get("cat") in DEVICE
-        ),
-        key=lambda kernel: kernel.start,
+        (_kernel(event, launches.get(event["args"].get("correlation"))) for event in events if event["cat"] in DEVICE),
+        key=_start,
     )
     return Trace(hosts, kernels, steps)
 
@@ -146,7 +158,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
             found = json.load(file)["traceEvents"]
     except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is no gzipped Chrome trace: {error}") from None
-    return [event for event in found if event.get("ph") == "X"]
+    return [event for event in found if event.get("ph") == "X" and "cat" in event]
 
 
 def _counts(event: Mapping[str, Any]) -> bool:
@@ -159,6 +171,13 @@ def _host(event: Mapping[str, Any]) -> Host:
     return Host(
         KINDS[event["cat"]], event["name"], start, start + event["dur"], event.get("args", {}).get("correlation")
     )
+
+
+def _kernel(event: Mapping[str, Any], launched: Host | None) -> Kernel:
+    name, start, place = event["name"], event["ts"], None if launched is None else launched.place
+    if place is not None and not place.op:
+        place = replace(place, op=name)
+    return Kernel(name, start, start + event["dur"], launched, place)
 
 
 def _nest(hosts: list[Host], counted: frozenset[str]) -> dict[str, list[tuple[float, float]]]:
@@ -197,17 +216,6 @@ def _inside(host: Host, outer: Place, counted: frozenset[str]) -> Place:
     if name in PARTS:
         return Place(outer.phase, outer.step, name, module or outer.module)
     return outer
-
-
-def busy_us(kernels: Iterable[Kernel], start: float, end: float) -> float:
-    """Time within a range in which at least one of the kernels ran; kernels in order of their start."""
-    total, reached = 0.0, start
-    for kernel in kernels:
-        begin, stop = max(kernel.start, reached), min(kernel.end, end)
-        if stop > begin:
-            total += stop - begin
-            reached = stop
-    return total
 
 
 def within(kernels: list[Kernel], start: float, end: float) -> list[Kernel]:

@@ -3,11 +3,13 @@
 from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents, rows_of
 from tda.quality.evaluate import Evaluation, Evaluator, measured
 from tda.quality.recall import recall, recall_questions
+from tda.quality.slices import Slice, slices
 
 __all__ = [
     "Document",
     "Evaluation",
     "Evaluator",
+    "Slice",
     "calibration_batches",
     "evaluation_documents",
     "measured",
@@ -15,4 +17,5 @@ __all__ = [
     "recall",
     "recall_questions",
     "rows_of",
+    "slices",
 ]

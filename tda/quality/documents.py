@@ -157,7 +157,7 @@ def _ids(tokenizer: Any, content: str, at_most: int | None, control_words: bool)
     size = len(content) if at_most is None else (at_most + MARGIN) * COARSE_BYTES
     while True:
         part = content[:size]
-        _check_characters(part)
+        check_characters(part)
         ids: list[int] = tokenizer(
             part, add_special_tokens=False, split_special_tokens=not control_words, verbose=False
         )["input_ids"]
@@ -203,37 +203,52 @@ def read_jsonl(path: Path) -> Iterator[str]:
     ValueError
         If the file cannot be read or a line has another form.
     """
+    for place, line, value in json_lines(path, '{"text": ...}'):
+        content = value.get("text") if isinstance(value, dict) else None
+        if not isinstance(content, str):
+            raise ValueError(f'{place}: expected {{"text": "..."}}, got {line[:60]!r}')
+        try:
+            check_characters(content)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        yield content
+
+
+def json_lines(path: Path, shape: str) -> Iterator[tuple[str, str, object]]:
+    """Lines of a JSONL file that are not blank: the place, the line, and what it holds; None where it is no JSON.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or a line is no UTF-8. `shape` is what a line should look like.
+    """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _text_of(line, f"{path}, line {number}")
+                    place = f"{path}, line {number}"
+                    yield place, line, _parsed(line, place)
     except OSError as error:
         raise ValueError(
-            f'no text at {path}: {error.strerror}; expected a JSONL file with one {{"text": ...}} a line'
+            f"no text at {path}: {error.strerror}; expected a JSONL file with one {shape} a line"
         ) from error
 
 
-def _text_of(line: str, place: str) -> str:
-    """The text of one line of a JSONL file; a byte that is no UTF-8 was read as a surrogate."""
+def _parsed(line: str, place: str) -> object:
+    """What a line of JSON holds; a byte that is no UTF-8 was read as a surrogate."""
     broken = SURROGATE.search(line)
     if broken is not None:
         byte = ord(broken[0]) - ESCAPED
         raise ValueError(f"{place}: expected UTF-8, got the byte 0x{byte:02X} as character {broken.start() + 1}")
     try:
-        content = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        content = None
-    if not isinstance(content, str):
-        raise ValueError(f'{place}: expected {{"text": "..."}}, got {line[:60]!r}')
-    try:
-        _check_characters(content)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    return content
+        value: object = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value
 
 
-def _check_characters(content: str) -> None:
+def check_characters(content: str) -> None:
+    """Raise ValueError if a text holds half of a surrogate pair."""
     broken = SURROGATE.search(content)
     if broken is not None:
         raise ValueError(

@@ -131,11 +131,7 @@ class Evaluator:
     ) -> None:
         """Score a method on one batch of the documents, and add that to what there is; else as `evaluate`."""
         batch = self.batches[number]
-        start = sum(len(before) for before in self.batches[:number])
-        chosen = None if select_on is None else select_on[start : start + len(batch)]
-        size = self.together if shares_rows(method) else len(batch)
-        parts = [(batch[at : at + size], chosen and chosen[at : at + size]) for at in range(0, len(batch), size)]
-        scores = Scores.joined([self._score(method, *part) for part in parts])
+        scores = self.scores(number, method, select_on)
         dense = scores if method.name == "dense" else self._dense_scores(number)
         for name, metric in METRICS.items():
             result.values.setdefault(name, []).extend(metric(scores, dense).tolist())
@@ -147,10 +143,19 @@ class Evaluator:
         result.sparse_share = scores.sparse_share
         self.advance()
 
+    def scores(self, number: int, method: Method, select_on: Sequence[Document] | None = None) -> Scores:
+        """Score a method on one batch of the documents, token by token; else as `evaluate`."""
+        batch = self.batches[number]
+        start = sum(len(before) for before in self.batches[:number])
+        chosen = None if select_on is None else select_on[start : start + len(batch)]
+        size = self.together if shares_rows(method) else len(batch)
+        parts = [(batch[at : at + size], chosen and chosen[at : at + size]) for at in range(0, len(batch), size)]
+        return Scores.joined([self._score(method, *part) for part in parts])
+
     def _dense_scores(self, number: int) -> Scores:
         if number in self._dense:
             return self._dense[number]
-        scores = self._score(METHODS["dense"](), self.batches[number], None)
+        scores = self.scores(number, METHODS["dense"]())
         if sum(held.logits.nbytes for held in self._dense.values()) + scores.logits.nbytes <= CACHED_BYTES:
             self._dense[number] = scores
         return scores

@@ -20,7 +20,7 @@ from tda.regression.floor import two_modes
 from tda.regression.quality import QualityMove, quality_moves
 from tda.regression.series import Blocks, Key, split_name
 from tda.regression.units import Unit
-from tda.regression.wording import short, speed_sentence
+from tda.regression.wording import fails, says_nothing, short, speed_sentence, why_failed, why_lost
 from tda.regression.workbench import CommitBench, quality_grid
 from tda.statistics import BLIND, MIN_GROUPS
 
@@ -36,7 +36,8 @@ CANNOT_TELL = "cannot tell"
 class Row:
     """One series of a case: a ratio (new over old) for times and memory, a difference in nats a token for quality.
 
-    `text` names the evaluation text where a case was measured on several; `low` and `high` bound the 95% interval;
+    `text` names the evaluation text where a case was measured on several, and `machine` the machine where two folders
+    hold several; `low` and `high` bound the 95% interval;
     `floor` is the relative change that lies within the between-process A/A noise; `p` is corrected for all series
     together (commits only).
     """
@@ -51,6 +52,7 @@ class Row:
     floor: float | None = None
     p: float | None = None
     verdict: str = "same"
+    machine: str | None = None
 
     def __str__(self) -> str:
         return f"{self.split} of {self.case}"
@@ -116,19 +118,44 @@ def quality_is_worse(moves: Iterable[QualityMove]) -> bool:
     return any(move.nll is None or move.nll.value > 0 for move in moves)
 
 
-def newly_failed(old: Iterable[Record], new: Iterable[Record]) -> list[str]:
-    """A sentence for each case that always fails now and did not before."""
-    before, now = failed_cases(old), failed_cases(new)
-    return [
-        f"{record.case} fails: {record.status}: {record.reason}" for key, record in now.items() if key not in before
-    ]
+@dataclass(frozen=True)
+class Failures:
+    """What always fails in the newer of two, in sentences.
+
+    Attributes
+    ----------
+    new : tuple of str
+        Cases that did not fail before.
+    unknown : tuple of str
+        Cases of which nobody knows whether they fail: now, or before, their process was killed or their worker lost.
+    """
+
+    new: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @classmethod
+    def of(cls, old: Iterable[Record], new: Iterable[Record]) -> "Failures":
+        """Compare what failed in two sets of records, merged or not."""
+        old = list(old)
+        ran = {record.case.key for record in old if record.status == "ok"}
+        before, found, unknown = failed_cases(old), [], []
+        for key, record in failed_cases(new).items():
+            told = f"{record.case} {fails(record, ran=key in ran)}: {why_failed(record)}"
+            if says_nothing(record):
+                unknown += [f"cannot tell: {record.case} {why_lost(record)}"] if key in ran else []
+            elif key not in before:
+                found.append(told)
+            elif says_nothing(before[key]):
+                unknown.append(f"cannot tell: {told}, and before it {why_lost(before[key])}")
+        return cls(tuple(found), tuple(unknown))
 
 
 def failed_cases(records: Iterable[Record]) -> dict[str, Record]:
-    """Cases without a good record."""
+    """Cases without a good record, each with its last failure; one that says something of the case comes first."""
     records = list(records)
     good = {record.case.key for record in records if record.status == "ok"}
-    return {record.case.key: record for record in records if record.case.key not in good}
+    failed = (record for record in records if record.case.key not in good)
+    return {record.case.key: record for record in sorted(failed, key=lambda one: not says_nothing(one))}
 
 
 # Commits.
@@ -162,14 +189,14 @@ def compare_commits(bench: CommitBench, old: str, new: str, config: BenchConfig,
         commit: [*text, *(record for unit in units if unit.commit == commit for record in unit.records)]
         for commit, text in ((old, before), (new, after))
     }
-    failed = newly_failed(records[old], records[new])
+    failures = Failures.of(records[old], records[new])
     return Comparison(
         old=short(old),
         new=short(new),
         rows=(*judged.rows.values(), *map(quality_row, moves)),
-        told=(*judged.told(), *failed),
-        worse=judged.is_worse or quality_is_worse(moves) or bool(failed),
-        unjudged=tuple(unjudged(judged.rows, judged.modes)),
+        told=(*judged.told(), *failures.new),
+        worse=judged.is_worse or quality_is_worse(moves) or bool(failures.new),
+        unjudged=(*unjudged(judged.rows, judged.modes), *failures.unknown),
     )
 
 

@@ -1,8 +1,8 @@
 """Two folders of results, case by case: one process each, held against the noise that is known of their machine."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from tda.regression.compare import (
     CANNOT_TELL,
     RULES,
     Comparison,
+    Failures,
     Row,
     failed_cases,
-    newly_failed,
     quality_is_worse,
     quality_row,
     speed_verdict,
@@ -31,7 +31,7 @@ from tda.regression.effects import Prior
 from tda.regression.floor import Series, single, two_modes, unlike
 from tda.regression.quality import quality_moves
 from tda.regression.series import Key, round_values, split_name
-from tda.regression.wording import short
+from tda.regression.wording import says_nothing, short
 from tda.regression.workbench import Workbench, check_measured, speed_grid
 from tda.results import load, results_path
 from tda.statistics import BLIND, MIN_GROUPS, is_baseline, noise_floor, unpaired_ratio
@@ -54,44 +54,70 @@ class Folder:
     ----------
     path : Path
         As it was given.
-    records : tuple of Record
-        The rounds of each case joined.
+    lines : tuple of Record
+        As read, one per round.
     problems : tuple of str
         Lines that could not be read.
     """
 
     path: Path
-    records: tuple[Record, ...]
+    lines: tuple[Record, ...]
     problems: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Folder":
-        """Read a folder.
+        """Read a folder of one machine.
 
         Raises
         ------
         ValueError
             If it holds nothing, or results of several commits or machines, or of a played device.
         """
+        found = cls.read_machines(path)
+        if len(found) > 1:
+            raise ValueError(f"{path} holds results of several machines")
+        return found[0]
+
+    @classmethod
+    def read_machines(cls, path: Path) -> list["Folder"]:
+        """Read a folder, the lines of each machine apart, in order of first appearance.
+
+        Raises
+        ------
+        ValueError
+            If it holds nothing, or results of several commits, or of a played device.
+        """
         found = load(path)
         if not found.records:
             raise ValueError(f"{path} holds no results")
-        states = {(record.machine.fingerprint, record.commit) for record in found.records}
-        if len(states) > 1:
-            raise ValueError(f"{path} holds results of several commits or machines; compare them one by one")
-        if FAKE in (found.records[0].machine.gpu or ""):
+        if len({record.commit for record in found.records}) > 1:
+            raise ValueError(f"{path} holds results of several commits; compare them one by one")
+        if any(FAKE in (record.machine.gpu or "") for record in found.records):
             raise ValueError(f"{path} holds results of a device that a test plays")
-        return cls(path, tuple(merge(found.records)), tuple(found.problems))
+        held: dict[str, list[Record]] = {}
+        for record in found.records:
+            held.setdefault(record.machine.fingerprint, []).append(record)
+        return [cls(path, tuple(lines), tuple(found.problems)) for lines in held.values()]
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The rounds of each case joined."""
+        return tuple(merge(self.lines))
 
     @property
     def machine(self) -> Machine:
         """What it was taken on."""
-        return self.records[0].machine
+        return self.lines[0].machine
+
+    @property
+    def machine_name(self) -> str:
+        """What tells its machine from another one of the folder."""
+        return f"{self.machine.gpu or self.machine.cpu} [{self.machine.fingerprint[:6]}]"
 
     @property
     def name(self) -> str:
         """Commit and state of its tree."""
-        commit = self.records[0].commit
+        commit = self.lines[0].commit
         return short(commit.hash or "no commit") + (" with uncommitted changes" if commit.dirty else "")
 
     @cached_property
@@ -109,6 +135,69 @@ class Folder:
 def is_folder(name: str) -> bool:
     """Whether a name is that of a results folder or file."""
     return results_path(Path(name)).is_file()
+
+
+def compare_machines(old: Sequence[Folder], new: Sequence[Folder], noise: Mapping[Series, Prior]) -> Comparison:
+    """Compare two results folders machine by machine: numbers of unlike machines are never held against each other.
+
+    Parameters
+    ----------
+    old, new : sequence of Folder
+        What each folder holds, as of `Folder.read_machines`.
+    noise : mapping
+        As for `compare_folders`.
+
+    Raises
+    ------
+    ValueError
+        If no machine is in both, or no case of one is.
+    """
+    if len(old) == len(new) == 1:
+        return compare_folders(old[0], new[0], noise)
+    pairs = [(one, other) for one in old for other in new if not unlike(one.machine, other.machine)]
+    if not pairs:
+        told = (f"{held[0].path}: {', '.join(one.machine_name for one in held)}" for held in (old, new))
+        raise ValueError(f"no machine is in both folders; {'; '.join(told)}")
+    found: list[tuple[str, Comparison]] = []
+    apart: list[str] = []
+    for one, other in pairs:
+        try:
+            found.append((one.machine_name, compare_folders(one, other, noise)))
+        except ValueError as error:
+            apart.append(f"{one.machine_name}: {error}")
+    if not found:
+        raise ValueError("; ".join(apart))
+    return Comparison(
+        old=old[0].name,
+        new=new[0].name,
+        rows=tuple(replace(row, machine=name) for name, one in found for row in one.rows),
+        told=(*_told(found, lambda one: one.told), *_machines_alone(new, [one for _, one in pairs], old[0].path)),
+        worse=any(one.worse for _, one in found),
+        unjudged=(
+            *_told(found, lambda one: one.unjudged),
+            *(f"not compared, on {sentence}" for sentence in apart),
+            *_machines_alone(old, [one for one, _ in pairs], new[0].path),
+        ),
+    )
+
+
+def _told(found: Iterable[tuple[str, Comparison]], of: Callable[[Comparison], Iterable[str]]) -> list[str]:
+    """Sentences about each machine that name it; one that all machines have alike stands once and names none."""
+    held: dict[str, list[str]] = {}
+    for name, one in found:
+        for sentence in of(one):
+            held.setdefault(sentence, []).append(name)
+    every = len({name for name, _ in found})
+    return [
+        sentence if 1 < every == len(names) else f"on {', '.join(names)}: {sentence}"
+        for sentence, names in held.items()
+    ]
+
+
+def _machines_alone(folders: Iterable[Folder], paired: Sequence[Folder], other: Path) -> list[str]:
+    """A sentence for machines that only one of two folders has."""
+    names = [one.machine_name for one in folders if one not in paired]
+    return [f"not compared, since not in {other}: what ran on {', '.join(names)}"] if names else []
 
 
 def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> Comparison:
@@ -145,14 +234,14 @@ def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> 
         for key, values in both.items()
     }
     moves = quality_moves(new.records, old.records)
-    failed = newly_failed(old.records, new.records)
+    failures = Failures.of(old.lines, new.lines)
     return Comparison(
         old=old.name,
         new=new.name,
         rows=(*rows.values(), *map(quality_row, moves)),
-        told=(*old.problems, *new.problems, *failed, *_alone(new, old), *known.told()),
-        worse=_speed_is_worse(rows) or quality_is_worse(moves) or bool(failed),
-        unjudged=(*unjudged(rows, modes), *_alone(old, new)),
+        told=(*old.problems, *new.problems, *failures.new, *_alone(new, old), *known.told()),
+        worse=_speed_is_worse(rows) or quality_is_worse(moves) or bool(failures.new),
+        unjudged=(*unjudged(rows, modes), *failures.unknown, *_alone(old, new)),
     )
 
 
@@ -253,12 +342,15 @@ def _speed_is_worse(rows: Mapping[Key, Row]) -> bool:
 
 def _alone(one: Folder, other: Folder) -> list[str]:
     """Sentences about cases that only one of two folders has, or has a good record of."""
-    failed = failed_cases(other.records)
+    failed = failed_cases(other.lines)
+    lost = {key for key, record in failed.items() if says_nothing(record)}
     alone = [record.case for key, record in one.cases.items() if key not in other.cases]
     among = [record.case for record in (*one.cases.values(), *other.cases.values())]
-    told = []
+    tasks = ", ".join(sorted({task for record in one.cases.values() for task in record.tasks}))
+    told = [f"not compared: scores of tasks in {one.path} ({tasks}); `tda report` shows them"] if tasks else []
     for what, cases in (
-        ("failed in", [case for case in alone if case.key in failed]),
+        ("failed in", [case for case in alone if case.key in failed and case.key not in lost]),
+        ("killed or lost in", [case for case in alone if case.key in lost]),
         ("not in", [case for case in alone if case.key not in failed]),
     ):
         names = ", ".join(describe(case, among) for case in cases)

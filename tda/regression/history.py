@@ -277,9 +277,9 @@ def _request(row: Row) -> _Request:
     return tuple(row[name] for name in ("source", "model", *_SIZES))
 
 
-def _nothing(status: str, reason: str | None) -> Row:
+def _nothing(outcome: str, reason: str | None) -> Row:
     """Columns of what gave no numbers."""
-    return {"samples": (), "groups": (), "missing": f"{status}: {reason or 'no reason given'}"}
+    return {"samples": (), "groups": (), "missing": f"{outcome}: {reason or 'no reason given'}"}
 
 
 def _metric(name: str, measurement: Measurement) -> Row:
@@ -397,7 +397,7 @@ def _rows_of(reading: _Reading, records: Sequence[Record], place: Row, commit: s
         shared |= _case(record.case, record.execution or record.case.execution, record.inputs)
         shared |= {"control": record.case.control == "a_a", "change": record.inputs.change}
         if record.status != "ok":
-            yield shared | _nothing(record.status, record.reason)
+            yield shared | _nothing(record.outcome, record.reason)
             continue
         for name, measurement in record.measurements.items():
             yield shared | _metric(name, measurement)

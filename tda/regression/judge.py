@@ -1,7 +1,7 @@
 """From a night's units to its findings: suspects, confirmed changes, quality, and the sentences that say so."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +16,26 @@ from tda.regression.quality import QualityMove, quality_moves, same_text, scope_
 from tda.regression.repository import Repository
 from tda.regression.series import Blocks, Key
 from tda.regression.units import History, Night, NightCommit, Seen, Unit
-from tda.regression.wording import failure_sentence, quality_sentence, reproduce, speed_sentence, warning_sentence
+from tda.regression.wording import (
+    FAILS,
+    fails,
+    failure_sentence,
+    named,
+    quality_sentence,
+    reproduce,
+    says_nothing,
+    short,
+    speed_sentence,
+    warning_sentence,
+    why_failed,
+    why_lost,
+)
 from tda.statistics import BLIND
 
 _Place = tuple[str, Case]
 """A case in its grid."""
+_Told = tuple[str, str]
+"""What a failed case does, and why."""
 
 
 class Judge:
@@ -207,33 +222,61 @@ class Judge:
     def _failures(self) -> list[Finding]:
         """Cases that fail in every process of a commit and ran before it, and those that run again."""
         found: list[Finding] = []
-        ended = [commit for commit in self.night.commits if commit.status in ("measured", "crashed")]
-        running: dict[_Place, None] = {}
-        down: dict[_Place, None] = {}
-        for number, commit in enumerate(ended):
+        running: dict[_Place, str] = {}  # with the last commit where it ran
+        down: dict[_Place, str] = {}  # with the last commit where it failed
+        for commit in (commit for commit in self.night.commits if commit.status in ("measured", "crashed")):
             ran, failed = self._places(commit)
             if commit.status == "crashed":
-                failed = dict.fromkeys(running, commit.reason or "no reason given")
-            broken, again = [one for one in running if one in failed], [one for one in ran if one in down]
-            told: tuple[tuple[list[_Place], Verdict], ...] = ((broken, "alarm"), (again, "improvement"))
-            for places, verdict in told:
-                if places:
-                    pair = Pair(commit.hash, ended[number - 1].hash)
-                    found.append(self._failure(pair, places, verdict, failed.get(places[0])))
-            down = {one: None for one in (*down, *failed) if one not in ran}
-            running = {one: None for one in (*running, *ran) if one not in failed}
+                failed = dict.fromkeys(running, (FAILS, commit.reason or "no reason given"))
+            broken = {place: good for place, good in running.items() if place in failed}
+            again = {place: down[place] for place in ran if place in down}
+            found += self._turned(commit.hash, broken, "alarm", failed)
+            found += self._turned(commit.hash, again, "improvement", {})
+            down = {one: at for one, at in (down | dict.fromkeys(failed, commit.hash)).items() if one not in ran}
+            running = {one: at for one, at in (running | dict.fromkeys(ran, commit.hash)).items() if one not in failed}
         return found
 
-    def _places(self, commit: NightCommit) -> tuple[list[_Place], dict[_Place, str]]:
-        """Cases of a commit that ran in some process, and cases that failed in all of them, with the reason."""
+    def _turned(
+        self, commit: str, places: Mapping[_Place, str], verdict: Verdict, failed: Mapping[_Place, _Told]
+    ) -> Iterator[Finding]:
+        """A finding for the cases that were otherwise at one commit, and fail in one way now or run again."""
+        held: dict[tuple[str, str], list[_Place]] = {}
+        for place, before in places.items():
+            held.setdefault((before, failed[place][0] if place in failed else ""), []).append(place)
+        for (before, _), alike in held.items():
+            yield self._failure(Pair(commit, before), alike, verdict, failed.get(alike[0]))
+
+    def _seen(self, commit: NightCommit) -> list[tuple[_Place, Record]]:
+        """Records of a commit's first processes, controls aside."""
         units = (unit for unit in self.history.units(self.night.id)[0] if unit.commit == commit.hash)
         own = [unit for unit in units if (unit.role, unit.stage) == ("commit", "first")]
-        seen = [(unit.grid, record) for unit in own for record in unit.records if record.case.control is None]
-        ran = dict.fromkeys((grid, record.case) for grid, record in seen if record.status == "ok")
-        failed = {(grid, one.case): f"{one.status}: {one.reason}" for grid, one in seen if (grid, one.case) not in ran}
+        return [((unit.grid, one.case), one) for unit in own for one in unit.records if one.case.control is None]
+
+    def _places(self, commit: NightCommit) -> tuple[list[_Place], dict[_Place, _Told]]:
+        """Cases of a commit that ran in some process, and cases that failed in all of them: what they do, and why.
+
+        Of a case that was only killed from outside or lost with its worker nothing is known: it is in neither.
+        """
+        seen = self._seen(commit)
+        ran = dict.fromkeys(place for place, record in seen if record.status == "ok")
+        failed = {
+            place: (fails(record, ran=True), why_failed(record))
+            for place, record in seen
+            if place not in ran and not says_nothing(record)
+        }
         return list(ran), failed
 
-    def _failure(self, pair: Pair, places: Sequence[_Place], verdict: Verdict, reason: str | None) -> Finding:
+    def unmeasured(self) -> tuple[str, ...]:
+        """A sentence for each commit and way in which cases were lost, so that nothing is known of them there."""
+        found: dict[tuple[str, str], dict[Case, None]] = {}
+        for commit in self.night.commits:
+            ran, failed = self._places(commit)
+            for place, record in self._seen(commit):
+                if place not in ran and place not in failed:
+                    found.setdefault((commit.hash, why_lost(record)), {})[record.case] = None
+        return tuple(f"{named(cases)} at {short(commit)} {why}" for (commit, why), cases in found.items())
+
+    def _failure(self, pair: Pair, places: Sequence[_Place], verdict: Verdict, told: _Told | None) -> Finding:
         grid, cases = places[0][0], list(dict.fromkeys(case for _, case in places))
         return self._finding(
             pair,
@@ -244,7 +287,7 @@ class Judge:
             scope="method",
             size=None,
             unit="cases",
-            sentence=failure_sentence(pair, cases, reason, self._subject(pair.new)),
+            sentence=failure_sentence(pair, cases, told, self._subject(pair.new)),
         )
 
     # Quality.

@@ -188,7 +188,8 @@ class NightRun:
                 if grid.repeated:
                     fresh += alternate.design(again, grid, "confirm", self.config.confirm_blocks)
             self._measure(runner, night, fresh)
-        return night.model_copy(update={"findings": judge.findings(), "seen": judge.seen()})
+        notes = (*night.notes, *judge.unmeasured())
+        return night.model_copy(update={"findings": judge.findings(), "seen": judge.seen(), "notes": notes})
 
     def _build(self, night: Night) -> tuple[Builds, Night]:
         builds = Builds(self.repository, self.work / "builds")

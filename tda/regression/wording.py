@@ -1,10 +1,11 @@
 """Sentences about changes, and the commands that show them again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tda.bench.plan import only
 from tda.cases import Case, describe
 from tda.config import BenchConfig
+from tda.records import NOT_ITS_FAULT, FailureKind, Record, Status
 from tda.regression.config import NightlyConfig
 from tda.regression.detect import Change, Pair, Suspect
 from tda.regression.quality import QualityMove
@@ -61,11 +62,47 @@ def warning_sentence(suspect: Suspect, among: Iterable[Case]) -> str:
     )
 
 
-def failure_sentence(pair: Pair, cases: Sequence[Case], reason: str | None, subject: str) -> str:
-    """What fails, and why; without a reason: what runs again."""
-    if reason is None:
+FAILS = "fails"
+_VERBS: Mapping[FailureKind | Status, str] = {
+    "host_memory": "does not fit{} (host memory)",
+    "gpu_memory": "does not fit{} (GPU memory)",
+    "oom": "does not fit{} (memory)",
+    "crash": "crashes",
+    "hang": "hangs",
+    "timeout": "does not end in its time{}",
+}
+_LOST: Mapping[FailureKind, str] = {"killed": "its process was killed from outside", "lost": "its worker was lost"}
+
+
+def says_nothing(record: Record) -> bool:
+    """Whether a record failed in a way that says nothing of the code: its process was killed, or its worker lost."""
+    return record.failure is not None and record.failure.kind in NOT_ITS_FAULT
+
+
+def fails(record: Record, *, ran: bool) -> str:
+    """What a failed case does, e.g. ``"does not fit any more (GPU memory)"``; `ran`: whether it was measured before."""
+    kind = record.failure.kind if record.failure is not None else record.status
+    return _VERBS.get(kind, FAILS).format(" any more" if ran else "")
+
+
+def why_failed(record: Record) -> str:
+    """The reason of a failure; of one that the verb says nothing of, the status too."""
+    reason = record.reason or "no reason given"
+    return f"{record.status}: {reason}" if fails(record, ran=False) == FAILS else reason
+
+
+def why_lost(record: Record) -> str:
+    """What became of a case of which a failure says nothing."""
+    assert record.failure is not None
+    return f"was not measured: {_LOST[record.failure.kind]}"
+
+
+def failure_sentence(pair: Pair, cases: Sequence[Case], told: tuple[str, str] | None, subject: str) -> str:
+    """What fails: `told` are the verb, as of `fails`, and the reason; without them: what runs again."""
+    if told is None:
         return f"Runs again since {short(pair.new)} ({subject}): {named(cases)}."
-    return f"Fails at {short(pair.new)} ({subject}), and ran at {short(pair.old)}: {named(cases)}: {reason}."
+    (verb, reason), at = told, f"at {short(pair.new)} ({subject})"
+    return f"{verb[0].upper()}{verb[1:]} {at}, and ran at {short(pair.old)}: {named(cases)}: {reason}."
 
 
 def quality_sentence(

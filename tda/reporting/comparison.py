@@ -7,20 +7,27 @@ from functools import cached_property
 import numpy as np
 
 from tda.cases import Case, Control, MethodSpec, describe, requests_apart
-from tda.derived import NOT_FINITE, Derived, Missing, above_limit, derive, unlike_kernels
+from tda.derived import NO_DENSE, NOT_FINITE, Derived, Missing, above_limit, derive, unlike_kernels
 from tda.records import SPEED, Flag, Record, merge
 from tda.reporting.style import rank
+from tda.reporting.tasks import headline, task_scores, unlike
 from tda.statistics import (
     BLIND,
+    MARGIN,
     Estimate,
+    Verdict,
     bootstrap,
     by_group,
     finite,
     is_baseline,
+    item_difference,
+    item_score,
     noise_floor,
     paired_difference,
     speedup,
+    standard_error,
     typical,
+    verdict,
 )
 
 
@@ -46,6 +53,8 @@ class Comparison:
         Why no ratio of the setting can be trusted.
     told : str
         What else tells it from others of its case: the calibration.
+    comparisons : int
+        Differences of task scores to dense in the setting, which intervals hold for together.
     """
 
     record: Record
@@ -56,6 +65,7 @@ class Comparison:
     floor: float | None = None
     spoiled: tuple[str, ...] = ()
     told: str = ""
+    comparisons: int = 1
 
     # What it is.
 
@@ -122,7 +132,7 @@ class Comparison:
     def missing(self, name: str) -> str:
         """Why there are no samples of a measurement."""
         if self.record.status != "ok":
-            return f"{self.record.status}: {self.record.reason}"
+            return f"{self.record.outcome}: {self.record.reason}"
         found = self.record.measurements.get(name)
         if found is not None and found.missing:
             return found.missing
@@ -172,6 +182,93 @@ class Comparison:
         groups = self.groups("perplexity")
         values = [groups[number] for number in groups if number in self.shared]
         return float(np.exp(np.mean(np.log(values)))) if values else None
+
+    # Tasks.
+
+    @cached_property
+    def tasks(self) -> dict[str, list[str]]:
+        """Names of the measurements of each task that was scored."""
+        return task_scores(self.record) if self.record.status == "ok" else {}
+
+    def headline(self, task: str) -> str | None:
+        """The measurement that stands for a task."""
+        return headline(task, self.tasks.get(task, ()))
+
+    def is_share(self, name: str) -> bool:
+        """Whether a measurement is a share; a score that a task tells on another scale is none."""
+        found = self.record.measurements.get(name)
+        return found is not None and found.unit == "share" and all(0 <= sample <= 1 for sample in found.samples)
+
+    def score(self, name: str | None) -> Estimate | None:
+        """A task's score over its items; None where missing."""
+        groups = self.groups(name) if name is not None else {}
+        return item_score(list(groups.values()), share=self.is_share(name)) if name is not None and groups else None
+
+    def score_error(self, name: str) -> float | None:
+        """Standard error of a task's score; None where missing or of one item."""
+        groups = self.groups(name)
+        return standard_error(list(groups.values())) if groups else None
+
+    def score_missing(self, task: str) -> str:
+        """Why a task has no score."""
+        name, facts = self.headline(task), self.record.tasks.get(task)
+        if facts is not None and facts.failure is not None:
+            return f"it failed: {facts.failure}"
+        if name is not None or self.record.status != "ok":
+            return self.missing(name or "")
+        return "no score was measured" if task in self.tasks else "not run"
+
+    def task_difference(self, task: str) -> Derived:
+        """A task's score less dense's, paired per item, at the level that holds for all `comparisons`; or why not."""
+        return self._differences.get(task) or Missing(self.score_missing(task))
+
+    @cached_property
+    def _differences(self) -> dict[str, Derived]:
+        return {task: self._not_compared(task) or self._difference(task) for task in self.tasks}
+
+    def _difference(self, task: str) -> Derived:
+        name = self.headline(task)
+        assert name is not None
+        assert self.dense is not None
+        mine, dense = self.groups(name), Comparison(self.dense, self.dense).groups(name)
+        found = item_difference(mine, dense, share=self.is_share(name), comparisons=self.comparisons)
+        return Missing("no item was answered by both") if found is None else found
+
+    def _not_compared(self, task: str) -> Missing | None:
+        """Why a task that was scored is not held against dense; None where it is."""
+        name = self.headline(task)
+        if name is None or not self.samples(name):
+            return Missing(self.score_missing(task))
+        if self.dense is None:
+            return NO_DENSE
+        if self.record is self.dense:
+            return Missing("it is what the others are compared with")
+        dense = Comparison(self.dense, self.dense)
+        if not dense.samples(name):
+            return Missing(f"dense: {dense.score_missing(task)}")
+        why = unlike(self.record.tasks[task], self.dense.tasks[task])
+        return None if why is None else Missing(why)
+
+    @property
+    def compared_tasks(self) -> int:
+        """Tasks whose score is held against dense's."""
+        return sum(self._not_compared(task) is None for task in self.tasks)
+
+    def task_verdict(self, task: str) -> Verdict | Missing:
+        """What the difference says, at a margin of `MARGIN` for shares; or why there is none."""
+        name, difference = self.headline(task), self.task_difference(task)
+        if isinstance(difference, Missing):
+            return difference
+        assert name is not None
+        better = self.record.measurements[name].better
+        assert better is not None
+        return verdict(difference, MARGIN if self.is_share(name) else None, better)
+
+    @property
+    def cache_resident(self) -> str | None:
+        """Why its latency says nothing of a model whose weights come from memory; None where it does."""
+        flag = self.record.flags.get("cache_resident")
+        return f"cache-resident: {flag.detail}" if flag is not None and flag.raised and self.timed else None
 
     # Against dense.
 
@@ -310,6 +407,16 @@ class Setting:
         return next((case for case in self.cases if case.record is dense), None)
 
     @property
+    def tasks(self) -> list[str]:
+        """Tasks that some case was scored on, in order of first appearance."""
+        return list(dict.fromkeys(task for case in self.cases for task in case.tasks))
+
+    @property
+    def comparisons(self) -> int:
+        """Differences of task scores to dense, which intervals hold for together."""
+        return self.cases[0].comparisons
+
+    @property
     def timed(self) -> list[Comparison]:
         """Cases with a speed, without the A/A control."""
         return [case for case in self.cases if case.timed and not case.is_control]
@@ -394,7 +501,8 @@ def _setting(members: Sequence[Record]) -> Setting:
         several = len({one.inputs.calibration for one in members if one.case == record.case}) > 1
         told = record.inputs.calibrated if several else ""
         cases.append(Comparison(record, dense, among, shared, documents, floor, spoiled, told))
-    return Setting(tuple(sorted(cases, key=_order)))
+    compared = max(sum(case.compared_tasks for case in cases), 1)
+    return Setting(tuple(sorted((replace(case, comparisons=compared) for case in cases), key=_order)))
 
 
 def _noise(members: Sequence[Record], dense: Record | None) -> tuple[float | None, tuple[str, ...]]:

@@ -145,16 +145,19 @@ _DIRECTIONS = [(np.cos(angle), np.sin(angle)) for angle in np.deg2rad([90, 270, 
 _DISTANCES = (9.0, 14.0, 20.0, 28.0)
 
 
-def label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Write each point's text beside it where it covers least: other labels, markers, curves, the frame."""
+def label_points(figure: Figure, axes: Axes, points: Sequence[Point], level: float | None = None) -> None:
+    """Write each point's text beside it where it covers least: labels, markers, curves, frame, a line at `level`."""
     settle(figure)
     points = [point for point in points if point.present]
     if not points:
         return
     centres = axes.transData.transform([(point.x.value, point.y.value) for point in points])
-    obstacles = np.concatenate([centres, _along(axes, points)])
-    taken: list[Bbox] = []
     frame = axes.get_window_extent()
+    obstacles = np.concatenate([centres, _along(axes, points)])
+    if level is not None:
+        height = axes.transData.transform((points[0].x.value, level))[1]
+        obstacles = np.concatenate([obstacles, [(x, height) for x in np.arange(frame.x0, frame.x1, 4.0)]])
+    taken: list[Bbox] = []
     pixel = figure.dpi / 72
     for point, centre in zip(points, centres, strict=True):
         width, height = 5.2 * pixel * len(point.text) + 2, 8.5 * pixel

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tda.records import FAKE, Commit, LeftOut, Machine, Record, turn
+from tda.reporting.answers import Answers, last_of
 from tda.reporting.comparison import Setting, settings
 from tda.results import load, results_path
 
@@ -25,12 +26,15 @@ class Group:
         What was skipped while reading, over all groups.
     left_out : tuple of LeftOut
         What budgets left no time for, over all groups.
+    answers : tuple of Answers
+        Files of what its cases answered in tasks, item by item.
     """
 
     number: int
     lines: tuple[Record, ...]
     problems: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    answers: tuple[Answers, ...] = ()
 
     @property
     def machine(self) -> Machine:
@@ -63,12 +67,14 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     held_by: list[list[Record]] = []
     problems: list[str] = []
     left_out: list[LeftOut] = []
+    answers: list[Answers] = []
     for folder in {results_path(folder).resolve(): folder for folder in folders}.values():
         loaded = load(folder)
         good, refused = _without_fakes(loaded.records, results_path(folder))
         held_by.append(good)
         problems += [*loaded.problems, *refused]
         left_out += loaded.left_out
+        answers += Answers.beside(folder)
     problems += _repeats(held_by)
     records = [record for held in held_by for record in held]
     if not records:
@@ -78,9 +84,10 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     for record in records:
         state = (record.machine.fingerprint, record.commit.hash, str(record.commit.dirty), record.inputs.change)
         held.setdefault(state, []).append(record)
+    lines = list(held.values())
     return [
-        Group(number, tuple(lines), tuple(problems), tuple(left_out))
-        for number, lines in enumerate(held.values(), start=1)
+        Group(number, tuple(own), tuple(problems), tuple(left_out), tuple(theirs))
+        for number, (own, theirs) in enumerate(zip(lines, last_of(answers, lines), strict=True), start=1)
     ]
 
 

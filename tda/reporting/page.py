@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from tda.reporting.figures import inline, to_png, to_svg
 from tda.reporting.gather import Group
+from tda.reporting.items import tasks_side_by_side
 from tda.reporting.sections import SECTIONS, Block, Content, Section
 from tda.reporting.tradeoff import findings
 
@@ -34,21 +35,30 @@ class Picture:
     variant: int | None
 
 
+def environment() -> Environment:
+    """Templates of the package; what they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("tda.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def items_page(groups: Sequence[Group]) -> str | None:
+    """The page of items side by side; None where no answers are kept."""
+    sheets = tasks_side_by_side(groups)
+    return environment().get_template("items.html").render(sheets=sheets) if sheets else None
+
+
 @dataclass
 class Page:
     """Renders groups of records; `files` holds the figures' files by name afterwards."""
 
     groups: Sequence[Group]
     files: dict[str, bytes] = field(default_factory=dict)
-    _environment: Environment = field(
-        default_factory=lambda: Environment(
-            loader=PackageLoader("tda.reporting"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-    )
+    _environment: Environment = field(default_factory=environment)
 
     def render(self) -> str:
         """The page's HTML."""
@@ -57,20 +67,23 @@ class Page:
             {
                 "group": group,
                 "findings": findings(group.settings),
-                "sections": list(self._sections(group, [entry for entry in sections if not entry[1].once])),
+                "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
             }
             for group in self.groups
         ]
-        ending = list(self._sections(self.groups[0], [entry for entry in sections if entry[1].once]))
+        ending = list(self._sections(self.groups, [entry for entry in sections if entry[1].once]))
         return self._environment.get_template("page.html").render(parts=parts, ending=ending)
 
-    def _sections(self, group: Group, sections: Sequence[tuple[str, Section]]) -> Iterator[dict[str, object]]:
+    def _sections(
+        self, groups: Sequence[Group], sections: Sequence[tuple[str, Section]]
+    ) -> Iterator[dict[str, object]]:
         for name, part in sections:
-            content = part.render(group)
+            content = part.render(groups)
             if content is not None:
-                slug = f"{name}-{group.number}"
+                slug = f"{name}-{groups[0].number}"
                 yield {
                     "id": slug,
+                    "name": name,
                     "title": part.title,
                     "lead": content.lead,
                     "blocks": [self._block(f"{slug}-{n}", block) for n, block in enumerate(content.blocks, start=1)],

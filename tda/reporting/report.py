@@ -8,7 +8,8 @@ import matplotlib
 
 from tda.reporting.figures import STYLE
 from tda.reporting.gather import gather
-from tda.reporting.page import Page
+from tda.reporting.page import Page, items_page
+from tda.reporting.paper import paper_frame
 from tda.reporting.table import frame
 from tda.results import write_whole
 
@@ -32,8 +33,9 @@ class Report:
 def build_report(folders: Sequence[Path], out: Path) -> Report:
     """Write ``index.html``, ``figures/*.svg``, ``figures/*.png`` and ``table.csv``.
 
-    The page works offline and holds its figures itself; equal records give equal bytes. Records of unlike machines or
-    commits are shown one after the other, and never in one figure.
+    Where tasks were scored, ``items.html`` holds what was answered, item by item, and ``paper.csv`` the paper's table
+    of two models or more. Pages work offline and hold their figures themselves; equal records give equal bytes.
+    Records of unlike machines or commits are shown one after the other, and never in one figure.
 
     Parameters
     ----------
@@ -61,5 +63,10 @@ def build_report(folders: Sequence[Path], out: Path) -> Report:
     for name, content in page.files.items():
         write_whole(out / "figures" / name, content)
     write_whole(out / "table.csv", frame(groups).to_csv(index=False))
+    paper, items = paper_frame(groups), items_page(groups)
+    if paper is not None:
+        write_whole(out / "paper.csv", paper.to_csv(index=False))
+    if items is not None:
+        write_whole(out / "items.html", items)
     write_whole(out / "index.html", html)
     return Report(out / "index.html", groups[0].problems)

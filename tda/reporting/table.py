@@ -40,6 +40,8 @@ class Column:
         What a plain number is divided by before it is shown; the CSV keeps base units.
     ratio : bool
         Whether values follow from the times of dense too, so that what speaks against them is told beside them.
+    told : callable
+        How the text of a value is completed for a case.
     """
 
     name: str
@@ -50,10 +52,13 @@ class Column:
     signed: bool = False
     scale: float = 1.0
     ratio: bool = False
+    told: Callable[[Comparison, str], str] = lambda case, text: text
 
     def cell(self, case: Comparison) -> "Cell":
         """The value of a case as it is shown; a ratio that cannot be trusted says so."""
         cell = self._plain_cell(case)
+        if cell.text != MISSING:
+            cell = replace(cell, text=self.told(case, cell.text))
         if not self.ratio or not case.warnings or case.is_dense or cell.sort is None:
             return cell
         return replace(cell, text=f"{cell.text}, not trusted", tooltip="; ".join(case.warnings))
@@ -111,7 +116,7 @@ def _averaged(name: str, heading: str) -> Column:
 
 
 def _words(name: str, heading: str, value: Callable[[Comparison], str | None], missing: str = "") -> Column:
-    return Column(name, heading, value, lambda case: missing or f"{case.record.status}: {case.record.reason}", False)
+    return Column(name, heading, value, lambda case: missing or f"{case.record.outcome}: {case.record.reason}", False)
 
 
 def _ratio_missing(name: str) -> Callable[[Comparison], str]:
@@ -129,7 +134,7 @@ def _ran(case: Comparison) -> str | None:
 def _status(case: Comparison) -> str:
     scored = len(case.groups("nll_nats"))
     part = f", {scored} of {case.documents} documents" if 0 < scored < case.documents / 2 else ""
-    return case.record.status + part + (f": {case.record.reason}" if case.record.reason else "")
+    return case.record.outcome + part + (f": {case.record.reason}" if case.record.reason else "")
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -178,6 +183,7 @@ OPTIONAL: tuple[Column, ...] = (
     _measured("gpu_memory_bytes", "GPU memory (MB)", scale=1e6),
     _measured("power_w", "power (W)"),
     _measured("energy_j_per_token", "energy per token (J)"),
+    _measured("attach_ms", "attach (ms)"),
     _measured("choice_ms", "choice (ms)"),
     _measured("gather_ms", "gather (ms)"),
     _words("unlike_kernels", UNLIKE, lambda case: case.unlike_kernels, "dense ran on kernels of the same kind"),
@@ -192,10 +198,62 @@ TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "r
 """Columns that fit a terminal."""
 
 
+def score_column(task: str, name: str, heading: str = "") -> Column:
+    """A score of a task with its interval over items."""
+    heading = heading or f"{name.removeprefix(f'task_{task}_')} of {task}"
+    return Column(name, heading, lambda case: case.score(name), lambda case: _score_missing(case, task, name))
+
+
+def _score_missing(case: Comparison, task: str, name: str) -> str:
+    return case.missing(name) if name in case.tasks.get(task, ()) else case.score_missing(task)
+
+
+def difference_column(task: str, heading: str) -> Column:
+    """A task's headline score less dense's, at the level that holds for all comparisons of the setting."""
+
+    def why(case: Comparison) -> str:
+        found = case.task_difference(task)
+        return found.reason if isinstance(found, Missing) else ""
+
+    def value(case: Comparison) -> Estimate | None:
+        found = case.task_difference(task)
+        return None if isinstance(found, Missing) else found
+
+    return Column(f"task_{task}_to_dense", heading, value, why, signed=True)
+
+
+def _task_columns(cases: Sequence[Comparison]) -> list[Column]:
+    """Every score of every task, and what stands for a task beside dense."""
+    found: list[Column] = []
+    for task in dict.fromkeys(task for case in cases for task in case.tasks):
+        names = dict.fromkeys(name for case in cases for name in case.tasks.get(task, ()))
+        found += [score_column(task, name) for name in names]
+        found.append(difference_column(task, f"{task}, difference to dense, holds for all comparisons"))
+    if found:
+        heading = "comparisons that differences to dense hold for"
+        found.append(Column("task_comparisons", heading, _comparisons, lambda case: "", told=_whole))
+    return found
+
+
+def _comparisons(case: Comparison) -> float:
+    return float(case.comparisons)
+
+
+def _whole(case: Comparison, text: str) -> str:
+    return f"{case.comparisons}"
+
+
 def columns(cases: Iterable[Comparison]) -> list[Column]:
     """The columns of a table of these cases."""
     held = list(cases)
-    return [*COLUMNS, *(column for column in OPTIONAL if any(column.value(case) for case in held)), *LAST]
+    optional = (column for column in OPTIONAL if any(column.value(case) for case in held))
+    return [*COLUMNS, *optional, *_task_columns(held), *LAST]
+
+
+def named(*names: str) -> list[Column]:
+    """Columns by their names, for another table."""
+    known = {column.name: column for column in (*COLUMNS, *OPTIONAL, *LAST)}
+    return [known[name] for name in names]
 
 
 def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> list[dict[str, str]]:
@@ -218,11 +276,12 @@ def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> 
     ValueError
         If a column is not known.
     """
-    known = {column.name: column for column in (*COLUMNS, *OPTIONAL, *LAST)}
+    found = settings(records)
+    tasks = _task_columns([case for setting in found for case in setting.cases])
+    known = {column.name: column for column in (*COLUMNS, *OPTIONAL, *tasks, *LAST)}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown columns {', '.join(unknown)}; known: {', '.join(known)}")
-    found = settings(records)
     return [
         {known[name].heading: known[name].cell(case).text if name != "model" else title for name in names}
         for setting, title in ((setting, setting.name_among(found)) for setting in found)
@@ -232,11 +291,12 @@ def summary_rows(records: Iterable[Record], names: Sequence[str] = TERMINAL) -> 
 
 def frame(groups: Sequence[Group]) -> pd.DataFrame:
     """The table of all groups with plain numbers in base units; missing numbers are empty."""
-    rows = [_row(group, case) for group in groups for setting in group.settings for case in setting.cases]
-    return pd.DataFrame(rows)
+    cases = [(group, case) for group in groups for setting in group.settings for case in setting.cases]
+    tasks = _task_columns([case for _, case in cases])
+    return pd.DataFrame([_row(group, case, [*COLUMNS, *OPTIONAL, *tasks, *LAST]) for group, case in cases])
 
 
-def _row(group: Group, case: Comparison) -> dict[str, Any]:
+def _row(group: Group, case: Comparison, columns: Iterable[Column]) -> dict[str, Any]:
     request = case.record.case
     row: dict[str, Any] = {
         "machine": group.machine.fingerprint,
@@ -249,7 +309,7 @@ def _row(group: Group, case: Comparison) -> dict[str, Any]:
         "rounds": len(case.groups("decode_ms")),
         "documents": len(case.groups("nll_nats")),
     }
-    for column in (*COLUMNS, *OPTIONAL, *LAST):
+    for column in columns:
         value = column.value(case)
         if isinstance(value, Estimate):
             row |= {column.name: value.value, f"{column.name}_low": value.low, f"{column.name}_high": value.high}

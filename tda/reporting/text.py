@@ -45,6 +45,11 @@ def size(count: float) -> str:
     return f"{number(count)} B"
 
 
+def shortened(words: str, letters: int) -> str:
+    """Cut a name that would not fit, and mark the cut."""
+    return words if len(words) <= letters else f"{words[: letters - 1]}…"
+
+
 def listed(words: list[str]) -> str:
     """Join words as in a sentence: ``"a, b and c"``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tda.records import MIN_GROUPS
 from tda.reporting.comparison import Comparison, Setting, reasons
 from tda.reporting.text import interval, number, share
+from tda.statistics import MARGIN
 
 QUALITY_BAR_NATS = 0.05
 """A method counts as keeping quality where its ΔNLL stays under this."""
@@ -68,13 +69,15 @@ def _best(tradeoff: Tradeoff, name: str) -> str:
     speed, floor = tradeoff.speed, tradeoff.speed.noise_floor or 0.0
     if speed.baseline is None:
         return f"On {name} no dense run succeeded, so no speed-up is stated."
-    if tradeoff.quality is None:
+    if tradeoff.quality is None and not speed.tasks:
         return f"On {name} speed was measured without any quality to go with it, so no method is recommended."
     if not any(not timed.is_dense for timed in speed.timed):
         return f"On {name} no method was timed, so no speed-up is stated."
     if speed.rounds < MIN_GROUPS:
         rounds = f"{speed.rounds} round{'s' * (speed.rounds != 1)}"
         return f"On {name} too little was timed to tell whether a method is faster than dense: {rounds}."
+    if tradeoff.quality is None:
+        return _best_on_tasks(speed, name, floor)
     kept = [(timed, scored) for timed, scored in tradeoff.pairs if _keeps(scored)]
     faster = [(timed, scored) for timed, scored in kept if _lower(timed) > 1 + floor]
     trusted = [(timed, scored) for timed, scored in faster if not (timed.warnings or scored.warnings)]
@@ -89,6 +92,32 @@ def _best(tradeoff: Tradeoff, name: str) -> str:
         )
     timed, scored = max(trusted, key=lambda pair: pair[0].speedup.value if pair[0].speedup else 0.0)
     return _sentence(tradeoff, name, timed, scored)
+
+
+def _best_on_tasks(speed: Setting, name: str, floor: float) -> str:
+    """State the best speed-up that is as good as dense on every task, where tasks are all that was scored."""
+    tasks = ", ".join(speed.tasks)
+    kept = [case for case in speed.timed if not case.is_dense and _keeps_tasks(case, speed.tasks)]
+    faster = [case for case in kept if _lower(case) > 1 + floor]
+    trusted = [case for case in faster if not case.warnings]
+    if faster and not trusted:
+        return f"On {name} no speed-up can be trusted, because {reasons(faster)}."
+    if not faster:
+        return (
+            f"On {name} no method decodes faster than dense beyond the noise and is as good as dense, within "
+            f"±{MARGIN:g}, on {tasks}."
+        )
+    best = max(trusted, key=lambda case: case.speedup.value if case.speedup else 0.0)
+    assert best.speedup is not None
+    at = "" if best.sparsity is None else f" at sparsity {share(best.sparsity)}"
+    return (
+        f"{best.series}{at} decodes {interval(best.speedup, unit='×')} as fast as dense on {name}, and is as good as "
+        f"dense, within ±{MARGIN:g}, on {tasks} (interval {speed.processes})."
+    )
+
+
+def _keeps_tasks(case: Comparison, tasks: Sequence[str]) -> bool:
+    return all(case.task_verdict(task) in ("as good as dense", "better") for task in tasks)
 
 
 def _sentence(tradeoff: Tradeoff, name: str, timed: Comparison, scored: Comparison) -> str:

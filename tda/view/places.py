@@ -174,7 +174,9 @@ class FFN:
     @cached_property
     def down_norms(self) -> Tensor:
         """‖W_down[:, j]‖₂ of each neuron: float32 [F]."""
-        norms: Tensor = torch.linalg.vector_norm(self.down.weight.detach(), dim=0, dtype=torch.float32)
+        weight = self.down.weight.detach()
+        wide = torch.promote_types(weight.dtype, torch.float32)  # torch narrows no float64 on the way
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=0, dtype=wide).float()
         return norms
 
 

@@ -14,10 +14,12 @@ It says whether it could."""
 class Statistic(Protocol):
     """A sum over a prompt's tokens, kept per row and neuron."""
 
-    tokens: Tensor
-    """Prompt tokens that counted, per row: int64 [B]."""
     sweep: Sweep
     """Kernel that adds squares where it can."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Prompt tokens that counted, per row: int64 [B]."""
 
     def add(self, a: Tensor, mask: Tensor) -> None:
         """Add activations a [B, T, F] of the tokens where mask [B, T] is true."""

@@ -131,12 +131,10 @@ class Backend(ABC):
             return plain.skipping(self.ffns, method, asked, observe, reason)
         execution = self.auto(method) if asked == "auto" else asked
         in_rows((linear for ffn in self.ffns for linear in ffn.inputs), overrides)
-        if execution == "indexed":
-            for ffn in self.ffns:
-                with held_back():
-                    overrides.later(lay_rows(ffn.down, *self._beside(ffn, method), weights=weights))
-            give_back()
-        prepared = self._gathered(weights) if execution == "compact" else self._indexed(method, weights, observe)
+        if execution == "compact":
+            prepared = self._gathered(weights)
+        else:
+            prepared = self._indexed(method, weights, observe, overrides)
         self._own_linears(self.ffns, weights, overrides)  # last: a step is checked against what the model computes
         return prepared
 
@@ -145,8 +143,15 @@ class Backend(ABC):
         """Prepare a decode that leaves nothing out."""
 
     @abstractmethod
-    def _indexed(self, method: Any, weights: Weights, observe: Observer) -> Decoding:
+    def _indexed(self, method: Any, weights: Weights, observe: Observer, overrides: Overrides) -> Decoding:
         """Prepare a `PromptMethod` or `ThresholdMethod` on weights that lie in rows, read where they lie."""
+
+    def _lay(self, method: Method, weights: Weights, overrides: Overrides) -> None:
+        """Let the weights that a step picks neurons of lie in rows, in place."""
+        for ffn in self.ffns:
+            with held_back():
+                overrides.later(lay_rows(ffn.down, *self._beside(ffn, method), weights=weights))
+        give_back()
 
     def _gathered(self, weights: Weights) -> Decoding:
         """Prepare copies of what a prompt keeps; the weights stay as they lie."""
@@ -166,14 +171,20 @@ class Backend(ABC):
         Returns how many linears they are.
         """
         count = 0
-        served = {id(linear.module) for ffn in ffns for linear in ffn.linears}
-        for module in self.model.modules():
-            if is_linear(module) and id(module) not in served and "forward" not in vars(module):
-                in_rows([Linear(module)], overrides)
+        for linear in linears_beside(self.model, ffns):
+            module = linear.module
+            if "forward" not in vars(module):
+                in_rows([linear], overrides)
                 with suppress(UndescribedError):
                     overrides.set(module, "forward", self._own_forward(module, weights))
                     count += 1
         return count
+
+
+def linears_beside(model: nn.Module, ffns: Iterable[FFN]) -> list[Linear]:
+    """The plain linears of a model that belong to none of these networks."""
+    served = {id(linear.module) for ffn in ffns for linear in ffn.linears}
+    return [Linear(module) for module in model.modules() if is_linear(module) and id(module) not in served]
 
 
 def in_rows(linears: Iterable[Linear], overrides: Overrides) -> None:

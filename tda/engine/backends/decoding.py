@@ -62,8 +62,12 @@ class Decoding:
         Lets the step know what the executors have loaded.
     sweep : callable
         Kernel that sums a prompt's squares where it can.
+    swept : callable
+        Ends, after a forward, what `sweep` has left waiting.
     gathering : callable
         Makes an executor over gathered weights, where `executors` are none.
+    warm : bool
+        Whether it has served a request.
     """
 
     ffns: list[FFN]
@@ -73,7 +77,9 @@ class Decoding:
     step: DecodeStep | None = None
     loaded: Callable[[], None] = lambda: None
     sweep: Sweep = add_squares
+    swept: Callable[[], None] = lambda: None
     gathering: Callable[[FFN], PromptExecutor] = CompactFFN
+    warm: bool = False
 
     @cached_property
     def gathered(self) -> Sequence[Any]:

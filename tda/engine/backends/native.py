@@ -79,7 +79,8 @@ class NativeBackend(Backend):
     def _gathered(self, weights: Weights) -> Decoding:
         return self._loading("compact", weights, [GatheredFFN(ffn, weights) for ffn in self.ffns])
 
-    def _indexed(self, method: Any, weights: Weights, observe: Observer) -> Decoding:
+    def _indexed(self, method: Any, weights: Weights, observe: Observer, overrides: Overrides) -> Decoding:
+        self._lay(method, weights, overrides)
         if method.kind == "prompt":
             return self._loading("indexed", weights, [ListedFFN(ffn, weights) for ffn in self.ffns])
         with torch.inference_mode(False):

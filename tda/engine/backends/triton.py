@@ -1,7 +1,7 @@
 """Decode by the kernels in Triton, on CUDA."""
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -11,13 +11,14 @@ from tda.contracts import Method, Observer
 from tda.engine.backends import plain
 from tda.engine.backends.base import Backend
 from tda.engine.backends.decoding import Decoding
+from tda.engine.backends.shelf import observe_nothing, shelf_of
 from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.rotary import is_dynamic
-from tda.engine.selfcheck import ADDED, structure
+from tda.engine.selfcheck import ADDED, check_static_step, structure
 from tda.kernels import triton
 from tda.kernels.weights import Weights
-from tda.view import Linear
+from tda.view import FFN, Linear
 
 
 class TritonBackend(Backend):
@@ -38,7 +39,7 @@ class TritonBackend(Backend):
             return ADDED
         if any(map(is_dynamic, modules_of(self.model))):
             return "its rotary positions change with the length of the sequence"
-        return GraphStep.model_problem(self.model)
+        return GraphStep.model_problem(self.model) or check_static_step(self.model)
 
     def problem(self, method: Method) -> str | None:
         """Why the kernels cannot run the model as a method wants it; None if they can."""
@@ -50,25 +51,43 @@ class TritonBackend(Backend):
         reason = self.missing or self.piecewise
         if reason is not None:
             return plain.whole(self.ffns, "dense", reason)
-        self._own_linears([], weights, overrides)
-        return Decoding(self.ffns, "dense", self.info(None), step=GraphStep(self.model))
+        shelf = shelf_of(self.model)  # before forwards are replaced, which its state would show
 
-    def _indexed(self, method: Any, weights: Weights, observe: Observer) -> Decoding:
+        def make(observe: Observer) -> Decoding:
+            return Decoding(self.ffns, "dense", self.info(None), step=GraphStep(self.model))
+
+        decoding = make(observe_nothing) if shelf is None else shelf.decoding("dense", observe_nothing, make)
+        self._own_linears([], weights, overrides)
+        return decoding
+
+    def _indexed(self, method: Any, weights: Weights, observe: Observer, overrides: Overrides) -> Decoding:
+        shelf = shelf_of(self.model)
+        in_rows = None if shelf is None else shelf.rows(self.ffns)
+        if shelf is None or in_rows is None:
+            self._lay(method, weights, overrides)
+            return self._decoding(method, self.ffns, observe)
+        # lists and counts lie in buffers, so one step serves all methods that choose per prompt
+        key = method.kind if method.kind == "prompt" else (method, id(method.thresholds))
+        return shelf.decoding(key, observe, partial(self._decoding, method, in_rows))
+
+    def _decoding(self, method: Any, ffns: Sequence[FFN], observe: Observer) -> Decoding:
+        """Executors of networks whose down projections lie in rows, and the step over them."""
         from tda.kernels.triton import ffn as kernels
-        from tda.kernels.triton.statistic import add_squares
+        from tda.kernels.triton.statistic import Squares
 
         graph: GraphStep | None = None
 
         def counted(layer: int, kept: Tensor) -> None:
-            if graph is None or not graph.capturing:
+            if graph is None or not graph.running:
                 observe(layer, kept)
 
         info = self.info(self.piecewise)
         if method.kind == "prompt":
-            listed = [kernels.ListedFFN(ffn) for ffn in self.ffns]
+            listed = [kernels.ListedFFN(ffn) for ffn in ffns]
             graph = GraphStep(self.model) if self.piecewise is None else None
-            return Decoding(self.ffns, "indexed", info, listed, graph, sweep=add_squares)
-        layers = [kernels.ThresholdFFN(ffn, method, counted) for ffn in self.ffns]
+            squares = Squares()
+            return Decoding(self.ffns, "indexed", info, listed, graph, sweep=squares, swept=squares.finish)
+        layers = [kernels.ThresholdFFN(ffn, method, counted) for ffn in ffns]
         graph = GraphStep(self.model, lambda: [layer.kept for layer in layers]) if self.piecewise is None else None
         return Decoding(self.ffns, "indexed", info, layers, graph)
 

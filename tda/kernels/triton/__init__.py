@@ -13,7 +13,7 @@ import torch
 from tda.kernels.activations import UndescribedError, activation_name
 from tda.view import FFN, Linear
 
-DTYPES = (torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def interpreted() -> bool:
@@ -40,4 +40,4 @@ def check_linear(linear: Linear) -> None:
     weight = linear.weight
     if weight.dtype not in DTYPES or not (weight.is_cuda or interpreted()):
         got = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
-        raise UndescribedError(f"weights are {got}; the kernels in Triton take bfloat16 and float32 on cuda")
+        raise UndescribedError(f"weights are {got}; the kernels in Triton take bfloat16, float16 and float32 on cuda")

@@ -5,27 +5,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tda.kernels.triton import interpreted
+from tda.kernels.triton.launch import Block, Form, Kernel
 from tda.kernels.triton.rows import Lists
-from tda.kernels.triton.tuning import Config, choose
+from tda.kernels.triton.tuning import chosen
+from tda.spans import cost, counted
 from tda.view import Linear
 
-SPLITS = 2 if interpreted() else 16
-"""Programs that share the neurons of a block of columns, since columns alone are too few for a large GPU."""
-# Neurons by columns of a block; the first for the interpreter.
-CANDIDATES = (
-    Config(16, 32),
-    *(Config(rows, columns, warps, 3) for rows in (16, 32) for columns in (64, 128, 256) for warps in (4, 8)),
-)
-FINISH = 256
 
-
-@triton.jit
 def _down(
-    z, w, parts, index, counts, F, D, EACH, w_row, w_column,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    z, w, parts, bias, y, index, counts, F: tl.int32, D: tl.int32, EACH: tl.int32, biased: tl.int32,
+    w_row: tl.int64, w_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """parts[t, s] = Σ z[t, j]·w[j] over the blocks s, s + SPLITS, … of row t's list: equal shares of any count."""
+    """y[t] = Σ z[t, j]·w[j] + bias over row t's list, or its parts[t, s] over every SPLITS-th block from s."""
     token, split = tl.program_id(2).to(tl.int64), tl.program_id(1)
     d = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     end = tl.load(counts + token // EACH)
@@ -34,53 +25,97 @@ def _down(
         place = start + tl.arange(0, ROWS)
         inside = place < end
         j = tl.load(index + (token // EACH) * F + place, mask=inside, other=0).to(tl.int64)
-        factor = tl.load(z + token * F + j, mask=inside, other=0.0).to(tl.float32)
+        factor = tl.load(z + token * F + j, mask=inside, other=0.0)
         within = inside[:, None] & (d < D)[None, :]
         loaded = tl.load(w + j[:, None] * w_row + d[None, :] * w_column, mask=within, other=0.0)
         total += factor[:, None] * loaded.to(tl.float32)
-    tl.store(parts + (token * SPLITS + split) * D + d, tl.sum(total, axis=0), mask=d < D)
+    value = tl.sum(total, axis=0)
+    if SPLITS == 1:
+        value += tl.load(bias + d, mask=(d < D) & (biased != 0), other=0.0).to(tl.float32)
+        tl.store(y + token * D + d, value.to(y.dtype.element_ty), mask=d < D)
+    else:
+        tl.store(parts + (token * SPLITS + split) * D + d, value, mask=d < D)
 
 
-@triton.jit
-def _finish(parts, bias, y, D, BIAS: tl.constexpr, SPLITS: tl.constexpr, COLUMNS: tl.constexpr):
+def _finish(
+    parts, bias, y, D: tl.int32, biased: tl.int32, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr
+):
     """y[t] = Σ_s parts[t, s] + bias, always in one order: atomic additions would not repeat bit for bit."""
     token = tl.program_id(1).to(tl.int64)
     d = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     s = tl.arange(0, SPLITS)
     loaded = tl.load(parts + (token * SPLITS + s)[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
-    value = tl.sum(loaded, axis=0)
-    if BIAS:
-        value += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
+    value = tl.sum(loaded, axis=0) + tl.load(bias + d, mask=(d < D) & (biased != 0), other=0.0).to(tl.float32)
     tl.store(y + token * D + d, value.to(y.dtype.element_ty), mask=d < D)
 
 
-def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor) -> None:
+SIZES = ("ROWS", "COLUMNS", "SPLITS")
+WHOLE = (Block(256, 32, 8, 3), Block(128, 32, 8, 3), Block(128, 64, 8, 3))
+SPLIT = (
+    Block(32, 64, 4, 2, 8),  # of these, with 16 splits, the best on an H100
+    Block(32, 64, 4, 2, 16),
+    Block(32, 64, 4, 2, 4),
+    Block(16, 128, 4, 3, 16),
+    Block(32, 128, 8, 3, 8),
+    Block(32, 256, 8, 3, 16),
+)
+FINISH = tuple(Block(1, 256, splits=splits) for splits in sorted({block.splits for block in SPLIT}))
+DOWN = Kernel(
+    _down,
+    {
+        "z": "float32", "w": "weights", "parts": "float32", "bias": "weights", "y": "out", "index": "int32",
+        "counts": "int32", "F": "number", "D": "sixteen", "EACH": "number", "biased": "number",
+        "w_row": "sixteen", "w_column": "one",
+    },
+    {"split": Form({}, ("bias", "y"), False, SPLIT), "whole": Form({}, ("parts",), False, WHOLE)},
+    Block(16, 32),
+    sizes=SIZES,
+)  # fmt: skip
+_FINISHED = Kernel(
+    _finish,
+    {"parts": "float32", "bias": "weights", "y": "out", "D": "sixteen", "biased": "number"},
+    {"sum": Form({}, (), False, FINISH)},
+    Block(1, 64),
+    sizes=SIZES,
+)
+
+
+def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor, *, block: Block | None = None) -> None:
     """Fill y [N, D] with the down projection of z [N, F] over each row's listed neurons.
 
     Parameters
     ----------
     z : Tensor
-        Contiguous; read at listed neurons only.
+        float32, contiguous; read at listed neurons only.
     linear : Linear
         Fastest where its weight [D, F] is stored transposed (`lay_rows`).
     lists : Lists
         For each batch row; its tokens lie one after the other in z.
     y : Tensor
-        Contiguous.
+        Contiguous, of the type of the weights.
+    block : Block, optional
+        One of `SPLIT` or `WHOLE`; else the one that was measured to be best, or the default.
     """
     N, F = z.shape
     D = linear.out_features
     weight = linear.weight.t()  # [F, D]
-    parts = torch.empty(N, SPLITS, D, dtype=torch.float32, device=z.device)
-
-    def launch(config: Config, lists: Lists) -> None:
-        _down[(triton.cdiv(D, config.columns), SPLITS, N)](
-            z, weight, parts, lists.index, lists.counts, F, D, N // len(lists.counts), *weight.stride(),
-            SPLITS=SPLITS, ROWS=config.rows, COLUMNS=config.columns, **config.options,
-        )  # fmt: skip
-
-    config = choose(("down", N, F, D, weight.dtype), CANDIDATES, lambda config: launch(config, lists.half()))
-    launch(config, lists)
-    _finish[(triton.cdiv(D, FINISH), N)](
-        parts, linear.bias, y, D, BIAS=linear.bias is not None, SPLITS=SPLITS, COLUMNS=FINISH
-    )
+    block = block or chosen(DOWN, "split", weight.dtype, (F, D))
+    form = "split" if block.splits > 1 else "whole"
+    parts = torch.empty(N, block.splits, D, dtype=torch.float32, device=z.device)
+    given = {
+        "z": z, "w": weight, "bias": weight if linear.bias is None else linear.bias, "y": y, "index": lists.index,
+        "counts": lists.counts, "F": F, "D": D, "EACH": N // len(lists.counts), "biased": int(linear.bias is not None),
+        "w_row": weight.stride(0), "w_column": weight.stride(1),
+        "parts": parts,
+    }  # fmt: skip
+    entry = DOWN.entry(form, weight.dtype, given, block)
+    DOWN.launch(entry, (triton.cdiv(D, entry.block.columns), entry.block.splits, N), given)
+    if counted():
+        read = lists.total(N)
+        written = parts.nbytes if form == "split" else y.nbytes
+        cost(DOWN.name, read * (D * weight.element_size() + z.element_size()) + written, 2 * read * D)
+    if form == "split":
+        last = _FINISHED.entry("sum", weight.dtype, given, Block(1, 256, splits=entry.block.splits))
+        _FINISHED.launch(last, (triton.cdiv(D, last.block.columns), N), given)
+        if counted():
+            cost(_FINISHED.name, parts.nbytes + y.nbytes, 0)

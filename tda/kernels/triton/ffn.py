@@ -51,6 +51,7 @@ class ListedFFN:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output over the kept neurons: [..., D] -> [..., D]; x holds each batch row's tokens in turn."""
+        x = x.to(self.ffn.up.weight.dtype)  # autocast may give another type
         tokens, lists = x.reshape(-1, x.shape[-1]), self._lists[self._rows]
         y = torch.empty(tokens.shape, dtype=x.dtype, device=x.device)
         with span("gate_up" if self.ffn.gate is not None else "up"):
@@ -92,7 +93,8 @@ class ThresholdFFN:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output with each token's own set: [..., D] -> [..., D]."""
-        ffn, tokens = self.ffn, x.reshape(-1, x.shape[-1])
+        ffn, x = self.ffn, x.to(self.ffn.up.weight.dtype)
+        tokens = x.reshape(-1, x.shape[-1])
         kept = torch.empty(len(tokens), ffn.F, dtype=torch.uint8, device=x.device)
         lists = Lists.empty(len(tokens), ffn.F, x.device)
         rule = Rule(kept, self._cut, self._weights)

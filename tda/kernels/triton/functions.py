@@ -7,21 +7,20 @@ __all__ = ["activate"]
 
 
 @triton.jit
-def activate(x, ACT: tl.constexpr):
-    """act(x), by the name that `tda.kernels.activations.ACTIVATIONS` has for it."""
-    # One chain with one return: after a return inside a branch, Triton's compiler reads on, its interpreter does not.
-    if ACT == "silu":
+def activate(x, act):
+    """act(x), by its number in `tda.kernels.activations.ACTIVATIONS`."""
+    # The number is known at run time only, so that no activation needs a launch of its own: a branch of one program
+    # costs nothing beside the weights that it has read.
+    if act == 0:  # silu
         value = x * tl.sigmoid(x)
-    elif ACT == "gelu":
+    elif act == 1:  # gelu
         value = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
-    elif ACT == "gelu_tanh":
-        # ½(1 + tanh u) is sigmoid(2u), and Triton has no tanh of its own.
+    elif act == 2:  # gelu_tanh: ½(1 + tanh u) is sigmoid(2u), and Triton has no tanh of its own
         value = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    elif ACT == "relu":
+    elif act == 3:  # relu
         value = tl.maximum(x, 0.0)
-    elif ACT == "relu_squared":
+    elif act == 4:  # relu_squared
         value = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
-    else:
-        tl.static_assert(ACT == "identity", "unknown activation")
+    else:  # identity
         value = x
     return value

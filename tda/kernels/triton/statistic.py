@@ -1,82 +1,175 @@
-"""A prompt's sums of squares, straight from z: no float copy of [T, F] is made."""
+"""Sums of squares over a prompt, straight from z: no float copy of [T, F] is made, and layers share a launch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tda.kernels.triton import interpreted
+from tda.kernels.triton.launch import Block, Form, Kernel, Kind
+from tda.spans import cost, counted, span
 
 SMALLEST: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).tiny)
 """A sum of squares below this counts as zero: its inverse may be infinite."""
 
 
-@triton.jit
-def _factors(a, mask, weights, factors, F, T, a_batch, a_token, a_neuron, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
-    """factors[b, t] = 1/Σ_j (a_tj·w_j)²; 0 for a token that is masked or all zero, nan where the sum is not finite."""
-    token, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, F, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        value = tl.load(a + row * a_batch + token * a_token + j * a_neuron, mask=j < F, other=0.0).to(tl.float32)
-        if WEIGHTED:
-            value *= tl.load(weights + j, mask=j < F, other=0.0)
+def _factors(
+    a, table, mask, factors, F: tl.int32, T: tl.int32, weighted: tl.int32,
+    a_batch: tl.int64, a_token: tl.int64, a_neuron, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """factors[l, b, t] = 1/Σ_j (a_tj·w_j)²; 0 for a token that is masked or all zero, nan where it is not finite."""
+    token, row, layer = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    own = tl.multiple_of(tl.load(table + 3 * layer).to(a.dtype), ALIGN)
+    weights = tl.load(table + 3 * layer + 1).to(factors.dtype)
+    total = tl.zeros([COLUMNS], dtype=tl.float32)
+    for start in range(0, F, COLUMNS):
+        j = start + tl.arange(0, COLUMNS)
+        value = tl.load(own + row * a_batch + token * a_token + j * a_neuron, mask=j < F, other=0.0).to(tl.float32)
+        value *= tl.load(weights + j, mask=(j < F) & (weighted != 0), other=1.0)
         total += value * value
     norm = tl.sum(total, axis=0)
     left_out = (tl.load(mask + row * T + token) == 0) | (norm < SMALLEST)
     inverse = tl.where(norm < float("inf"), 1.0 / tl.where(norm < SMALLEST, 1.0, norm), float("nan"))
-    tl.store(factors + row * T + token, tl.where(left_out, 0.0, inverse))
+    place = (layer.to(tl.int64) * tl.num_programs(1) + row) * T + token
+    tl.store(factors + place, tl.where(left_out, 0.0, inverse))
 
 
-@triton.jit
-def _sum(
-    a, factors, weights, sums, F, T, a_batch, a_token, a_neuron,
-    WEIGHTED: tl.constexpr, TOKENS: tl.constexpr, NEURONS: tl.constexpr,
+def _squares(
+    a, table, factors, F: tl.int32, T: tl.int32, weighted: tl.int32, f_layer: tl.int64,
+    a_batch: tl.int64, a_token: tl.int64, a_neuron, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """sums[b, j] += Σ_t (a_tj·w_j)²·factors[b, t]."""
-    row = tl.program_id(1).to(tl.int64)
-    j = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
-    weight = tl.full([NEURONS], 1.0, dtype=tl.float32)
-    if WEIGHTED:
-        weight = tl.load(weights + j, mask=j < F, other=0.0)
-    total = tl.zeros([TOKENS, NEURONS], dtype=tl.float32)
-    for start in range(0, T, TOKENS):
-        t = start + tl.arange(0, TOKENS)
-        factor = tl.load(factors + row * T + t, mask=t < T, other=0.0).to(tl.float32)
+    """sums[l, b, j] += Σ_t (a_tj·w_j)²·factors[l, b, t]."""
+    row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    own = tl.multiple_of(tl.load(table + 3 * layer).to(a.dtype), ALIGN)
+    weights = tl.load(table + 3 * layer + 1).to(factors.dtype)
+    sums = tl.load(table + 3 * layer + 2).to(factors.dtype)
+    j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    weight = tl.load(weights + j, mask=(j < F) & (weighted != 0), other=1.0)
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for start in range(0, T, ROWS):
+        t = start + tl.arange(0, ROWS)
+        factor = tl.load(factors + layer * f_layer + row * T + t, mask=t < T, other=0.0)
         # A masked token is not even read: what is not finite there must not count as 0·∞.
         within = (factor != 0)[:, None] & (j < F)[None, :]
         place = row * a_batch + t.to(tl.int64)[:, None] * a_token + j[None, :] * a_neuron
-        value = tl.load(a + place, mask=within, other=0.0).to(tl.float32) * weight[None, :]
+        value = tl.load(own + place, mask=within, other=0.0).to(tl.float32) * weight[None, :]
         total += value * value * factor[:, None]
     so_far = tl.load(sums + row * F + j, mask=j < F, other=0.0)
     tl.store(sums + row * F + j, so_far + tl.sum(total, axis=0), mask=j < F)
 
 
-def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, relative: bool) -> bool:
-    """Add a prompt's squares to sums: Σ_t (a_tj·w_j)², each token's share of its own sum where `relative`; it can.
+ACTIVATIONS: dict[str, Kind] = {"a_batch": "sixteen", "a_token": "sixteen", "a_neuron": "one"}
+NORMS, SUMS = Block(1, 1024), Block(32, 64)
+FACTORS = Kernel(
+    _factors,
+    {
+        "a": "weights", "table": "int64", "mask": "uint8", "factors": "float32", "F": "sixteen", "T": "number",
+        "weighted": "number", **ACTIVATIONS,
+    },
+    {"norms": Form({"ALIGN": 16}, (), True, (NORMS,))},
+    Block(1, 16),
+)  # fmt: skip
+SQUARES = Kernel(
+    _squares,
+    {
+        "a": "weights", "table": "int64", "factors": "float32", "F": "sixteen", "T": "number", "weighted": "number",
+        "f_layer": "number", **ACTIVATIONS,
+    },
+    {"sums": Form({"ALIGN": 16}, (), True, (SUMS,))},
+    Block(4, 16),
+)  # fmt: skip
+MOST_BYTES = 1 << 28
+"""Activations that wait for a launch at most: those of half the layers of an 8B model with a prompt of 512 tokens."""
 
-    Parameters
-    ----------
-    sums : Tensor
-        float32 [B, F], contiguous.
-    a : Tensor
-        Activations [B, T, F], bfloat16 or float32, of any strides.
-    mask : Tensor
-        Tokens that count: bool [B, T].
-    weights : Tensor or None
-        float32 [F]; None is 1.
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """What one layer adds; it shares a launch with others that are `alike`."""
+
+    sums: Tensor
+    a: Tensor
+    mask: Tensor
+    weights: Tensor | None
+    relative: bool
+    version: int
+    alike: tuple[object, ...]
+
+
+class Squares:
+    """Adds the squares of a prompt's activations; layers wait for each other, since launches cost more than kernels.
+
+    Called as `tda.view.Sweep` says: sums [B, F], a [B, T, F], mask [B, T], weights [F] or None, relative. It holds the
+    activations, `MOST_BYTES` of them at most, until `finish`.
     """
+
+    def __init__(self) -> None:
+        self._waiting: list[_Waiting] = []
+
+    def __call__(self, sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, relative: bool) -> bool:
+        """Add to sums, at the latest in `finish`; it can."""
+        alike = (a.shape, a.stride(), a.dtype, a.device, id(mask), weights is None, relative)
+        if self._waiting and alike != self._waiting[0].alike:
+            self._add()
+        self._waiting.append(_Waiting(sums, a, mask, weights, relative, _version(a), alike))
+        if len(self._waiting) * a.nbytes >= MOST_BYTES:
+            self._add()
+        return True
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Squares":
+        """A copied request's statistics are added to by the same kernels; nothing waits between forwards."""
+        return self
+
+    def finish(self) -> None:
+        """Add what waits, in a range of its own."""
+        if self._waiting:
+            with span("statistic"):
+                self._add()
+
+    def _add(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if any(_version(one.a) != one.version for one in waiting):
+            raise ValueError("activations were changed in place after the method had seen them, in the same forward")
+        _launch(waiting)
+
+
+def _version(a: Tensor) -> int:
+    """How often a tensor was changed; nobody counts that of one that was made in inference mode."""
+    return 0 if a.is_inference() else a._version
+
+
+def _launch(waiting: Sequence[_Waiting]) -> None:
+    first, count = waiting[0], len(waiting)
+    a, mask, relative = first.a, first.mask, first.relative
     B, T, F = a.shape
-    weighted = weights is not None
+    addresses = [
+        [one.a.data_ptr(), (one.sums if one.weights is None else one.weights).data_ptr(), one.sums.data_ptr()]
+        for one in waiting
+    ]
+    given: dict[str, Any] = {
+        "a": max((one.a for one in waiting), key=lambda one: one.data_ptr() % 16),  # aligned if all are
+        "table": torch.tensor(addresses, dtype=torch.int64, device=a.device), "F": F, "T": T,
+        "weighted": int(first.weights is not None),
+        "a_batch": a.stride(0), "a_token": a.stride(1), "a_neuron": a.stride(2),
+    }  # fmt: skip
     if relative:
-        factors = torch.empty(B, T, dtype=torch.float32, device=a.device)
-        block = 16 if interpreted() else 1024
-        inside = mask.contiguous().view(torch.uint8)
-        _factors[(T, B)](a, inside, weights, factors, F, T, *a.stride(), WEIGHTED=weighted, BLOCK=block)
+        mask = (
+            mask
+            if mask.is_contiguous() and mask.data_ptr() % 16 == 0
+            else mask.clone(memory_format=torch.contiguous_format)
+        )
+        given["mask"] = mask.view(torch.uint8)
+        given["factors"] = torch.empty(count, B, T, dtype=torch.float32, device=a.device)
+        FACTORS.launch(FACTORS.entry("norms", a.dtype, given, NORMS), (T, B, count), given)
     else:
-        factors = mask.to(torch.float32).contiguous()
-    tokens, neurons = (4, 16) if interpreted() else (32, 64)
-    _sum[(triton.cdiv(F, neurons), B)](
-        a, factors, weights, sums, F, T, *a.stride(), WEIGHTED=weighted, TOKENS=tokens, NEURONS=neurons
-    )
-    return True
+        given["factors"] = mask.to(torch.float32).contiguous()
+    given["f_layer"] = B * T if relative else 0
+    entry = SQUARES.entry("sums", a.dtype, given, SUMS)
+    SQUARES.launch(entry, (triton.cdiv(F, entry.block.columns), B, count), given)
+    if counted():
+        read, factors = sum(one.a.nbytes for one in waiting), given["factors"].nbytes
+        if relative:
+            cost(FACTORS.name, read + factors, 0)
+        cost(SQUARES.name, read + factors + 2 * sum(one.sums.nbytes for one in waiting), 0)

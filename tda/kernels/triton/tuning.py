@@ -1,104 +1,93 @@
-"""The launch configuration of each kernel and shape: timed once on a GPU and kept in the cache folder.
+"""The block of each kernel and shape: as `tda tune` measured it on this card and kept it, else the default.
 
-Triton's own autotuner is not used, since it forgets with the process, and would time on whatever list the first prompt
-gave.
+Triton's own autotuner is not used: it would time whatever list the first prompt gave, in the middle of a request, and
+keeps no figures of what lost. What times a launch with the L2 cache flushed is Triton's.
 """
 
-import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 
 from tda.kernels.native.build import cache_folder
-from tda.kernels.triton import interpreted
+from tda.kernels.triton.launch import Block, Kernel
+
+DEFAULTS_TAKEN: dict[str, None] = {}
+"""Keys of shapes that ran with a default block in this process, in the order in which they came."""
+FORMAT = 1
 
 
-class Config(NamedTuple):
-    """Rows and columns of a block, and what Triton compiles it for."""
-
-    rows: int
-    columns: int
-    num_warps: int = 4
-    num_stages: int = 2
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Arguments of a launch besides the block."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+def key_of(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) -> str:
+    """Name of a kernel, form, type and shape."""
+    sizes = " x ".join(map(str, shape))
+    return f"{kernel.name.strip('_')} {form} {str(dtype).removeprefix('torch.')} {sizes}"
 
 
-_clock = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # ms: of each candidate
-_KNOWN: dict[Path, dict[str, Config]] = {}
+def chosen(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) -> Block:
+    """The block for a shape: the one kept on this card, else the form's default, which is noted."""
+    default = kernel.forms[form].blocks[0]
+    if not torch.cuda.is_available():
+        return default
+    key = key_of(kernel, form, dtype, shape)
+    kept = _kept(torch.cuda.current_device()).get(key)
+    if kept in candidates(kernel):
+        return kept
+    DEFAULTS_TAKEN[key] = None
+    return default
 
 
-def choose(key: Sequence[object], candidates: Sequence[Config], trial: Callable[[Config], None]) -> Config:
-    """The fastest candidate for a kernel and shape; under the interpreter the first.
-
-    Parameters
-    ----------
-    key : sequence
-        Kernel, shape, type and whatever else its speed depends on.
-    candidates : sequence of Config
-        To choose from.
-    trial : callable
-        Launches the kernel once on representative data. It writes to no buffer that is still needed.
-    """
-    if interpreted() or len(candidates) == 1:
-        return candidates[0]
-    path, name = _path(), " ".join(map(str, key))
-    known = _KNOWN.setdefault(path, read(path)) if path not in _KNOWN else _KNOWN[path]
-    if known.get(name) not in candidates:
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(f"kernel {name} was not tuned before a graph was captured; run it once first")
-        known[name] = fastest(candidates, trial)
-        keep(path, known)
-    return known[name]
+def candidates(kernel: Kernel) -> tuple[Block, ...]:
+    """Blocks of all forms of a kernel, each once."""
+    return tuple(dict.fromkeys(block for form in kernel.forms.values() for block in form.blocks))
 
 
-def fastest(
-    candidates: Sequence[Config],
-    trial: Callable[[Config], None],
-    clock: Callable[[Callable[[], None]], Any] = _clock,
-) -> Config:
-    """The candidate whose trial takes least; one that does not fit the device is passed over."""
-    times: dict[Config, float] = {}
-    for config in candidates:
-        try:
-            times[config] = clock(functools.partial(trial, config))
-        except triton.runtime.errors.OutOfResources:
-            continue
-    if not times:
-        raise RuntimeError("no configuration of a kernel fits this device")
-    return min(times, key=lambda config: times[config])
+@cache
+def _kept(device: int) -> dict[str, Block]:
+    return {key: Block(*found["block"]) for key, found in read(path_of(device)).items()}
 
 
-def _path() -> Path:
-    device = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name())
-    return cache_folder() / f"triton-{device}-{triton.__version__}.json"
+def path_of(device: int | None = None) -> Path:
+    """Where the blocks of a card are kept, with what was measured."""
+    name = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
+    return cache_folder() / f"triton-{name}-{triton.__version__}.json"
 
 
-def read(path: Path) -> dict[str, Config]:
-    """Configurations kept in a file; none where it is missing or not readable as such."""
+def read(path: Path) -> dict[str, Any]:
+    """What a file keeps: by key the chosen block and the evidence; nothing where it is missing or not of this form."""
     try:
         found = json.loads(path.read_text())
-        return {name: Config(*map(int, values)) for name, values in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        if found["format"] != FORMAT:
+            return {}
+        return {key: one for key, one in found["shapes"].items() if _is_entry(one)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
-def keep(path: Path, known: dict[str, Config]) -> None:
-    """Write configurations, beside those that another process has kept meanwhile; a read-only folder keeps none."""
-    known.update({name: config for name, config in read(path).items() if name not in known})
+def _is_entry(found: Any) -> bool:
+    """Whether something that was read tells a block."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-            json.dump(known, file, indent=0, sort_keys=True)
-        os.replace(file.name, path)
-    except OSError:
-        return
+        return bool(Block(*map(int, found["block"])))
+    except (ValueError, TypeError, KeyError, ArithmeticError):
+        return False
+
+
+def keep(path: Path, tuned: dict[str, Any]) -> None:
+    """Write what was measured, beside what the file holds of other shapes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    together = {"format": FORMAT, "shapes": read(path) | tuned}
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+        json.dump(together, file, indent=1, sort_keys=True)
+    os.replace(file.name, path)
+    _kept.cache_clear()

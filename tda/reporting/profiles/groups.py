@@ -9,12 +9,13 @@ from typing import Any
 from tda.cases import describe
 from tda.derived import above_limit, unlike_kernels
 from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
-from tda.profiler.records import KernelRow, Profile
+from tda.profiler.records import GAPS, KernelRow, Profile
 from tda.profiler.split import Gap, gap, split
 from tda.profiler.store import read_profiles
 from tda.records import FAKE
 from tda.reporting.style import rank
 
+GAPS_PIECE = "gaps between kernels"
 PIECES = {
     "FFN projections": "#0072B2",
     "FFN: activation, selection": "#56B4E9",
@@ -23,6 +24,7 @@ PIECES = {
     "norms": "#F0E442",
     "head": "#CC79A7",
     "other operators": "#8C8C8C",
+    GAPS_PIECE: "#B5B5B5",
     "framework": "#D9D9D9",
 }
 """Pieces of a step with their colours, from what methods save to what they cannot touch."""
@@ -127,6 +129,8 @@ class Group:
 
 def piece_of(row: KernelRow) -> str:
     """The piece of a step that a row belongs to."""
+    if row.kernel == GAPS:
+        return GAPS_PIECE
     return _OF_PART.get(row.part, "other operators") if row.op else "framework"
 
 

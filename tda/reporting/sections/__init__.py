@@ -1,6 +1,6 @@
 """Sections of the report: one file each, found by discovery and shown in the order of their numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,26 @@ from matplotlib.figure import Figure
 
 from tda.registry import Registry
 from tda.reporting.gather import Group
+from tda.reporting.table import Cell, Column
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted.
+
+    Attributes
+    ----------
+    label : str
+        What it holds, for those who do not see it.
+    columns : sequence of Column
+        The headings.
+    rows : sequence of (str, sequence of Cell)
+        A case's status and its cells, one a column.
+    """
+
+    label: str
+    columns: Sequence[Column]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Block:
-    """Figures that belong together, e.g. those of one setting.
+    """Figures that belong together, e.g. those of one setting, and a table above them.
 
     Attributes
     ----------
@@ -44,12 +64,18 @@ class Block:
         Side by side where there is room.
     projection : bool
         Whether numbers of two models are joined: it is marked as such.
+    table : Table or None
+        What stands between note and figures.
+    remarks : tuple of str
+        Sentences below the figures.
     """
 
     title: str
     note: str = ""
     plots: tuple[Plot, ...] = ()
     projection: bool = False
+    table: Table | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def variants(self) -> list[str]:
@@ -68,6 +94,7 @@ class Content:
 
 
 Render = Callable[[Group], Content | None]
+RenderAll = Callable[[Sequence[Group]], Content | None]
 
 
 @dataclass(frozen=True)
@@ -81,25 +108,35 @@ class Section:
     title : str
         Its heading.
     render : callable
-        Its content for a group of records; None where it has nothing to say.
+        Its content for groups of records; None where it has nothing to say.
     once : bool
-        Whether it is shown once at the page's end instead of for every group.
+        Whether it is shown once at the page's end, for all groups, instead of for each.
     """
 
     order: int
     title: str
-    render: Render
-    once: bool = False
+    render: RenderAll
+    once: bool
 
 
 SECTIONS: Registry[Section] = Registry("report section", "tda.reporting.sections")
 
 
-def section(name: str, order: int, title: str, *, once: bool = False) -> Callable[[Render], Render]:
-    """Return a decorator that makes a function a section of the report."""
+def section(name: str, order: int, title: str) -> Callable[[Render], Render]:
+    """Return a decorator that makes a function of a group a section of the report."""
 
     def file(render: Render) -> Render:
-        SECTIONS.register(name)(Section(order, title, render, once))
+        SECTIONS.register(name)(Section(order, title, lambda groups: render(groups[0]), once=False))
+        return render
+
+    return file
+
+
+def section_of_all(name: str, order: int, title: str) -> Callable[[RenderAll], RenderAll]:
+    """Return a decorator that makes a function of all groups a section at the page's end."""
+
+    def file(render: RenderAll) -> RenderAll:
+        SECTIONS.register(name)(Section(order, title, render, once=True))
         return render
 
     return file

@@ -1,14 +1,16 @@
 """What each number means, and how it was made."""
 
+from collections.abc import Sequence
+
 from tda.derived import DERIVED
 from tda.records import MEASUREMENTS
 from tda.reporting.gather import Group
-from tda.reporting.sections import Content, section
+from tda.reporting.sections import Content, section_of_all
 from tda.statistics import MIN_GROUPS, RESAMPLES
 
 
-@section("glossary", 90, "What the numbers mean", once=True)
-def glossary_section(group: Group) -> Content:
+@section_of_all("glossary", 90, "What the numbers mean")
+def glossary_section(groups: Sequence[Group]) -> Content:
     """Measurements by name, and the method of the estimates."""
     return Content(
         template="glossary.html",

@@ -1,7 +1,7 @@
 """The table of all cases, sortable."""
 
 from tda.reporting.gather import Group
-from tda.reporting.sections import Content, section
+from tda.reporting.sections import Content, Table, section
 from tda.reporting.table import columns
 
 
@@ -12,9 +12,9 @@ def table_section(group: Group) -> Content:
     shown = columns(cases)
     rows = [(case.record.status, [column.cell(case) for column in shown]) for case in cases]
     lead = (
-        "Click a heading to sort. A number with brackets is a mean with its 95% interval over rounds or documents; a "
-        "time or size without them is the median of all samples (percentiles: of all steps). “–” is missing, never "
-        "zero: hover over it or tap it for the reason, as over a ratio between unlike kernels. The same numbers in "
-        "base units are in table.csv."
+        "Click a heading to sort. A number with brackets is a mean with its 95% interval over rounds, documents or "
+        "items; a time or size without them is the median of all samples (percentiles: of all steps). “–” is missing, "
+        "never zero: hover over it or tap it for the reason, as over a ratio between unlike kernels. The same numbers "
+        "in base units are in table.csv."
     )
-    return Content(lead, template="table.html", values={"columns": shown, "rows": rows})
+    return Content(lead, template="table.html", values={"table": Table("All cases", shown, rows)})

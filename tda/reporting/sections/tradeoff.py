@@ -92,6 +92,8 @@ def _blocks(tradeoff: Tradeoff) -> list[Block]:
     speed, quality = tradeoff.speed, tradeoff.quality
     if quality is None:
         note = f"No trained model goes with {speed.model}: its speed is shown alone, over the asked sparsity."
+        if speed.tasks:
+            note = f"{speed.model} was scored on tasks, shown below; here is its speed over the asked sparsity."
         return [Block(speed.title, note, tuple(_speed_panels(speed)))]
     joint = tuple(_joint(tradeoff, axis) for axis in AXES if tradeoff.pairs)
     if tradeoff.joint:

@@ -1,0 +1,309 @@
+"""Drive a sweep: hand groups to Ray in their order, append what comes back once, hand over again what was lost."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tda import device as facts
+from tda.bench.store import Folder, Place, too_often
+from tda.bench.supervisor import TAIL, Limits, Message, failed_record
+from tda.bench.worker import order_of
+from tda.cases import Frozen, digest_of
+from tda.process import alone
+from tda.records import FAILURES, NOT_ITS_FAULT, Commit, Failure, FailureKind, LeftOut, Machine, Record
+from tda.results import append_lines, read_lines
+from tda.sweep.cluster import Cluster, Ended, Needs, Node
+from tda.sweep.groups import Group
+from tda.sweep.view import View
+
+GROUPS = "groups.jsonl"
+"""File beside the results: a `Done` for each group that was measured to its end."""
+WAIT_S = 0.5
+"""Seconds for which the cluster is listened to at a time."""
+
+
+class Done(Frozen):
+    """A group that was measured to its end.
+
+    Attributes
+    ----------
+    group : str
+        Its name.
+    asked : str
+        Digest of what was asked of it: plan and state of the code.
+    host : str
+        Machine that measured it last.
+    started : str
+        When that began.
+    seconds : float
+        How long that took.
+    places : tuple of str
+        Digests of its records' places, so that a record that is lost later is missed.
+    """
+
+    group: str
+    asked: str
+    host: str
+    started: str
+    seconds: float
+    places: tuple[str, ...]
+
+
+@dataclass
+class _Attempt:
+    """A group that Ray has, and what is known of it."""
+
+    group: Group
+    host: str | None = None
+    began: float = 0.0
+    since: float = 0.0
+    place: Place | None = None
+    machine: Machine | None = None
+    commit: Commit = field(default_factory=Commit)
+    stderr: bytes = b""
+    is_whole: bool = True  # no error ended a model
+
+
+@dataclass
+class Sweep:
+    """Groups being measured over a cluster, into one folder.
+
+    Attributes
+    ----------
+    groups : sequence of Group
+        In the order in which they are handed to Ray.
+    out : Path
+        Results folder, on storage that all machines share; an interrupted sweep's records there are kept and completed.
+    cluster : Cluster
+        What measures them.
+    needs, limits : mapping
+        What each group takes of a machine, and what its workers may take; by name.
+    view : View
+        Where progress and notices go.
+    command : str
+        The command that goes on with this sweep.
+    """
+
+    groups: Sequence[Group]
+    out: Path
+    cluster: Cluster
+    needs: Mapping[str, Needs]
+    limits: Mapping[str, Limits]
+    view: View
+    command: str
+
+    def __post_init__(self) -> None:
+        self._waiting = list(self.groups)
+        self._attempts: dict[str, _Attempt] = {}
+        self._lost: dict[str, list[FailureKind | None]] = {}
+        self._left_out: list[LeftOut] = []
+        self._has_begun = False
+        self._stranded: set[str] = set()
+
+    def run(self) -> list[Record]:
+        """Measure what is not measured yet; return the folder's records, as they were appended.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds results of another commit, or another measurement runs there.
+        OSError
+            If the folder cannot be written.
+        """
+        with alone(self.out):
+            self._folder = Folder(self.out, self.view.warn)
+            self._folder.check_commit(facts.commit())
+            self._folder.note_left_out([])
+            self._skip_done()
+            with self.view.shown():
+                while self._waiting or self._attempts:
+                    nodes = self.cluster.nodes()
+                    self._hand_over(nodes)
+                    self._notice_idleness(nodes)
+                    for name, message in self.cluster.messages(WAIT_S):
+                        self._take(self._attempts[name], message)
+            return self._folder.records
+
+    # What is done already.
+
+    def _skip_done(self) -> None:
+        path = self.out / GROUPS
+        lines, problems = read_lines(path, Done) if path.is_file() else ([], [])
+        for problem in problems:
+            self.view.warn(f"{problem}; its group is looked at again")
+        there = {_place_digest(record) for record in self._folder.records if record.status == "ok"}
+        done = {line.group for line in lines if line.places and there >= set(line.places) and self._is_asked(line)}
+        self._waiting = [group for group in self._waiting if group.name not in done]
+        for name in done & {group.name for group in self.groups}:
+            self.view.ended(name, "measured earlier")
+
+    def _is_asked(self, line: Done) -> bool:
+        return any(group.name == line.group and _asked(group) == line.asked for group in self.groups)
+
+    # What is handed over.
+
+    def _hand_over(self, nodes: Sequence[Node]) -> None:
+        """Hand over the next groups, as long as Ray has few that still wait: the order stays ours."""
+        while self._waiting and self._may_hand_over(self._waiting[0], len(nodes)):
+            group = self._waiting.pop(0)
+            count = len(group.plan.subjects)
+            orders = [order_of(group.plan, number, self.out, self.command) for number in range(count)]
+            held = self._records_of(group)
+            self._attempts[group.name] = _Attempt(group)
+            self.cluster.start(group.name, orders, held, self.limits[group.name], self.needs[group.name])
+            self.view.waits(group.name)
+
+    def _may_hand_over(self, group: Group, machines: int) -> bool:
+        """The first group alone, so that Ray begins with it; then as many as there are machines to wait for.
+
+        A group that is not timed comes after the timed ones: it would keep a machine from being free for them.
+        """
+        pending = [one for one in self._attempts.values() if one.host is None]
+        if not self._has_begun:
+            return not pending
+        if not group.timed and any(one.group.timed for one in pending):
+            return False
+        return len(pending) < machines
+
+    def _notice_idleness(self, nodes: Sequence[Node]) -> None:
+        """Say once that a group waits for a machine that is not there."""
+        for name, attempt in self._attempts.items():
+            if attempt.host is None and not any(node.can(self.needs[name]) for node in nodes):
+                if name not in self._stranded:
+                    self.view.warn(f"no machine of the cluster can take {name} now; it waits for one that joins")
+                self._stranded.add(name)
+            else:
+                self._stranded.discard(name)
+
+    # What comes back.
+
+    def _take(self, attempt: _Attempt, message: Message | Ended) -> None:
+        name = attempt.group.name
+        if isinstance(message, Ended):
+            self._end(attempt, message.error)
+            return
+        kind, value = message
+        if kind == "started":
+            attempt.host, attempt.began, self._has_begun = value[0], time.monotonic(), True
+            self.view.began(name, attempt.host)
+        elif kind == "hello":
+            attempt.machine, attempt.commit, _ = value
+            facts.check_same_code(attempt.commit)
+            attempt.place, attempt.since, attempt.stderr = None, time.monotonic(), b""
+        elif kind == "running":
+            attempt.place, attempt.since = value, time.monotonic()
+        elif kind == "records":
+            self._folder.keep(value)
+            self.view.recorded(name, sum(record.status == "ok" for record in value))
+        elif kind == "left_out":
+            self._leave_out(value)
+        elif kind == "raised":
+            attempt.is_whole = False
+            self._fail(attempt, "error", f"{value}")
+            if attempt.machine is None:  # no record can tell of it
+                self._give_up(name, f"{value}")
+        elif kind == "say":
+            self.view.say(value)
+        elif kind == "stage":
+            self.view.stage(name, *value)
+        elif kind == "go_on":
+            self.view.go_on(name, *value)
+        elif kind == "advance":
+            self.view.advance(name, value)
+        elif kind == "stderr":
+            attempt.stderr = (attempt.stderr + value)[-TAIL:]
+
+    def _end(self, attempt: _Attempt, error: Exception | None) -> None:
+        """A group is done, or was lost and is handed over again."""
+        group = attempt.group
+        del self._attempts[group.name]
+        if error is None:
+            self._note_done(attempt)
+            return
+        kind, reason = _what_happened(error)
+        self._fail(attempt, kind, reason)
+        lost = self._lost.setdefault(group.name, [])
+        lost.append(kind)
+        if too_often(lost):
+            self.view.ended(group.name, "given up")
+            self._give_up(group.name, reason)
+            return
+        self.view.lost(group.name, reason)
+        self._waiting.insert(0, group)
+
+    def _records_of(self, group: Group) -> list[Record]:
+        models = {subject.model for subject in group.plan.subjects}
+        return [record for record in self._folder.records if record.case.model in models]
+
+    def _note_done(self, attempt: _Attempt) -> None:
+        group = attempt.group
+        own = self._records_of(group)
+        good = {_place_digest(record) for record in own if record.status == "ok"}
+        failed = [record for record in own if record.status != "ok" and _place_digest(record) not in good
+                  and not _said_nothing(record)]  # fmt: skip
+        seconds = time.monotonic() - attempt.began
+        if attempt.is_whole and not failed:
+            done = Done(
+                group=group.name,
+                asked=_asked(group),
+                host=attempt.host or "",
+                started=datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="milliseconds"),
+                seconds=round(seconds, 3),
+                places=tuple(sorted(good)),
+            )
+            append_lines(self.out / GROUPS, [done.model_dump_json()])
+        told = "done" if attempt.is_whole else "not measured to its end"
+        if failed:
+            told = f"{len(failed)} failure{'s' * (len(failed) != 1)}"
+        self.view.ended(group.name, told)
+
+    def _fail(self, attempt: _Attempt, kind: FailureKind, reason: str) -> None:
+        """Keep a record of what a group was lost in, if its machine has told of itself by then."""
+        name = attempt.group.name
+        told = f"{name}: {FAILURES[kind].words}: {reason}"
+        self.view.warn(told)
+        if attempt.machine is None:
+            return
+        place = attempt.place or order_of(attempt.group.plan, 0, self.out, self.command).dense
+        failure = Failure(kind=kind, stderr=attempt.stderr.decode(errors="replace").strip() or None)
+        seconds = time.monotonic() - attempt.since
+        self._folder.keep([failed_record(place, attempt.machine, attempt.commit, failure, reason, seconds)])
+
+    def _give_up(self, name: str, reason: str) -> None:
+        missed = "what is not recorded"
+        self._leave_out([LeftOut(model=name, what=missed, reason=reason, command=self.command)])
+
+    def _leave_out(self, items: Sequence[LeftOut]) -> None:
+        self._left_out += items
+        self._folder.note_left_out(self._left_out)
+
+
+def _said_nothing(failure: Record) -> bool:
+    """Whether a failure is none of any case: its machine was lost before one began."""
+    innocent = failure.failure is not None and failure.failure.kind in NOT_ITS_FAULT
+    return innocent and not failure.inputs.data
+
+
+def _what_happened(error: Exception) -> tuple[FailureKind, str]:
+    """What an error of Ray says of a group."""
+    import ray
+
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "host_memory", f"Ray ended it, as its machine ran out of memory: {told}"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return "error", str(error).strip().splitlines()[-1]
+    return "lost", told
+
+
+def _asked(group: Group) -> str:
+    return digest_of([repr(group.plan), facts.commit().hash, facts.commit().change])
+
+
+def _place_digest(record: Record) -> str:
+    """What tells a record from all others of a folder."""
+    told: list[Any] = [record.machine.fingerprint, *record.series, record.round, sorted(record.tasks)]
+    return digest_of(told)
