@@ -18,7 +18,8 @@ from tda.results import load, results_path
 
 SMALL = ["--method", "griffin", "-s", "0.5", "--prompt-tokens", "16", "--new-tokens", "4", "--documents", "4",
          "--calibration-documents", "2"]  # fmt: skip
-TIMED = [*SMALL, "--rounds", "2"]
+TIMED = [*SMALL, "--rounds", "6"]
+"""Some seconds a group, so that what a test does meanwhile finds it at work."""
 SCORED = [*SMALL, "--rounds", "0"]
 MODELS = ["-m", "ref:swiglu", "-m", "ref:relu"]
 MARK = "TDA_TESTED_SWEEP"

@@ -295,7 +295,9 @@ def test_a_second_driver_is_refused(tmp_path: Path, cluster: sweeps.Nodes) -> No
     words = [*MODELS, *TIMED, "--ray-address", cluster.address, "--out", tmp_path]
     with start(words, cluster.mark) as process:
         until(lambda: good(tmp_path), process)
+        process.send_signal(signal.SIGSTOP)  # it is there, however long the second takes to begin
         code, said = run(words, cluster.mark)
+        process.send_signal(signal.SIGCONT)
         assert code == 2
         assert "another measurement is running in" in said
         _, first = finished(process)
