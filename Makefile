@@ -51,17 +51,17 @@ micro: $(READY)  ## the pytest-benchmark suite on this tree; says first how long
 
 profiles: $(READY)  ## profile this commit's fixed cases as an installed build; says first how long it takes
 	$(BIN)/python -m benchmarks.forecast profiles
-	$(BIN)/python -m profiles.capture
+	$(BIN)/tda history profile
 
 nightly: $(READY)  ## new commits: measure, judge, publish; fails on an alarm
 	status=0; $(BIN)/tda nightly --history $(HISTORY) --config $(NIGHTLY) || status=$$?; \
-	$(BIN)/python -m reports.serve --publish-only && exit $$status
+	$(BIN)/tda dashboard --no-serve && exit $$status
 
 publish: $(READY)  ## the dashboard as pages, in reports/out/html
-	$(BIN)/python -m reports.serve --publish-only
+	$(BIN)/tda dashboard --no-serve
 
 dashboard: $(READY)  ## the dashboard, built and served to this machine alone
-	$(BIN)/python -m reports.serve
+	$(BIN)/tda dashboard
 
 gpu-check:  ## everything that needs a GPU, in six minutes, with the packages that are there; no network; DRY_RUN=1 without a card
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu_check --out $(GPU_OUT)$(if $(filter-out 0 no false,$(DRY_RUN)), --dry-run)

@@ -30,10 +30,10 @@ import pandas as pd
 
 from benchmarks.reference import ORDER, Quality, table
 from tda.records import Record, merge
-from tda.reporting.comparison import Comparison, settings
-from tda.reporting.text import MISSING, number, size
 from tda.results import load, write_whole
 from tda.statistics import Estimate, by_group, geometric, item_score
+from tda.web.report.comparison import Comparison, settings
+from tda.web.theme.formatting import MISSING, number, size
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"

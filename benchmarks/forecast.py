@@ -56,11 +56,11 @@ def micro() -> str:
 
 def profiles() -> str:
     """The commit installed, which the capture takes over; then dense alone, for all cases of its model."""
-    from profiles.capture import WORK
-    from profiles.retention import CASES, OUT
-    from tda.regression.builds import Builds
-    from tda.regression.config import load_profiles
-    from tda.regression.repository import Repository
+    from tda.changes.builds import Builds
+    from tda.cli.history import CASES, OUT
+    from tda.cli.options import WORK
+    from tda.history.repository import Repository
+    from tda.nightly.config import load_profiles
 
     repository = Repository(ROOT)
     commit = repository.resolve("HEAD")

@@ -19,9 +19,9 @@ from tda.cases import MethodSpec
 from tda.methods import build
 from tda.models.reference import PREFIX, shipped
 from tda.records import Record, merge
-from tda.reporting.text import interval
 from tda.results import load, write_whole
 from tda.statistics import paired_difference
+from tda.web.theme.formatting import interval
 
 SPARSITIES = (0.25, 0.5, 0.75)
 BEFORE = {"tda": "tda:statistic=relative,allocation=equal_error", "tt": "tt:allocation=equal_error"}

@@ -21,11 +21,11 @@ from tda.bench.plan import WIDE, Plan, Subject
 from tda.bench.run import Bench
 from tda.models.load import load_model
 from tda.records import Measurement, Record, merge
-from tda.reporting import build_report
-from tda.reporting.comparison import settings
-from tda.reporting.text import MISSING, interval, size
 from tda.results import load, write_whole
 from tda.statistics import Estimate, bootstrap, by_group, geometric, paired_difference
+from tda.web.report import build_report
+from tda.web.report.comparison import settings
+from tda.web.theme.formatting import MISSING, interval, size
 
 MODELS = (WIDE, "ref:swiglu", "ref:relu", "ref:geglu")
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from reports.serve import server
+from tda.web.serve import server
 
 SECONDS = 30.0
 DRIVER = "[.WebGL-"

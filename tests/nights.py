@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tda.cases import Case, Inputs
+from tda.changes.builds import BuildFailedError, Builds
+from tda.history.nights import History, Night, NightCommit, Unit
 from tda.records import Commit, Machine, Measurement, Record
-from tda.regression.builds import BuildFailedError, Builds
-from tda.regression.units import History, Night, NightCommit, Unit
 
 MACHINE = Machine(
     cpu="Test CPU",

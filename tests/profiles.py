@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tda.cases import Case
+from tda.history.nights import Unit
+from tda.history.profiles import ACCOUNT
 from tda.profiler.records import GAPS, PYTHON, KernelRow, ModuleRow, Peak, PhaseTime, Profile, Timed
 from tda.profiler.store import TRACE, write_profile
 from tda.records import Commit, Machine
-from tda.regression.profiles import ACCOUNT
-from tda.regression.units import Unit
 from tda.results import write_whole
 from tda.telemetry import Series, Telemetry
 
@@ -297,11 +297,11 @@ def write(folder: Path, made: Profile, *, traced: bool = True) -> Path:
 
 
 def shelve(
-    shelf: Path, commit: str, made: Iterable[Profile], *, session: str = "cases-00000000", block: int = 1,
+    store: Path, commit: str, made: Iterable[Profile], *, session: str = "cases-00000000", block: int = 1,
     traced: bool = True, started: str = STARTED,
 ) -> Path:  # fmt: skip
-    """Put profiles on a shelf as one process of a session; the process's folder."""
-    place = shelf / commit / f"{session}-{block}"
+    """Put profiles on a store as one process of a session; the process's folder."""
+    place = store / commit / f"{session}-{block}"
     for one in made:
         write(place / f"{one.case.model.replace(':', '-')}-{one.case.method}", one, traced=traced)
     unit = Unit(
@@ -311,9 +311,9 @@ def shelve(
     return place
 
 
-def session(shelf: Path, sides: Mapping[str, Mapping[str, Any]], *, name: str = "cases-00000000", processes: int = 2,
+def session(store: Path, sides: Mapping[str, Mapping[str, Any]], *, name: str = "cases-00000000", processes: int = 2,
             methods: Sequence[str] = ("dense", "griffin", "tda"), **told: Any) -> None:  # fmt: skip
-    """Put several commits on a shelf that ran in turn: by commit, what its profiles differ by for each method.
+    """Put several commits on a store that ran in turn: by commit, what its profiles differ by for each method.
 
     ``{a: {}, b: {"griffin": {"slower": {"ffn": 2.0}}}}`` has Griffin's FFN slower at b.
     """
@@ -321,7 +321,7 @@ def session(shelf: Path, sides: Mapping[str, Mapping[str, Any]], *, name: str = 
         for commit, changes in sides.items():
             made = [profile(method, commit=commit, seed=block, noise=0.004, **told, **changes.get(method, {}))
                     for method in methods]  # fmt: skip
-            shelve(shelf, commit, made, session=name, block=block)
+            shelve(store, commit, made, session=name, block=block)
 
 
 def write_trace(path: Path, *, steps: int = 3, on_gpu: bool = False) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from tda.bench.plan import plan_of
 from tda.cases import Case
+from tda.changes.alternate import Runner, Task
+from tda.changes.builds import BuildFailedError, Builds
+from tda.history.nights import Unit
 from tda.records import FAILURES, Failure, FailureKind, Record
-from tda.regression.alternate import Runner, Task
-from tda.regression.builds import BuildFailedError, Builds
-from tda.regression.units import Unit
 from tests import nights
 
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tda.cases import Case
-from tda.regression.account import account
-from tda.regression.alarms import raised_in, replay
-from tda.regression.config import Decision
-from tda.regression.findings import Alarm, Finding
-from tda.regression.publish import write_account
-from tda.regression.units import Night
+from tda.history.findings import Alarm, Finding
+from tda.history.nights import Night
+from tda.nightly.alarms import raised_in, replay
+from tda.nightly.config import Decision
+from tda.nightly.publish import write_account
+from tda.nightly.report import account
 from tests.test_night import Scene, finding, records, told
 from tests.test_night import scene as scene
 

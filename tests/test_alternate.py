@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tda.bench.plan import only, plan_of
+from tda.changes import alternate
+from tda.changes.alternate import Grid, Runner, Task, block, design, measure
+from tda.changes.builds import Build
 from tda.config import BenchConfig
+from tda.history.nights import Role, Unit
 from tda.process import alone
-from tda.regression import alternate
-from tda.regression.alternate import Grid, Runner, Task, block, design, measure
-from tda.regression.builds import Build
-from tda.regression.units import Role, Unit
 from tests import nights
 
 RECORDS = "".join(one.model_dump_json() + "\n" for one in (nights.record(), nights.record("griffin", decode_ms=6.0)))
@@ -142,8 +142,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from pathlib import Path
 from tda.config import BenchConfig
-from tda.regression.alternate import Grid, Runner, Task
-from tda.regression.builds import Build
+from tda.changes.alternate import Grid, Runner, Task
+from tda.changes.builds import Build
 build = Build("a", "commit", Path(sys.argv[1]))
 Runner("n1", Path(sys.argv[2])).run(Task(build, "commit", Grid("speed", BenchConfig()), "first", 1, 0))
 """

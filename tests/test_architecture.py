@@ -14,7 +14,7 @@ import tda
 PACKAGE = Path(tda.__file__).parent
 # Part after part may import the ones before it; a floor is what the floors above it may rely on.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "names", "cases", "config", "process", "schedule", "git", "interrupts", "registry"),
+    ("_version", "cache", "names", "cases", "config", "process", "schedule", "git", "interrupts", "registry"),
     ("records", "results", "statistics", "derived", "thresholds", "spans"),
     (
         "as_built",
@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("calibration", "metrics", "quality", "tasks", "profiler"),
     ("bench",),
     ("sweep",),
-    ("regression", "doctor", "reporting", "cli"),
+    ("history", "changes", "nightly", "doctor", "web", "cli"),
 )
 ORDER = {part: place for place, part in enumerate(part for floor in FLOORS for part in floor)}
 EXTERNAL_FROM_FLOOR = {

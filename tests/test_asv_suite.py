@@ -347,7 +347,7 @@ class New(Magnitude):
 def copied(folder: Path) -> Path:
     """The tree's own files, as they are now."""
     ignore = shutil.ignore_patterns("__pycache__", "records", "*.egg-info")
-    for name in ("tda", "benchmarks", "reports"):
+    for name in ("tda", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("asv.conf.json", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)

@@ -184,7 +184,7 @@ def test_a_block_in_which_an_end_failed_does_not_count(
             return unit.model_copy(update={"status": "timeout", "reason": "planted", "records": ()})
         return unit
 
-    monkeypatch.setattr("tda.regression.alternate.Runner.run", lambda runner, task: once(runner, task))
+    monkeypatch.setattr("tda.changes.alternate.Runner.run", lambda runner, task: once(runner, task))
     code, rows, _ = bisect(made[0], made[-1], *ONE, "--max-blocks", 8)
     assert (code, verdict(rows, made[1])) == (1, "undecided")
     again = [paid for paid in world.paid if made[1][:10] in paid[0] and (paid[1], paid[-1]) == (made[0], 6)]
@@ -225,7 +225,7 @@ def test_a_step_that_fresh_blocks_do_not_show_is_not_named(
         world.costs[made[1]] = slow if task.stage == "first" else Cost()
         return run(runner, task)
 
-    monkeypatch.setattr("tda.regression.alternate.Runner.run", lambda runner, task: fades(runner, task))
+    monkeypatch.setattr("tda.changes.alternate.Runner.run", lambda runner, task: fades(runner, task))
     code, _, err = bisect(made[0], made[1], *SPEED)
     assert code == 1
     assert f"fresh blocks do not show a step: between {made[0][:10]} (good) and {made[1][:10]} (bad)" in err

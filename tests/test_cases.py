@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tda.bench.plan import PRESETS, only, plan_for, plan_of
 from tda.bench.store import Folder, Place, Store
 from tda.cases import CONTROLS, Case, Inputs, MethodSpec, describe, taken_for
+from tda.changes.series import numbers
 from tda.cli.options import configured
 from tda.config import BenchConfig, flag_of
 from tda.contracts import Rows
@@ -25,7 +26,6 @@ from tda.methods import METHODS, build, method, takes_sparsity
 from tda.methods.tda import Reading
 from tda.names import Allocation, Dtype, Execution, Preset, Protocol
 from tda.records import Commit, Measurement, Record, merge
-from tda.regression.series import numbers
 from tda.results import load, results_path
 from tda.view import Source
 from tests.nights import MACHINE

@@ -19,19 +19,18 @@ from scipy import stats
 
 from tda.bench.plan import only, plan_of
 from tda.cases import Case
+from tda.changes import folders, workbench
+from tda.changes.compare import Judged, unjudged
+from tda.changes.detect import Pair
+from tda.changes.effects import Prior
+from tda.changes.floor import Floors, Series, floors_of, single
+from tda.changes.folders import Folder, compare_folders
+from tda.changes.series import Key
+from tda.changes.workbench import Workbench
 from tda.config import BenchConfig
+from tda.history.nights import History, Unit
+from tda.nightly.config import GridConfig, load_config, reproduce
 from tda.records import FAILURES, Commit, Failure, FailureKind, Machine, Measurement, Record
-from tda.regression import folders, workbench
-from tda.regression.compare import Judged, unjudged
-from tda.regression.config import GridConfig, load_config
-from tda.regression.detect import Pair
-from tda.regression.effects import Prior
-from tda.regression.floor import Floors, Series, floors_of, single
-from tda.regression.folders import Folder, compare_folders
-from tda.regression.series import Key
-from tda.regression.units import History, Unit
-from tda.regression.wording import reproduce
-from tda.regression.workbench import Workbench
 from tda.results import append
 from tests import nights
 from tests.scratch import Cost, World, factors
@@ -920,8 +919,8 @@ def test_a_floor_is_measured_within_its_time(
 
 
 def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tda.regression import folders
-    from tda.regression.folders import Folder, measure_floor
+    from tda.changes import folders
+    from tda.changes.folders import Folder, measure_floor
     from tda.results import append
     from tests.test_compare import a_case, a_record, folder
 

@@ -31,10 +31,10 @@ from test_reports_pages import (
     units,
 )
 
-from reports.serve import publish
-from tda.regression.findings import Alarms
-from tda.regression.units import History, Night
+from tda.history.findings import Alarms
+from tda.history.nights import History, Night
 from tda.results import append, write_whole
+from tda.web.publish import publish_with_asv
 from tests import profiles
 from tests.browser import Browser, opened, serving, watching
 
@@ -179,7 +179,7 @@ def write_settings(folder: Path) -> Path:
     path = folder / "asv.conf.json"
     settings = {"version": 1, "project": "tda", "project_url": "#", "repo": "repo", "branches": ["main"],
                 "show_commit_url": "tda/commit/", "results_dir": "history/asv", "html_dir": "html",
-                "benchmark_dir": "suite", "plugins": [".reports.publisher"]}  # fmt: skip
+                "benchmark_dir": "suite", "plugins": ["tda.web.asv_plugin"]}  # fmt: skip
     path.write_text(json.dumps(settings))
     return path
 
@@ -188,7 +188,7 @@ def publish_here(config: Path) -> None:
     """Publish with the plugin of this checkout, which does not lie beside the scratch settings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        publish(config)
+        publish_with_asv(config)
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tda.changes.alternate import Task
+from tda.changes.effects import TRIM
+from tda.changes.floor import Floor
+from tda.changes.workbench import NotMeasuredError
 from tda.doctor import Checkup, checkup, rows, verdict
 from tda.doctor import budget as budget_module
 from tda.doctor.budget import Budget
 from tda.doctor.noise import BLOCKS, Noise, measure_noise, noise_of
+from tda.history.nights import Unit
 from tda.limits import Scaling
 from tda.records import Flag
-from tda.regression.alternate import Task
-from tda.regression.effects import TRIM
-from tda.regression.floor import Floor
-from tda.regression.units import Unit
-from tda.regression.workbench import NotMeasuredError
 from tda.telemetry.cpu import Neighbour
 from tests import nights
 from tests.busy import half_of_the_cores
@@ -250,7 +250,7 @@ class Processes:
 
 
 def seek(monkeypatch: pytest.MonkeyPatch, played: Processes) -> tuple[Budget, tuple[Noise, ...]]:
-    monkeypatch.setattr("tda.regression.workbench.Runner", played.runner)
+    monkeypatch.setattr("tda.changes.workbench.Runner", played.runner)
     budget = Budget(100.0)
     return budget, measure_noise("cpu", budget, lambda sentence: None)
 

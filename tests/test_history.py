@@ -21,9 +21,9 @@ from scipy import stats
 
 from tda.cases import Case, Inputs
 from tda.derived import derive
+from tda.history.nights import History, Night, NightCommit, Unit
+from tda.history.table import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
 from tda.records import Commit, Failure, Machine, Measurement, Record, merge
-from tda.regression.history import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
-from tda.regression.units import History, Night, NightCommit, Unit
 from tda.results import append
 from tda.statistics import Estimate
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tda.cases import Inputs
-from tda.regression import detect, drift
-from tda.regression.alarms import replay
-from tda.regression.config import GridConfig, NightlyConfig
-from tda.regression.effects import effect, holm, prior, resolution
-from tda.regression.findings import Finding
-from tda.regression.judge import Judge
-from tda.regression.repository import CommitFacts, Repository
-from tda.regression.series import Blocks, Key, numbers
+from tda.changes import detect, drift
+from tda.changes.effects import effect, holm, prior, resolution
+from tda.changes.series import Blocks, Key, numbers
+from tda.history.findings import Finding
+from tda.history.repository import CommitFacts, Repository
+from tda.nightly.alarms import replay
+from tda.nightly.config import GridConfig, NightlyConfig
+from tda.nightly.judge import Judge
 from tests import nights
 
 BLOCKS = 8

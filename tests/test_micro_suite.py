@@ -14,9 +14,9 @@ import tiny
 import torch
 
 from tda.engine.phases import prefill
+from tda.history.table import from_micro
 from tda.methods import METHODS
 from tda.records import Machine
-from tda.regression.history import from_micro
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSION = ("dense", "tt", "griffin", "tda")

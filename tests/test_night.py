@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from tda.bench.plan import plan_for
+from tda.changes.builds import Builds
+from tda.history.findings import Alarms, Finding
+from tda.history.nights import History, Night
+from tda.history.profiles import PROFILES_FOLDER, ProfileStore
+from tda.history.repository import Repository
+from tda.nightly.alarms import raised_in, replay
+from tda.nightly.config import Decision, load_config, load_decisions
+from tda.nightly.night import NightRun
+from tda.nightly.publish import write_account
+from tda.nightly.report import account
 from tda.profiler.records import KernelRow
 from tda.records import Record
-from tda.regression.account import account
-from tda.regression.alarms import raised_in, replay
-from tda.regression.builds import Builds
-from tda.regression.config import Decision, load_config, load_decisions
-from tda.regression.findings import Alarms, Finding
-from tda.regression.night import NightRun
-from tda.regression.profiles import SHELF, Shelf
-from tda.regression.publish import write_account
-from tda.regression.repository import Repository
-from tda.regression.units import History, Night
 from tests import nights, planted, profiles
 
 CONFIG = """
@@ -284,8 +284,8 @@ def test_an_alarm_is_explained_by_profiles(scene: Scene) -> None:
     assert asked == {f"{commit}-commit profile {words}" for commit in made[:2]}, (
         "the alarm about quality is not profiled"
     )
-    shelf = Shelf(scene.history.folder / SHELF)
-    units = shelf.units()[0]
+    store = ProfileStore(scene.history.folder / PROFILES_FOLDER)
+    units = store.units()[0]
     assert [(unit.commit, unit.block) for unit in units] == [(made[0], 1), (made[1], 1), (made[1], 2), (made[0], 2)]
     text = write_account(scene.history, scene.folder / "none.toml", scene.folder / "out").path.read_text()
     assert "Profiled, griffin 0.5 on shape:25m, 2 and 2 processes in turn:" in text
@@ -312,7 +312,7 @@ def test_a_night_that_is_stopped_while_it_profiles_goes_on(scene: Scene) -> None
 def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene) -> None:
     made = slower_product(scene)
     scene.night(since=made[0])
-    assert not (scene.history.folder / SHELF).exists()
+    assert not (scene.history.folder / PROFILES_FOLDER).exists()
     scene.repository.commit("Slower still", records(8.0, 3.1, 2.0))
     later = NightRun._explain
 
@@ -324,7 +324,7 @@ def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene) ->
         patch.setattr(NightRun, "_explain", at_the_cap)
         scene.night(alarm_processes=2)
     assert any("no time left to profile what changed at" in sentence for sentence in scene.said)
-    assert not (scene.history.folder / SHELF).exists()
+    assert not (scene.history.folder / PROFILES_FOLDER).exists()
 
 
 def test_commits_without_profiles_leave_an_alarm_as_it_is(scene: Scene) -> None:

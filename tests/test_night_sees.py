@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tda.changes.compare import CANNOT_TELL, Judged, unjudged
+from tda.changes.detect import Pair
+from tda.changes.floor import two_modes
+from tda.history.findings import Alarms, Finding
+from tda.nightly.alarms import raised_in, replay
+from tda.nightly.config import load_decisions
+from tda.nightly.judge import Judge
+from tda.nightly.report import account
 from tda.records import FAILURES, Failure, FailureKind, Record
-from tda.regression.account import account
-from tda.regression.alarms import raised_in, replay
-from tda.regression.compare import CANNOT_TELL, Judged, unjudged
-from tda.regression.config import load_decisions
-from tda.regression.detect import Pair
-from tda.regression.findings import Alarms, Finding
-from tda.regression.floor import two_modes
-from tda.regression.judge import Judge
 from tests import nights
 from tests.test_judge import CONFIG, Line, commits, findings, sure, units
 from tests.test_night import Scene, records
@@ -169,7 +169,7 @@ def test_selection_that_is_slower_as_everything_is_no_change_of_its_own(tmp_path
 
 def test_an_anchor_that_no_longer_builds_is_replaced_and_named(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every later night ended with the same error."""
-    from tda.regression.builds import BuildFailedError, Builds
+    from tda.changes.builds import BuildFailedError, Builds
 
     made = [scene.repository.commit("Begin", records())]
     assert scene.night(since=made[0]) is not None

@@ -20,8 +20,8 @@ from tda.profiler.records import GAPS, HOST, KernelRow, Profile
 from tda.profiler.roofline import points
 from tda.profiler.split import gap, split
 from tda.profiler.store import KERNELS, MODULES, RECORD, read_profile, read_profiles
-from tda.reporting.profiles import build_profile_report
-from tda.reporting.profiles.groups import PIECES, gather_profiles, piece_of, step_rows
+from tda.web.profile import build_profile_report
+from tda.web.profile.groups import PIECES, gather_profiles, piece_of, step_rows
 from tests import profiles
 
 

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tda.cases import Inputs
+from tda.changes.builds import Build
 from tda.config import BenchConfig
+from tda.history.nights import History, Unit
+from tda.history.profiles import ACCOUNT, ProfileComparison, ProfileStore, StoredProfile, alarmed, read_stores
+from tda.nightly.config import load_profiles
+from tda.nightly.explain import headline
+from tda.nightly.profiling import ProfileRequest, capture
 from tda.profiler.difference import Change, difference, phase_differences, telling
 from tda.profiler.records import PYTHON, KernelRow, Profile
 from tda.profiler.store import KERNELS, MODULES, RECORD, TRACE
-from tda.regression.builds import Build
-from tda.regression.config import load_profiles
-from tda.regression.explain import headline
-from tda.regression.profiles import ACCOUNT, Compared, Kept, Question, Shelf, alarmed, capture, read_shelves
-from tda.regression.units import History, Unit
 from tests import nights, planted, profiles
 from tests.profiles import profile, row
 
@@ -117,22 +118,24 @@ def test_a_difference_needs_one_case_and_machine() -> None:
         difference([profile()], [profile(machine=profiles.CPU.model_copy(update={"torch": "2.14"}))])
 
 
-def kept(commit: str, made: Profile, session: str = "s", block: int = 1) -> Kept:
+def kept(commit: str, made: Profile, session: str = "s", block: int = 1) -> StoredProfile:
     unit = Unit(
         night=session, commit=commit, grid="g", block=block, order=0, status="ok", started=made.started, seconds=1
     )
-    return Kept(unit, Path(), made)
+    return StoredProfile(unit, Path(), made)
 
 
 def test_a_headline_says_how_much_and_what() -> None:
     before = tuple(kept(A, made) for made in processes())
     after = tuple(kept(B, made) for made in processes(first=9, extra=[row(*MM, 0.9)]))
-    told = headline(Compared(before, after, paired=True), "decode")
+    told = headline(ProfileComparison(before, after, paired=True), "decode")
     assert told.startswith("decode ")
     assert "aten::mm in ffn appeared, which is " in told
-    same = headline(Compared(before, tuple(kept(B, made) for made in processes(first=9)), paired=True), "decode")
+    same = headline(
+        ProfileComparison(before, tuple(kept(B, made) for made in processes(first=9)), paired=True), "decode"
+    )
     assert same.endswith("the whole did not change beyond the noise.")
-    assert headline(Compared(before, after, paired=True), "nothing") == "nothing: not in these profiles."
+    assert headline(ProfileComparison(before, after, paired=True), "nothing") == "nothing: not in these profiles."
 
 
 # Capturing.
@@ -147,7 +150,7 @@ def run_profile(out, **options):
         log.write(site.name + " " + str(options["seed"]) + "\\n")
     shutil.copytree(site / "made", out, dirs_exist_ok=True)
 """
-QUESTION = Question("cases", BenchConfig(seed=1), processes=2)
+QUESTION = ProfileRequest("cases", BenchConfig(seed=1), processes=2)
 
 
 def build(folder: Path, commit: str, code: str = PROFILES, methods: Sequence[str] = ("dense", "griffin")) -> Build:
@@ -165,25 +168,27 @@ def ran(folder: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.is_file() else []
 
 
-def take(folder: Path, builds: Sequence[Build], question: Question = QUESTION) -> tuple[Shelf, list[Unit], list[str]]:
+def take(
+    folder: Path, builds: Sequence[Build], question: ProfileRequest = QUESTION
+) -> tuple[ProfileStore, list[Unit], list[str]]:
     said: list[str] = []
-    shelf = Shelf(folder / "profiles")
-    return shelf, capture(shelf, question, builds, "machine", said.append), said
+    store = ProfileStore(folder / "profiles")
+    return store, capture(store, question, builds, "machine", said.append), said
 
 
 def test_commits_run_in_turn_and_lie_whole(tmp_path: Path) -> None:
-    shelf, units, _ = take(tmp_path, [build(tmp_path, A), build(tmp_path, B)])
+    store, units, _ = take(tmp_path, [build(tmp_path, A), build(tmp_path, B)])
     assert ran(tmp_path) == ["site-a 1", "site-b 1", "site-b 1", "site-a 1"]
     assert [(unit.commit, unit.block, unit.status) for unit in units] == [
         *((A, 1, "ok"), (B, 1, "ok")),
         *((B, 2, "ok"), (A, 2, "ok")),
     ]
-    places = sorted(str(path.relative_to(shelf.folder / A)) for path in (shelf.folder / A).rglob("*") if path.is_file())
+    places = sorted(str(path.relative_to(store.folder / A)) for path in (store.folder / A).rglob("*") if path.is_file())
     session = units[0].night
     assert session.startswith("cases-aaaaaaaaaa-bbbbbbbbbb-")
     files = [f"{case}/{name}" for case in ("dense", "griffin") for name in (KERNELS, MODULES, RECORD, TRACE)]
     assert places == sorted(f"{session}-{block}/{name}" for block in (1, 2) for name in (ACCOUNT, *files))
-    found = shelf.read()
+    found = store.read()
     assert (len(found.kept), found.failed, found.problems) == (8, (), ())
     assert [one.paired for one in found.compare(A, B)] == [True, True]
 
@@ -193,7 +198,7 @@ def test_what_is_whole_is_not_measured_again(tmp_path: Path) -> None:
     _, first, _ = take(tmp_path, builds)
     assert take(tmp_path, builds)[1] == first
     assert len(ran(tmp_path)) == 4
-    take(tmp_path, builds, Question("cases", BenchConfig(seed=2), processes=1))
+    take(tmp_path, builds, ProfileRequest("cases", BenchConfig(seed=2), processes=1))
     assert len(ran(tmp_path)) == 6, "another question is another session"
 
 
@@ -204,25 +209,25 @@ def test_a_process_that_was_killed_leaves_nothing_that_counts(tmp_path: Path) ->
         if "block 2" in sentence:
             raise KeyboardInterrupt
 
-    shelf = Shelf(tmp_path / "profiles")
+    store = ProfileStore(tmp_path / "profiles")
     with pytest.raises(KeyboardInterrupt):
-        capture(shelf, QUESTION, [made], "machine", stop)
-    (unit,) = shelf.units()[0]
-    part = shelf.folder / A / f".{unit.night}-2"
+        capture(store, QUESTION, [made], "machine", stop)
+    (unit,) = store.units()[0]
+    part = store.folder / A / f".{unit.night}-2"
     profiles.write(part / "dense", profile())
-    assert len(shelf.read().kept) == 2, "what is not whole is not seen"
-    capture(shelf, QUESTION, [made], "machine", lambda sentence: None)
+    assert len(store.read().kept) == 2, "what is not whole is not seen"
+    capture(store, QUESTION, [made], "machine", lambda sentence: None)
     assert len(ran(tmp_path)) == 2
     assert not part.exists()
-    assert len(shelf.read().kept) == 4
+    assert len(store.read().kept) == 4
 
 
 def test_a_commit_that_is_too_old_is_said_so(tmp_path: Path) -> None:
     old, new = build(tmp_path, A, "def run_bench(): pass"), build(tmp_path, B)
-    shelf, units, said = take(tmp_path, [old, new])
+    store, units, said = take(tmp_path, [old, new])
     assert "aaaaaaaaaa: it has no tda.run_profile: it is older than profiles" in said
     assert [unit.commit for unit in units] == [B, B]
-    found = shelf.read()
+    found = store.read()
     assert [unit.commit for unit in found.failed] == [A]
     assert {one.unit.commit for one in found.kept} == {B}
 
@@ -236,19 +241,19 @@ def test_a_commit_that_is_too_old_is_said_so(tmp_path: Path) -> None:
 )
 def test_a_process_that_fails_says_why_and_is_tried_again(tmp_path: Path, code: str, reason: str) -> None:
     made = build(tmp_path, A, code)
-    shelf, units, _ = take(tmp_path, [made])
+    store, units, _ = take(tmp_path, [made])
     assert [(unit.status, unit.reason) for unit in units] == [("error", reason)] * 2
-    place = shelf.place(units[0])
+    place = store.place(units[0])
     assert [path.name for path in place.iterdir()] == [ACCOUNT]
     (made.site / "tda" / "__init__.py").write_text(PROFILES)
     assert [unit.status for unit in take(tmp_path, [made])[1]] == ["ok", "ok"]
-    assert shelf.read().failed == ()
+    assert store.read().failed == ()
 
 
 def test_processes_of_other_sessions_count_where_none_are_shared(tmp_path: Path) -> None:
     for name, commits in (("one", (A,)), ("two", (A, B)), ("three", (C,))):
         profiles.session(tmp_path, {commit: {} for commit in commits}, name=name, methods=("griffin",))
-    found = read_shelves([tmp_path, tmp_path / "none"])
+    found = read_stores([tmp_path, tmp_path / "none"])
     (together,), (apart,) = found.compare(A, B), found.compare(A, C)
     assert (together.paired, len(together.before), len(together.after)) == (True, 2, 2)
     assert (apart.paired, len(apart.before), len(apart.after)) == (False, 4, 2)
@@ -260,7 +265,7 @@ def test_builds_that_told_no_inputs_are_compared(tmp_path: Path, one: str, other
     for commit, text in ((A, one), (B, other)):
         made = profile("griffin", commit=commit).model_copy(update={"inputs": Inputs(documents=text or None)})
         profiles.shelve(tmp_path, commit, [made])
-    assert len(read_shelves([tmp_path]).compare(A, B)) == compared
+    assert len(read_stores([tmp_path]).compare(A, B)) == compared
 
 
 def test_damaged_and_played_profiles_are_named(tmp_path: Path) -> None:
@@ -271,7 +276,7 @@ def test_damaged_and_played_profiles_are_named(tmp_path: Path) -> None:
     profiles.write(place / "shape-25m-tda", profile("tda", machine=fake))
     (tmp_path / B / "x").mkdir(parents=True)
     (tmp_path / B / "x" / ACCOUNT).write_text("[]")
-    found = Shelf(tmp_path).read()
+    found = ProfileStore(tmp_path).read()
     assert [one.profile.case.method for one in found.kept] == ["griffin"]
     assert len(found.problems) == 3
     assert sum("a device that a test plays" in problem for problem in found.problems) == 1
@@ -282,20 +287,20 @@ def test_damaged_and_played_profiles_are_named(tmp_path: Path) -> None:
 
 def test_old_traces_go_and_tables_stay(tmp_path: Path) -> None:
     commits = [f"{number:040d}" for number in range(5)]
-    shelf = Shelf(tmp_path / "profiles")
+    store = ProfileStore(tmp_path / "profiles")
     for number, commit in enumerate(commits):
-        profiles.shelve(shelf.folder, commit, [profile(commit=commit)], started=f"2026-01-0{number + 1}T00:00:00+00:00")
+        profiles.shelve(store.folder, commit, [profile(commit=commit)], started=f"2026-01-0{number + 1}T00:00:00+00:00")
     alarm = nights.night(commits[:2]).model_copy(update={"findings": (finding(commits[1], commits[2]),)})
     history = History(tmp_path)
     history.write(alarm)
     assert alarmed(history) == {commits[1], commits[2]}
-    assert shelf.thin(1, alarmed(history)) == [commits[0], commits[3]]
-    assert shelf.thin(1, alarmed(history)) == []
-    traced = {one.unit.commit for one in shelf.read().kept if one.trace is not None}
+    assert store.prune(1) == [commits[0], commits[3]]
+    assert store.prune(1) == []
+    traced = {one.unit.commit for one in store.read().kept if one.trace is not None}
     assert traced == {commits[1], commits[2], commits[4]}
-    for one in shelf.read().kept:
+    for one in store.read().kept:
         assert {path.name for path in one.folder.iterdir()} >= {RECORD, KERNELS, MODULES}
-    assert len(shelf.read().kept) == 5
+    assert len(store.read().kept) == 5
 
 
 def finding(good: str, commit: str) -> object:
@@ -305,11 +310,11 @@ def finding(good: str, commit: str) -> object:
 
 
 def test_a_branch_keeps_tables_alone(tmp_path: Path) -> None:
-    shelf, _, _ = take(tmp_path, [build(tmp_path, A)])
-    run = lambda *words: subprocess.run(["git", "-C", str(shelf.folder), *words], capture_output=True, text=True)  # noqa: E731
+    store, _, _ = take(tmp_path, [build(tmp_path, A)])
+    run = lambda *words: subprocess.run(["git", "-C", str(store.folder), *words], capture_output=True, text=True)  # noqa: E731
     run("init", "--quiet")
-    (shelf.folder / A / ".part").mkdir()
-    (shelf.folder / A / ".part" / "half").touch()
+    (store.folder / A / ".part").mkdir()
+    (store.folder / A / ".part" / "half").touch()
     run("add", "--all")
     names = {Path(name).name for name in run("ls-files").stdout.split()}
     assert names == {".gitignore", ACCOUNT, RECORD, KERNELS, MODULES}
@@ -328,7 +333,7 @@ SUITE = nights.FAKE + PROFILES.replace('site / "made"', 'site / "tda" / "made"')
 
 
 def suite(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "profiles.capture", *words]
+    command = [sys.executable, "-m", "tda.cli.main", "history", "profile", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
 
@@ -351,7 +356,7 @@ def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "out")
     assert f"{old[:10]}: it has no tda.run_profile" in done.stderr
-    assert len(Shelf(tmp_path / "out").read().kept) == 2
+    assert len(ProfileStore(tmp_path / "out").read().kept) == 2
     wrong = suite(broken, *words)
     assert wrong.returncode == 1
     assert f"{broken[:10]} does not build" in wrong.stderr
@@ -361,7 +366,7 @@ def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     thinned = subprocess.run(
-        [sys.executable, "-m", "profiles.retention", "--out", str(tmp_path / "out"), "--cases", str(cases)],
+        [sys.executable, "-m", "tda.cli.main", "history", "prune", *words[2:6]],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert thinned.stdout == "traces of 0 commits deleted; their tables stay\n"
@@ -417,7 +422,7 @@ def test_planted_changes_of_real_commits_are_named_first(tmp_path: Path, monkeyp
         *("--cases", str(tmp_path / "cases.toml"), "--work", str(tmp_path / "work"), "--processes", "2"),
     )
     assert done.returncode == 0, done.stderr
-    found = Shelf(tmp_path / "out").read()
+    found = ProfileStore(tmp_path / "out").read()
     base, multiplied, rested = commits
     product = {one.after[0].profile.case.method: one for one in found.compare(base, multiplied)}
     sleep = {one.after[0].profile.case.method: one for one in found.compare(base, rested)}

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from tda.records import FAILURES, Failure, FailureKind, Record
-from tda.reporting import summary_rows
-from tda.reporting.gather import Group
-from tda.reporting.sections.failures import COUNTED, Failed, failures, failures_section
+from tda.web.report import summary_rows
+from tda.web.report.gather import Group
+from tda.web.report.sections.failures import COUNTED, Failed, failures, failures_section
 from tests.test_reporting import EVIL, Tags, a_case, a_line, dense_only, report_of, scored, timed
 
 TT = a_case("m", "tt", 0.5)

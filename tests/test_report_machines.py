@@ -14,13 +14,13 @@ from scipy import stats
 
 from tda.cases import Inputs
 from tda.records import Commit, Failure, Machine, Measurement, Record, TaskFacts
-from tda.reporting import build_report
-from tda.reporting.answers import Answers, last_of
-from tda.reporting.gather import Group, gather
-from tda.reporting.machines import ALIKE, INTERACTION, SideBySide, differing_facts, names_of, side_by_side
-from tda.reporting.paper import paper_frame
-from tda.reporting.table import frame
-from tda.reporting.tradeoff import findings
+from tda.web.report import build_report
+from tda.web.report.answers import Answers, last_of
+from tda.web.report.gather import Group, gather
+from tda.web.report.machines import ALIKE, INTERACTION, SideBySide, differing_facts, names_of, side_by_side
+from tda.web.report.paper import paper_frame
+from tda.web.report.table import frame
+from tda.web.report.tradeoff import findings
 from tests.test_reporting import MACHINE, a_case, a_line, again, one_model, report_of, scored, timed, write
 
 OTHER = MACHINE.model_copy(update={"cpu": "Other CPU", "cores": 64, "threads": 32, "torch": "2.13"})

@@ -22,16 +22,16 @@ from tda.bench.outcome import UNDONE
 from tda.cases import Case, Inputs
 from tda.derived import DERIVED, NO_DENSE, Missing, derive, unlike_kernels
 from tda.records import Commit, Flag, Machine, Measurement, Record, merge
-from tda.reporting import Report, build_report, doubts, summary_rows
-from tda.reporting.comparison import Comparison, settings
-from tda.reporting.curves import draw_curves, over_sparsity
-from tda.reporting.gather import gather
-from tda.reporting.sections import SECTIONS
-from tda.reporting.table import COLUMNS
-from tda.reporting.text import interval, number, size
-from tda.reporting.tradeoff import findings, tradeoffs
 from tda.results import append
 from tda.statistics import Estimate, bootstrap, paired_difference, speedup
+from tda.web.report import Report, build_report, doubts, summary_rows
+from tda.web.report.comparison import Comparison, settings
+from tda.web.report.curves import draw_curves, over_sparsity
+from tda.web.report.gather import gather
+from tda.web.report.sections import SECTIONS
+from tda.web.report.table import COLUMNS
+from tda.web.report.tradeoff import findings, tradeoffs
+from tda.web.theme.formatting import interval, number, size
 
 MACHINE = Machine(
     cpu="Test CPU",
@@ -751,7 +751,7 @@ def test_groups_hold_lines_of_one_machine(tmp_path: Path) -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, tda.reporting; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    code = "import sys, tda.web.report; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

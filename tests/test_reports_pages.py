@@ -19,28 +19,28 @@ import pytest
 from asv.util import UserError
 from matplotlib.text import Annotation
 
-from reports import profiled as profiled_module
-from reports import publisher, vendor
-from reports.blocks import DELTA, RATIO, SETS, Block, CaseFacts, Level, Run, Stop, is_quality
-from reports.evidence import Evidence
-from reports.pages import PAGES, navigation
-from reports.pages import frontier as frontier_module
-from reports.pages import over_time as over_time_module
-from reports.pages.frontier import VIEWS, Journey, Spot, dominator, frontiers
-from reports.serve import server
-from reports.site import write_site
-from reports.trends import shows_in, trends
-from reports.words import change_text, level_text
 from tda.cases import Case
+from tda.history.findings import Alarm, Alarms, Finding
+from tda.history.nights import History, Night, NightCommit, Unit
+from tda.history.profiles import ProfileStore
+from tda.history.table import Table, load_history
 from tda.records import Commit, Machine, Measurement, Record
-from tda.regression.findings import Alarm, Alarms, Finding
-from tda.regression.history import Table, load_history
-from tda.regression.profiles import Shelf
-from tda.regression.units import History, Night, NightCommit, Unit
-from tda.reporting.figures import STYLE
-from tda.reporting.npm import PackageError
 from tda.results import append, write_whole
 from tda.statistics import Estimate
+from tda.web import asv_libraries
+from tda.web import asv_plugin as publisher
+from tda.web.dashboard import profiled as profiled_module
+from tda.web.dashboard.blocks import DELTA, RATIO, SETS, Block, CaseFacts, Level, Run, Stop, is_quality
+from tda.web.dashboard.evidence import Evidence
+from tda.web.dashboard.formatting import change_text, level_text
+from tda.web.dashboard.pages import PAGES, navigation
+from tda.web.dashboard.pages import frontier as frontier_module
+from tda.web.dashboard.pages import over_time as over_time_module
+from tda.web.dashboard.pages.frontier import VIEWS, Journey, Spot, dominator, frontiers
+from tda.web.dashboard.site import write_site
+from tda.web.dashboard.trends import shows_in, trends
+from tda.web.theme.figures import STYLE
+from tda.web.theme.npm import PackageError
 from tests import profiles
 from tests.nights import FakeRepository
 from tests.test_night import older_night
@@ -225,15 +225,15 @@ def write_history(folder: Path) -> Path:
     return folder
 
 
-def write_profiles(shelf: Path) -> None:
+def write_profiles(store: Path) -> None:
     """Two commits on the desk in turn, the later with a product more; one on newer software; one that is too old."""
     planted = {"griffin": {"extra": [profiles.row("decode", "ffn", "aten::mm", EVIL, 0.9)]}}
-    profiles.session(shelf, {A: {}, B: planted}, machine=CPU)
+    profiles.session(store, {A: {}, B: planted}, machine=CPU)
     alone = [profiles.profile(method, commit=D, machine=NEWER) for method in ("dense", "griffin")]
-    profiles.shelve(shelf, D, alone, session="cases-11111111", traced=False)
+    profiles.shelve(store, D, alone, session="cases-11111111", traced=False)
     old = Unit(night="cases-22222222", commit=C, grid="cases", block=1, order=0, status="error", seconds=0.0,
                reason=f"too old {EVIL}", started="2026-01-05T01:00:00+00:00")  # fmt: skip
-    Shelf(shelf).keep(old)
+    ProfileStore(store).keep(old)
 
 
 FINDINGS = (
@@ -719,10 +719,10 @@ def test_every_link_leads_somewhere(site: Path, pages: dict[str, Page]) -> None:
         for link in page.values("href") + page.values("src") + page.values("xlink:href"):
             target, _, anchor = link.partition("#")
             where = os.path.normpath(Path(name).parent / target) if target else name
-            if where.startswith("../"):  # asv's own page, and the libraries beside it
-                assert where in ("../index.html", "../swallow.ico", "../vendor/css/bootstrap.min.css")
+            if where.startswith("../"):  # asv's own page
+                assert where == "../index.html"
                 continue
-            assert (site / where).is_file(), f"{name}: {link}"
+            assert target == "data:," or (site / where).is_file(), f"{name}: {link}"
             assert not anchor or anchor in ids[where], f"{name}: {link}"
 
 
@@ -1013,8 +1013,8 @@ def test_commits_beside_all_nights_are_looked_up(tmp_path: Path) -> None:
     repository = FakeRepository(tmp_path / "repository")
     commit = repository.commit(f"Change {EVIL}")
     gone = "f" * 40
-    profiles.session(tmp_path / "shelf", {commit: {}, gone: {}}, machine=CPU, methods=("dense",), processes=1)
-    evidence = Evidence.load(tmp_path / "none", repo=repository.folder, shelves=[tmp_path / "shelf"])
+    profiles.session(tmp_path / "store", {commit: {}, gone: {}}, machine=CPU, methods=("dense",), processes=1)
+    evidence = Evidence.load(tmp_path / "none", repo=repository.folder, stores=[tmp_path / "store"])
     known = evidence.by_hash[commit]
     assert (known.subject, known.status, bool(known.day)) == (f"Change {EVIL}", "profiled", True)
     assert (evidence.by_hash[gone].subject, evidence.by_hash[gone].day) == ("", "")
@@ -1052,22 +1052,23 @@ def test_our_pages_stand_in_the_navigation_of_asv() -> None:
 
 def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes = b"1") -> Path:
     """A cache with one tarball that is as pinned."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
+    cache = tmp_path / "tda" / "npm"
+    cache.mkdir(parents=True)
     (tmp_path / "x.js").write_bytes(content)
     with tarfile.open(cache / "lib-1.0.tgz", "w:gz") as archive:
         archive.add(tmp_path / "x.js", "package/dist/x.js")
     digest = base64.b64encode(hashlib.sha512((cache / "lib-1.0.tgz").read_bytes()).digest()).decode()
     package = {"name": "lib", "version": "1.0", "integrity": f"sha512-{digest}", "files": {"dist/x.js": "js/x.js"}}
-    (tmp_path / "vendor.json").write_text(json.dumps({"packages": [package]}))
-    monkeypatch.setattr(vendor, "PINS", tmp_path / "vendor.json")
+    (tmp_path / "pins.json").write_text(json.dumps({"packages": [package]}))
+    monkeypatch.setattr(asv_libraries, "PINS", tmp_path / "pins.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     return cache
 
 
 def test_a_kept_package_needs_no_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = pinned(tmp_path, monkeypatch)
-    assert vendor.copy_libraries(tmp_path / "out", cache) == ["js/x.js"]
+    pinned(tmp_path, monkeypatch)
+    assert asv_libraries.copy_libraries(tmp_path / "out") == ["js/x.js"]
     assert (tmp_path / "out" / "js" / "x.js").read_bytes() == b"1"
 
 
@@ -1075,7 +1076,7 @@ def test_other_contents_than_pinned_are_refused(tmp_path: Path, monkeypatch: pyt
     cache = pinned(tmp_path, monkeypatch)
     (cache / "lib-1.0.tgz").write_bytes((cache / "lib-1.0.tgz").read_bytes() + b"0")
     with pytest.raises(PackageError, match=r"not what is pinned for lib@1\.0"):
-        vendor.copy_libraries(tmp_path / "out", cache)
+        asv_libraries.copy_libraries(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -1083,7 +1084,7 @@ def test_missing_npm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     cache = pinned(tmp_path, monkeypatch)
     (cache / "lib-1.0.tgz").unlink()
     with pytest.raises(PackageError, match=r"npm is needed once to fetch lib@1\.0.*tarball to .*lib-1\.0\.tgz"):
-        vendor.copy_libraries(tmp_path / "out", cache)
+        asv_libraries.copy_libraries(tmp_path / "out")
 
 
 def test_npm_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1093,19 +1094,11 @@ def test_npm_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     npm.write_text("#!/bin/sh\necho 'no such package' >&2\nexit 1\n")
     npm.chmod(0o755)
     with pytest.raises(PackageError, match=r"npm could not deliver lib@1\.0: no such package"):
-        vendor.copy_libraries(tmp_path / "out", cache)
+        asv_libraries.copy_libraries(tmp_path / "out")
 
 
 def test_every_pin_is_exact() -> None:
-    for package in vendor.packages():
+    for package in asv_libraries.packages():
         assert re.fullmatch(r"\d+\.\d+\.\d+", package.version)
         assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package.integrity)
         assert package.files
-
-
-def test_the_server_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
-    served = server(tmp_path)
-    try:
-        assert served.server_address[0] == "127.0.0.1"
-    finally:
-        served.server_close()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tda.changes import builds
+from tda.changes.builds import BuildFailedError, Builds, last_words
+from tda.history.branch import WORKTREE, open_history
+from tda.history.repository import Repository
 from tda.records import Commit
-from tda.regression import builds
-from tda.regression.branch import WORKTREE, open_history
-from tda.regression.builds import BuildFailedError, Builds, last_words
-from tda.regression.repository import Repository
 from tests import nights
 
 

@@ -26,11 +26,11 @@ from tda.models import load_model
 from tda.models.digest import weights_digest
 from tda.process import alone
 from tda.records import Failure, Record
-from tda.reporting import build_report, verdicts
-from tda.reporting.comparison import settings
-from tda.reporting.gather import gather
-from tda.reporting.table import frame
 from tda.results import append_lines, load
+from tda.web.report import build_report, verdicts
+from tda.web.report.comparison import settings
+from tda.web.report.gather import gather
+from tda.web.report.table import frame
 
 TINY = Plan(
     (Subject("ref:swiglu", prompt_tokens=16, new_tokens=4),),

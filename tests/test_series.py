@@ -10,27 +10,26 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from reports.blocks import RATIO, Stop
-from reports.evidence import Evidence
-from reports.pages.alarms import card
-from reports.trends import trends
 from tda.bench.plan import plan_of
 from tda.cases import Inputs
+from tda.changes.detect import Pair, effects, step_pairs
+from tda.changes.floor import floors_of
+from tda.changes.quality import quality_moves
+from tda.changes.series import Blocks, Key, numbers
 from tda.cli import main as cli
 from tda.config import BenchConfig
+from tda.history.findings import Finding
+from tda.history.nights import History, Unit
+from tda.history.table import from_records, load_history
+from tda.nightly.alarms import replay
+from tda.nightly.config import GridConfig, NightlyConfig, reproduce
+from tda.nightly.judge import Judge
 from tda.records import Commit, Record
-from tda.regression.alarms import replay
-from tda.regression.config import GridConfig, NightlyConfig
-from tda.regression.detect import Pair, effects, step_pairs
-from tda.regression.findings import Finding
-from tda.regression.floor import floors_of
-from tda.regression.history import from_records, load_history
-from tda.regression.judge import Judge
-from tda.regression.quality import quality_moves
-from tda.regression.series import Blocks, Key, numbers
-from tda.regression.units import History, Unit
-from tda.regression.wording import reproduce
 from tda.results import append
+from tda.web.dashboard.blocks import RATIO, Stop
+from tda.web.dashboard.evidence import Evidence
+from tda.web.dashboard.pages.alarms import card
+from tda.web.dashboard.trends import trends
 from tests import nights
 from tests.test_judge import Line
 

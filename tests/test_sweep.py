@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import sweep_soak
 from tda.records import Record
-from tda.reporting import build_report
+from tda.web.report import build_report
 from tests import sweeps
 from tests.sweeps import MODELS, SCORED, SMALL, TIMED, failures, finished, good, lines, run, start, until, workers
 

@@ -15,15 +15,15 @@ import pytest
 
 from tda.cases import Case, Inputs
 from tda.records import Commit, Flag, Measurement, Record, TaskFacts
-from tda.reporting import build_report, summary_rows
-from tda.reporting.comparison import Comparison, Setting, settings
-from tda.reporting.gather import gather
-from tda.reporting.items import MOST_ITEMS, MOST_WORDS, marked
-from tda.reporting.paper import Paper, paper_frame
-from tda.reporting.tasks import headline, task_scores, unlike
-from tda.reporting.tradeoff import findings
 from tda.statistics import Estimate, item_difference, item_score
 from tda.tasks import Item
+from tda.web.report import build_report, summary_rows
+from tda.web.report.comparison import Comparison, Setting, settings
+from tda.web.report.gather import gather
+from tda.web.report.items import MOST_ITEMS, MOST_WORDS, marked
+from tda.web.report.paper import Paper, paper_frame
+from tda.web.report.tasks import headline, task_scores, unlike
+from tda.web.report.tradeoff import findings
 from tests.browser import opened, serving, watching
 from tests.test_reporting import Tags, a_case, a_line, case_of, scored, texts, timed, write
 

@@ -19,11 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.vendor import CACHE
 from tda.profiler.store import TRACE
-from tda.reporting import viewer
-from tda.reporting.npm import Package, PackageError, fetched
-from tda.reporting.viewer import SPEEDSCOPE, VIEWER, speedscope_file, viewer_page, write_viewer
+from tda.web.profile import viewer
+from tda.web.profile.viewer import SPEEDSCOPE, VIEWER, speedscope_file, viewer_page, write_viewer
+from tda.web.theme.npm import Package, PackageError, archives, fetched
 from tests import profiles
 from tests.browser import Browser, opened, serving, watching
 
@@ -128,7 +127,7 @@ def test_without_the_package_it_is_said_how_to_look_all_the_same(
 
 def test_a_package_by_hand_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept = viewer.user_cache() / SPEEDSCOPE.tarball
+    kept = archives() / SPEEDSCOPE.tarball
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"something else")
     with pytest.raises(PackageError, match=r"no viewer: .*is not what is pinned for speedscope@"):
@@ -173,7 +172,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def package() -> Path:
     try:
-        return fetched(SPEEDSCOPE, CACHE)
+        return fetched(SPEEDSCOPE)
     except PackageError as error:
         pytest.skip(str(error))
 

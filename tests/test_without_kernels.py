@@ -13,13 +13,13 @@ from tda import limits
 from tda.bench import profile
 from tda.bench.plan import Plan, Subject
 from tda.bench.run import Bench
+from tda.changes.workbench import NotMeasuredError
 from tda.cli import main as cli
 from tda.doctor import checkup
 from tda.kernels.native import library
-from tda.regression.workbench import NotMeasuredError
-from tda.reporting.gather import gather
-from tda.reporting.sections.conditions import conditions_section
 from tda.results import load
+from tda.web.report.gather import gather
+from tda.web.report.sections.conditions import conditions_section
 
 REASON = "/opt/[cc]/cc: no [/space] left"
 NOTICE = f"the kernels in C cannot run here: {REASON}; torch runs instead, slower"

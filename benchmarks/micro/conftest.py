@@ -2,7 +2,7 @@
 
     python -m pytest benchmarks/micro --benchmark-json FILE
 
-keeps raw samples, which `tda.regression.history` reads; machine and commit are those of the tda that was measured. For
+keeps raw samples, which `tda.history.table` reads; machine and commit are those of the tda that was measured. For
 an installed build, put its site folder into PYTHONPATH and call ``python -P -m pytest``: without -P this tree comes
 first. Nothing fails for being slow.
 """

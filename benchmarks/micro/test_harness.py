@@ -48,7 +48,7 @@ def test_record_write(clock: Clock, tmp_path: Path) -> None:
 @pytest.mark.benchmark(group="report build")
 def test_report_build(clock: Clock, tmp_path: Path) -> None:
     """Page, figures and table of one model's quality."""
-    build_report = part("tda.reporting.report", "build_report")
+    build_report = part("tda.web.report.report", "build_report")
     records = some_records()
     part("tda.results", "append")(tmp_path, records)
     report = clock(lambda: build_report([tmp_path], tmp_path / "report"), rounds=5)

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from tda.bench.plan import plan_of
-from tda.regression import detect, drift
-from tda.regression.config import load_config
-from tda.regression.detect import Rules
-from tda.regression.effects import prior, resolution
-from tda.regression.series import Blocks, Build, Key, numbers
-from tda.regression.units import History
-from tda.regression.wording import named
+from tda.changes import detect, drift
+from tda.changes.detect import Rules
+from tda.changes.effects import prior, resolution
+from tda.changes.messages import named
+from tda.changes.series import Blocks, Build, Key, numbers
+from tda.history.nights import History
+from tda.nightly.config import load_config
 
 RECORDS = Path(__file__).resolve().parent.parent / "records" / "nightly"
 NIGHTS = 1000

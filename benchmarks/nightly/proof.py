@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from tda.regression.config import load_config
-from tda.regression.findings import Finding
-from tda.regression.judge import Judge
-from tda.regression.night import NightRun
-from tda.regression.publish import write_account
-from tda.regression.repository import Repository
-from tda.regression.units import History, Night
+from tda.history.findings import Finding
+from tda.history.nights import History, Night
+from tda.history.repository import Repository
+from tda.nightly.config import load_config
+from tda.nightly.judge import Judge
+from tda.nightly.night import NightRun
+from tda.nightly.publish import write_account
 from tests.planted import Planted, Sizes, build, history, unchanged
 
 CONFIG = Path(__file__).with_name("proof.toml")

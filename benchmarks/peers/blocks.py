@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from benchmarks.peers.child import Order
 from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.job import Device, Plan, Report, Row
+from tda.changes.alternate import GIVE_UP
 from tda.limits import stream_gb_per_s
 from tda.process import Ended, alone, finish
-from tda.regression.alternate import GIVE_UP
 from tda.results import append_lines, read_lines, write_whole
 from tda.schedule import mirrored
 

@@ -124,8 +124,8 @@ def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bo
     typer.Exit
         With exit code 1 if something failed, or there is nothing to tell.
     """
-    from tda.reporting import doubts, verdicts
     from tda.results import load
+    from tda.web.report import doubts, verdicts
 
     left_out = load(out).left_out
     records = [record for own in machines for record in own]
@@ -162,7 +162,7 @@ def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bo
 
 def _print(machines: "Sequence[Sequence[Record]]", *, cases: bool, as_json: bool) -> None:
     """Print the cases, and below them the scores of tasks; these alone where no documents were scored."""
-    from tda.reporting import summary_rows, task_levels, task_rows
+    from tda.web.report import summary_rows, task_levels, task_rows
 
     def named(rows: Sequence[Mapping[str, str]], number: int) -> list[Mapping[str, str]]:
         return list(rows) if len(machines) == 1 else [{"machine": str(number), **row} for row in rows]

@@ -31,10 +31,10 @@ def bisect(
     one that does not build or run is skipped. The commit that is found is confirmed in fresh blocks, which give its
     size. An interrupted search goes on with the same command.
     """
-    from tda.regression.bisect import Wanted
-    from tda.regression.bisect import bisect as search
-    from tda.regression.repository import Repository
-    from tda.regression.workbench import CommitBench
+    from tda.changes.bisect import Wanted
+    from tda.changes.bisect import bisect as search
+    from tda.changes.workbench import CommitBench
+    from tda.history.repository import Repository
 
     repository = Repository(repo)
     bench = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say, repository=repository)

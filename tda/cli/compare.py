@@ -11,8 +11,8 @@ from tda.cli import options as o
 from tda.config import BenchConfig
 
 if TYPE_CHECKING:
-    from tda.regression.compare import Comparison
-    from tda.regression.workbench import CommitBench, Workbench
+    from tda.changes.compare import Comparison
+    from tda.changes.workbench import CommitBench, Workbench
 
 
 @o.configured("budget", "precision")
@@ -43,9 +43,9 @@ def compare(
     process was killed or whose worker was lost is none. "cannot tell" is a verdict, and where nothing is worse, exit
     code 3. An interrupted comparison goes on with the same command.
     """
-    from tda.regression.folders import is_folder
-    from tda.regression.repository import Repository
-    from tda.regression.workbench import CommitBench, Workbench
+    from tda.changes.folders import is_folder
+    from tda.changes.workbench import CommitBench, Workbench
+    from tda.history.repository import Repository
 
     folders = [name for name in (old, new) if is_folder(name)]
     if len(folders) == 1:
@@ -65,7 +65,7 @@ def compare(
 
 
 def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
-    from tda.regression.folders import Folder, compare_machines, measure_floor
+    from tda.changes.folders import Folder, compare_machines, measure_floor
 
     folders = Folder.read_machines(old), Folder.read_machines(new)
     if blocks is not None:
@@ -75,7 +75,7 @@ def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "C
 
 
 def _commits(bench: "CommitBench", old: str, new: str, config: BenchConfig, blocks: int) -> "Comparison":
-    from tda.regression.compare import compare_commits
+    from tda.changes.compare import compare_commits
 
     try:
         before, after = (bench.repository.resolve(name) for name in (old, new))

@@ -23,6 +23,8 @@ COMMANDS = (
     "compare",
     "bisect",
     "nightly",
+    "dashboard",
+    "history",
     "doctor",
     "tune",
     "catalogue",

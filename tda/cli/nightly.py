@@ -10,7 +10,7 @@ import typer
 from tda.cli import options as o
 
 if TYPE_CHECKING:
-    from tda.regression.units import Night
+    from tda.history.nights import Night
 
 CONFIG = Path("benchmarks/nightly.toml")
 DECISIONS = Path("benchmarks/decisions.toml")
@@ -34,11 +34,11 @@ def nightly(
 
     A night that was interrupted or killed goes on with the same command.
     """
-    from tda.regression.branch import open_history
-    from tda.regression.config import load_config
-    from tda.regression.night import NightRun
-    from tda.regression.publish import write_account
-    from tda.regression.repository import Repository
+    from tda.history.branch import open_history
+    from tda.history.repository import Repository
+    from tda.nightly.config import load_config
+    from tda.nightly.night import NightRun
+    from tda.nightly.publish import write_account
 
     repository = Repository(repo)
     place = open_history(repository, history)

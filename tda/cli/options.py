@@ -158,8 +158,8 @@ def warn(notice: str | None) -> None:
 @contextmanager
 def measuring(work: Path) -> Iterator[None]:
     """Measure commits alone in a working folder; one that cannot be measured is a sentence and exit code 1."""
+    from tda.changes.workbench import NotMeasuredError
     from tda.process import alone
-    from tda.regression.workbench import NotMeasuredError
 
     try:
         with alone(work):

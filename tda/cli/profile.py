@@ -23,9 +23,9 @@ def profile(
     Dense is always profiled too. Without options: griffin and tda at 0.5 on shape:0.3b.
     """
     from tda.bench.profile import run_profile
-    from tda.reporting.profiles import build_profile_report
-    from tda.reporting.profiles.groups import gather_profiles, step_rows, verdicts
-    from tda.reporting.viewer import page_writer
+    from tda.web.profile import build_profile_report
+    from tda.web.profile.groups import gather_profiles, step_rows, verdicts
+    from tda.web.profile.viewer import page_writer
 
     try:
         profiles = run_profile(out, say=o.say, **config.options())

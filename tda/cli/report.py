@@ -16,7 +16,7 @@ def report(
 
 def write_report(folders: list[Path], out: Path) -> None:
     """Build a report, name what could not be read, and print its place."""
-    from tda.reporting import build_report
+    from tda.web.report import build_report
 
     built = build_report(folders, out)
     for problem in built.problems:

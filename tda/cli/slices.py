@@ -70,7 +70,7 @@ def sliced_rows(
 
 def _shown(over: Over, one: "Slice") -> dict[str, Any]:
     """A slice as cells of a table."""
-    from tda.reporting.text import interval
+    from tda.web.theme.formatting import interval
 
     cells = {"dense_nll": one.dense.mean, "nll": one.own.mean, "delta_nll": one.delta, "change": one.change}
     return {

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from tda import kernels
 from tda.cases import Frozen
+from tda.changes.workbench import NotMeasuredError
 from tda.device import machine, torch_device
 from tda.doctor.budget import Budget
 from tda.doctor.noise import Noise, measure_noise
 from tda.limits import Scaling, matmul_tflop_per_s, stream_gb_per_s, thread_scaling
 from tda.records import Flag, FlagName, Machine
-from tda.regression.workbench import NotMeasuredError
 from tda.telemetry import Watch, flags_of
 from tda.telemetry.cpu import Neighbour, Neighbours
 from tda.telemetry.gpu import gpu_facts

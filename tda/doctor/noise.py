@@ -7,16 +7,16 @@ from pathlib import Path
 from pydantic import Field
 
 from tda.cases import Frozen, MethodSpec
+from tda.changes.alternate import Grid
+from tda.changes.builds import Build
+from tda.changes.effects import Effect, Prior
+from tda.changes.floor import MIN_PROCESSES, Floor, floors_of, single
+from tda.changes.folders import INSTALLED
+from tda.changes.series import split_name
+from tda.changes.workbench import NotMeasuredError, Workbench, check_measured, speed_grid
 from tda.config import BenchConfig
 from tda.doctor.budget import Budget
-from tda.regression.alternate import Grid
-from tda.regression.builds import Build
-from tda.regression.effects import Effect, Prior
-from tda.regression.floor import MIN_PROCESSES, Floor, floors_of, single
-from tda.regression.folders import INSTALLED
-from tda.regression.series import split_name
-from tda.regression.units import Unit
-from tda.regression.workbench import NotMeasuredError, Workbench, check_measured, speed_grid
+from tda.history.nights import Unit
 
 TINY = BenchConfig(
     preset="smoke",

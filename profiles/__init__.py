@@ -1,1 +1,0 @@
-"""What is profiled of every commit: a small fixed set of cases (`cases.toml`), captured as installed builds."""

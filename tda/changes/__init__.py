@@ -1,0 +1,1 @@
+"""What changed between two builds, commits or folders: measuring in turn, effects, detection, comparison."""

@@ -1,0 +1,1 @@
+"""The nightly run: new commits measured, judged and reported."""

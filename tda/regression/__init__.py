@@ -1,1 +1,0 @@
-"""Regressions across commits: builds in alternating processes, detection, alarms and their history."""

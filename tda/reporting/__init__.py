@@ -1,8 +1,0 @@
-"""Reports from records alone: a page with figures, a table, and rows for a terminal. Imports no torch."""
-
-from tda.reporting.report import Report, build_report
-from tda.reporting.scores import task_levels, task_rows
-from tda.reporting.table import summary_rows
-from tda.reporting.trust import doubts, verdicts
-
-__all__ = ["Report", "build_report", "doubts", "summary_rows", "task_levels", "task_rows", "verdicts"]

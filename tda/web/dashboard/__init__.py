@@ -1,0 +1,1 @@
+"""The dashboard: pages over the commits of a history."""

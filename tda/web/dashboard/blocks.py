@@ -1,0 +1,388 @@
+"""Levels of every metric by case and state of the code, in blocks across which nothing is ever joined.
+
+A `Block` holds numbers of one source, machine and setting. Within it the processes that measured one state of the code
+are pooled, clean and dirty states apart.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tda.changes.effects import MIN_BLOCKS, Values, effect
+from tda.derived import DERIVED
+from tda.records import MEASUREMENTS, SPEED, Measurement, MeasurementKind, measurement_kind
+from tda.statistics import Estimate, arithmetic, bootstrap, by_group, typical
+from tda.web.theme.style import rank
+
+RATIO, DELTA, KL, SETS = "decode_to_dense", "delta_nll_nats", "kl_to_dense_nats", "selection_digest"
+SOURCES = {"nightly": "nightly runs", "bench": "tda bench", "asv": "asv", "micro": "micro-benchmarks"}
+"""Sources in words, in the order in which they are shown: the one that compares commits best comes first."""
+PAIRING = ("nightly", "bench")
+"""Sources whose rounds hold every case once, dense too: rounds of equal number belong together."""
+KINDS: Mapping[str, MeasurementKind] = {
+    RATIO: MeasurementKind(unit="ratio", better="lower", meaning="decode step over the dense one of the same round"),
+    DELTA: MeasurementKind(unit="nats/token", better="lower", meaning="NLL less dense NLL, paired by document"),
+    **MEASUREMENTS,
+    **DERIVED,
+}
+"""Known metrics in the order in which they are shown: two computed here, what is recorded, what follows from it."""
+
+
+MAIN = (
+    RATIO, "decode_ms", DELTA, KL, "prefill_ms", "selection_ms", "statistic_ms", "generation_ms", "peak_memory_bytes",
+    "energy_j_per_token", "top1_disagreement", SETS,
+)  # fmt: skip
+"""Metrics that answer most questions; they are shown first."""
+
+
+class Stop(NamedTuple):
+    """A state of the code that was measured: a commit, or a commit with changes on top."""
+
+    commit: str
+    dirty: bool
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One metric of one case in one process.
+
+    Attributes
+    ----------
+    process : tuple
+        Equal for what ran in the same process.
+    measurement : Measurement
+        Raw samples, or why there are none; what is derived has none of its own.
+    estimate : Estimate or None
+        Over its rounds or documents; None without samples, for a hash, and for what is no number.
+    """
+
+    process: tuple[object, ...]
+    measurement: Measurement
+    estimate: Estimate | None
+
+    @property
+    def known(self) -> bool:
+        """Whether it gave anything."""
+        return bool(self.measurement.samples) or self.estimate is not None
+
+    @cached_property
+    def groups(self) -> dict[int, float]:
+        """Median sample of each round or document."""
+        return by_group(self.measurement)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One metric of one case at one stop.
+
+    Attributes
+    ----------
+    estimate : Estimate or None
+        Over processes where there are several, else over rounds or documents; None where missing.
+    unit : str
+        Of the estimate.
+    missing : str
+        Why there is no estimate.
+    """
+
+    estimate: Estimate | None
+    unit: str
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What a case is.
+
+    Attributes
+    ----------
+    series : str
+        Equal for what is compared across commits.
+    grid : str or None
+        In which it was measured.
+    key : str
+        Key of the case itself, whatever it was measured on.
+    label, short : str
+        What people call it, with and without the model, which the setting names.
+    method : str
+        Its method.
+    sparsity : float or None
+        The asked one.
+    """
+
+    series: str
+    grid: str | None
+    key: str
+    label: str
+    short: str
+    method: str
+    sparsity: float | None
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """Sorting key: methods in the order of legends, then sparsity."""
+        return (*rank(self.method), self.sparsity or 0.0, self.label)
+
+
+@dataclass
+class Block:
+    """All numbers of one source, machine and setting.
+
+    Attributes
+    ----------
+    source, machine, machine_label, setting : str
+        What it is; `machine` is a fingerprint.
+    on_gpu : bool
+        Whether it was measured on one.
+    cases : dict
+        By series, in the order of methods.
+    stops : list of Stop
+        In the order of history.
+    failures : dict
+        Why a case gave nothing at a stop.
+    """
+
+    source: str
+    machine: str
+    machine_label: str
+    setting: str
+    on_gpu: bool = False
+    cases: dict[str, CaseFacts] = field(default_factory=dict)
+    stops: list[Stop] = field(default_factory=list)
+    failures: dict[tuple[str, Stop], str] = field(default_factory=dict)
+    _runs: dict[tuple[str, str, Stop], list[Run]] = field(default_factory=dict)
+    _levels: dict[tuple[str, str, Stop], Level] = field(default_factory=dict)
+
+    def add(self, case: str, metric: str, stop: Stop, run: Run) -> None:
+        """File what a process gave."""
+        self._runs.setdefault((case, metric, stop), []).append(run)
+
+    def runs(self, case: str, metric: str, stop: Stop) -> list[Run]:
+        """What all processes gave."""
+        return self._runs.get((case, metric, stop), [])
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Metrics that some case has something of, main ones first."""
+        found = {metric for (_, metric, _), runs in self._runs.items() if any(run.known for run in runs)}
+        order = list(dict.fromkeys((*MAIN, *KINDS)))
+        return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+    @property
+    def title(self) -> str:
+        """Setting and source in words."""
+        return " · ".join(part for part in (self.setting, SOURCES.get(self.source, self.source)) if part)
+
+    def unit(self, metric: str) -> str:
+        """Unit of a metric; empty where nothing was measured."""
+        runs = (run for (_, name, _), held in self._runs.items() if name == metric for run in held)
+        return next((run.measurement.unit for run in runs if run.known), "")
+
+    def level(self, case: str, metric: str, stop: Stop) -> Level:
+        """Level of a metric, worked out once."""
+        key = (case, metric, stop)
+        if key not in self._levels:
+            self._levels[key] = _level(metric, self.runs(*key), self.failures.get((case, stop)))
+        return self._levels[key]
+
+    def last(self, case: str, metric: str, stop: Stop) -> Run | None:
+        """The last process with samples."""
+        return next((run for run in reversed(self.runs(case, metric, stop)) if run.measurement.samples), None)
+
+    def present(self, stop: Stop) -> list[str]:
+        """Labels of the cases that a stop has something of, be it a failure."""
+        seen = {case for case, _, at in self._runs if at == stop} | {case for case, at in self.failures if at == stop}
+        return [case for case in self.cases if case in seen]
+
+    def newest(self) -> Stop:
+        """The last stop, a clean one where there is any."""
+        return next((stop for stop in reversed(self.stops) if not stop.dirty), self.stops[-1])
+
+    def before(self, stop: Stop) -> Stop | None:
+        """The clean stop before one."""
+        earlier = self.stops[: self.stops.index(stop)]
+        return next((other for other in reversed(earlier) if not other.dirty and other.commit != stop.commit), None)
+
+    def change(self, case: str, metric: str, new: Stop, old: Stop) -> Estimate | None:
+        """Change between two stops: relative (.1 is 10% more), in its own unit for quality.
+
+        Paired by process, by document for quality. Where the two share no process it has no interval.
+        """
+        if is_quality(metric):
+            return _difference(self.last(case, metric, new), self.last(case, metric, old))
+        return _relative(self.runs(case, metric, new), self.runs(case, metric, old))
+
+
+def kind_of(metric: str) -> MeasurementKind | None:
+    """What a metric is; None for one of a suite's own."""
+    if metric.startswith("task_"):
+        return measurement_kind(metric)
+    return KINDS.get(metric)
+
+
+def is_quality(metric: str) -> bool:
+    """Whether a metric is an average over documents, and repeats exactly."""
+    kind = kind_of(metric)
+    return metric == "perplexity" or (kind is not None and kind.unit in ("nats/token", "share"))
+
+
+def _level(metric: str, runs: Sequence[Run], failure: str | None) -> Level:
+    unit = next((run.measurement.unit for run in runs), "")
+    good = [run.estimate for run in runs if run.estimate is not None]
+    if not good:
+        reasons = [run.measurement.missing or "no finite number" for run in runs]
+        return Level(None, unit, reasons[-1] if reasons else failure or "not measured")
+    single = is_quality(metric) or len(good) == 1
+    pooled = good[-1] if single else typical([estimate.value for estimate in good])
+    return Level(pooled, unit)
+
+
+def _difference(one: Run | None, other: Run | None) -> Estimate | None:
+    if one is None or other is None:
+        return None
+    values = [a - b for a, b in _paired(one, other).values()]
+    return bootstrap(values) if values and np.isfinite(values).all() else None
+
+
+def _relative(new: Sequence[Run], old: Sequence[Run]) -> Estimate | None:
+    above, below = (
+        {run.process: run.estimate.value for run in runs if run.estimate is not None} for runs in (new, old)
+    )
+    scale = float(np.median(list(below.values()))) if below else 0.0
+    if not above or scale <= 0:
+        return None
+    common = [at for at in above if at in below]
+    if not common:
+        return Estimate(float(np.median(list(above.values()))) / scale - 1, None, None, 0)
+    if min(*above.values(), *below.values()) > 0:
+        return _changed(np.log([above[at] / below[at] for at in common]))
+    # A difference of two times may be zero or less in a process: then all are taken relative to the median.
+    return arithmetic([(above[at] - below[at]) / scale for at in common])
+
+
+def _changed(log_ratios: Values) -> Estimate:
+    """The change that a night would tell of the same processes."""
+    if len(log_ratios) < MIN_BLOCKS:
+        return Estimate(float(np.expm1(log_ratios.mean())), None, None, len(log_ratios))
+    found = effect(log_ratios)
+    return Estimate(found.size, *found.bounds(), len(log_ratios))
+
+
+def _paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:
+    """Values of the rounds or documents that two runs share."""
+    return {group: (value, other.groups[group]) for group, value in one.groups.items() if group in other.groups}
+
+
+# From rows of the tidy table.
+
+
+def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
+    """All blocks: by source, what was measured last first.
+
+    Parameters
+    ----------
+    rows : iterable
+        Rows of the tidy table, None where something is unknown.
+    order : sequence of str
+        All commits in the order of history.
+    """
+    held: dict[tuple[str, str, str], Block] = {}
+    for row in rows:
+        # The second install of the anchor and the second dense run of a round measure noise, not the commit.
+        if not row.commit or row.case is None or row.control or row.role == "control":
+            continue
+        key = (row.source, row.machine, _setting(row))
+        block = held.setdefault(key, Block(row.source, row.machine, row.machine_label, key[2]))
+        _file(block, row)
+    places = {commit: place for place, commit in enumerate(order)}
+    for block in held.values():
+        block.stops.sort(key=lambda stop: (places[stop.commit], stop.dirty, stop.change))
+        block.cases = dict(sorted(block.cases.items(), key=lambda entry: entry[1].order))
+        _derive(block)
+    ranks = list(SOURCES)
+    return tuple(sorted(held.values(), key=lambda block: (ranks.index(block.source), -places[block.stops[-1].commit])))
+
+
+def _file(block: Block, row: Any) -> None:
+    stop = Stop(row.commit, bool(row.dirty), row.change or "")
+    facts = CaseFacts(row.series, row.grid, row.case_key, row.case, row.name, row.method or "", row.sparsity)
+    block.cases.setdefault(row.series, facts)
+    block.on_gpu |= str(row.device or "").startswith("cuda")
+    if stop not in block.stops:
+        block.stops.append(stop)
+    if row.metric is None:
+        block.failures[row.series, stop] = row.missing
+        return
+    block.add(row.series, row.metric, stop, _run(row))
+
+
+def _run(row: Any) -> Run:
+    process = (row.night, row.grid, row.stage, row.block)
+    if row.metric in SPEED and (row.execution == "masked" or row.method == "oracle"):
+        reason = "masked execution and the oracle skip nothing: no speed"
+        return Run(process, Measurement.absent(row.metric, reason), None)
+    samples, groups = tuple(map(float, row.samples)), tuple(map(int, row.groups))
+    missing = None if samples else row.missing or "not measured"
+    measurement = Measurement(unit=row.unit, better=row.better, samples=samples, groups=groups, missing=missing)
+    known = row.value is not None
+    return Run(process, measurement, Estimate(row.value, row.low, row.high, len(set(groups))) if known else None)
+
+
+def _setting(row: Any) -> str:
+    """Model and sizes in words, as far as they are known."""
+    parts = [str(part) for part in (row.device, row.dtype) if part]
+    for name, value in (("batch", row.batch), ("prompt", row.prompt_tokens), ("new tokens", row.new_tokens)):
+        if value is not None:
+            parts.append(f"batch {value}" if name == "batch" else f"{value} {name}")
+    return " · ".join(part for part in (row.model, ", ".join(parts), row.setting) if part)
+
+
+def _derive(block: Block) -> None:
+    """Add decode time and NLL relative to dense, where no source gave them."""
+    for stop in block.stops:
+        dense = next((case for case, facts in block.cases.items() if facts.method == "dense"
+                      and (block.runs(case, "decode_ms", stop) or _likelihoods(block, case, stop))), None)  # fmt: skip
+        for case in block.cases:
+            if dense is None or case == dense:
+                continue
+            if block.source in PAIRING and not block.runs(case, RATIO, stop):
+                sides = (block.runs(case, "decode_ms", stop), block.runs(dense, "decode_ms", stop))
+                _compare(block, case, RATIO, stop, *sides, lambda a, b: a / b if b else math.nan)
+            sides = (_likelihoods(block, case, stop), _likelihoods(block, dense, stop))
+            _compare(block, case, DELTA, stop, *sides, lambda a, b: a - b)
+
+
+def _likelihoods(block: Block, case: str, stop: Stop) -> list[Run]:
+    """NLL by document; the logarithm of perplexity where that alone is there."""
+    found = block.runs(case, "nll_nats", stop)
+    return found or [
+        Run(run.process, Measurement.of("nll_nats", np.log(run.measurement.samples), run.measurement.groups), None)
+        for run in block.runs(case, "perplexity", stop)
+        if run.measurement.samples
+    ]
+
+
+def _compare(
+    block: Block,
+    case: str,
+    metric: str,
+    stop: Stop,
+    runs: Sequence[Run],
+    dense: Sequence[Run],
+    operation: Callable[[float, float], float],
+) -> None:
+    """File a metric that is paired with dense of the same process."""
+    kind, beside = KINDS[metric], {run.process: run for run in dense}
+    for run in runs:
+        paired = _paired(run, beside[run.process]) if run.process in beside else {}
+        if paired:
+            values = [operation(*both) for both in paired.values()]
+            measurement = Measurement(unit=kind.unit, better=kind.better, samples=tuple(values), groups=tuple(paired))
+            known = np.isfinite(values).all()
+            estimate = (bootstrap if is_quality(metric) else typical)(values) if known else None
+            block.add(case, metric, stop, Run(run.process, measurement, estimate))

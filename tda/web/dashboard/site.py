@@ -1,0 +1,72 @@
+"""Pages rendered into a folder that asks nothing of a network."""
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment
+
+from tda.results import write_whole
+from tda.web.dashboard.evidence import Evidence
+from tda.web.dashboard.pages import File, Sheet, navigation
+from tda.web.theme.figures import STYLE
+from tda.web.theme.formatting import number
+from tda.web.theme.pages import environment
+
+STATIC = {
+    "tda.web.theme": ("templates/style.css", "templates/sort.js"),
+    "tda.web.dashboard": ("static/dashboard.css", "static/dashboard.js"),
+}
+FOLDER = "tda"
+"""Name of the pages' folder beside asv's own page."""
+
+
+def write_site(evidence: Evidence, folder: Path, *, asv: bool = False) -> list[Path]:
+    """Write every page.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        What is shown; with nothing in it the pages say so.
+    folder : Path
+        Where to write.
+    asv : bool
+        Whether asv's page is ``../index.html``, so that the navigation leads there too.
+
+    Returns
+    -------
+    list of Path
+        The sheets, in the order of the navigation.
+    """
+    made, written = environment("tda.web.dashboard", moment=_moment, number=number), []
+    made.globals |= {"pages": navigation(), "asv": asv}
+    with matplotlib.rc_context(STYLE):
+        for page in navigation():
+            for part in page.render(evidence):
+                path = folder / part.path
+                if isinstance(part, File):
+                    write_whole(path, part.content if isinstance(part.content, bytes) else part.content.read_bytes())
+                else:
+                    write_whole(path, _render(made, part, evidence, page.path))
+                    written.append(path)
+    for package, names in STATIC.items():
+        for name in names:
+            write_whole(folder / "static" / Path(name).name, (files(package) / name).read_bytes())
+    return written
+
+
+def _moment(text: str) -> str:
+    """A moment that a night wrote, shorter; whatever is no moment stays as it is."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return text
+
+
+def _render(made: Environment, sheet: Sheet, evidence: Evidence, here: str) -> str:
+    """A sheet's HTML; `home` leads from it to the pages' folder."""
+    home = "../" * sheet.path.count("/")
+    return made.get_template(sheet.template).render(
+        evidence=evidence, title=sheet.title, here=here, home=home, **sheet.values
+    )

@@ -1,0 +1,102 @@
+"""The page: sections rendered into one HTML file that asks nothing of a network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from tda.web.report.gather import Group
+from tda.web.report.items import tasks_side_by_side
+from tda.web.report.sections import SECTIONS, Block, Content, Section
+from tda.web.report.tradeoff import findings
+from tda.web.theme import pages
+from tda.web.theme.figures import inline, to_png, to_svg
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered figure.
+
+    Attributes
+    ----------
+    stem : str
+        File name without suffix.
+    svg : Markup
+        To stand in the page.
+    caption : str
+        Caption and text alternative.
+    variant : int or None
+        Number of the switch's setting under which it is shown.
+    """
+
+    stem: str
+    svg: Markup
+    caption: str
+    variant: int | None
+
+
+def environment() -> Environment:
+    """Templates of the report."""
+    return pages.environment("tda.web.report")
+
+
+def items_page(groups: Sequence[Group]) -> str | None:
+    """The page of items side by side; None where no answers are kept."""
+    sheets = tasks_side_by_side(groups)
+    return environment().get_template("items.html").render(sheets=sheets) if sheets else None
+
+
+@dataclass
+class Page:
+    """Renders groups of records; `files` holds the figures' files by name afterwards."""
+
+    groups: Sequence[Group]
+    files: dict[str, bytes] = field(default_factory=dict)
+    _environment: Environment = field(default_factory=environment)
+
+    def render(self) -> str:
+        """The page's HTML."""
+        sections = sorted(SECTIONS.items(), key=lambda entry: entry[1].order)
+        parts = [
+            {
+                "group": group,
+                "findings": findings(group.settings),
+                "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
+            }
+            for group in self.groups
+        ]
+        ending = list(self._sections(self.groups, [entry for entry in sections if entry[1].once]))
+        return self._environment.get_template("page.html").render(parts=parts, ending=ending)
+
+    def _sections(
+        self, groups: Sequence[Group], sections: Sequence[tuple[str, Section]]
+    ) -> Iterator[dict[str, object]]:
+        for name, part in sections:
+            content = part.render(groups)
+            if content is not None:
+                slug = f"{name}-{groups[0].number}"
+                yield {
+                    "id": slug,
+                    "name": name,
+                    "title": part.title,
+                    "lead": content.lead,
+                    "blocks": [self._block(f"{slug}-{n}", block) for n, block in enumerate(content.blocks, start=1)],
+                    "extra": self._extra(content, slug),
+                }
+
+    def _block(self, slug: str, block: Block) -> dict[str, object]:
+        pictures = []
+        for plot in block.plots:
+            stem = f"{slug}-{plot.name}"
+            svg = to_svg(plot.figure, stem)
+            self.files[f"{stem}.svg"] = svg.encode()
+            self.files[f"{stem}.png"] = to_png(plot.figure)
+            variant = None if plot.variant is None else block.variants.index(plot.variant)
+            pictures.append(Picture(stem, Markup(inline(svg)), plot.caption, variant))
+        return {"id": slug, "block": block, "pictures": pictures}
+
+    def _extra(self, content: Content, slug: str) -> Markup:
+        if content.template is None:
+            return Markup("")
+        return Markup(self._environment.get_template(content.template).render(id=slug, **content.values))

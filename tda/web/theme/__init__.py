@@ -1,0 +1,1 @@
+"""How pages look: figures, colours, numbers as text, and libraries from npm."""
