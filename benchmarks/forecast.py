@@ -57,8 +57,8 @@ def micro() -> str:
 def profiles() -> str:
     """The commit installed, which the capture takes over; then dense alone, for all cases of its model."""
     from tda.changes.builds import Builds
-    from tda.cli.history import CASES, OUT
-    from tda.cli.options import WORK
+    from tda.cli.history import OUT
+    from tda.cli.options import CASES, WORK
     from tda.history.repository import Repository
     from tda.nightly.config import load_profiles
 

@@ -1,6 +1,7 @@
 """Facts about the machine, and the clocks that read it: one code path for CPU and CUDA."""
 
 import contextlib
+import os
 import platform
 import resource
 import time
@@ -17,6 +18,7 @@ from tda import git
 from tda._version import __version__
 from tda.cores import all_cores, allowed_cores, cpu_quota, last_level_cache
 from tda.git import GitError
+from tda.process import BUILD
 from tda.processor import compiler_version, cpu_name, products
 from tda.records import BUILD_STAMP, Commit, FailureKind, Machine
 from tda.telemetry.nvml import driver_version
@@ -71,13 +73,14 @@ def _driver() -> str | None:
 
 @cache
 def commit() -> Commit:
-    """State of the checkout that this package runs from, or the stamp of an installed build; nulls without either.
+    """Stamp of the build that is measured, or state of the checkout that this package runs from; nulls without either.
 
     A checkout that git does not read, as one that another user owns, is warned of.
     """
     folder = Path(__file__).resolve().parent
-    if (folder / BUILD_STAMP).is_file():
-        return Commit.model_validate_json((folder / BUILD_STAMP).read_bytes())
+    for stamp in (Path(os.environ.get(BUILD) or folder, BUILD_STAMP), folder / BUILD_STAMP):
+        if stamp.is_file():
+            return Commit.model_validate_json(stamp.read_bytes())
     try:
         if not git.run(folder, "ls-files", "device.py"):  # installed inside somebody's checkout
             return Commit()

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from tda.config import BenchConfig
 
 ProcessStatus = Literal["ok", "error", "crash", "timeout"]
+BUILD = "TDA_BUILD"
+"""Environment variable that names the folder of the build that a process measures."""
 COMPLAINT = "stderr.txt"
 """What a process complained of."""
 CHILD = """
@@ -25,7 +27,7 @@ order = json.loads(sys.argv[1])
 # The parent holds our standard input: when it dies, however it dies, we end too, and disturb no later measurement.
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(70)), daemon=True).start()
 import tda
-if not Path(tda.__file__).is_relative_to(order["site"]):
+if Path(order["site"], "tda").is_dir() and not Path(tda.__file__).is_relative_to(order["site"]):
     sys.exit(f"measured the wrong build: {tda.__file__}")
 call = getattr(tda, order["call"], None)
 if call is None:
@@ -44,7 +46,10 @@ call(order["out"], **options)
 sys.stdout.flush()
 os._exit(0)
 """
-"""What a process runs: the public call of the build that is on its path, and nothing of the parent's own code."""
+"""What a process runs: the public call of the build that is on its path, and nothing of the parent's own code.
+
+A build of another package than this one, such as a plug-in, is measured by the installed `tda`.
+"""
 
 
 class Ended(NamedTuple):
@@ -69,7 +74,7 @@ class Ended(NamedTuple):
 
 
 def call(site: Path, name: str, out: Path, options: BenchConfig, timeout_s: float) -> Ended:
-    """Have the build installed in `site` make a public call, ``tda.NAME(out, **options)``, in a process of its own.
+    """Have a process with the build in `site` make a public call, ``tda.NAME(out, **options)``.
 
     A build of before version 0.2 calls models, methods and sparsities by one name each, and knows no methods' options.
 
@@ -78,7 +83,7 @@ def call(site: Path, name: str, out: Path, options: BenchConfig, timeout_s: floa
     where = str(site.resolve())
     order = {"site": where, "call": name, "out": str(out.resolve()), "options": options.options()}
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(order)]
-    return finish(command, out, {**os.environ, "PYTHONPATH": where}, timeout_s)
+    return finish(command, out, {**os.environ, "PYTHONPATH": where, BUILD: where}, timeout_s)
 
 
 def finish(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:

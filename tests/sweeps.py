@@ -1,6 +1,7 @@
 """Sweeps as a user runs them, on a Ray of processes of this machine, and what may be done to them."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,7 +41,13 @@ def start(words: Sequence[str | Path], mark: str, command: str = "sweep") -> sub
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_heeds_ctrl_c,
     )
+
+
+def _heeds_ctrl_c() -> None:
+    """What a shell has put in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(words: Sequence[str | Path], mark: str, command: str = "sweep") -> tuple[int, str]:

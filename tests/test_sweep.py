@@ -258,12 +258,12 @@ def test_a_hanging_worker_is_ended(benched: Path, tmp_path: Path, cluster: sweep
 def test_a_model_beyond_the_memory_limit_is_told_and_the_others_are_measured(
     benched: Path, tmp_path: Path, mark: str
 ) -> None:
-    words = ["-m", "ref:swiglu", "-m", "ref:wide:4x", *TIMED, "--memory", "1900MB", "--out", tmp_path]
+    words = ["-m", "ref:swiglu", "-m", "ref:wide:8x", *TIMED, "--memory", "1600MB", "--out", tmp_path]
     code, said = run(words, mark)
     assert code == 1, said
-    assert {one.case.model for one in failures(tmp_path)} == {"ref:wide:4x"}
+    assert {one.case.model for one in failures(tmp_path)} == {"ref:wide:8x"}
     assert {(one.status, one.failure.kind) for one in failures(tmp_path)} == {("oom", "host_memory")}
-    assert all("more than the limit of 1.9 GB" in one.reason for one in failures(tmp_path))
+    assert all("more than the limit of 1.6 GB" in one.reason for one in failures(tmp_path))
     own = Counter({place: n for place, n in good(benched).items() if place in good(tmp_path)})
     assert own == Counter(
         (*one.series, one.round) for one in lines(benched) if one.case.model == "ref:swiglu" and one.status == "ok"

@@ -1,4 +1,4 @@
-"""Installed builds of commits: wheels of this package alone, beside one interpreter and one torch for all of them."""
+"""Installed builds of commits: their package alone, beside one interpreter and one torch for all of them."""
 
 import shutil
 import subprocess
@@ -82,11 +82,13 @@ class Builds:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise BuildFailedError(f"the installer took more than {TIMEOUT_S} s") from None
-        package = folder / "site" / "tda"
-        if done.returncode or not package.is_dir():
+        site = folder / "site"
+        if done.returncode or not site.is_dir():
             raise BuildFailedError(last_words(done.stderr) or f"the installer ended with {done.returncode}")
-        stamp = Commit(hash=commit, dirty=False)
-        (package / BUILD_STAMP).write_text(stamp.model_dump_json(exclude_none=True))  # older commits read it
+        stamp = Commit(hash=commit, dirty=False).model_dump_json(exclude_none=True)  # older commits read it
+        for place in (site, site / "tda"):  # the second where the repository is that of this package
+            if place.is_dir():
+                (place / BUILD_STAMP).write_text(stamp)
 
     def _thin(self) -> None:
         """Delete what nobody used for long: old builds, and what a killed installer left."""

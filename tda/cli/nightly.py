@@ -12,7 +12,6 @@ from tda.cli import options as o
 if TYPE_CHECKING:
     from tda.history.nights import Night
 
-CONFIG = Path("benchmarks/nightly.toml")
 DECISIONS = Path("benchmarks/decisions.toml")
 
 
@@ -20,13 +19,14 @@ def nightly(
     history: Annotated[
         str, typer.Option(metavar="DIR|branch:NAME", help="Folder of the history, or a branch of its own.")
     ] = "results/history",
-    config: Annotated[Path, typer.Option(metavar="TOML", help="What is measured, and the time cap.")] = CONFIG,
+    config: Annotated[Path, typer.Option(metavar="TOML", help="What is measured, and the time cap.")] = o.NIGHTLY,
     decisions: Annotated[Path, typer.Option(metavar="TOML", help="Accepted and acknowledged alarms.")] = DECISIONS,
     repo: o.Repo = Path("."),
     commit: Annotated[str, typer.Option(help="Measure up to this commit.")] = "HEAD",
     since: Annotated[str | None, typer.Option(help="First night: the commit to begin with, the anchor.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where nightly.md goes.")] = Path("reports/out"),
     work: o.Work = o.WORK,
+    init: Annotated[bool, typer.Option("--init", help="Only write settings to begin with into the checkout.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check that a night has ended lately.")] = False,
     max_age_hours: Annotated[float, typer.Option(help="With --check: how old the last night may be.")] = 36.0,
 ) -> None:
@@ -36,11 +36,16 @@ def nightly(
     """
     from tda.history.branch import open_history
     from tda.history.repository import Repository
-    from tda.nightly.config import load_config
+    from tda.nightly.config import load_config, write_settings
     from tda.nightly.night import NightRun
     from tda.nightly.publish import write_account
 
     repository = Repository(repo)
+    if init:
+        paths = repository.folder / o.NIGHTLY, repository.folder / o.CASES
+        write_settings(*paths)
+        typer.echo("\n".join(map(str, paths)))
+        return
     place = open_history(repository, history)
     if check:
         nights, problems = place.history.nights()

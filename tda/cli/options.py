@@ -59,6 +59,8 @@ Memory = Annotated[
 ]
 UNITS = Path("results/compare")
 WORK = Path(".cache/nightly")
+NIGHTLY, CASES = Path("benchmarks/nightly.toml"), Path("profiles/cases.toml")
+"""Where a checkout keeps what nights measure, and what is profiled."""
 PIPE_WIDTH = 200
 """Columns of a table that no terminal shows."""
 

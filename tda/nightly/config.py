@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -13,6 +14,7 @@ from tda.changes.detect import Pair
 from tda.changes.effects import MIN_BLOCKS
 from tda.config import BenchConfig
 from tda.history.repository import short
+from tda.results import write_whole
 
 Settings = TypeVar("Settings", bound=Frozen)
 
@@ -84,6 +86,22 @@ class Decisions(Frozen):
     """The file of decisions: `[[decision]]` tables."""
 
     decision: tuple[Decision, ...] = ()
+
+
+def write_settings(nightly: Path, cases: Path) -> None:
+    """Write settings to begin with: what nights measure, and what is profiled.
+
+    Raises
+    ------
+    ValueError
+        If one of the files is there already; nothing is written then.
+    """
+    files = {nightly: "nightly.toml", cases: "cases.toml"}
+    if found := [str(path) for path in files if path.exists()]:
+        raise ValueError(f"{' and '.join(found)} exists already: it is what `tda nightly` reads")
+    for path, name in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (resources.files("tda.nightly") / "templates" / name).read_text())
 
 
 def reproduce(pair: Pair, config: NightlyConfig, grid: str, cases: Sequence[Case]) -> str:
