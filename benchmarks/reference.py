@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tda.bench.plan import WIDE, Plan, Subject
+from tda.bench.plan import Plan, Subject
+from tda.bench.presets import WIDE
 from tda.bench.run import Bench
 from tda.models.load import load_model
 from tda.records import Measurement, Record, merge

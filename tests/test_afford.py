@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tda.bench.afford import Request, least_seconds
-from tda.bench.plan import plan_of, size_notice, without_budget
+from tda.bench.model_size import size_notice
+from tda.bench.planning import plan_of, without_budget
 from tda.config import BenchConfig
 from tda.models import parameter_count
 
@@ -33,8 +34,8 @@ def test_what_the_least_of_a_model_takes():
     ],
 )
 def test_a_preset_takes_its_model_in_a_size_that_the_budget_affords(monkeypatch, megabytes, threads, budget, taken):
-    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: megabytes * 10**6)
-    monkeypatch.setattr("tda.bench.plan.torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("tda.bench.model_size.cache_bytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr("tda.bench.model_size.torch.get_num_threads", lambda: threads)
     config = BenchConfig(budget=budget)
     plan = plan_of(config)
     assert [subject.model for subject in plan.subjects] == [taken]
@@ -49,8 +50,8 @@ def test_a_preset_takes_its_model_in_a_size_that_the_budget_affords(monkeypatch,
 def test_more_budget_or_threads_never_make_the_model_smaller(cache, threads, seconds):
     def count(threads: int, seconds: int) -> int:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tda.bench.plan.cache_bytes", lambda device: cache)
-            patch.setattr("tda.bench.plan.torch.get_num_threads", lambda: threads)
+            patch.setattr("tda.bench.model_size.cache_bytes", lambda device: cache)
+            patch.setattr("tda.bench.model_size.torch.get_num_threads", lambda: threads)
             return parameter_count(plan_of(BenchConfig(budget=f"{seconds}s")).subjects[0].model)
 
     assert count(threads, seconds) <= min(count(threads + 1, seconds), count(threads, 2 * seconds))

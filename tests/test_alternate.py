@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tda.bench.plan import only, plan_of
+from tda.bench.planning import only, plan_of
 from tda.config import BenchConfig
 from tda.process import alone
 from tda.regression import alternate

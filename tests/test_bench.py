@@ -16,8 +16,10 @@ from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import DROPPED_PASSES, MOST_PASSES, PASSES, FirstRequest, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
-from tda.bench.plan import PRESETS, Plan, Subject, plan_for, plan_of
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_for, plan_of
 from tda.bench.prepare import prepare
+from tda.bench.presets import PRESETS
 from tda.bench.run import Bench, run_bench
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.cases import Inputs, MethodSpec
@@ -439,7 +441,7 @@ def test_presets_are_valid_and_cover_every_method():
     ],
 )
 def test_a_preset_takes_its_model_in_a_size_that_no_cache_holds(monkeypatch, megabytes, dtype, taken):
-    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr("tda.bench.model_size.cache_bytes", lambda device: megabytes * 10**6)
     for preset in ("smoke", "default", "nightly"):
         plan = plan_of(BenchConfig(preset=preset, dtype=dtype, budget="none"))
         first, *others = plan.subjects
@@ -450,7 +452,7 @@ def test_a_preset_takes_its_model_in_a_size_that_no_cache_holds(monkeypatch, meg
 
 
 def test_the_model_of_both_axes_ships_where_no_cache_is_known(monkeypatch):
-    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: None)
+    monkeypatch.setattr("tda.bench.model_size.cache_bytes", lambda device: None)
     assert [subject.model for subject in plan_of(BenchConfig()).subjects] == ["ref:wide"]
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from tda.bench import budget, cells, rounds, scoring, stage, subject
 from tda.bench.budget import Deadline, duration, middle, parse_fraction, parse_seconds, take
 from tda.bench.measure import FirstRequest, Pace, Passes, Timing
-from tda.bench.plan import PRESETS, Plan, Subject, plan_of
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_of
+from tda.bench.presets import PRESETS
 from tda.bench.progress import Progress
 from tda.bench.run import Bench
 from tda.bench.traffic import Traffic
@@ -282,7 +284,7 @@ def test_a_calibration_that_takes_too_long_is_cut(play, monkeypatch):
             begun.append(bench.clock.now)
             bench.clock.now += 12.0
 
-    monkeypatch.setattr("tda.bench.prepare.calibrate_all", calibrate)
+    monkeypatch.setattr("tda.bench.calibration.calibrate_all", calibrate)
     assert bench.run(30) <= 30 + 12
     assert len(begun) == 3
     assert not bench.records

@@ -15,7 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tda.bench.plan import PRESETS, only, plan_for, plan_of
+from tda.bench.planning import only, plan_for, plan_of
+from tda.bench.presets import PRESETS
 from tda.bench.store import Folder, Place, Store
 from tda.cases import CONTROLS, Case, Inputs, MethodSpec, describe, taken_for
 from tda.cli.options import configured

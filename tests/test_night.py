@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tda.bench.plan import plan_for
+from tda.bench.planning import plan_for
 from tda.profiler.records import KernelRow
 from tda.records import Record
 from tda.regression.account import account

@@ -17,7 +17,8 @@ from rich.console import Console
 import tda
 from tda import device as facts
 from tda.bench import rounds
-from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_for
 from tda.bench.run import Bench
 from tda.bench.store import INNOCENT_ATTEMPTS, Folder, Place, Store, _is_at
 from tda.cases import Case, Inputs

@@ -14,7 +14,7 @@ from reports.blocks import RATIO, Stop
 from reports.evidence import Evidence
 from reports.pages.alarms import card
 from reports.trends import trends
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.cases import Inputs
 from tda.cli import main as cli
 from tda.config import BenchConfig

@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
+from tda.bench.messages import Message, Order
 from tda.bench.plan import Plan, Subject
 from tda.bench.store import Place
-from tda.bench.supervisor import Limits, Message, Order, supervised
+from tda.bench.supervisor import supervised
 from tda.bench.worker import order_of
+from tda.bench.worker_process import Limits
 from tda.records import FAILURES, Record
 from tests.faults import plant
 

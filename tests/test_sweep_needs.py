@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tda.bench.messages import Message, Order
 from tda.bench.plan import Plan, Subject
-from tda.bench.supervisor import Limits, Message, Order
+from tda.bench.worker_process import Limits
 from tda.records import Record
 from tda.results import load
-from tda.sweep.cluster import HOST, Cluster, ClusterError, Ended, Needs, Node, _own_cores, fitting, needs_of
+from tda.sweep.cluster import HOST, Cluster, ClusterError, Ended, Needs, Node, fitting, needs_of
 from tda.sweep.driver import GROUPS, Sweep
 from tda.sweep.groups import Group, groups_of
+from tda.sweep.node import own_cores
 from tda.sweep.view import View
 
 NODES = [
@@ -52,12 +54,12 @@ def test_estimated_memory_is_no_more_than_the_largest_machine_has() -> None:
 
 @pytest.mark.parametrize(("gpus", "count"), [(["0"], 1), ([], 4), (["GPU-abc"], 4), (["0", "1"], 4), (["9"], 4)])
 def test_a_group_that_has_no_part_of_the_cores_has_all(gpus: list[str], count: int) -> None:
-    assert _own_cores(gpus, count) is None
+    assert own_cores(gpus, count) is None
 
 
 def test_gpus_of_one_machine_share_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tda.sweep.cluster.allowed_cores", lambda: frozenset(range(3, 21)))
-    parts = [_own_cores([str(number)], 4) for number in range(4)]
+    monkeypatch.setattr("tda.sweep.node.allowed_cores", lambda: frozenset(range(3, 21)))
+    parts = [own_cores([str(number)], 4) for number in range(4)]
     assert frozenset().union(*(part or frozenset() for part in parts)) == frozenset(range(3, 21))
     assert sum(len(part or ()) for part in parts) == 18
 

@@ -7,7 +7,7 @@ import tda
 from benchmarks.gpu_check.command import run_tda
 from benchmarks.gpu_check.figures import Figure, Goal, at_least, at_most
 from benchmarks.gpu_check.setting import Setting
-from tda.bench.plan import PRESETS
+from tda.bench.presets import PRESETS
 from tda.cases import Case, describe
 from tda.derived import Missing, derive
 from tda.records import Record, merge

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.regression import detect, drift
 from tda.regression.config import load_config
 from tda.regression.detect import Rules

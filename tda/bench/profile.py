@@ -16,7 +16,8 @@ from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, time_case
 from tda.bench.outcome import doubts
-from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_for
 from tda.bench.prepare import Prepared, prepare
 from tda.cases import Case, Inputs, MethodSpec, describe, digest_of
 from tda.contracts import Method

@@ -18,10 +18,10 @@ from typing import Any
 
 from tda import device as facts
 from tda.bench.budget import NO_END, Deadline
+from tda.bench.messages import HEADER, Order, send
 from tda.bench.plan import Plan
 from tda.bench.store import Place, Store
 from tda.bench.subject import measure_model
-from tda.bench.supervisor import HEADER, Order, send
 from tda.cases import Inputs
 from tda.records import Record
 

@@ -14,7 +14,7 @@ from tda.config import BenchConfig
 
 if TYPE_CHECKING:
     from tda.bench.plan import Plan
-    from tda.bench.supervisor import Limits
+    from tda.bench.worker_process import Limits
     from tda.records import Record
 
 
@@ -36,7 +36,8 @@ def bench(
     done; the same command goes on. Each model is measured in a worker process: one that crashes, hangs or needs more
     memory than there is ends as a record, and the others go on.
     """
-    from tda.bench.plan import plan_of, size_notice, without_budget
+    from tda.bench.model_size import size_notice
+    from tda.bench.planning import plan_of, without_budget
 
     plan = plan_of(config)
     o.warn(size_notice(config, plan))

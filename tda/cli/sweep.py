@@ -54,7 +54,7 @@ def sweep(
     goes on. Ctrl-C keeps what is done; the same command goes on. Needs the extra cluster.
     """
     from tda.bench.budget import parse_bytes, parse_seconds
-    from tda.bench.plan import plan_of
+    from tda.bench.planning import plan_of
     from tda.records import merge
     from tda.results import check_folder
     from tda.sweep.groups import groups_of
@@ -101,7 +101,7 @@ def _run(
     from rich.console import Console
 
     from tda import device as facts
-    from tda.bench.supervisor import Limits
+    from tda.bench.worker_process import Limits
     from tda.sweep.cluster import connected, fitting, needs_of
     from tda.sweep.driver import Sweep
     from tda.sweep.view import View

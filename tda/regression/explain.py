@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tda.bench.plan import only
+from tda.bench.planning import only
 from tda.config import BenchConfig
 from tda.profiler.difference import Change, telling
 from tda.regression.findings import Finding, Split

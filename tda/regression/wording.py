@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from tda.bench.plan import only
+from tda.bench.planning import only
 from tda.cases import Case, describe
 from tda.config import BenchConfig
 from tda.records import NOT_ITS_FAULT, FailureKind, Record, Status

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tda import device as facts
+from tda.bench.messages import Message
 from tda.bench.store import Folder, Place, too_often
-from tda.bench.supervisor import TAIL, Limits, Message, failed_record
+from tda.bench.supervisor import failed_record
 from tda.bench.worker import order_of
+from tda.bench.worker_process import TAIL, Limits
 from tda.cases import Frozen, digest_of
 from tda.process import alone
 from tda.records import FAILURES, NOT_ITS_FAULT, Commit, Failure, FailureKind, LeftOut, Machine, Record

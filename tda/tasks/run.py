@@ -21,7 +21,8 @@ from tda.names import Protocol
 from tda.records import TaskFacts
 from tda.tasks import Ask, Item, TaskResult
 from tda.tasks.asked import Asked, AskedTask
-from tda.tasks.harness import SEED, Loaded, load, quiet
+from tda.tasks.harness import SEED, Loaded, load
+from tda.tasks.quiet import quiet
 from tda.tasks.scores import is_mean, of_item, score_name
 
 PROTOCOL: Protocol = "all_sparse"

@@ -1,0 +1,77 @@
+"""What a worker and its supervisor say to each other, and in what frames."""
+
+import pickle
+import socket
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from tda.bench.store import Place
+
+HEADER = 8
+"""Bytes before a message that tell how long it is."""
+
+MessageKind = Literal[
+    "hello",
+    "say",
+    "stage",
+    "go_on",
+    "advance",
+    "running",
+    "records",
+    "left_out",
+    "raised",
+    "stderr",
+    "asked",
+    "end",
+    "started",
+]
+
+
+class Message(NamedTuple):
+    """What a worker says, and its supervisor hands on.
+
+    Attributes
+    ----------
+    kind : str
+        ``"hello"``: (Machine, Commit, process id), once per worker; ``"say"``: a sentence; ``"stage"``, ``"go_on"``:
+        (name, steps) and ``"advance"``: steps, as of `Progress`; ``"running"``: a Place or None; ``"records"``: list of
+        Record; ``"left_out"``: list of LeftOut; ``"raised"``: the error that ended a model; ``"stderr"``: bytes.
+        ``"asked"`` (the series that the run asked for) and ``"end"`` stay here. A task on a cluster begins
+        with ``"started"``: (name of the machine, its id in Ray).
+    value
+        As told above.
+    """
+
+    kind: MessageKind
+    value: Any
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker measures.
+
+    Attributes
+    ----------
+    model : str
+        Its name.
+    device : str
+        Where it runs.
+    task : bytes
+        A pickled `tda.bench.worker.Task`: the supervisor does not look into it.
+    dense : Place
+        Where it is told that a worker ended before any case began.
+    weight : float
+        The model's part of the time.
+    """
+
+    model: str
+    device: str
+    task: bytes
+    dense: Place
+    weight: float = 1.0
+
+
+def send(connection: socket.socket, message: object) -> None:
+    """Write a message that the other side reads whole or not at all."""
+    content = pickle.dumps(message)
+    connection.sendall(len(content).to_bytes(HEADER, "big") + content)
