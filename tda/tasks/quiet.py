@@ -8,7 +8,13 @@ from typing import Any
 
 import datasets
 
-WITH_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface", "tda.tasks.model")
+WITH_BARS = (
+    "lm_eval.api.task",
+    "lm_eval.api.model",
+    "lm_eval.models.huggingface",
+    "tda.tasks.scoring",
+    "tda.tasks.generation",
+)
 """Modules that show progress bars."""
 USUAL_WARNINGS = (
     "Custom kwargs can be passed",

@@ -115,8 +115,8 @@ def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[Prepared], *, say: Say) -> 
     Parameters
     ----------
     lm
-        A model of lm-eval. ``lm.told`` says for each request, by (task, item, request within the item), how many tokens
-        were scored or generated and how many of these sparsely; a model without it computes none sparsely.
+        A model of lm-eval. ``lm.tally.told`` says for each request, by (task, item, request within the item), how many
+        tokens were scored or generated, how many of these sparsely; a model without it computes none sparsely.
         ``lm.protocol`` says which tokens are to be sparse.
     asks : sequence of Ask or of Prepared
         The tasks; prepared ones save that work where several methods are asked the same.
@@ -279,8 +279,8 @@ def run(lm: Any, prepared: Prepared, *, say: Say) -> TaskResult:
 
 def _told(lm: Any, requests: Iterable[Any]) -> dict[tuple[int, int], tuple[int, int]]:
     """Tokens and sparse tokens of each request, by item and place within it."""
-    if hasattr(lm, "told"):
-        return {(each.doc_id, each.idx): lm.told[each.task_name, each.doc_id, each.idx] for each in requests}
+    if hasattr(lm, "tally"):
+        return {(each.doc_id, each.idx): lm.tally.told[each.task_name, each.doc_id, each.idx] for each in requests}
     return {(each.doc_id, each.idx): (_count(lm, each), 0) for each in requests}
 
 
