@@ -20,7 +20,7 @@ from tda.bench.plan import Plan, Subject
 from tda.bench.store import Place
 from tda.bench.supervisor import supervised
 from tda.bench.worker import order_of
-from tda.bench.worker_process import Limits
+from tda.bench.worker_limits import Limits
 from tda.records import FAILURES, Record
 from tests.faults import plant
 

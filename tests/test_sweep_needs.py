@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tda.bench.messages import Message, Order
 from tda.bench.plan import Plan, Subject
-from tda.bench.worker_process import Limits
+from tda.bench.worker_limits import Limits
 from tda.records import Record
 from tda.results import load
 from tda.sweep.cluster import HOST, Cluster, ClusterError, Ended, Needs, Node, fitting, needs_of

@@ -2,6 +2,7 @@
 
 import pickle
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -75,3 +76,34 @@ def send(connection: socket.socket, message: object) -> None:
     """Write a message that the other side reads whole or not at all."""
     content = pickle.dumps(message)
     connection.sendall(len(content).to_bytes(HEADER, "big") + content)
+
+
+class Inbox:
+    """Messages that come over a socket, which does not block."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket, self._buffer = connection, bytearray()
+
+    def receive(self) -> bool:
+        """Read what is there; False where it has closed its end."""
+        while True:
+            try:
+                piece = self._socket.recv(1 << 20)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if not piece:
+                return False
+            self._buffer += piece
+
+    def messages(self) -> Iterator[Message]:
+        """Whole messages that have come."""
+        while len(self._buffer) >= HEADER:
+            length = int.from_bytes(self._buffer[:HEADER], "big")
+            if len(self._buffer) < HEADER + length:
+                return
+            content = bytes(self._buffer[HEADER : HEADER + length])
+            del self._buffer[: HEADER + length]
+            yield Message(*pickle.loads(content))

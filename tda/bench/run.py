@@ -25,7 +25,7 @@ from tda.bench.store import Folder, Store
 from tda.bench.subject import measure_model
 from tda.bench.supervisor import supervised
 from tda.bench.worker import order_of
-from tda.bench.worker_process import SILENCE_S, Limits
+from tda.bench.worker_limits import SILENCE_S, Limits
 from tda.cases import MethodSpec
 from tda.contracts import Method
 from tda.process import alone

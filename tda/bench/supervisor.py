@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from tda.bench.messages import Message, Order
 from tda.bench.store import Place, too_often
-from tda.bench.worker_process import How, Limits, Worker
+from tda.bench.worker_limits import How, Limits
+from tda.bench.worker_process import Worker
 from tda.records import FAILURES, Commit, Failure, FailureKind, Machine, Record
 
 

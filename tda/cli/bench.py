@@ -14,7 +14,7 @@ from tda.config import BenchConfig
 
 if TYPE_CHECKING:
     from tda.bench.plan import Plan
-    from tda.bench.worker_process import Limits
+    from tda.bench.worker_limits import Limits
     from tda.records import Record
 
 

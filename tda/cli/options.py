@@ -18,7 +18,7 @@ from tda.config import BenchConfig, flag_of
 from tda.names import Dtype, Execution
 
 if TYPE_CHECKING:
-    from tda.bench.worker_process import Limits
+    from tda.bench.worker_limits import Limits
     from tda.contracts import Method
 
 OneModel = Annotated[str, typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, a folder or a hub id.")]
@@ -131,7 +131,7 @@ def limits(cell_timeout: str, memory: str | None) -> "Limits":
         If a time or a size cannot be read.
     """
     from tda.bench.budget import parse_bytes, parse_seconds
-    from tda.bench.worker_process import Limits
+    from tda.bench.worker_limits import Limits
 
     return Limits(parse_seconds(cell_timeout, "a cell's time"), None if memory is None else parse_bytes(memory))
 

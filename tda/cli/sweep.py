@@ -101,7 +101,7 @@ def _run(
     from rich.console import Console
 
     from tda import device as facts
-    from tda.bench.worker_process import Limits
+    from tda.bench.worker_limits import Limits
     from tda.sweep.cluster import connected, fitting, needs_of
     from tda.sweep.driver import Sweep
     from tda.sweep.view import View

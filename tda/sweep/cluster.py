@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tda.bench.messages import Message, Order
-from tda.bench.worker_process import Limits
+from tda.bench.worker_limits import Limits
 from tda.cores import allowed_cores
 from tda.records import Commit, Record
 from tda.results import write_whole

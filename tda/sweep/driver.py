@@ -12,7 +12,8 @@ from tda.bench.messages import Message
 from tda.bench.store import Folder, Place, too_often
 from tda.bench.supervisor import failed_record
 from tda.bench.worker import order_of
-from tda.bench.worker_process import TAIL, Limits
+from tda.bench.worker_limits import Limits
+from tda.bench.worker_process import TAIL
 from tda.cases import Frozen, digest_of
 from tda.process import alone
 from tda.records import FAILURES, NOT_ITS_FAULT, Commit, Failure, FailureKind, LeftOut, Machine, Record

@@ -11,7 +11,8 @@ from typing import Any
 
 from tda.bench.messages import Order
 from tda.bench.supervisor import supervised
-from tda.bench.worker_process import TAIL, Limits
+from tda.bench.worker_limits import Limits
+from tda.bench.worker_process import TAIL
 from tda.cores import allowed_cores
 from tda.records import Commit, Record
 

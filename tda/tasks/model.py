@@ -18,7 +18,7 @@ from tda.tasks.scoring import Scoring
 
 
 @register_model("tda")
-class TDALM(Scoring, Generation):  # type: ignore[misc]
+class TDALM(Scoring, Generation):
     """lm-eval's class for Hugging Face models, every scored and generated token under a method.
 
     Dense, without windows of its own, computes what lm-eval's class computes, to the last digit at the same batch size.

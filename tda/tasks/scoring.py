@@ -23,7 +23,7 @@ from tda.tasks.tally import counts_of, present
 from tda.tasks.windows import cut
 
 
-class Scoring(MethodLM):  # type: ignore[misc]
+class Scoring(MethodLM):
     """What scores: continuations of a context, and whole texts."""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
