@@ -23,7 +23,7 @@ from typing import NamedTuple
 from tda.device import commit, machine
 from tda.models import load_model
 from tda.results import read_lines, results_path
-from tda.sweep.driver import GROUPS, Done
+from tda.sweep.done import GROUPS, Done
 
 RECORD = Path(__file__).parent / "records" / "sweep" / "cost.csv"
 METHODS = ["--method", "griffin", "--method", "magnitude", "--method", "random", "--method", "oracle"]

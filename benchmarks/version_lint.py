@@ -30,6 +30,8 @@ MEASURING = (
     "tda/bench/planning.py",
     "tda/bench/prepare.py",  # documents
     "tda/bench/presets.py",  # sizes of the requests
+    "tda/bench/gpu_telemetry.py",
+    "tda/bench/round_records.py",
     "tda/bench/rounds.py",  # order of the cases, how many rounds
     "tda/bench/scoring.py",
     "tda/bench/subject.py",

@@ -9,6 +9,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from tda.tasks.tally import Tally
+
 
 @dataclass(frozen=True)
 class Expected:

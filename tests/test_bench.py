@@ -746,7 +746,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
         raise RuntimeError("planted")
 
     plan = speed_only(monkeypatch, [])
-    monkeypatch.setattr("tda.bench.rounds.gpu_use", fails)
+    monkeypatch.setattr("tda.bench.gpu_telemetry.gpu_use", fails)
     prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
@@ -762,7 +762,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
 def played_gpu(monkeypatch, tmp_path, used: dict[str, Measurement], order: list[str]) -> list[Record]:
     """Records of three rounds on a played GPU that is used so."""
     plan = speed_only(monkeypatch, order)
-    monkeypatch.setattr("tda.bench.rounds.gpu_use", lambda model, method, *args: order.append("sampled") or used)
+    monkeypatch.setattr("tda.bench.gpu_telemetry.gpu_use", lambda model, method, *args: order.append("sampled") or used)
     prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)

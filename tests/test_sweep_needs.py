@@ -15,7 +15,8 @@ from tda.bench.worker_limits import Limits
 from tda.records import Record
 from tda.results import load
 from tda.sweep.cluster import HOST, Cluster, ClusterError, Ended, Needs, Node, fitting, needs_of
-from tda.sweep.driver import GROUPS, Sweep
+from tda.sweep.done import GROUPS
+from tda.sweep.driver import Sweep
 from tda.sweep.groups import Group, groups_of
 from tda.sweep.node import own_cores
 from tda.sweep.view import View

@@ -39,6 +39,7 @@ class Outcome(Frozen):
         return self.status not in ("ok", "skipped")
 
 
+# long: its parameters are explained
 def run(
     parts: Sequence[Part],
     scratch: Path,

@@ -32,6 +32,7 @@ def bandwidth(device: Device) -> float:
     return found
 
 
+# long: its parameters are explained
 def run(
     out: Path,
     plan: Plan,

@@ -78,6 +78,7 @@ def check_texts(plan: Plan) -> None:
         )
 
 
+# long: its parameters are explained
 def prepare(
     plan: Plan,
     subject: Subject,

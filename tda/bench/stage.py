@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.markup import escape
 
@@ -110,25 +111,13 @@ class Stage:
         started: float,
         measurements: dict[str, Measurement],
         achieved: tuple[float, ...],
-        **ran: str,
+        **ran: Any,
     ) -> None:
         """Keep the record of round 0."""
         for name, measurement in absent(self._reasons(cell)).items():
             measurements.setdefault(name, measurement)
-        self.store.keep(
-            [
-                new_record(
-                    self.plan,
-                    cell.place(0),
-                    "ok",
-                    Span.since(started),
-                    measurements=measurements,
-                    achieved_sparsity=achieved,
-                    flags=self.text_flags(cell),
-                    **ran,
-                )
-            ]
-        )
+        ran = {**ran, "measurements": measurements, "achieved_sparsity": achieved, "flags": self.text_flags(cell)}
+        self.store.keep([new_record(self.plan, cell.place(0), "ok", Span.since(started), **ran)])
 
     def text_flags(self, cell: Cell) -> dict[FlagName, Flag]:
         """Whether the built-in stories were used for a model that they were not made for."""

@@ -24,6 +24,7 @@ from tda.finite import NotFiniteError
 from tda.records import LeftOut
 
 
+# long: its parameters are explained
 def measure_model(
     plan: Plan,
     subject: Subject,

@@ -106,6 +106,7 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
     tell_results([records], out, cases=plan.documents > 0, as_json=as_json)
 
 
+# long: its parameters are explained
 def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bool, as_json: bool) -> None:
     """Print the table of a folder's results, write its page, and name what failed or was left out.
 

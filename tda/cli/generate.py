@@ -7,6 +7,7 @@ import typer
 from tda.cli import options as o
 
 
+# long: every option of the command is a parameter
 def generate(
     model: o.OneModel,
     prompt: Annotated[

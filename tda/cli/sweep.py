@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tda.sweep.groups import Group
 
 
+# long: every option of the command is a parameter
 @o.configured("budget", budget="none")
 def sweep(
     config: BenchConfig,

@@ -32,6 +32,7 @@ cut, which kernels know."""
 Window = Literal["prompt", "request"]
 
 
+# long: the public contract of a method, each part of it explained
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A way to leave neurons out of decode: a frozen dataclass whose fields are its options.

@@ -13,7 +13,7 @@ from tda.device import PeakMemory
 from tda.engine.graph import GraphStep
 from tda.engine.session import Session, Watch, unwatched
 from tda.profiler.counts import Counter
-from tda.profiler.kernels import Table, fitted
+from tda.profiler.kernels import KernelTable, fitted
 from tda.profiler.overhead import Overhead
 from tda.profiler.parts import ranges
 from tda.profiler.records import Peak
@@ -153,7 +153,7 @@ def count(session: Session) -> Counter:
 
 def tabulate(
     path: Path, counter: Counter, overhead: Overhead, plain_us: Sequence[float] = (), order: Path | None = None
-) -> Table:
+) -> KernelTable:
     """Make the kernel table of a trace; recording costs what decode steps take more than unrecorded ones did.
 
     Parameters
@@ -171,7 +171,7 @@ def tabulate(
     """
     counted = {spot.op for spot in counter.counts}
     trace = tell_apart(read_trace(path, counted), () if order is None else read_order(order, counted))
-    return Table(trace, counter.counts, counter.drivers, fitted(overhead, trace, plain_us))
+    return KernelTable(trace, counter.counts, counter.drivers, fitted(overhead, trace, plain_us))
 
 
 def peaks(session: Session) -> dict[str, Peak]:

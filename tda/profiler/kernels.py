@@ -21,33 +21,15 @@ LARGEST_FACTOR = 5.0
 """An event in a model costs no more than this many times an empty one: the rest is noise."""
 
 
-class Table:
-    """Rows of a trace: means over the typical steps, those half of all whose durations are nearest to their median.
+class StepSamples:
+    """What each row of a trace's table took in each typical step, and how much of that was recording.
 
-    Parameters
-    ----------
-    trace : Trace
-        As read.
-    counts : mapping
-        Totals by spot, of a pass over as many steps as `drivers` says.
-    drivers : mapping
-        Steps of the counting pass, by driver phase.
-    overhead : Overhead
-        What recording an event costs; within each, no more than its own time.
-
-    Attributes
-    ----------
-    overhead : Overhead
-        As given.
+    Typical are the half of all steps whose durations are nearest to their median.
     """
 
-    def __init__(
-        self, trace: Trace, counts: Mapping[Spot, Count], drivers: Mapping[str, int], overhead: Overhead
-    ) -> None:
+    def __init__(self, trace: Trace, overhead: Overhead) -> None:
         self._trace = trace
         self.overhead = overhead
-        self._counts = counts
-        self._drivers = drivers
         self._typical = {phase: _typical(_durations(steps)) for phase, steps in trace.steps.items()}
         self._self: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
         self._calls: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
@@ -122,6 +104,34 @@ class Table:
         """Mean over the typical steps; a step without the row counts as zero."""
         steps = self._typical[self._driver(phase)]
         return sum(samples.get(step, 0.0) for step in steps) / len(steps)
+
+
+class KernelTable(StepSamples):
+    """Rows of a trace: means over the typical steps.
+
+    Parameters
+    ----------
+    trace : Trace
+        As read.
+    counts : mapping
+        Totals by spot, of a pass over as many steps as `drivers` says.
+    drivers : mapping
+        Steps of the counting pass, by driver phase.
+    overhead : Overhead
+        What recording an event costs; within each, no more than its own time.
+
+    Attributes
+    ----------
+    overhead : Overhead
+        As given.
+    """
+
+    def __init__(
+        self, trace: Trace, counts: Mapping[Spot, Count], drivers: Mapping[str, int], overhead: Overhead
+    ) -> None:
+        super().__init__(trace, overhead)
+        self._counts = counts
+        self._drivers = drivers
 
     def rows(self) -> list[KernelRow]:
         """All rows, by phase, then the longest first."""

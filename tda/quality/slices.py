@@ -35,6 +35,7 @@ RECALL = "recall"
 """The recall questions as a kind: a word that the context named long before, every token of it computed sparsely."""
 
 
+# long: what each slicing means is explained
 def slices(
     over: Over,
     model: nn.Module,

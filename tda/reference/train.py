@@ -163,6 +163,7 @@ def parameter_groups(model: Any, learning_rate: float, rate: Callable[[str], flo
     ]
 
 
+# long: its parameters are explained
 def fit(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,

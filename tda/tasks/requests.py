@@ -167,6 +167,7 @@ def grouped(requests: Sequence[T], key: Callable[[T], object]) -> list[list[T]]:
     return list(groups.values())
 
 
+# long: its parameters are explained
 def loglikelihoods(
     run: Run,
     groups: Sequence[Sequence[Request]],

@@ -137,6 +137,7 @@ ROWS = Kernel(
 )
 
 
+# long: its parameters are explained
 def rows(
     x: Tensor,
     first: Linear,
