@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tda.bench.afford import Request, least_seconds
+from tda.bench.afford import Workload, least_seconds
 from tda.bench.model_size import size_notice
 from tda.bench.planning import plan_of, without_budget
 from tda.config import BenchConfig
@@ -13,7 +13,7 @@ from tda.models import parameter_count
 
 def test_what_the_least_of_a_model_takes():
     """By hand: 10 s, and on 2 threads what 1e9 weights of 4 bytes take, with 5 rounds of 2 cases."""
-    asked = Request(prompt_tokens=100, new_tokens=10, batch=2, documents=99, calibration_tokens=7000, cases=2)
+    asked = Workload(prompt_tokens=100, new_tokens=10, batch=2, documents=99, calibration_tokens=7000, cases=2)
     calibrated = 7000 / 7 / 2
     passed = (2 * 16 * 110 + 10 * 5 * 2 * 100) / 30 / 2
     read = 10 * (20 * 4 + 12 * 2) / 8 / 2

@@ -28,7 +28,7 @@ from conftest import ROOT
 
 from benchmarks import forecast, version_lint
 from benchmarks.asv import environment, estimate, grid, machine, run, suite
-from benchmarks.asv.cells import Table, tabulate
+from benchmarks.asv.cells import RunTable, tabulate
 from tda.bench.plan import unasked
 from tda.bench.planning import plan_of
 from tda.bench.presets import PRESETS
@@ -81,7 +81,7 @@ def line(
     return record.model_dump_json()
 
 
-def table(*lines: str, stopped: str | None = None) -> Table:
+def table(*lines: str, stopped: str | None = None) -> RunTable:
     return tabulate("\n".join(lines), stopped, 12.5)
 
 
@@ -94,12 +94,12 @@ def tracked() -> list[tuple[type, str]]:
 EACH = pytest.mark.parametrize(("kind", "name"), tracked(), ids=[name for _, name in tracked()])
 
 
-def ask(found: Table, name: str, cell: tuple[str, str, float] = CELL) -> Any:
+def ask(found: RunTable, name: str, cell: tuple[str, str, float] = CELL) -> Any:
     (kind,) = (kind for kind, known in tracked() if known == f"track_{name}")
     return getattr(kind(), f"track_{name}")(found, *cell)
 
 
-def samples(found: Table, name: str, cell: tuple[str, str, float] = CELL) -> list[float]:
+def samples(found: RunTable, name: str, cell: tuple[str, str, float] = CELL) -> list[float]:
     answer = ask(found, name, cell)
     assert answer["number"] == 1
     values: list[float] = answer["samples"]

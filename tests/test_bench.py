@@ -37,7 +37,7 @@ from tda.models import load_model
 from tda.quality import rows_of
 from tda.records import SPEED, Measurement, Record, merge
 from tda.results import load
-from tda.telemetry import Change, Series, Telemetry
+from tda.telemetry import ConditionChange, Series, Telemetry
 from tda.telemetry.fields import GPU_FIELDS
 from tda.view import FFN
 from tests import nights
@@ -113,9 +113,9 @@ def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compac
     return Timing(passes, 20.0, [ms] * 3, None, execution, "torch", (0.5,), traffic, streams, change, None)
 
 
-def others_used(percent: float) -> Change:
+def others_used(percent: float) -> ConditionChange:
     """A second on two cores of which others used some."""
-    return Change(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2, quota=None, threads=2)
+    return ConditionChange(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2, quota=None, threads=2)
 
 
 def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt_at: int | None = None) -> Plan:

@@ -24,7 +24,7 @@ from tda.config import BenchConfig
 from tda.records import merge
 from tda.results import load
 from tda.statistics import LEVEL, LOOKED_LEVEL, geometric, is_baseline, speedup
-from tda.telemetry import Change
+from tda.telemetry import ConditionChange
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def play(monkeypatch, tmp_path):
             order.append(built.name)
             clock.now += cost(built.name, len(order))
             ms = (8.0 if built.name == "dense" else 5.0) * float(np.exp(scatter * noise.standard_normal()))
-            change = Change(1.0, {}, {"foreign_percent": 0.0}, {}, on_gpu=False, cores=2, quota=None, threads=2)
+            change = ConditionChange(
+                1.0, {}, {"foreign_percent": 0.0}, {}, on_gpu=False, cores=2, quota=None, threads=2
+            )
             passes = Passes(prefill=[8.0], first_token=[8.1])
             traffic = Traffic(2e6 if built.name == "dense" else 1e6, 0.0)
             return Timing(passes, 20.0, [ms] * 3, None, "compact", "torch", (0.5,), traffic, (1.5, 2.5), change, None)

@@ -13,7 +13,7 @@ from tda.profiler.counts import Counter, Spot
 from tda.profiler.kernels import KernelTable
 from tda.profiler.overhead import Overhead
 from tda.profiler.records import GAPS, HOST, KernelRow
-from tda.profiler.replay import Launch, read_order, tell_apart
+from tda.profiler.replay import ReplayedKernel, read_order, tell_apart
 from tda.profiler.trace import read_trace
 from tests import profiles
 from tests.profiles import CLONE, COPY, CUDA_STEP, CudaTrace, Ran
@@ -51,7 +51,7 @@ def us(rows: Sequence[KernelRow]) -> dict[tuple[str, str, str], float]:
 
 def test_the_order_is_that_of_the_launches_inside_the_graph(tmp_path: Path) -> None:
     found = read_order(profiles.write_order(tmp_path / "order.json.gz"), OPERATORS)
-    wanted = [Launch(ran.kernel, ran.part, ran.module, ran.op or ran.kernel) for ran in CUDA_STEP]
+    wanted = [ReplayedKernel(ran.kernel, ran.part, ran.module, ran.op or ran.kernel) for ran in CUDA_STEP]
     assert list(found) == wanted
 
 

@@ -14,7 +14,7 @@ from tda.bench.plan import Plan, Subject
 from tda.bench.worker_limits import Limits
 from tda.records import Record
 from tda.results import load
-from tda.sweep.cluster import HOST, Cluster, ClusterError, Ended, Needs, Node, fitting, needs_of
+from tda.sweep.cluster import HOST, Cluster, ClusterError, GroupEnd, Needs, Node, fitting, needs_of
 from tda.sweep.done import GROUPS
 from tda.sweep.driver import Sweep
 from tda.sweep.groups import Group, groups_of
@@ -73,8 +73,8 @@ class Played(Cluster):
         self._nodes = list(nodes)
         self.order: list[str] = []
         self.held: list[list[Record]] = []
-        self.scripts: dict[str, list[list[Message | Ended]]] = {}
-        self.playing: dict[str, list[Message | Ended]] = {}
+        self.scripts: dict[str, list[list[Message | GroupEnd]]] = {}
+        self.playing: dict[str, list[Message | GroupEnd]] = {}
         self.waiting: dict[str, list[str]] = {}  # by group, those that had not begun when it was handed over
         self._begun: set[str] = set()
 
@@ -87,11 +87,11 @@ class Played(Cluster):
         self.playing[name] = self.scripts[name].pop(0)
         self.waiting[name] = [one for one in self.playing if one not in self._begun and one != name]
 
-    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | Ended]]:
+    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | GroupEnd]]:
         for name in list(self.playing):
             message = self.playing[name].pop(0)
             self._begun |= {name} if message[0] == "started" else set()
-            if isinstance(message, Ended):
+            if isinstance(message, GroupEnd):
                 del self.playing[name]
             yield name, message
 
@@ -129,13 +129,13 @@ def sweep(out: Path, cluster: Played, groups: Sequence[Group]) -> tuple[Sweep, i
     )
 
 
-def well(records: Sequence[Record]) -> list[Message | Ended]:
+def well(records: Sequence[Record]) -> list[Message | GroupEnd]:
     one = records[0]
     return [
         Message("started", ("host", "a")),
         Message("hello", (one.machine, one.commit, 1)),
         *(Message("records", [record]) for record in records),
-        Ended(None),
+        GroupEnd(None),
     ]
 
 
@@ -174,7 +174,7 @@ def test_timed_groups_are_handed_over_together(tmp_path: Path, measured: dict[st
 
 def test_what_is_recorded_is_handed_to_the_next_try(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
     records = measured["ref:swiglu"]
-    broken = [*well(records[:1])[:-1], Ended(RuntimeError("the machine is gone"))]
+    broken = [*well(records[:1])[:-1], GroupEnd(RuntimeError("the machine is gone"))]
     cluster = Played()
     cluster.scripts = {"ref:swiglu": [broken, well(records[1:])]}
     found, told = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
@@ -189,7 +189,7 @@ def test_what_is_recorded_is_handed_to_the_next_try(tmp_path: Path, measured: di
 def test_a_group_that_is_lost_again_and_again_is_given_up(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
     start = well(measured["ref:swiglu"])[:2]
     cluster = Played()
-    cluster.scripts = {"ref:swiglu": [[*start, Ended(RuntimeError("gone"))] for _ in range(5)]}
+    cluster.scripts = {"ref:swiglu": [[*start, GroupEnd(RuntimeError("gone"))] for _ in range(5)]}
     found, _ = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
     found.run()
     assert len(cluster.order) == 5
@@ -201,7 +201,7 @@ def test_a_group_that_is_lost_again_and_again_is_given_up(tmp_path: Path, measur
 def test_an_error_of_a_model_is_a_record(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
     begin = well(measured["ref:swiglu"])[:2]
     cluster = Played()
-    cluster.scripts = {"ref:swiglu": [[*begin, Message("raised", ValueError("no such model")), Ended(None)]]}
+    cluster.scripts = {"ref:swiglu": [[*begin, Message("raised", ValueError("no such model")), GroupEnd(None)]]}
     found, _ = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
     found.run()
     (record,) = load(tmp_path).records
@@ -214,8 +214,8 @@ def test_a_group_whose_worker_cannot_begin_is_not_done(tmp_path: Path, measured:
     records, groups = measured["ref:swiglu"], groups_of(replace(PLAN, subjects=PLAN.subjects[:1]))
     cluster = Played()
     started = Message("started", ("host", "a"))
-    broken = [started, Message("raised", ChildProcessError("no torch here")), Ended(None)]
-    cluster.scripts = {"ref:swiglu": [[*well(records[:1])[:-1], Ended(RuntimeError("gone"))], broken]}
+    broken = [started, Message("raised", ChildProcessError("no torch here")), GroupEnd(None)]
+    cluster.scripts = {"ref:swiglu": [[*well(records[:1])[:-1], GroupEnd(RuntimeError("gone"))], broken]}
     found, told = sweep(tmp_path, cluster, groups)
     found.run()
     assert not (tmp_path / GROUPS).exists()
@@ -286,7 +286,7 @@ def test_a_loss_before_any_case_keeps_no_group_from_being_done(
 ) -> None:
     begin = well(measured["ref:swiglu"])[:2]
     cluster = Played()
-    cluster.scripts = {"ref:swiglu": [[*begin, Ended(RuntimeError("gone"))], well(measured["ref:swiglu"])]}
+    cluster.scripts = {"ref:swiglu": [[*begin, GroupEnd(RuntimeError("gone"))], well(measured["ref:swiglu"])]}
     groups = groups_of(replace(PLAN, subjects=PLAN.subjects[:1]))
     sweep(tmp_path, cluster, groups)[0].run()
     again = Played()

@@ -24,7 +24,7 @@ from tda.tasks.harness import load
 from tda.tasks.hub import answers
 from tda.tasks.local import examples_path
 from tda.tasks.quiet import quiet
-from tda.tasks.run import Prepared, evaluate, prepare
+from tda.tasks.run import PreparedTask, evaluate, prepare
 
 SPLITS = ("train", "dev", "validation", "test")
 TASKS = Path(lm_eval.tasks.__file__).parent
@@ -477,7 +477,7 @@ def test_hellaswag_from_the_shared_file(shared_data: Path, tmp_path: Path) -> No
     starts = range(0, 6 * 600, 6)
     rows = [{"query": lines[at], "gold": int(lines[at + 1]), "choices": lines[at + 2 : at + 6]} for at in starts]
     path = write_lines(tmp_path / "items.jsonl", rows)
-    prepared: list[Prepared] = prepare([Ask("hellaswag", path)], say=silent)
+    prepared: list[PreparedTask] = prepare([Ask("hellaswag", path)], say=silent)
     items = only(evaluate(Played(lambda prompt, choice: float(len(choice))), prepared, say=silent)).items
     assert [item.number for item in items] == list(range(600))
     longest = [max(row["choices"], key=len) for row in rows]

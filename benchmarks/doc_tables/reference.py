@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 
-from benchmarks.doc_tables.source import SMALL, TITLES, WIDE, Rows, page_table, records_of, told
-from benchmarks.reference import ORDER, Quality
+from benchmarks.doc_tables.source import SMALL, TITLES, WIDE, TableRows, page_table, records_of, told
+from benchmarks.reference import ORDER, ReferenceQuality
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.text import MISSING, size
 from tda.statistics import Estimate, by_group, geometric, item_score
@@ -37,33 +37,33 @@ def _case(case: Comparison) -> dict[str, str]:
     }
 
 
-def _cases(asked: Iterable[tuple[str, float | None]], *left_out: str) -> tuple[Sequence[str], Rows]:
+def _cases(asked: Iterable[tuple[str, float | None]], *left_out: str) -> tuple[Sequence[str], TableRows]:
     rows = [{head: cell for head, cell in _case(_timed()[one]).items() if head not in left_out} for one in asked]
     return list(rows[0]), [list(row.values()) for row in rows]
 
 
 @page_table("axes")
-def both_axes() -> tuple[Sequence[str], Rows]:
+def both_axes() -> tuple[Sequence[str], TableRows]:
     """Speed and loss of the wide model, for the README."""
     asked = [("griffin", 0.5), ("tda", 0.5), ("cats", 0.75), ("tt", 0.75), ("int8", None)]
     return _cases(asked, "efficiency")
 
 
 @page_table("curve")
-def curve() -> tuple[Sequence[str], Rows]:
+def curve() -> tuple[Sequence[str], TableRows]:
     """Speed and loss of the wide model at each sparsity."""
     asked = [(method, sparsity) for sparsity in (0.25, 0.5, 0.75) for method in ("griffin", "tda", "cats", "tt")]
     return _cases([*asked, ("int8", None)])
 
 
-def _quality(model: str) -> Quality:
+def _quality(model: str) -> ReferenceQuality:
     small_real = model == "stories260K"
     records = list(records_of("reference/stories260K" if small_real else "reference"))
-    return Quality(records[0].case.model if small_real else model, records)
+    return ReferenceQuality(records[0].case.model if small_real else model, records)
 
 
 @page_table("order")
-def order() -> tuple[Sequence[str], Rows]:
+def order() -> tuple[Sequence[str], TableRows]:
     """Which of two neighbours in the expected order loses more at 0.5."""
     pairs = list(pairwise(ORDER))
     rows = []
@@ -74,7 +74,7 @@ def order() -> tuple[Sequence[str], Rows]:
     return ["", *(", ".join(pair) for pair in pairs)], rows
 
 
-def _sign(quality: Quality, better: str, worse: str) -> str:
+def _sign(quality: ReferenceQuality, better: str, worse: str) -> str:
     found = quality.difference(worse, better, 0.5)
     assert found.low is not None
     assert found.high is not None
@@ -90,7 +90,7 @@ RECALL = (
 
 
 @page_table("recall")
-def recall() -> tuple[Sequence[str], Rows]:
+def recall() -> tuple[Sequence[str], TableRows]:
     """Fraction of recall questions that are answered."""
     rows = []
     for method, sparsity in RECALL:

@@ -18,15 +18,15 @@ RECORDS = ROOT / "benchmarks" / "records"
 TITLES = {"griffin": "Griffin", "tda": "TDA", "cats": "CATS", "tt": "TT", "glass": "GLASS", "int8": "`int8`"}
 WIDE, SMALL = "ref:wide", ("ref:swiglu", "ref:relu", "ref:geglu")
 
-Rows = Sequence[Sequence[str]]
-Table = Callable[[], tuple[Sequence[str], Rows]]
-TABLES: dict[str, Table] = {}
+TableRows = Sequence[Sequence[str]]
+MakeTable = Callable[[], tuple[Sequence[str], TableRows]]
+TABLES: dict[str, MakeTable] = {}
 
 
-def page_table(name: str) -> Callable[[Table], Table]:
+def page_table(name: str) -> Callable[[MakeTable], MakeTable]:
     """Register what makes a table: its heads and rows."""
 
-    def register(make: Table) -> Table:
+    def register(make: MakeTable) -> MakeTable:
         TABLES[name] = cache(make)
         return make
 

@@ -8,8 +8,8 @@ from benchmarks.doc_tables.source import (
     SMALL,
     TITLES,
     WIDE,
-    Rows,
-    Table,
+    MakeTable,
+    TableRows,
     csv_of,
     estimate_of,
     only_row,
@@ -27,7 +27,7 @@ LENGTHS = (1, 8, 32, 64, 128, 200, 256, 448)
 
 
 @page_table("drift")
-def drift() -> tuple[Sequence[str], Rows]:
+def drift() -> tuple[Sequence[str], TableRows]:
     """What TDA leaves out over prompt lengths, with its cuts per length and with those of one length."""
     cases = list(product(("built-in", "shakespeare.txt"), ("per length", "of 128 tokens")))
     heads = [f"{text.removesuffix('.txt')} text, cuts {kind}" for text, kind in cases]
@@ -42,7 +42,7 @@ def drift() -> tuple[Sequence[str], Rows]:
 
 
 @page_table("prior-drift")
-def prior_drift() -> tuple[Sequence[str], Rows]:
+def prior_drift() -> tuple[Sequence[str], TableRows]:
     """What TDA leaves out over prompt lengths with the cuts of 128 tokens, with and without a prior."""
     cases = list(product(("ref:swiglu", "ref:relu"), (0.0, 64.0)))
     rows = []
@@ -65,14 +65,14 @@ PRIORS = (("griffin", "–"), ("griffin + prior", OTHER_KINDS), ("tda", "–"), 
 
 
 @page_table("priors")
-def priors() -> tuple[Sequence[str], Rows]:
+def priors() -> tuple[Sequence[str], TableRows]:
     """Loss at 0.5 with a prior from other kinds of text."""
     heads = ["Griffin", "Griffin, prior", "TDA", "TDA, prior", "GLASS", "`static_mean`"]
     return _of_priors(heads, PRIORS, ("delta_nll", "low", "high"))
 
 
 @page_table("priors-less")
-def priors_less() -> tuple[Sequence[str], Rows]:
+def priors_less() -> tuple[Sequence[str], TableRows]:
     """That loss less the one of the same method without a prior."""
     heads = ["Griffin, prior", "TDA, prior", "GLASS less Griffin", "`static_mean` less Griffin"]
     compared = [one for one in PRIORS if one[1] == OTHER_KINDS]
@@ -81,7 +81,7 @@ def priors_less() -> tuple[Sequence[str], Rows]:
 
 def _of_priors(
     heads: Sequence[str], methods: Sequence[tuple[str, str]], names: tuple[str, str, str]
-) -> tuple[Sequence[str], Rows]:
+) -> tuple[Sequence[str], TableRows]:
     found = csv_of("priors/priors.csv")
     found = found[found.sparsity == 0.5]
     rows = []
@@ -107,10 +107,10 @@ CHANGES = {"length": "16", "position": "65-128", "batch": "shared by 8"}
 CHANGE_HEADS = {"length": "16 less 256", "position": "65-128 less 2-4", "batch": "shared by 8 less per row"}
 
 
-def _sliced(over: str) -> Table:
+def _sliced(over: str) -> MakeTable:
     """A table of the loss over dense in each slice; dense's own loss in the first row of a model."""
 
-    def make() -> tuple[Sequence[str], Rows]:
+    def make() -> tuple[Sequence[str], TableRows]:
         found = csv_of("slices/slices.csv")
         found = found[found["over"] == over]
         rows = []
@@ -138,7 +138,7 @@ for _over in SLICES:
 
 
 @page_table("left-out")
-def left_out() -> tuple[Sequence[str], Rows]:
+def left_out() -> tuple[Sequence[str], TableRows]:
     """What TDA leaves out in the slices where that is not what was asked."""
     found = csv_of("slices/slices.csv")
     found = found[found.method == "tda"]
@@ -155,7 +155,7 @@ def left_out() -> tuple[Sequence[str], Rows]:
 
 
 @page_table("sweep-cost")
-def sweep_cost() -> tuple[Sequence[str], Rows]:
+def sweep_cost() -> tuple[Sequence[str], TableRows]:
     """What a sweep on one machine costs beside a bench."""
     found = csv_of("sweep/cost.csv")
 
@@ -179,7 +179,7 @@ def sweep_cost() -> tuple[Sequence[str], Rows]:
 
 
 @page_table("sweep-soak")
-def sweep_soak() -> tuple[Sequence[str], Rows]:
+def sweep_soak() -> tuple[Sequence[str], TableRows]:
     """What random kills did to the records of sweeps."""
     found = csv_of("sweep/soak.csv")
     heads = ["killed", "times", "records lost", "records doubled"]

@@ -11,7 +11,7 @@ from reports.evidence import Evidence, KnownCommit
 from reports.pages import File, Sheet, page
 from reports.profiled import NEWEST, Pair, alike, page_of, pairs, profiled, shown, standing_for
 from tda.cases import Case
-from tda.profiler.difference import Change, PhaseChange, telling
+from tda.profiler.difference import PhaseChange, ProfileChange, telling
 from tda.profiler.records import KernelRow
 from tda.profiler.store import KERNELS, MODULES, TRACE
 from tda.regression.explain import headline, name_of
@@ -243,7 +243,7 @@ def _phase(compared: Compared, whole: PhaseChange, slug: str) -> dict[str, Any]:
     }
 
 
-def draw(whole: PhaseChange, changes: Sequence[Change]) -> Figure:
+def draw(whole: PhaseChange, changes: Sequence[ProfileChange]) -> Figure:
     """A bar for each row that changed: how much, its error, and its share of the phase's change if that is certain."""
     figure, axes = case_axes(f"{whole.phase}: what changed", [_shortened(name_of(change)) for change in changes])
     reach = [0.0]

@@ -22,7 +22,7 @@ from tda.quality import calibration_batches, random_documents
 from tda.quality.recall import Question
 from tda.thresholds import WINDOW, Thresholds
 
-Profile = Mapping[MethodSpec, Sequence[float]]
+LayerSparsities = Mapping[MethodSpec, Sequence[float]]
 """Achieved sparsity per layer, by method."""
 RANDOM_CALIBRATION = 8
 """Documents of random tokens that a shape's thresholds are made from."""
@@ -49,7 +49,7 @@ class Calibration:
     questions: Sequence[Question]
     inputs: Inputs
     folder: Path | None
-    profile: Profile | None
+    profile: LayerSparsities | None
     deadline: Deadline
     _cut: dict[Window, tuple[list[dict[str, torch.Tensor]], str]] = field(default_factory=dict)
 

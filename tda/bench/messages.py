@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from tda.bench.store import Place
+from tda.bench.store import RecordPlace
 
 HEADER = 8
 """Bytes before a message that tell how long it is."""
@@ -58,8 +58,8 @@ class Order:
     device : str
         Where it runs.
     task : bytes
-        A pickled `tda.bench.worker.Task`: the supervisor does not look into it.
-    dense : Place
+        A pickled `tda.bench.worker.WorkerTask`: the supervisor does not look into it.
+    dense : RecordPlace
         Where it is told that a worker ended before any case began.
     weight : float
         The model's part of the time.
@@ -68,7 +68,7 @@ class Order:
     model: str
     device: str
     task: bytes
-    dense: Place
+    dense: RecordPlace
     weight: float = 1.0
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from tda.bench.afford import Request, least_seconds
+from tda.bench.afford import Workload, least_seconds
 from tda.bench.budget import duration
 from tda.bench.plan import Plan, Subject
 from tda.bench.presets import WIDE
@@ -51,7 +51,7 @@ def _affords(plan: Plan, subject: Subject, size: str) -> bool:
     if plan.budget_s is None or plan.device != "cpu":
         return True
     length = 1 << (max(subject.prompt_tokens, 2 * WINDOW) - 1).bit_length()
-    asked = Request(
+    asked = Workload(
         prompt_tokens=subject.prompt_tokens,
         new_tokens=subject.new_tokens,
         batch=plan.batch,

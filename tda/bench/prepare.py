@@ -10,7 +10,7 @@ from torch import nn
 
 from tda import device as facts
 from tda.bench.budget import NO_END, Deadline
-from tda.bench.calibration import RANDOM_CALIBRATION, Calibration, Profile, thresholds_name, tokens_digest
+from tda.bench.calibration import RANDOM_CALIBRATION, Calibration, LayerSparsities, thresholds_name, tokens_digest
 from tda.bench.plan import Plan, Subject
 from tda.cases import Inputs
 from tda.contracts import Method
@@ -28,7 +28,7 @@ from tda.thresholds import Thresholds
 from tda.view import FFN
 
 if TYPE_CHECKING:
-    from tda.tasks.run import Prepared as Task
+    from tda.tasks.run import PreparedTask as Task
 
 LOADED_AND_HASHED_S = 10.0
 """Seconds to fill and identify a billion random weights, about."""
@@ -52,7 +52,7 @@ class Prepared:
         What is measured on it, fitted where that is needed, and on which inputs.
     left_out : list of str
         Why a method is not defined for this model, and which questions are too long for it.
-    tasks : list of tda.tasks.run.Prepared
+    tasks : list of tda.tasks.run.PreparedTask
         Tasks of lm-eval with their items.
     """
 
@@ -84,7 +84,7 @@ def prepare(
     subject: Subject,
     *,
     folder: Path | None = None,
-    profile: Profile | None = None,
+    profile: LayerSparsities | None = None,
     artifact: Thresholds | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     deadline: Deadline = NO_END,

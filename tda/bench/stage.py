@@ -14,7 +14,7 @@ from tda.bench.outcome import absent
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared
 from tda.bench.progress import Steps
-from tda.bench.store import Place, Store
+from tda.bench.store import RecordPlace, Store
 from tda.cases import describe
 from tda.contracts import Method
 from tda.device import failure_kind
@@ -149,7 +149,7 @@ class Stage:
             why = "not timed: only its quality is measured here" if subject.quality else "not among the timed methods"
         return reasons | dict.fromkeys((*SPEED, "attach_ms", "peak_memory_bytes"), why)
 
-    def guarded(self, place: Place, work: Callable[[], None]) -> None:
+    def guarded(self, place: RecordPlace, work: Callable[[], None]) -> None:
         """Run work for a case: its failure is a record; a death of the process leaves a marker for the next run.
 
         Raises

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from rich.markup import escape
 
 from tda.bench.messages import Message, Order
-from tda.bench.store import Place, too_often
+from tda.bench.store import RecordPlace, too_often
 from tda.bench.worker_limits import How, Limits
 from tda.bench.worker_process import Worker
 from tda.records import FAILURES, Commit, Failure, FailureKind, Machine, Record
@@ -54,7 +54,7 @@ class _Model:
     def __post_init__(self) -> None:
         self._machine: Machine | None = None
         self._commit = Commit()
-        self._place: Place | None = None
+        self._place: RecordPlace | None = None
         self._since = time.monotonic()
         self._before: list[FailureKind | None] = []  # how workers ended before any case began
 
@@ -122,7 +122,7 @@ class _Model:
 
 
 def failed_record(
-    place: Place, machine: Machine, commit: Commit, failure: Failure, reason: str, seconds: float
+    place: RecordPlace, machine: Machine, commit: Commit, failure: Failure, reason: str, seconds: float
 ) -> Record:
     """The record of a case whose process could not write one, so many seconds after the case began."""
     return Record(

@@ -25,7 +25,7 @@ def bench(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; a rerun completes it.")] = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell models, bytes and hours alone.")] = False,
     cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
-    memory: o.Memory = None,
+    memory: o.MemoryLimit = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure latency, memory and quality of methods, interleaved; write DIR/results.jsonl and DIR/index.html.

@@ -21,7 +21,7 @@ from tda.names import Execution
 from tda.quantizers import QUANTIZERS, Quantizer
 from tda.results import write_whole
 from tda.thresholds import THRESHOLDS_FILE, Thresholds
-from tda.view import FFN, Place, Projection, Site, Source, Statistic, Sweep
+from tda.view import FFN, Place, Projection, Site, Source, SquaresSum, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE = "method.json"
@@ -232,7 +232,7 @@ class Method(ABC):
         """Whether it keeps some neurons and leaves out others."""
         return self.kind in ("prompt", "token", "threshold")
 
-    def statistics(self, ffns: Sequence[Any], sweep: Sweep) -> list[Statistic | None]:
+    def statistics(self, ffns: Sequence[Any], sweep: SquaresSum) -> list[Statistic | None]:
         """A fresh statistic of each place, which adds squares by a kernel; None where the prompt does not matter."""
         return [None] * len(ffns)
 

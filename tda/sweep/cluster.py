@@ -72,7 +72,7 @@ class Node(NamedTuple):
         return all(self.resources.get(name, 0.0) >= amount for name, amount in needs.of_ray().items() if amount)
 
 
-class Ended(NamedTuple):
+class GroupEnd(NamedTuple):
     """That a group has nothing more to say, and why, if not because it is done."""
 
     error: Exception | None
@@ -191,7 +191,7 @@ class Cluster:
         """Groups that Ray has, waiting or running."""
         return len(self._running)
 
-    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | Ended]]:
+    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | GroupEnd]]:
         """What groups say, by name: what is there within a time."""
         import ray
 
@@ -204,10 +204,10 @@ class Cluster:
                 yield name, Message(*ray.get(next(generator)))
             except StopIteration:
                 del self._running[generator]
-                yield name, Ended(None)
+                yield name, GroupEnd(None)
             except Exception as error:
                 del self._running[generator]
-                yield name, Ended(error)
+                yield name, GroupEnd(error)
 
 
 @contextmanager

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tda import device as facts
 from tda.bench.messages import Message
-from tda.bench.store import Folder, Place, too_often
+from tda.bench.store import Folder, RecordPlace, too_often
 from tda.bench.supervisor import failed_record
 from tda.bench.worker import order_of
 from tda.bench.worker_limits import Limits
 from tda.bench.worker_process import TAIL
 from tda.process import alone
 from tda.records import FAILURES, Commit, Failure, FailureKind, LeftOut, Machine, Record
-from tda.sweep.cluster import Cluster, Ended, Needs, Node
+from tda.sweep.cluster import Cluster, GroupEnd, Needs, Node
 from tda.sweep.done import GROUPS, DoneGroups, failures
 from tda.sweep.groups import Group
 from tda.sweep.view import View
@@ -31,7 +31,7 @@ class _Attempt:
     host: str | None = None
     began: float = 0.0
     since: float = 0.0
-    place: Place | None = None
+    place: RecordPlace | None = None
     machine: Machine | None = None
     commit: Commit = field(default_factory=Commit)
     stderr: bytes = b""
@@ -145,9 +145,9 @@ class Sweep:
 
     # What comes back.
 
-    def _take(self, attempt: _Attempt, message: Message | Ended) -> None:
+    def _take(self, attempt: _Attempt, message: Message | GroupEnd) -> None:
         name = attempt.group.name
-        if isinstance(message, Ended):
+        if isinstance(message, GroupEnd):
             self._end(attempt, message.error)
             return
         kind, value = message

@@ -25,7 +25,7 @@ from tda.tasks.requests import (
 from tda.tasks.tally import counts_of, present
 
 
-class Generation(MethodLM):
+class GenerationLM(MethodLM):
     """What generates: each row of a batch ends by itself."""
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from tda.tasks import Ask
-from tda.tasks.catalogue import CATALOGUE, Entry, Kind
+from tda.tasks.catalogue import CATALOGUE, Entry, TaskKind
 from tda.tasks.hub import reachable_hub
 from tda.tasks.local import LocalData, read, shapes
 from tda.tasks.quiet import quiet
@@ -21,12 +21,12 @@ from tda.tasks.scores import plain_name
 
 SEED = 1234
 """lm-eval's own, for few-shot examples."""
-KINDS: dict[str, Kind] = {"multiple_choice": "choice", "generate_until": "generation"}
+KINDS: dict[str, TaskKind] = {"multiple_choice": "choice", "generate_until": "generation"}
 """Output types of lm-eval that local data in the simple shape can have."""
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTask:
     """A task of lm-eval with its data.
 
     Attributes
@@ -47,7 +47,7 @@ class Loaded:
     place: str
 
 
-def load(ask: Ask, *, say: Callable[[str], None]) -> list[Loaded]:
+def load(ask: Ask, *, say: Callable[[str], None]) -> list[LoadedTask]:
     """Tasks that a name stands for, with data and few-shot examples: one, or those of a group.
 
     Raises
@@ -67,7 +67,7 @@ def load(ask: Ask, *, say: Callable[[str], None]) -> list[Loaded]:
     return found
 
 
-def _local(ask: Ask, say: Callable[[str], None]) -> list[Loaded]:
+def _local(ask: Ask, say: Callable[[str], None]) -> list[LoadedTask]:
     """A task on the items of a file."""
     assert ask.data is not None
     entry = CATALOGUE.get(ask.name)
@@ -85,10 +85,10 @@ def _local(ask: Ask, say: Callable[[str], None]) -> list[Loaded]:
         raise ValueError(
             f"{data.path}: its lines do not suit the task {ask.name} ({_told(error)}); expected {expected} a line"
         ) from error
-    return [Loaded(plain_name(ask.name), task, data.path.name, str(data.path))]
+    return [LoadedTask(plain_name(ask.name), task, data.path.name, str(data.path))]
 
 
-def _from_hub(name: str) -> list[Loaded]:
+def _from_hub(name: str) -> list[LoadedTask]:
     """The tasks of a name on the hub's data."""
     entry = CATALOGUE.get(name)
     own = entry is not None and entry.own is not None
@@ -104,7 +104,7 @@ def _from_hub(name: str) -> list[Loaded]:
             raise ValueError(f"task {name} needs what is not installed ({error})") from error
         except Exception as error:  # of datasets, of its network libraries, or of a task's own code
             raise ValueError(_no_data(name, entry, _told(error) if reachable else "it does not answer")) from error
-    return [Loaded(plain_name(task), loaded, _source(loaded), f"task {task}") for task, loaded in tasks.items()]
+    return [LoadedTask(plain_name(task), loaded, _source(loaded), f"task {task}") for task, loaded in tasks.items()]
 
 
 def _no_data(name: str, entry: Entry | None, why: str) -> str:
@@ -255,7 +255,7 @@ def _splits(data: LocalData, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(loaded: Loaded) -> None:
+def _check(loaded: LoadedTask) -> None:
     """Raise ValueError for a task that cannot be run here."""
     task = loaded.task
     if getattr(task, "UNSAFE_CODE", False):
@@ -264,7 +264,7 @@ def _check(loaded: Loaded) -> None:
         raise ValueError(f"task {loaded.name} shows images or sound, which is not done here")
 
 
-def _set_shots(loaded: Loaded, shots: int | None) -> None:
+def _set_shots(loaded: LoadedTask, shots: int | None) -> None:
     """Set the examples before the question, drawn from other items than the one that is asked.
 
     Raises

@@ -12,13 +12,13 @@ from lm_eval.api.registry import register_model
 from tda.contracts import Method
 from tda.names import Execution, Protocol
 from tda.tasks.cache import Hook
-from tda.tasks.generation import Generation
+from tda.tasks.generation import GenerationLM
 from tda.tasks.method_lm import log_warning
-from tda.tasks.scoring import Scoring
+from tda.tasks.scoring import ScoringLM
 
 
 @register_model("tda")
-class TDALM(Scoring, Generation):
+class TDALM(ScoringLM, GenerationLM):
     """lm-eval's class for Hugging Face models, every scored and generated token under a method.
 
     Dense, without windows of its own, computes what lm-eval's class computes, to the last digit at the same batch size.

@@ -14,7 +14,7 @@ from tda.tasks.instances import check_text, named, place
 from tda.tasks.journal import Answer
 from tda.tasks.method_lm import MethodLM
 from tda.tasks.requests import (
-    Request,
+    TokenRequest,
     grouped,
     loglikelihoods,
     within,
@@ -23,7 +23,7 @@ from tda.tasks.tally import counts_of, present
 from tda.tasks.windows import cut
 
 
-class Scoring(MethodLM):
+class ScoringLM(MethodLM):
     """What scores: continuations of a context, and whole texts."""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -83,7 +83,7 @@ class Scoring(MethodLM):
         """Score token requests, the longest first; those that differ in their last token share a row."""
         names = self._names or [f"request {number}" for number in range(len(requests))]
         whole = [
-            Request(tuple(context), tuple(continuation), name)
+            TokenRequest(tuple(context), tuple(continuation), name)
             for (_, context, continuation), name in zip(requests, names, strict=True)
         ]
         cut = within(whole, self.max_length, self._say)
@@ -140,7 +140,7 @@ class Scoring(MethodLM):
             for number, value in zip(numbers, values, strict=True)
         ]
 
-    def _rows_of(self, requests: Sequence[Request]) -> list[list[int]]:
+    def _rows_of(self, requests: Sequence[TokenRequest]) -> list[list[int]]:
         """Requests that one row of a batch serves, by number; in lm-eval's own order, the longest first.
 
         Under a method it matters where the context ends.

@@ -1,7 +1,7 @@
 """Tokens of requests: how many were scored or generated, how many of them sparsely, and what was left out of these."""
 
 from tda.tasks.cache import Counts
-from tda.tasks.instances import Place
+from tda.tasks.instances import RequestPlace
 from tda.tasks.journal import Answer
 
 
@@ -18,12 +18,12 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.told: dict[Place, tuple[int, int]] = {}
+        self.told: dict[RequestPlace, tuple[int, int]] = {}
         self.generated: set[str] = set()
         self._sparse: list[float] = []
         self._sparse_tokens = 0
 
-    def add(self, place: Place, counts: Counts) -> None:
+    def add(self, place: RequestPlace, counts: Counts) -> None:
         """Note how many tokens a request had, and what was left out of them."""
         self.told[place] = (counts.tokens, counts.sparse)
         if counts.generated:
