@@ -66,7 +66,7 @@ NEAR = 2
 
 
 @dataclass(frozen=True)
-class Goal:
+class DecodeGoal:
     """A figure that must reach one bound and strives for another; `most` where smaller is better."""
 
     run: str
@@ -83,29 +83,29 @@ class Goal:
         return next((name for name in ("strive", "must") if sign * value >= sign * getattr(self, name)), "missed")
 
 
-def _goals() -> Iterator[Goal]:
+def _goals() -> Iterator[DecodeGoal]:
     for run in ("griffin", "griffin-steps"):
-        yield Goal(run, "mbu", "dense", 0.0, 0.70, 0.90)
+        yield DecodeGoal(run, "mbu", "dense", 0.0, 0.70, 0.90)
     for method in HALF["methods"]:
         for run in (method, f"{method}{COPIES}"):
             for name in (run, f"{run}-steps"):
-                yield Goal(name, "mbu", method, 0.5, 0.60, 0.85)
+                yield DecodeGoal(name, "mbu", method, 0.5, 0.60, 0.85)
                 shares = zip(SPARSITIES, (0.80, 0.80, 0.75, 0.70), (0.95, 0.95, 0.92, 0.90), strict=True)
                 yield from (
-                    Goal(name, "speedup_efficiency", method, part, must, strive) for part, must, strive in shares
+                    DecodeGoal(name, "speedup_efficiency", method, part, must, strive) for part, must, strive in shares
                 )
-            yield Goal(run, "break_even_tokens", method, 0.5, 5, 1, most=True)
-        yield Goal("generate", "prefill_ratio", method, 0.5, 1.05, 1.01, most=True)
-        yield Goal(method, "memory_ratio", method, 0.5, 1.01, 1.0, most=True)
-        yield Goal("generate", "promise_kept", method, 0.5, 0.85, 0.97)
+            yield DecodeGoal(run, "break_even_tokens", method, 0.5, 5, 1, most=True)
+        yield DecodeGoal("generate", "prefill_ratio", method, 0.5, 1.05, 1.01, most=True)
+        yield DecodeGoal(method, "memory_ratio", method, 0.5, 1.01, 1.0, most=True)
+        yield DecodeGoal("generate", "promise_kept", method, 0.5, 0.85, 0.97)
         for run in ("opt", "gemma"):
-            yield Goal(run, "speedup_efficiency", method, 0.5, 0.70, 0.90)
+            yield DecodeGoal(run, "speedup_efficiency", method, 0.5, 0.70, 0.90)
     for run in ("cats", "cats-steps"):
-        yield from (Goal(run, "speedup_efficiency", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
+        yield from (DecodeGoal(run, "speedup_efficiency", "cats", sparsity, 0.70, 0.90) for sparsity in SPARSITIES[1:])
 
 
 @dataclass(frozen=True)
-class Ran:
+class TimedCase:
     """A case in one round."""
 
     record: Record
@@ -129,18 +129,18 @@ class Ran:
         return self.value("ttft_ms") + selection + (self.record.case.new_tokens - 1) * self.value("decode_ms")
 
 
-def runs(record: Record) -> list[Ran]:
+def runs(record: Record) -> list[TimedCase]:
     """The rounds of a case."""
-    return [Ran(record, number) for number in sorted(set(record.measurements["decode_ms"].groups))]
+    return [TimedCase(record, number) for number in sorted(set(record.measurements["decode_ms"].groups))]
 
 
-def alike(*ran: Ran) -> bool:
+def alike(*ran: TimedCase) -> bool:
     """Whether the machine's bandwidth was the same around the steps of some runs."""
     read = [value for one in ran for value in one.values("stream_gb_per_s")]
     return max(read) <= ALIKE * min(read)
 
 
-def pairs(record: Record, dense: list[Record]) -> list[tuple[Ran, Ran]]:
+def pairs(record: Record, dense: list[Record]) -> list[tuple[TimedCase, TimedCase]]:
     """Each run of a case with the nearest of dense that met the same bandwidth; a run without one says nothing."""
     found = []
     every = [one for baseline in dense for one in runs(baseline)]
@@ -151,7 +151,7 @@ def pairs(record: Record, dense: list[Record]) -> list[tuple[Ran, Ran]]:
     return found
 
 
-def as_rounds(ran: Sequence[Ran]) -> Record:
+def as_rounds(ran: Sequence[TimedCase]) -> Record:
     """Some runs as the rounds of one record, numbered in their order."""
     measurements = {}
     for name in (*SPEED, "stream_gb_per_s"):
@@ -170,7 +170,7 @@ def prefill_ratio(own: Record, dense: Record) -> Derived:
 
 def promise_kept(own: Record, dense: Record) -> Derived:
     """Gain through the model's own generate over the gain that prefill, selection and steps promise."""
-    both = [(Ran(own, ran.number), Ran(dense, ran.number)) for ran in runs(own)]
+    both = [(TimedCase(own, ran.number), TimedCase(dense, ran.number)) for ran in runs(own)]
     real = [base.value("generation_ms") / one.value("generation_ms") - 1 for one, base in both]
     return fieller(real, [base.ready_ms / one.ready_ms - 1 for one, base in both])
 
@@ -223,7 +223,7 @@ def rows(run: str, records: list[Record]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _verdict(goal: Goal, found: Derived) -> str:
+def _verdict(goal: DecodeGoal, found: Derived) -> str:
     """The bound that a figure reaches, or why it has none; memory needs no rounds."""
     if isinstance(found, Missing):
         return found.reason

@@ -67,7 +67,7 @@ def kind_of_text(source: str, kind: str) -> Sequence[str]:
     return {"same kind": [kind], "all kinds": KINDS}.get(source) or [other for other in KINDS if other != kind]
 
 
-class Bench:
+class PriorStudy:
     """One model's documents and scores.
 
     Parameters
@@ -177,7 +177,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     chosen, found = [], []
     for name in options.model or [PREFIX + name for name in shipped()]:
-        bench = Bench(name, options.documents)
+        bench = PriorStudy(name, options.documents)
         tried = pd.DataFrame(bench.choose())
         best = tried.loc[tried.groupby("method").delta_nll.idxmin()]
         prior = dict(zip(best.method, best.prior_tokens, strict=True))

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tda.bench.plan import WIDE, Plan, Subject
+from tda.bench.plan import Plan, Subject
+from tda.bench.presets import WIDE
 from tda.bench.run import Bench
 from tda.models.load import load_model
 from tda.records import Measurement, Record, merge
@@ -50,7 +51,7 @@ class Claim:
         return f"| {self.model} | {self.sentence} | {self.figure} | {'yes' if self.holds else '**no**'} |"
 
 
-class Quality:
+class ReferenceQuality:
     """Differences between the cases of one model, in nats a token, paired per document."""
 
     def __init__(self, model: str, records: list[Record]) -> None:
@@ -100,7 +101,7 @@ class Quality:
         return {group: value - dense[group] for group, value in part.items() if group in dense}
 
 
-def claims(quality: Quality) -> Iterator[Claim]:
+def claims(quality: ReferenceQuality) -> Iterator[Claim]:
     """The claims of the README about one model."""
     model = quality.model
 
@@ -133,7 +134,7 @@ def claims(quality: Quality) -> Iterator[Claim]:
         yield Claim(model, sentence, f"{share:.3f}", abs(share - sparsity) <= TDA_TOLERANCE)
 
 
-def costs(quality: Quality) -> Iterator[str]:
+def costs(quality: ReferenceQuality) -> Iterator[str]:
     """A row a method, best at half first: nats a token over dense at each sparsity."""
     cases = sorted(quality.cases - {"dense"}, key=lambda name: (quality.difference(name, "dense", 0.5).value, name))
     for name in cases:
@@ -141,7 +142,7 @@ def costs(quality: Quality) -> Iterator[str]:
         yield f"| {quality.model} | {name} | {' | '.join(interval(one, signed=True) for one in found)} |"
 
 
-def order(quality: Quality) -> Iterator[str]:
+def order(quality: ReferenceQuality) -> Iterator[str]:
     """A row for each pair of neighbours of `ORDER`: how much more the second costs, and whether that is the order."""
     for better, worse in pairwise(name for name in ORDER if name in quality.cases):
         cells = []
@@ -154,7 +155,7 @@ def order(quality: Quality) -> Iterator[str]:
         yield f"| {quality.model} | {better} < {worse} | {' | '.join(cells)} |"
 
 
-def axes(records: list[Record], wide: Quality) -> Iterator[str]:
+def axes(records: list[Record], wide: ReferenceQuality) -> Iterator[str]:
     """A row for each timed case, most bytes first, then those of `SMALLER`, which have no speed here."""
     timed = [case for setting in settings(records) for case in setting.timed]
     for case in sorted(timed, key=lambda case: -_bytes(case.record)):
@@ -204,7 +205,7 @@ def write(out: Path) -> None:
     report = build_report([out], out)
     scored = [setting for setting in settings(records) if setting.scored]  # each has a figure
     models = {setting.model: number for number, setting in enumerate(scored, start=1)}
-    qualities = [Quality(name, records) for name in models]
+    qualities = [ReferenceQuality(name, records) for name in models]
     sparsities = [f"{sparsity:g}" for sparsity in SPARSITIES]
     tables = {"costs": table(["model", "method", *sparsities], [row for each in qualities for row in costs(each)])}
     tables["order"] = table(["model", "pair", *sparsities], [row for each in qualities for row in order(each)])

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from tda.device import commit, machine
 from tda.models import load_model
 from tda.results import read_lines, results_path
-from tda.sweep.driver import GROUPS, Done
+from tda.sweep.done import GROUPS, Done
 
 RECORD = Path(__file__).parent / "records" / "sweep" / "cost.csv"
 METHODS = ["--method", "griffin", "--method", "magnitude", "--method", "random", "--method", "oracle"]
@@ -33,7 +33,7 @@ LONGER = ["--documents", "160"]
 EQUAL, WORKERS = 4, 2
 
 
-class Ran(NamedTuple):
+class CommandTimes(NamedTuple):
     """Seconds of a command until its first record and until its last one, and how many there were."""
 
     first_s: float
@@ -41,7 +41,7 @@ class Ran(NamedTuple):
     records: int
 
 
-def run(command: str, words: Sequence[str], out: Path) -> Ran:
+def run(command: str, words: Sequence[str], out: Path) -> CommandTimes:
     """Run a command of `tda` and watch its records come."""
     path = results_path(out)
     began, times = time.monotonic(), list[float]()
@@ -55,7 +55,7 @@ def run(command: str, words: Sequence[str], out: Path) -> Ran:
             time.sleep(0.005)
     if process.returncode != 0 or not times:
         raise SystemExit(f"tda {command} ended with exit code {process.returncode} and {len(times)} records")
-    return Ran(times[0], times[-1] - times[0], len(times))
+    return CommandTimes(times[0], times[-1] - times[0], len(times))
 
 
 def idle_share(folder: Path) -> tuple[float, float]:

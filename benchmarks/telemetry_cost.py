@@ -48,7 +48,7 @@ CONDITIONS: dict[str, Callable[[torch.device], AbstractContextManager[Any]]] = {
 }
 
 
-class Blocks:
+class CostRounds:
     """Blocks of equal decode steps on one prompt's cache.
 
     Parameters
@@ -81,7 +81,7 @@ class Blocks:
         return total
 
 
-def measure(blocks: Blocks, rounds: int) -> pd.DataFrame:
+def measure(blocks: CostRounds, rounds: int) -> pd.DataFrame:
     """Seconds of each condition, one row a round; rounds in which others used the cores are done again."""
     order, rows = random.Random(0), []
     while len(rows) < rounds:
@@ -124,7 +124,7 @@ def main() -> None:
     rows = []
     for threads in sorted({1, facts.allowed_cores or facts.cores}):
         torch.set_num_threads(threads)
-        blocks = Blocks(options.model, device)
+        blocks = CostRounds(options.model, device)
         told = {
             "cpu": facts.cpu,
             "cores": facts.cores,

@@ -24,8 +24,14 @@ MEASURING = (
     "benchmarks/asv/suite.py",
     "tda/bench/measure.py",  # clocks around the phases, warm-up
     "tda/bench/outcome.py",
-    "tda/bench/plan.py",  # sizes of the requests
-    "tda/bench/prepare.py",  # documents and calibration
+    "tda/bench/calibration.py",
+    "tda/bench/model_size.py",
+    "tda/bench/plan.py",
+    "tda/bench/planning.py",
+    "tda/bench/prepare.py",  # documents
+    "tda/bench/presets.py",  # sizes of the requests
+    "tda/bench/gpu_telemetry.py",
+    "tda/bench/round_records.py",
     "tda/bench/rounds.py",  # order of the cases, how many rounds
     "tda/bench/scoring.py",
     "tda/bench/subject.py",

@@ -11,7 +11,7 @@ from tda.cases import Frozen, MethodSpec, first_problem, unsigned_zero
 from tda.names import Dtype, Execution, Preset, Protocol
 
 Sparsity = Annotated[float, Field(ge=0, lt=1), AfterValidator(unsigned_zero)]
-Count = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 def _option(default: Any, help: str, *flags: str, metavar: str | None = None, **limits: Any) -> Any:
@@ -39,9 +39,9 @@ class BenchConfig(Frozen):
     sparsities: tuple[Sparsity, ...] = _option(
         (), "Fraction of neurons left out, 0 <= s < 1; repeatable.", "--sparsity", "-s"
     )
-    prompt_tokens: Count | None = _option(None, "Tokens of a prompt.")
+    prompt_tokens: AtLeastOne | None = _option(None, "Tokens of a prompt.")
     new_tokens: Annotated[int, Field(ge=2)] | None = _option(None, "Tokens decoded after it.")
-    batch: Count | None = _option(None, "Requests served together.")
+    batch: AtLeastOne | None = _option(None, "Requests served together.")
     rounds: Annotated[int, Field(ge=0)] | None = _option(
         None, "Timed rounds of a process; under 5 there is no interval, and 0 measures quality alone."
     )
@@ -51,8 +51,8 @@ class BenchConfig(Frozen):
     precision: str | None = _option(
         None, "A case gets no more rounds when its speed-up is known within this: 2%, none.", metavar="FRACTION"
     )
-    documents: Count | None = _option(None, "Documents scored.")
-    calibration_documents: Count | None = _option(None, "Documents that thresholds are made from.")
+    documents: AtLeastOne | None = _option(None, "Documents scored.")
+    calibration_documents: AtLeastOne | None = _option(None, "Documents that thresholds are made from.")
     text: Path | None = _option(
         None, 'JSONL file with {"text": ...} lines to evaluate on; else the built-in stream.', metavar="FILE"
     )
@@ -68,7 +68,7 @@ class BenchConfig(Frozen):
     task_data: Path | None = _option(
         None, "Folder whose NAME.jsonl take the place of the hub's data sets.", metavar="DIR"
     )
-    items: Count | None = _option(None, "Items of a task at most, the first ones; else all.")
+    items: AtLeastOne | None = _option(None, "Items of a task at most, the first ones; else all.")
     shots: Annotated[int, Field(ge=0)] | None = _option(
         None, "Examples before each question; else the task's own number."
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tda.kernels.native.statistic import add_squares
-from tda.view import Sweep
+from tda.view import SquaresSum
 
 BLOCK = 32
 """Tokens per block: a float32 block of 32 x 5632 neurons stays in the L2 cache."""
@@ -40,7 +40,7 @@ class PromptSum:
 
     def __init__(self, weights: Tensor | None = None) -> None:
         self.weights = weights
-        self.sweep: Sweep = add_squares
+        self.sweep: SquaresSum = add_squares
         self.sums = NOTHING
         self._masks: list[Tensor] = []
 

@@ -84,17 +84,17 @@ def launch_all(case: Layer) -> None:
     x = torch.zeros(1, case.D, dtype=case.dtype)
     gate = linear(case.D, case.F) if case.gated else None
     layer = FFN(0, gate, linear(case.D, case.F), linear(case.F, case.D), case.act, None, 0)
-    listed = ffn.ListedFFN(layer)
+    listed = ffn.TritonListedFFN(layer)
     listed.load(torch.ones(1, case.F, dtype=torch.bool))
     listed(x)
     for built in map(method, METHODS):
         if isinstance(built, ThresholdMethod) and (case.gated or built.activation == "z"):
-            ffn.ThresholdFFN(layer, type(built)(sparsity=0), lambda index, kept: None)(x)
+            ffn.TritonThresholdFFN(layer, type(built)(sparsity=0), lambda index, kept: None)(x)
     rows.own_forward(layer.up.module, layer.up.module.forward)(x)
     a, mask = torch.zeros(1, 3, case.F, dtype=case.dtype), torch.ones(1, 3, dtype=torch.bool)
     for weights in (None, torch.ones(case.F)):
         for relative in (True, False):
-            sweep = statistic.Squares()
+            sweep = statistic.SquaresKernel()
             sweep(torch.zeros(1, case.F), a, mask, weights, relative)
             sweep.finish()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.cases import Case
 from tda.changes.alternate import Runner, Task
 from tda.changes.builds import BuildFailedError, Builds

@@ -9,6 +9,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from tda.tasks.tally import Tally
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -168,7 +170,7 @@ class Played(LM):
     ) -> None:
         super().__init__()
         self.likelihood, self.answer = likelihood, answer
-        self.told: dict[tuple[str | None, int | None, int], tuple[int, int]] = {}
+        self.tally = Tally()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         assert self.likelihood is not None
@@ -183,7 +185,7 @@ class Played(LM):
         return [self.likelihood("", request.args[0]) for request in requests if not self._tell(request)]
 
     def _tell(self, request: Instance) -> bool:
-        self.told[request.task_name, request.doc_id, request.idx] = (4, 3)
+        self.tally.told[request.task_name, request.doc_id, request.idx] = (4, 3)
         return False
 
 

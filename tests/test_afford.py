@@ -4,15 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tda.bench.afford import Request, least_seconds
-from tda.bench.plan import plan_of, size_notice, without_budget
+from tda.bench.afford import Workload, least_seconds
+from tda.bench.model_size import size_notice
+from tda.bench.planning import plan_of, without_budget
 from tda.config import BenchConfig
 from tda.models import parameter_count
 
 
 def test_what_the_least_of_a_model_takes():
     """By hand: 10 s, and on 2 threads what 1e9 weights of 4 bytes take, with 5 rounds of 2 cases."""
-    asked = Request(prompt_tokens=100, new_tokens=10, batch=2, documents=99, calibration_tokens=7000, cases=2)
+    asked = Workload(prompt_tokens=100, new_tokens=10, batch=2, documents=99, calibration_tokens=7000, cases=2)
     calibrated = 7000 / 7 / 2
     passed = (2 * 16 * 110 + 10 * 5 * 2 * 100) / 30 / 2
     read = 10 * (20 * 4 + 12 * 2) / 8 / 2
@@ -33,8 +34,8 @@ def test_what_the_least_of_a_model_takes():
     ],
 )
 def test_a_preset_takes_its_model_in_a_size_that_the_budget_affords(monkeypatch, megabytes, threads, budget, taken):
-    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: megabytes * 10**6)
-    monkeypatch.setattr("tda.bench.plan.torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("tda.bench.model_size.cache_bytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr("tda.bench.model_size.torch.get_num_threads", lambda: threads)
     config = BenchConfig(budget=budget)
     plan = plan_of(config)
     assert [subject.model for subject in plan.subjects] == [taken]
@@ -49,8 +50,8 @@ def test_a_preset_takes_its_model_in_a_size_that_the_budget_affords(monkeypatch,
 def test_more_budget_or_threads_never_make_the_model_smaller(cache, threads, seconds):
     def count(threads: int, seconds: int) -> int:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tda.bench.plan.cache_bytes", lambda device: cache)
-            patch.setattr("tda.bench.plan.torch.get_num_threads", lambda: threads)
+            patch.setattr("tda.bench.model_size.cache_bytes", lambda device: cache)
+            patch.setattr("tda.bench.model_size.torch.get_num_threads", lambda: threads)
             return parameter_count(plan_of(BenchConfig(budget=f"{seconds}s")).subjects[0].model)
 
     assert count(threads, seconds) <= min(count(threads + 1, seconds), count(threads, 2 * seconds))

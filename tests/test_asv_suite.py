@@ -28,8 +28,10 @@ from conftest import ROOT
 
 from benchmarks import forecast, version_lint
 from benchmarks.asv import environment, estimate, grid, machine, run, suite
-from benchmarks.asv.cells import Table, tabulate
-from tda.bench.plan import PRESETS, plan_of, unasked
+from benchmarks.asv.cells import RunTable, tabulate
+from tda.bench.plan import unasked
+from tda.bench.planning import plan_of
+from tda.bench.presets import PRESETS
 from tda.cases import Case
 from tda.config import BenchConfig
 from tda.records import MEASUREMENTS, Commit, Machine, Measurement, Record
@@ -79,7 +81,7 @@ def line(
     return record.model_dump_json()
 
 
-def table(*lines: str, stopped: str | None = None) -> Table:
+def table(*lines: str, stopped: str | None = None) -> RunTable:
     return tabulate("\n".join(lines), stopped, 12.5)
 
 
@@ -92,12 +94,12 @@ def tracked() -> list[tuple[type, str]]:
 EACH = pytest.mark.parametrize(("kind", "name"), tracked(), ids=[name for _, name in tracked()])
 
 
-def ask(found: Table, name: str, cell: tuple[str, str, float] = CELL) -> Any:
+def ask(found: RunTable, name: str, cell: tuple[str, str, float] = CELL) -> Any:
     (kind,) = (kind for kind, known in tracked() if known == f"track_{name}")
     return getattr(kind(), f"track_{name}")(found, *cell)
 
 
-def samples(found: Table, name: str, cell: tuple[str, str, float] = CELL) -> list[float]:
+def samples(found: RunTable, name: str, cell: tuple[str, str, float] = CELL) -> list[float]:
     answer = ask(found, name, cell)
     assert answer["number"] == 1
     values: list[float] = answer["samples"]
@@ -708,7 +710,7 @@ REAL: Iterable[tuple[str, str, str]] = [
     ("tda/bench/measure.py", "gc.collect()", "pass"),
     ("tda/device.py", "time.perf_counter_ns()", "time.monotonic_ns()"),
     ("tda/metrics/top1.py", "!=", "=="),
-    ("tda/bench/plan.py", "prompt_tokens=64", "prompt_tokens=65"),
+    ("tda/bench/presets.py", "prompt_tokens=64", "prompt_tokens=65"),
     ("benchmarks/asv/cells.py", "median(samples)", "fmean(samples)"),
     ("benchmarks/asv/suite.py", "100 - percent", "101 - percent"),
 ]
@@ -792,9 +794,9 @@ def test_asv_measures_a_commit(tmp_path: Path) -> None:
     home.mkdir()
     tree.mkdir()
     copied(tree)
-    plan = (tree / "tda/bench/plan.py").read_text()
+    presets = (tree / "tda/bench/presets.py").read_text()
     (tree / "tda/methods/failing.py").write_text(METHOD.format(name="failing"))
-    (tree / "tda/bench/plan.py").write_text(plan + TINY.format(methods='"failing"'))
+    (tree / "tda/bench/presets.py").write_text(presets + TINY.format(methods='"failing"'))
     environ = {**os.environ, "HOME": str(home), "VIRTUAL_ENV": sys.prefix, "TDA_PRESET": "smoke"}
 
     def call(*words: str, code: int = 0) -> str:
@@ -807,7 +809,7 @@ def test_asv_measures_a_commit(tmp_path: Path) -> None:
     call("git", "add", ".")
     call("git", *identity, "commit", "-qm", "one")
     (tree / "tda/methods/later.py").write_text(METHOD.format(name="later"))
-    (tree / "tda/bench/plan.py").write_text(plan + TINY.format(methods='"failing", "later"'))
+    (tree / "tda/bench/presets.py").write_text(presets + TINY.format(methods='"failing", "later"'))
 
     checked = call(sys.executable, "-m", "asv", "check")
     assert "No problems found." in checked

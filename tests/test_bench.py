@@ -16,8 +16,10 @@ from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import DROPPED_PASSES, MOST_PASSES, PASSES, FirstRequest, Passes, Timing, time_case
 from tda.bench.outcome import doubts, speed
-from tda.bench.plan import PRESETS, Plan, Subject, plan_for, plan_of
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_for, plan_of
 from tda.bench.prepare import prepare
+from tda.bench.presets import PRESETS
 from tda.bench.run import Bench, run_bench
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.cases import Inputs, MethodSpec
@@ -35,7 +37,7 @@ from tda.models import load_model
 from tda.quality import rows_of
 from tda.records import SPEED, Measurement, Record, merge
 from tda.results import load
-from tda.telemetry import Change, Series, Telemetry
+from tda.telemetry import ConditionChange, Series, Telemetry
 from tda.telemetry.fields import GPU_FIELDS
 from tda.view import FFN
 from tests import nights
@@ -111,9 +113,9 @@ def fake_timing(name: str = "griffin", ms: float = 5.0, execution: str = "compac
     return Timing(passes, 20.0, [ms] * 3, None, execution, "torch", (0.5,), traffic, streams, change, None)
 
 
-def others_used(percent: float) -> Change:
+def others_used(percent: float) -> ConditionChange:
     """A second on two cores of which others used some."""
-    return Change(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2, quota=None, threads=2)
+    return ConditionChange(1.0, {}, {"foreign_percent": percent}, {}, on_gpu=False, cores=2, quota=None, threads=2)
 
 
 def speed_only(monkeypatch, order: list[str], fail: str | None = None, interrupt_at: int | None = None) -> Plan:
@@ -439,7 +441,7 @@ def test_presets_are_valid_and_cover_every_method():
     ],
 )
 def test_a_preset_takes_its_model_in_a_size_that_no_cache_holds(monkeypatch, megabytes, dtype, taken):
-    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr("tda.bench.model_size.cache_bytes", lambda device: megabytes * 10**6)
     for preset in ("smoke", "default", "nightly"):
         plan = plan_of(BenchConfig(preset=preset, dtype=dtype, budget="none"))
         first, *others = plan.subjects
@@ -450,7 +452,7 @@ def test_a_preset_takes_its_model_in_a_size_that_no_cache_holds(monkeypatch, meg
 
 
 def test_the_model_of_both_axes_ships_where_no_cache_is_known(monkeypatch):
-    monkeypatch.setattr("tda.bench.plan.cache_bytes", lambda device: None)
+    monkeypatch.setattr("tda.bench.model_size.cache_bytes", lambda device: None)
     assert [subject.model for subject in plan_of(BenchConfig()).subjects] == ["ref:wide"]
 
 
@@ -744,7 +746,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
         raise RuntimeError("planted")
 
     plan = speed_only(monkeypatch, [])
-    monkeypatch.setattr("tda.bench.rounds.gpu_use", fails)
+    monkeypatch.setattr("tda.bench.gpu_telemetry.gpu_use", fails)
     prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)
@@ -760,7 +762,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
 def played_gpu(monkeypatch, tmp_path, used: dict[str, Measurement], order: list[str]) -> list[Record]:
     """Records of three rounds on a played GPU that is used so."""
     plan = speed_only(monkeypatch, order)
-    monkeypatch.setattr("tda.bench.rounds.gpu_use", lambda model, method, *args: order.append("sampled") or used)
+    monkeypatch.setattr("tda.bench.gpu_telemetry.gpu_use", lambda model, method, *args: order.append("sampled") or used)
     prepared = prepare(plan, plan.subjects[0])
     monkeypatch.setattr("tda.bench.subject.prepare", lambda *args, **kwargs: prepared)
     monkeypatch.setattr(facts, "machine", lambda device: nights.MACHINE)

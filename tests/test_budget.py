@@ -14,7 +14,9 @@ from rich.console import Console
 from tda.bench import budget, cells, rounds, scoring, stage, subject
 from tda.bench.budget import Deadline, duration, middle, parse_fraction, parse_seconds, take
 from tda.bench.measure import FirstRequest, Pace, Passes, Timing
-from tda.bench.plan import PRESETS, Plan, Subject, plan_of
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_of
+from tda.bench.presets import PRESETS
 from tda.bench.progress import Progress
 from tda.bench.run import Bench
 from tda.bench.traffic import Traffic
@@ -22,7 +24,7 @@ from tda.config import BenchConfig
 from tda.records import merge
 from tda.results import load
 from tda.statistics import LEVEL, LOOKED_LEVEL, geometric, is_baseline, speedup
-from tda.telemetry import Change
+from tda.telemetry import ConditionChange
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,9 @@ def play(monkeypatch, tmp_path):
             order.append(built.name)
             clock.now += cost(built.name, len(order))
             ms = (8.0 if built.name == "dense" else 5.0) * float(np.exp(scatter * noise.standard_normal()))
-            change = Change(1.0, {}, {"foreign_percent": 0.0}, {}, on_gpu=False, cores=2, quota=None, threads=2)
+            change = ConditionChange(
+                1.0, {}, {"foreign_percent": 0.0}, {}, on_gpu=False, cores=2, quota=None, threads=2
+            )
             passes = Passes(prefill=[8.0], first_token=[8.1])
             traffic = Traffic(2e6 if built.name == "dense" else 1e6, 0.0)
             return Timing(passes, 20.0, [ms] * 3, None, "compact", "torch", (0.5,), traffic, (1.5, 2.5), change, None)
@@ -282,7 +286,7 @@ def test_a_calibration_that_takes_too_long_is_cut(play, monkeypatch):
             begun.append(bench.clock.now)
             bench.clock.now += 12.0
 
-    monkeypatch.setattr("tda.bench.prepare.calibrate_all", calibrate)
+    monkeypatch.setattr("tda.bench.calibration.calibrate_all", calibrate)
     assert bench.run(30) <= 30 + 12
     assert len(begun) == 3
     assert not bench.records

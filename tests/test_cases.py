@@ -15,8 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tda.bench.plan import PRESETS, only, plan_for, plan_of
-from tda.bench.store import Folder, Place, Store
+from tda.bench.planning import only, plan_for, plan_of
+from tda.bench.presets import PRESETS
+from tda.bench.store import Folder, RecordPlace, Store
 from tda.cases import CONTROLS, Case, Inputs, MethodSpec, describe, taken_for
 from tda.changes.series import numbers
 from tda.cli.options import configured
@@ -328,11 +329,11 @@ class TestIdentity:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder), [], Folder(Path(folder), print))
             store.keep([one])
-            place = Place(other.case, other.inputs, other.round)
+            place = RecordPlace(other.case, other.inputs, other.round)
             assert store.missing(place)
             assert store.found(place) is None
             assert store.merged(asked=True) == []
-            assert store.found(Place(one.case, one.inputs, one.round)) == one
+            assert store.found(RecordPlace(one.case, one.inputs, one.round)) == one
         keys = [set(numbers([found])) for found in (one, other)]
         if {name for name in pair[0] if pair[0][name] != pair[1][name]} == {"on_change"}:
             assert keys[0] == keys[1]  # a commit has no uncommitted change, so its series goes on

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tda.bench.plan import only, plan_of
+from tda.bench.planning import only, plan_of
 from tda.cases import Case
 from tda.changes import folders, workbench
 from tda.changes.compare import Judged, unjudged

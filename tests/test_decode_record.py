@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import decode
-from benchmarks.decode import Goal, Ran, figure, gap_markdown, gaps, markdown, pairs, rows
+from benchmarks.decode import DecodeGoal, TimedCase, figure, gap_markdown, gaps, markdown, pairs, rows
 from tda.device import machine
 from tda.kernels import backend
 from tda.profiler.split import COMPONENTS
@@ -50,7 +50,7 @@ def record(
     return a_line(a_case("shape:1b", method, sparsity), 1, values, execution="indexed", backend="c")
 
 
-def numbers(found: list[tuple[Ran, Ran]]) -> list[tuple[int, int]]:
+def numbers(found: list[tuple[TimedCase, TimedCase]]) -> list[tuple[int, int]]:
     return [(own.number, dense.number) for own, dense in found]
 
 
@@ -108,12 +108,12 @@ def test_a_gain_that_is_none_says_so_and_not_that_rounds_lack() -> None:
     ("value", "verdict"), [(0.95, "strive"), (0.85, "must"), (0.7, "missed"), (float("nan"), "missed")]
 )
 def test_more_is_better(value: float, verdict: str) -> None:
-    assert Goal("griffin", "speedup_efficiency", "griffin", 0.5, 0.8, 0.9).verdict(value) == verdict
+    assert DecodeGoal("griffin", "speedup_efficiency", "griffin", 0.5, 0.8, 0.9).verdict(value) == verdict
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.9, "strive"), (1.03, "must"), (1.1, "missed")])
 def test_less_is_better(value: float, verdict: str) -> None:
-    assert Goal("griffin", "prefill_ratio", "griffin", 0.5, 1.05, 1.01, most=True).verdict(value) == verdict
+    assert DecodeGoal("griffin", "prefill_ratio", "griffin", 0.5, 1.05, 1.01, most=True).verdict(value) == verdict
 
 
 def test_rows_of_a_bench_use_the_runs_that_have_a_pair() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import doc_tables
-from benchmarks.doc_tables import PAGES, RECORDS, ROOT, TABLES, filled, phrases, stale, told
+from benchmarks.doc_tables.pages import PAGES, filled, stale
+from benchmarks.doc_tables.reference import phrases
+from benchmarks.doc_tables.source import RECORDS, ROOT, TABLES, csv_of, told
+from benchmarks.doc_tables.studies import SLICED, SLICES
 from tda.statistics import Estimate
 
 
@@ -139,8 +141,8 @@ def test_numbers_are_those_of_the_records_as_plain_json_has_them() -> None:
 
 
 def test_slices_are_of_the_same_documents() -> None:
-    found = doc_tables._csv("slices/slices.csv")
-    assert set(found.model) == set(doc_tables.SLICED)
+    found = csv_of("slices/slices.csv")
+    assert set(found.model) == set(SLICED)
     for over in ("length", "position", "batch"):
         assert found[found["over"] == over].documents.nunique() == 1
     alone = found[found.value == "shared by 1"]
@@ -152,10 +154,10 @@ class TestWhatTheQualityPageSays:
 
     @pytest.fixture
     def row(self) -> Any:
-        found = doc_tables._csv("slices/slices.csv").set_index(["model", "method", "over", "value"])
+        found = csv_of("slices/slices.csv").set_index(["model", "method", "over", "value"])
         return lambda *key: found.loc[key]
 
-    @pytest.mark.parametrize("model", doc_tables.SLICED)
+    @pytest.mark.parametrize("model", SLICED)
     def test_short_prompts(self, row: Any, model: str) -> None:
         assert all(row(model, method, "length", "16").change_low > 0 for method in ("griffin", "tda"))
         for method in ("tt",) if model == "ref:relu" else ("tt", "cats"):
@@ -169,15 +171,15 @@ class TestWhatTheQualityPageSays:
         told_apart = {
             (method, model)
             for method in ("griffin", "tda", "static_mean")
-            for model in doc_tables.SLICED
+            for model in SLICED
             if row(model, method, "position", "65-128").change_low > 0
         }
         griffin = {("griffin", "ref:swiglu"), ("griffin", "ref:wide"), ("tda", "ref:wide")}
         assert told_apart == griffin | {("static_mean", f"ref:{name}") for name in ("swiglu", "geglu", "wide")}
-        assert all(row(model, "griffin", "position", "65-128").change_high > 0 for model in doc_tables.SLICED)
-        assert all(row(model, "tda", "position", "65-128").change_high > 0 for model in doc_tables.SLICED)
+        assert all(row(model, "griffin", "position", "65-128").change_high > 0 for model in SLICED)
+        assert all(row(model, "tda", "position", "65-128").change_high > 0 for model in SLICED)
 
-    @pytest.mark.parametrize("model", doc_tables.SLICED)
+    @pytest.mark.parametrize("model", SLICED)
     def test_batch(self, row: Any, model: str) -> None:
         assert row(model, "griffin", "batch", "shared by 8").change_low > 0
         shared = row(model, "tda", "batch", "shared by 8")
@@ -197,8 +199,8 @@ class TestWhatTheQualityPageSays:
             assert row(model, method, "kind", worse).delta_low > row(model, method, "kind", better).delta_high
 
     def test_what_is_left_out(self, row: Any) -> None:
-        found = doc_tables._csv("slices/slices.csv")
-        found = found[found.value.isin([value for values in doc_tables.SLICES.values() for value in values])]
+        found = csv_of("slices/slices.csv")
+        found = found[found.value.isin([value for values in SLICES.values() for value in values])]
         found = found[found.value != "recall"]
         relu_tt = (found.model == "ref:relu") & (found.method == "tt")
         others = found[(found.method != "tda") & ~relu_tt]

@@ -231,7 +231,7 @@ def test_text_that_it_was_fitted_on_is_refused_in_scoring() -> None:
 
 def test_a_bench_takes_a_method_as_it_was_fitted(tmp_path: Path) -> None:
     """No other text is asked of it, and its record says by digest what it was fitted with."""
-    from tda.bench.plan import plan_for
+    from tda.bench.planning import plan_for
     from tda.bench.prepare import prepare
 
     model = tiny.build("llama", vocab_size=300)

@@ -18,13 +18,13 @@ from conftest import ROOT, pytest_collection_modifyitems
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import benches, packages, peer, suites, tell, tuning
 from benchmarks.gpu_check.check import Outcome, run, why_not
-from benchmarks.gpu_check.command import Ran
+from benchmarks.gpu_check.command import CommandResult
 from benchmarks.gpu_check.figures import Figure, at_least, at_most
 from benchmarks.gpu_check.parts import PARTS, Part
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from benchmarks.gpu_check.summary import Summary
 from benchmarks.peers.contestants import Contestant
-from benchmarks.peers.job import Job, Report, Row, Served
+from benchmarks.peers.job import Job, PeerReport, PeerRow, Served
 from tda.records import MEASUREMENTS, Measurement
 from tests import nights
 
@@ -247,7 +247,7 @@ def test_never(): pass
 class TestSuites:
     def figures(self, folder: Path, code: str) -> dict[str, Figure]:
         (folder / "test_played.py").write_text(code)
-        setting = Setting(folder=folder, scratch=folder, dry=False, limit_s=WAIT_S)
+        setting = CheckSetting(folder=folder, scratch=folder, dry=False, limit_s=WAIT_S)
         return {figure.name: figure for figure in suites.run_tests(setting, [str(folder / "test_played.py")])}
 
     def test_tell_what_failed_and_where_it_crashed(self, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ class TestSuites:
         assert (failed.value, failed.verdict, failed.note) == (1, "falls short", "pytest did not end within 70 s")
 
     def test_a_test_that_passed_its_setup_alone_crashed(self) -> None:
-        lines = [tell.Line(test="one", step="start"), tell.Line(test="one", step="setup", outcome="passed")]
+        lines = [tell.StepLine(test="one", step="start"), tell.StepLine(test="one", step="setup", outcome="passed")]
         assert tell.outcomes(lines) == {"one": "crashed"}
 
     def test_are_found_where_no_extra_is_installed(self, tmp_path: Path) -> None:
@@ -348,18 +348,18 @@ class TestPeers:
         """What is told of contestants that take so long a step, or fail."""
         monkeypatch.setattr(peer, "machine", lambda device: nights.MACHINE)
 
-        def serve(setting: Setting, job: Job, name: str, contestant: Contestant) -> Row:
+        def serve(setting: CheckSetting, job: Job, name: str, contestant: Contestant) -> PeerRow:
             step = steps[name]
             fields: dict[str, Any] = {"status": "crash", "reason": "exit code -11"}
             if step is not None:
                 served = Served(prefill_ms=30, decode_ms=step, generation_ms=900, tokens=(1, 2))
-                report = Report(served=(served,), settings={}, versions={}, load_s=5, warm_up_s=40)
+                report = PeerReport(served=(served,), settings={}, versions={}, load_s=5, warm_up_s=40)
                 fields = {"status": "ok", "report": report}
-            return Row(contestant=name, block=1, order=0, stream_gb_per_s=3000, started="now", seconds=60, **fields)
+            return PeerRow(contestant=name, block=1, order=0, stream_gb_per_s=3000, started="now", seconds=60, **fields)
 
         monkeypatch.setattr(peer, "_serve", serve)
         monkeypatch.setattr(peer, "on_device", lambda contestants, device: (dict.fromkeys(steps), ["vllm is left out"]))
-        setting = Setting(folder=folder, scratch=folder, dry=False, limit_s=WAIT_S)
+        setting = CheckSetting(folder=folder, scratch=folder, dry=False, limit_s=WAIT_S)
         return {figure.name: figure for figure in peer.peer(setting)}
 
     def test_our_dense_is_held_against_the_compiled_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,8 +397,8 @@ def test_what_was_tuned_is_a_row_a_kernel_and_shape(tmp_path: Path, monkeypatch:
         },
         {"kernel": "down", "shape": [14336, 4096], "kept_fractions": [0.5, 0.25], "gb_per_s": [1463.0, 1155.0]},
     ]
-    monkeypatch.setattr(tuning, "run_tda", lambda *words: Ran(0, json.dumps(rows), 55.0))
-    setting = Setting(folder=tmp_path, scratch=tmp_path, dry=False, limit_s=80)
+    monkeypatch.setattr(tuning, "run_tda", lambda *words: CommandResult(0, json.dumps(rows), 55.0))
+    setting = CheckSetting(folder=tmp_path, scratch=tmp_path, dry=False, limit_s=80)
     whole, dense, half, quarter = tuning.tune(setting)
     assert (whole.value, dense.name, dense.value) == (55.0, "rows dense 4096x4096", 1651.0)
     assert dense.note == "chosen: 1 row, of 1 candidates; untuned: 1522 GB/s"

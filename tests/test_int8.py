@@ -15,7 +15,7 @@ from model_state import same, state
 from torch import Tensor, nn
 
 import tda
-from tda.bench.plan import PRESETS
+from tda.bench.presets import PRESETS
 from tda.bench.traffic import decode_traffic
 from tda.contracts import Method
 from tda.engine.phases import decode, prefill

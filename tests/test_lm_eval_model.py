@@ -157,7 +157,7 @@ def test_dense_equals_lm_evals_class_to_the_last_digit(items: Any, stories: str)
         own = HFLM(stories, device="cpu", batch_size=batch_size).loglikelihood(requests, disable_tqdm=True)
         lm = TDALM(stories, device="cpu", batch_size=batch_size)
         assert lm.loglikelihood(requests, disable_tqdm=True) == own
-        assert {sparse for _, sparse in lm.told.values()} == {0}
+        assert {sparse for _, sparse in lm.tally.told.values()} == {0}
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_equals_a_loop_token_by_token(
         wanted = loop(model, chosen, context, continuation, protocol)
         assert answer[0] == pytest.approx(math.fsum(wanted), abs=1e-4 * len(wanted))
         sparse = {"all_sparse": len(wanted), "decode": len(wanted) - 1, "griffin": 1}[protocol]
-        assert lm.told["hellaswag", request.doc_id, request.idx] == (len(wanted), sparse)
+        assert lm.tally.told["hellaswag", request.doc_id, request.idx] == (len(wanted), sparse)
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_equals_a_loop_on_all_items(name: str, items: Any, loaded: Any, fitted: 
     model = arithmetic(loaded[0], chosen)
     lm = TDALM.of(model, loaded[1], chosen, batch_size=16, say=lambda sentence: None)
     found = lm.loglikelihood(requests, disable_tqdm=True)
-    assert sum(lm.achieved_sparsity) / 5 == pytest.approx(0.5, abs=0.2)
+    assert sum(lm.tally.achieved_sparsity) / 5 == pytest.approx(0.5, abs=0.2)
     right = [CHOICES * document + gold for document, (_, gold, _) in enumerate(items)]  # a loop is slow: one of four
     answers = [found[number] for number in right]
     for answer, (context, continuation) in zip(answers, pairs(lm, [requests[n] for n in right]), strict=True):
@@ -373,7 +373,7 @@ def test_rolling_equals_a_loop_over_windows(windows: dict[str, int], small: Any)
             context, continuation = whole[max(0, start - prompt) : start], whole[start : start + new]
             wanted += math.fsum(loop(small[0], lm.method, context, continuation, "all_sparse"))
         assert value == pytest.approx(wanted, abs=1e-3)
-        assert lm.told["read", number, 0] == (len(whole) - 1, len(whole) - 1)
+        assert lm.tally.told["read", number, 0] == (len(whole) - 1, len(whole) - 1)
 
 
 def test_dense_reads_in_given_windows_too(small: Any) -> None:
@@ -434,9 +434,9 @@ def test_generates_what_a_loop_does(name: str, batch_size: int, items: Any, load
             whole = whole.split(stop)[0]
         assert text == whole
         sparse = 0 if name == "dense" else len(tokens) - 1
-        assert lm.told["written", number, 0] == (len(tokens), sparse)
+        assert lm.tally.told["written", number, 0] == (len(tokens), sparse)
     assert crossed >= 2
-    assert lm.generated == {"written"}
+    assert lm.tally.generated == {"written"}
 
 
 def test_rows_of_a_batch_that_share_a_set_come_alone(small: Any) -> None:
@@ -716,14 +716,17 @@ def test_a_journal_answers_what_it_holds(small: Any, tmp_path: Path, monkeypatch
     assert len({json.loads(line)["key"] for line in lines}) == len(lines)
     path.write_text("\n".join([*lines[:2], "{damaged", *lines[2:]])[:-9])
     again = made(small, **options, say=told.append)
-    assert again.told == {}
+    assert again.tally.told == {}
     with monkeypatch.context() as patch:
         passes: list[int] = []
         forward = small[0].forward
         patch.setattr(small[0], "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
         found = everything(again)
     assert [pytest.approx(part) if isinstance(part[0], float) else part for part in wanted] == found
-    assert (again.told, again.achieved_sparsity) == (first.told, pytest.approx(first.achieved_sparsity))
+    assert (again.tally.told, again.tally.achieved_sparsity) == (
+        first.tally.told,
+        pytest.approx(first.tally.achieved_sparsity),
+    )
     assert len(told) == 2  # a line that was damaged, and the last, which was cut
     assert len(passes) <= 4  # one window, and what attaching tries
     assert len(path.read_text().splitlines()) == len(lines) + 2
@@ -824,8 +827,8 @@ def test_the_cache_tells_what_was_sparse(chosen: Method, small: Any, cached: Any
     assert found == wanted
     assert held.get_model_info()["sparse_share"] == first.get_model_info()["sparse_share"]
     assert again.tokens == first.tokens
-    assert again.generated == {"written"}
-    assert again.told == first.told
+    assert again.tally.generated == {"written"}
+    assert again.tally.told == first.tally.told
 
 
 def test_a_cache_is_of_one_method_and_protocol(small: Any, cached: Any) -> None:

@@ -41,7 +41,7 @@ def test_a_prefill_without_some_neurons_is_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "micro")
     parts = importlib.import_module("parts")
     model = tiny.build("llama").bfloat16()
-    subject = parts.Subject(model, tiny.text(1, 32))
+    subject = parts.MicroModel(model, tiny.text(1, 32))
     with torch.no_grad():
         parts.check_close(prefill(model, subject.prompt).logits, subject.exact_logits)
         subject.ffns[0].down.weight[:, :10] = 0

@@ -90,7 +90,7 @@ class Case:
     scales: tuple[Tensor | None, Tensor | None, Tensor | None]
     biases: tuple[Tensor | None, Tensor | None, Tensor | None]
     x: Tensor
-    description: c.FFN
+    description: c.FFNStruct
     by_rows: bool
 
     @classmethod
@@ -119,7 +119,7 @@ class Case:
         up, down = weights(F, D, D), weights(F, D, F) if by_rows else weights(D, F, F)
         scales = (scale(F, D), scale(F, D), scale(D, F))
         biases = (bias(F, shape.bias and shape.gated), bias(F, shape.bias), bias(D, shape.bias))
-        description = c.FFN(
+        description = c.FFNStruct(
             gate=c.Matrix() if gate is None else c.Matrix.of(gate, biases[0], scales[0]),
             up=c.Matrix.of(up, biases[1], scales[1]),
             down=c.Matrix.of(down, biases[2], scales[2]),
@@ -148,14 +148,14 @@ class Case:
         """Neuron activations: [N, F]."""
         return self.activated() * (1 if self.gate is None else self.linear(1))
 
-    def run(self, descriptions: list[c.FFN]) -> Tensor:
+    def run(self, descriptions: list[c.FFNStruct]) -> Tensor:
         """What the kernels give: [N, D]. Everything that they write lies between guards."""
         shape, library = self.shape, c.library()
         y = self.guards.empty((shape.rows, shape.D), shape.dtype)
         scratch = self.guards.empty((library.tda_ffn_floats(ctypes.byref(self.description), shape.threads),))
         inputs = [self.up.clone(), self.down.clone(), self.x.clone()]
         library.tda_ffn(
-            (c.FFN * len(descriptions))(*descriptions),
+            (c.FFNStruct * len(descriptions))(*descriptions),
             shape.rows,
             self.x.data_ptr(),
             self.x.stride(0) * shape.dtype.itemsize,
@@ -186,7 +186,7 @@ def close(found: Tensor, expected: Tensor, scale: Tensor) -> None:
     assert ((found.double() - expected).abs() <= 3e-5 * scale + rounding * expected.abs()).all()
 
 
-def lists(case: Case, share: float) -> tuple[list[c.FFN], Tensor]:
+def lists(case: Case, share: float) -> tuple[list[c.FFNStruct], Tensor]:
     """A description with a list of its own for each row, and the kept sets: bool [N, F]."""
     shape, library = case.shape, c.library()
     kept = torch.rand(shape.rows, shape.F, generator=torch.Generator().manual_seed(shape.seed)) < share
@@ -194,7 +194,7 @@ def lists(case: Case, share: float) -> tuple[list[c.FFN], Tensor]:
     for mask in kept:
         # An empty tensor has no address, and a list without one means all neurons.
         index = case.guards.empty((max(1, int(mask.sum())),), torch.int32)
-        description = c.FFN.from_buffer_copy(case.description)
+        description = c.FFNStruct.from_buffer_copy(case.description)
         description.index = index.data_ptr()
         description.count = library.tda_list(case.guards.copy(mask).data_ptr(), shape.F, index.data_ptr())
         assert torch.equal(index[: description.count].long(), mask.nonzero()[:, 0])
@@ -234,7 +234,7 @@ def test_thresholds(shape: Shape, rule: str, share: float, weighted: bool) -> No
     reported = case.guards.empty((shape.rows, shape.F), torch.uint8)
     descriptions = []
     for row in reported:
-        descriptions.append(c.FFN.from_buffer_copy(case.description))
+        descriptions.append(c.FFNStruct.from_buffer_copy(case.description))
         descriptions[-1].rule, descriptions[-1].cut = c.RULES.index(rule), cut
         descriptions[-1].kept, descriptions[-1].norms = row.data_ptr(), norms.data_ptr() if weighted else None
     y = case.run(descriptions)
@@ -257,7 +257,7 @@ def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
     index = kept.nonzero()[:, 0]
     rows = case.guards.empty((1 + shape.gated, len(index), shape.D), case.up.dtype)
     columns = case.guards.empty((shape.D, len(index)), case.up.dtype)
-    source, target = c.FFN.from_buffer_copy(case.description), c.FFN()
+    source, target = c.FFNStruct.from_buffer_copy(case.description), c.FFNStruct()
     listed = case.guards.copy(index.int())
     source.index, source.count = listed.data_ptr(), len(listed)
     if shape.gated:
@@ -393,12 +393,12 @@ def test_activation_functions_from_end_to_end(act: str) -> None:
     x = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([0.0, 1e-30, -1e-30, 1e12, -1e12, 1e-8])])
     one = torch.ones(1, 1)
     matrix = c.Matrix.of(one)
-    description = c.FFN(up=matrix, down=matrix, act=list(activations.ACTIVATIONS).index(act), down_rows=1)
+    description = c.FFNStruct(up=matrix, down=matrix, act=list(activations.ACTIVATIONS).index(act), down_rows=1)
 
     def run(x: Tensor) -> Tensor:
         y = torch.empty_like(x)
         scratch = torch.empty(c.library().tda_ffn_floats(ctypes.byref(description), 1))
-        descriptions = (c.FFN * len(x))(*[description] * len(x))
+        descriptions = (c.FFNStruct * len(x))(*[description] * len(x))
         c.library().tda_ffn(descriptions, len(x), x.data_ptr(), 4, y.data_ptr(), scratch.data_ptr(), 1, 1)
         return y
 
@@ -439,7 +439,7 @@ class TestDescriptions:
     def test_struct_sizes_are_those_of_c(self) -> None:
         sizes = (ctypes.c_int64 * 5)()
         c.library().tda_sizes(sizes)
-        assert list(sizes) == [ctypes.sizeof(kind) for kind in (c.Matrix, c.Norm, c.FFN, c.Layer, c.Model)]
+        assert list(sizes) == [ctypes.sizeof(kind) for kind in (c.Matrix, c.Norm, c.FFNStruct, c.Layer, c.ModelStruct)]
 
     @pytest.mark.parametrize("which", ["gate", "up"])
     def test_columns_in_place_of_rows_are_refused(self, which: str) -> None:

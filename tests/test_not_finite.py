@@ -288,9 +288,9 @@ class TestStatistics:
 @pytest.mark.parametrize("relative", [True, False])
 def test_the_triton_kernel_drops_no_broken_token(value, relative):
     pytest.importorskip("triton", reason="the kernels need the package triton")
-    from tda.kernels.triton.statistic import Squares
+    from tda.kernels.triton.statistic import SquaresKernel
 
-    (a, sums), sweep = (torch.ones(2, 5, 9), torch.zeros(2, 9)), Squares()
+    (a, sums), sweep = (torch.ones(2, 5, 9), torch.zeros(2, 9)), SquaresKernel()
     a[1, 3, 4] = value
     sweep(sums, a, torch.ones(2, 5, dtype=torch.bool), None, relative)
     sweep.finish()
@@ -323,7 +323,7 @@ def test_the_kernels_in_c_do_not_mend_it_either(chosen):
 @pytest.mark.parametrize("chosen", [tda.CATS(), tda.TT()], ids=tiny.case_id)
 def test_the_kernels_in_triton_do_not_mend_it_either(chosen):
     pytest.importorskip("triton", reason="the kernels need the package triton")
-    from tda.kernels.triton.ffn import ThresholdFFN as TritonFFN
+    from tda.kernels.triton.ffn import TritonThresholdFFN as TritonFFN
 
     ffn = find_ffns(tiny.build("llama"))[0]
     lay_rows(ffn.down)

@@ -10,7 +10,7 @@ import tiny
 import tiny_tokenizers
 from task_rows import ROWS, write_lines
 
-from tda.bench.plan import PAPER_TASKS
+from tda.bench.presets import PAPER_TASKS
 from tda.models import load_model
 
 MODELS = {"opt": "opt", "gemma": "llama-2", "llama": "llama-3", "mistral": "llama-2"}

@@ -23,9 +23,9 @@ import torch
 import tda
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import blocks, child, gathered, huggingface, llama_weights, ours, vllm_engine
-from benchmarks.peers.child import Order
+from benchmarks.peers.child import ChildOrder
 from benchmarks.peers.contestants import CONTESTANTS, Contestant, Made, on_device
-from benchmarks.peers.job import Engine, Job, OnToken, Plan, Report, Row, Served
+from benchmarks.peers.job import Engine, Job, OnToken, PeerPlan, PeerReport, PeerRow, Served
 from benchmarks.peers.table import BASES, GOALS, contestant_rows, markdown, speedup
 from tda.engine.phases import prefill
 from tda.process import alone, finish
@@ -41,11 +41,11 @@ def fake(**options: Any) -> Contestant:
     return Contestant(FAKE, options)
 
 
-def plan(*names: str, job: Job = JOB) -> Plan:
-    return Plan(job=job, contestants=names, machine=nights.MACHINE, commit=Commit(hash="c" * 40, dirty=False))
+def plan(*names: str, job: Job = JOB) -> PeerPlan:
+    return PeerPlan(job=job, contestants=names, machine=nights.MACHINE, commit=Commit(hash="c" * 40, dirty=False))
 
 
-def run(out: Path, contestants: dict[str, Contestant], number: int, **options: Any) -> list[Row]:
+def run(out: Path, contestants: dict[str, Contestant], number: int, **options: Any) -> list[PeerRow]:
     options = {"say": lambda sentence: None, "stream": lambda device: 40.0, **options}
     return blocks.run(out, plan(*contestants), contestants, number, **options)
 
@@ -126,7 +126,7 @@ class TestFailures:
 
     def test_do_not_pass_for_what_an_earlier_process_reported(self, tmp_path: Path) -> None:
         (tmp_path / blocks.REPORT).write_text(
-            Report(served=(), settings={}, versions={}, load_s=0, warm_up_s=0).model_dump_json()
+            PeerReport(served=(), settings={}, versions={}, load_s=0, warm_up_s=0).model_dump_json()
         )
         (row,) = run(tmp_path, {"bad": fake(how="reports nothing")}, 1)
         assert row.status == "error"
@@ -192,11 +192,11 @@ def test_a_request_is_timed_from_its_start_and_between_tokens(monkeypatch: pytes
     assert served.tokens == (0, 1, 2, 3)
 
 
-def row(contestant: str, block: int, decode_ms: float, **changes: Any) -> Row:
+def row(contestant: str, block: int, decode_ms: float, **changes: Any) -> PeerRow:
     served = Served(prefill_ms=100, decode_ms=decode_ms, generation_ms=100 + 9 * decode_ms, tokens=(1,))
-    report = Report(served=(served,) * 3, settings={"threads": 2}, versions={"torch": "2"}, load_s=1, warm_up_s=1)
+    report = PeerReport(served=(served,) * 3, settings={"threads": 2}, versions={"torch": "2"}, load_s=1, warm_up_s=1)
     fields = {"stream_gb_per_s": 40.0 + block, "status": "ok", "started": "now", "seconds": 1.0, "report": report}
-    return Row(contestant=contestant, block=block, order=0, **{**fields, **changes})
+    return PeerRow(contestant=contestant, block=block, order=0, **{**fields, **changes})
 
 
 class TestTables:
@@ -434,7 +434,7 @@ class PlayedEngine:
 
 class TestVllm:
     def test_tells_each_token_once_as_it_comes(self) -> None:
-        answers = vllm_engine.Answers(PlayedEngine(), SimpleNamespace)
+        answers = vllm_engine.EngineAnswers(PlayedEngine(), SimpleNamespace)
         for _ in range(2):
             assert child.serve(Engine(answers, dict), (5, 6, 7), 4).tokens == (8, 9, 10, 11)
 
@@ -514,12 +514,12 @@ class TestLlamaCpp:
         self.write(model, "q8_0", tmp_path / "model.gguf")
         job = Job(model="ref:swiglu", prompt=prompt, new_tokens=12, requests=2, threads=1)
         place = tmp_path / "report.json"
-        order = Order(call=".llama_cpp:serve", job=job, file=tmp_path / "model.gguf", report=place)
+        order = ChildOrder(call=".llama_cpp:serve", job=job, file=tmp_path / "model.gguf", report=place)
         environment = {**os.environ, "PYTHONPATH": str(blocks.ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "benchmarks.peers.child", order.model_dump_json()]
         ended = finish(command, tmp_path, environment, 60)
         assert ended.status == "ok", ended.reason
-        report = Report.model_validate_json(place.read_bytes())
+        report = PeerReport.model_validate_json(place.read_bytes())
         expected = _tokens(huggingface.engine(model, JOB, compiled=False), prompt)
         assert [served.tokens for served in report.served] == [expected, expected]
 

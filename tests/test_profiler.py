@@ -26,7 +26,7 @@ from tda.names import Execution
 from tda.profiler import overhead
 from tda.profiler.capture import REQUESTS, STEPS, WARM_STEPS, count, peaks, record, serve, tabulate
 from tda.profiler.counts import Counter, Spot
-from tda.profiler.kernels import Table, fitted
+from tda.profiler.kernels import KernelTable, fitted
 from tda.profiler.overhead import Overhead, measure_overhead
 from tda.profiler.parts import WEIGHT_PARTS, named_parts, ranges
 from tda.profiler.records import GAPS, HOST, PYTHON, KernelRow
@@ -144,8 +144,8 @@ def written(folder: Path, events: list[dict[str, Any]]) -> Path:
     return path
 
 
-def table(folder: Path, events: list[dict[str, Any]], counted: set[str], overhead: Overhead = FREE) -> Table:
-    return Table(read_trace(written(folder, events), counted), {}, {}, overhead)
+def table(folder: Path, events: list[dict[str, Any]], counted: set[str], overhead: Overhead = FREE) -> KernelTable:
+    return KernelTable(read_trace(written(folder, events), counted), {}, {}, overhead)
 
 
 def by_name(rows: list[KernelRow]) -> dict[tuple[str, str, str], KernelRow]:
@@ -441,7 +441,9 @@ PROFILED: dict[str, tuple[Method, Execution, set[str]]] = {
 
 
 @pytest.fixture(params=PROFILED)
-def profiled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, str, Table]:
+def profiled(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, str, KernelTable]:
     model, (method, execution, _) = tiny.model("llama"), PROFILED[request.param]
     if request.param.endswith("by torch"):
         monkeypatch.setattr(native, "problem", lambda ffns: "not wanted")
@@ -453,7 +455,7 @@ def profiled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return model, request.param, tabulate(tmp_path / "case" / "trace.json.gz", counter, FREE)
 
 
-def test_a_real_profile_is_whole(profiled: tuple[Any, str, Table]) -> None:
+def test_a_real_profile_is_whole(profiled: tuple[Any, str, KernelTable]) -> None:
     """Shares sum to the whole, every operator that reads weights is there, and each layer's once."""
     model, name, made = profiled
     method, _, parts = PROFILED[name]
@@ -505,7 +507,7 @@ def test_bytes_go_to_the_kernel_that_took_longest(tmp_path: Path) -> None:
 
     trace = read_trace(written(tmp_path, CPU_TRACE), {"aten::addmm"})
     counts = {Spot("prefill", "down", "aten::addmm"): Count(calls=2, bytes=400, flops=100)}
-    rows = by_name(Table(trace, counts, {"prefill": 2}, FREE).rows())
+    rows = by_name(KernelTable(trace, counts, {"prefill": 2}, FREE).rows())
     assert rows["prefill", "down", "aten::addmm"].bytes == 200
     assert rows["prefill", "down", "aten::addmm"].flops == 50
     assert rows["prefill", "down", "aten::addmm"].gb_per_s == pytest.approx(200 / 0.25 / 1e6)

@@ -18,7 +18,7 @@ from tda.history.profiles import ACCOUNT, ProfileComparison, ProfileStore, Store
 from tda.nightly.config import load_profiles
 from tda.nightly.explain import headline
 from tda.nightly.profiling import ProfileRequest, capture
-from tda.profiler.difference import Change, difference, phase_differences, telling
+from tda.profiler.difference import ProfileChange, difference, phase_differences, telling
 from tda.profiler.records import PYTHON, KernelRow, Profile
 from tda.profiler.store import KERNELS, MODULES, RECORD, TRACE
 from tests import nights, planted, profiles
@@ -37,7 +37,7 @@ def processes(count: int = 2, *, noise: float = 0.01, first: int = 0, **told: ob
     return [profile("griffin", seed=first + number, noise=noise, **told) for number in range(count)]  # type: ignore[arg-type]
 
 
-def key(change: Change) -> tuple[str, str, str, str]:
+def key(change: ProfileChange) -> tuple[str, str, str, str]:
     return change.phase, change.part, change.op, change.kernel
 
 

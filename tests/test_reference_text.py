@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tda.reference.text import KINDS, SPLITS, Split, Words, document, documents, recall_items, split_of
+from tda.reference.text import KINDS, SPLITS, TextSplit, Words, document, documents, recall_items, split_of
 
 WINDOW = 64
 DOCUMENTS = 12
@@ -21,7 +21,7 @@ def windows(text: str) -> set[bytes]:
     return {data[start : start + WINDOW] for start in range(len(data) - WINDOW + 1)}
 
 
-def texts_of(split: Split) -> list[str]:
+def texts_of(split: TextSplit) -> list[str]:
     kinds = [document(kind, split, index, min_bytes=1200).text for kind in KINDS for index in range(DOCUMENTS)]
     return kinds + [item.context + item.answer for item in itertools.islice(recall_items(split), DOCUMENTS)]
 
@@ -54,7 +54,7 @@ def test_kinds_look_unlike() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_invented_words_belong_to_their_split(split: Split) -> None:
+def test_invented_words_belong_to_their_split(split: TextSplit) -> None:
     words = Words(split, "some seed")
     assert all(split_of(words.name()) == split for _ in range(200))
     assert all(split_of(word.upper()) == split_of(word) for word in ("tromai", "Klean"))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tda import spans
 from tda.profiler.capture import tabulate
 from tda.profiler.counts import Counter, Spot
-from tda.profiler.kernels import Table
+from tda.profiler.kernels import KernelTable
 from tda.profiler.overhead import Overhead
 from tda.profiler.records import GAPS, HOST, KernelRow
-from tda.profiler.replay import Launch, read_order, tell_apart
+from tda.profiler.replay import ReplayedKernel, read_order, tell_apart
 from tda.profiler.trace import read_trace
 from tests import profiles
 from tests.profiles import CLONE, COPY, CUDA_STEP, CudaTrace, Ran
@@ -31,7 +31,7 @@ def table(
     overhead: Overhead = FREE,
     plain_us: Sequence[float] = (),
     counter: Counter | None = None,
-) -> Table:
+) -> KernelTable:
     """The table of a request's trace, its replays told apart by an order."""
     counter = counter or Counter()
     for op in OPERATORS:
@@ -41,7 +41,7 @@ def table(
     return tabulate(path, counter, overhead, plain_us, told)
 
 
-def decode(made: Table) -> list[KernelRow]:
+def decode(made: KernelTable) -> list[KernelRow]:
     return [row for row in made.rows() if row.phase == "decode"]
 
 
@@ -51,7 +51,7 @@ def us(rows: Sequence[KernelRow]) -> dict[tuple[str, str, str], float]:
 
 def test_the_order_is_that_of_the_launches_inside_the_graph(tmp_path: Path) -> None:
     found = read_order(profiles.write_order(tmp_path / "order.json.gz"), OPERATORS)
-    wanted = [Launch(ran.kernel, ran.part, ran.module, ran.op or ran.kernel) for ran in CUDA_STEP]
+    wanted = [ReplayedKernel(ran.kernel, ran.part, ran.module, ran.op or ran.kernel) for ran in CUDA_STEP]
     assert list(found) == wanted
 
 
@@ -144,7 +144,7 @@ def test_rows_of_a_step_sum_to_it_however_kernels_overlap(
                              "args": {"correlation": stream}})  # fmt: skip
     trace.events.append({**kernel, "tid": 9, "name": "far", "ts": 1e6, "dur": 1.0, "args": {}})
     found = read_trace(trace.write(tmp_path_factory.mktemp("t") / "t.json.gz"))
-    rows = Table(found, {}, {}, FREE).rows()
+    rows = KernelTable(found, {}, {}, FREE).rows()
     ((begin, end),) = found.steps["decode"]
     assert sum(row.recorded_ms for row in rows) * 1e3 == pytest.approx(end - begin, abs=1e-6)
     assert all(row.recorded_ms >= 0 for row in rows)

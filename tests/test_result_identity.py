@@ -17,9 +17,10 @@ from rich.console import Console
 import tda
 from tda import device as facts
 from tda.bench import rounds
-from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_for
 from tda.bench.run import Bench
-from tda.bench.store import INNOCENT_ATTEMPTS, Folder, Place, Store, _is_at
+from tda.bench.store import INNOCENT_ATTEMPTS, Folder, RecordPlace, Store, _is_at
 from tda.cases import Case, Inputs
 from tda.config import BenchConfig
 from tda.models import load_model
@@ -251,8 +252,8 @@ def test_true_is_not_one(tmp_path: Path, lines: list[dict]) -> None:
     (record,) = load(tmp_path).records
     store = Store(tmp_path, [record], Folder(tmp_path, print))
     one = record.case.model_copy(update={"options": {**record.case.options, "max_keep": 1}})
-    assert not store.missing(Place(record.case, record.inputs, record.round))
-    assert store.missing(Place(one, record.inputs, record.round))
+    assert not store.missing(RecordPlace(record.case, record.inputs, record.round))
+    assert store.missing(RecordPlace(one, record.inputs, record.round))
     with pytest.raises(ValueError, match="seed must be a whole number; got True"):
         plan_for(["ref:swiglu"], ["random:seed=true,sparsity=0.5"], {}).build()
 
@@ -303,7 +304,7 @@ def test_a_case_in_which_runs_end_again_and_again_is_given_up(own_copy: Path) ->
         bench(TINY, own_copy)
         failed = [one for one in load(own_copy).records if one.status != "ok"]
         assert [(one.status, one.failure) for one in failed] == [("crash", Failure(kind="lost"))] * number
-        there = [one for one in load(own_copy).records if _is_at(one, Place(died.case, died.inputs, 2))]
+        there = [one for one in load(own_copy).records if _is_at(one, RecordPlace(died.case, died.inputs, 2))]
         assert any(one.status == "ok" for one in there) == (number < INNOCENT_ATTEMPTS)
         whole = [*whole, *(one.model_dump_json() for one in failed[-1:])]
 

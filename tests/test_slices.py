@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import tda
 from tda.contracts import Method
 from tda.quality import Document, Evaluator, calibration_batches, evaluation_documents, recall, recall_questions, slices
-from tda.quality.slices import GROUPS, RECALL, Slice, cut, lengths, positions
+from tda.quality.losses import Slice
+from tda.quality.slices import GROUPS, RECALL, cut, lengths, positions
 from tda.reference.text import KINDS
 from tda.reference.train import BOS, byte_tokenizer
 from tda.statistics import paired_difference

@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
+from tda.bench.messages import Message, Order
 from tda.bench.plan import Plan, Subject
-from tda.bench.store import Place
-from tda.bench.supervisor import Limits, Message, Order, supervised
+from tda.bench.store import RecordPlace
+from tda.bench.supervisor import supervised
 from tda.bench.worker import order_of
+from tda.bench.worker_limits import Limits
 from tda.records import FAILURES, Record
 from tests.faults import plant
 
@@ -32,7 +34,7 @@ PLAN = Plan(
     calibration_documents=2,
     recall=False,
 )
-Fault = Callable[[int, Place], None]
+Fault = Callable[[int, RecordPlace], None]
 
 
 def orders(folder: Path, plan: Plan = PLAN) -> list[Order]:
@@ -51,7 +53,7 @@ class Watched:
         self.raised: list[Exception] = []
         self._messages = supervised(orders(folder, plan), [], limits)
 
-    def run(self, fault: Fault | None = None, when: Callable[[Place], bool] = lambda place: True) -> None:
+    def run(self, fault: Fault | None = None, when: Callable[[RecordPlace], bool] = lambda place: True) -> None:
         """Hear all; the first time that a case runs which is meant, the fault happens to its process."""
         with closing(self._messages) as messages:
             for message in messages:
@@ -96,11 +98,11 @@ def send(number: int) -> Fault:
     return lambda pid, place: os.kill(pid, number)
 
 
-def timed(place: Place) -> bool:
+def timed(place: RecordPlace) -> bool:
     return place.round == 2 and place.case.method == "griffin"
 
 
-def scored(place: Place) -> bool:
+def scored(place: RecordPlace) -> bool:
     return place.round == 0 and place.case.method == "magnitude"
 
 
@@ -127,13 +129,13 @@ def test_a_worker_says_all_that_a_bench_in_this_process_says(undisturbed: Watche
     ],
 )
 def test_a_signal_ends_one_cell_and_no_other(
-    undisturbed: Watched, tmp_path: Path, number: int, kind: str, words: str, when: Callable[[Place], bool]
+    undisturbed: Watched, tmp_path: Path, number: int, kind: str, words: str, when: Callable[[RecordPlace], bool]
 ) -> None:
     watched = Watched(tmp_path)
     watched.run(send(number), when)
     assert watched.good == undisturbed.good
     (failed,) = watched.failed
-    assert when(Place(failed.case, failed.inputs, failed.round))
+    assert when(RecordPlace(failed.case, failed.inputs, failed.round))
     assert (failed.failure.kind, failed.status) == (kind, FAILURES[kind].status)
     assert words in failed.reason
     assert len(watched.pids) == 2

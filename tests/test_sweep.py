@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import sweep_soak
 from tda.records import Record
+from tda.sweep.node import look
 from tda.web.report import build_report
 from tests import sweeps
 from tests.sweeps import MODELS, SCORED, SMALL, TIMED, failures, finished, good, lines, run, start, until, workers
@@ -351,11 +352,10 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_machines_do_not_share_is_told(tmp_path: Path, cluster: sweeps.Nodes) -> None:
     """A machine that sees another file there than the driver wrote; played by a folder that is missing on all."""
-    from tda.sweep.cluster import _look
 
     out = tmp_path / "out"
     out.mkdir()
-    problems = _look(str(out / "mark"), [str(tmp_path / "model")], {"torch": "0"})
+    problems = look(str(out / "mark"), [str(tmp_path / "model")], {"torch": "0"})
     assert "must lie on shared storage" in problems[0]
     assert problems[1].startswith(f"{tmp_path / 'model'} is not there")
     assert re.fullmatch(r"torch is .*, and 0 where the sweep was started", problems[2])

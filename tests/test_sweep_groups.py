@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tda.bench import outlook
+from tda.bench import costs, outlook
 from tda.bench.footprint import footprint
-from tda.bench.plan import PRESETS, Plan, Subject
+from tda.bench.plan import Plan, Subject
+from tda.bench.presets import PRESETS
 from tda.bench.run import run_bench
 from tda.cases import Case
 from tda.models import load_model
@@ -38,7 +39,7 @@ def plan(*subjects: Subject, **changes: Any) -> Plan:
 @pytest.fixture(autouse=True)
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that reads 1 GB and makes 100 billion operations in a second."""
-    monkeypatch.setattr(outlook, "_rates", lambda device, dtype: outlook._Rates(1e9, 1e11))
+    monkeypatch.setattr(outlook, "rates_of", lambda device, dtype: costs.Rates(1e9, 1e11))
 
 
 def record(case: Case, number: int, seconds: float, **changes: Any) -> Record:
@@ -188,14 +189,14 @@ class TestHours:
         """A step of shape:25m reads 2 bytes of each weight; a pass of 1024 tokens computes 2 operations of each."""
         count, layers, values = sizes_of("shape:25m").parameters, 8, 8 * 1536
         (subject,) = plan().subjects
-        costs = outlook._Costs(plan(), subject, sizes_of("shape:25m"), outlook._Rates(1e9, 1e11))
-        assert costs.pass_s(1) == pytest.approx(2 * count / 1e9 + layers * outlook.LAYER_S)
-        whole = 2 * count * 1024 / 1e11 + outlook.PASS_READS * 1024 * values * 2 / 1e9
-        assert costs.pass_s(1024) == pytest.approx(whole + layers * outlook.LAYER_S)
+        found = costs.Costs(plan(), subject, sizes_of("shape:25m"), costs.Rates(1e9, 1e11))
+        assert found.pass_s(1) == pytest.approx(2 * count / 1e9 + layers * costs.LAYER_S)
+        whole = 2 * count * 1024 / 1e11 + costs.PASS_READS * 1024 * values * 2 / 1e9
+        assert found.pass_s(1024) == pytest.approx(whole + layers * costs.LAYER_S)
 
     def test_a_precision_asks_for_as_many_rounds_as_lie_between(self) -> None:
-        assert outlook.expected_rounds(plan(rounds=4, most_rounds=36, precision=0.02)) == 12
-        assert outlook.expected_rounds(plan(rounds=4, most_rounds=36)) == 4
+        assert costs.expected_rounds(plan(rounds=4, most_rounds=36, precision=0.02)) == 12
+        assert costs.expected_rounds(plan(rounds=4, most_rounds=36)) == 4
 
 
 class TestRows:

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tda.bench.messages import Message, Order
 from tda.bench.plan import Plan, Subject
-from tda.bench.supervisor import Limits, Message, Order
+from tda.bench.worker_limits import Limits
 from tda.records import Record
 from tda.results import load
-from tda.sweep.cluster import HOST, Cluster, ClusterError, Ended, Needs, Node, _own_cores, fitting, needs_of
-from tda.sweep.driver import GROUPS, Sweep
+from tda.sweep.cluster import HOST, Cluster, ClusterError, GroupEnd, Needs, Node, fitting, needs_of
+from tda.sweep.done import GROUPS
+from tda.sweep.driver import Sweep
 from tda.sweep.groups import Group, groups_of
+from tda.sweep.node import own_cores
 from tda.sweep.view import View
 
 NODES = [
@@ -52,12 +55,12 @@ def test_estimated_memory_is_no_more_than_the_largest_machine_has() -> None:
 
 @pytest.mark.parametrize(("gpus", "count"), [(["0"], 1), ([], 4), (["GPU-abc"], 4), (["0", "1"], 4), (["9"], 4)])
 def test_a_group_that_has_no_part_of_the_cores_has_all(gpus: list[str], count: int) -> None:
-    assert _own_cores(gpus, count) is None
+    assert own_cores(gpus, count) is None
 
 
 def test_gpus_of_one_machine_share_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tda.sweep.cluster.allowed_cores", lambda: frozenset(range(3, 21)))
-    parts = [_own_cores([str(number)], 4) for number in range(4)]
+    monkeypatch.setattr("tda.sweep.node.allowed_cores", lambda: frozenset(range(3, 21)))
+    parts = [own_cores([str(number)], 4) for number in range(4)]
     assert frozenset().union(*(part or frozenset() for part in parts)) == frozenset(range(3, 21))
     assert sum(len(part or ()) for part in parts) == 18
 
@@ -70,8 +73,8 @@ class Played(Cluster):
         self._nodes = list(nodes)
         self.order: list[str] = []
         self.held: list[list[Record]] = []
-        self.scripts: dict[str, list[list[Message | Ended]]] = {}
-        self.playing: dict[str, list[Message | Ended]] = {}
+        self.scripts: dict[str, list[list[Message | GroupEnd]]] = {}
+        self.playing: dict[str, list[Message | GroupEnd]] = {}
         self.waiting: dict[str, list[str]] = {}  # by group, those that had not begun when it was handed over
         self._begun: set[str] = set()
 
@@ -84,11 +87,11 @@ class Played(Cluster):
         self.playing[name] = self.scripts[name].pop(0)
         self.waiting[name] = [one for one in self.playing if one not in self._begun and one != name]
 
-    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | Ended]]:
+    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | GroupEnd]]:
         for name in list(self.playing):
             message = self.playing[name].pop(0)
             self._begun |= {name} if message[0] == "started" else set()
-            if isinstance(message, Ended):
+            if isinstance(message, GroupEnd):
                 del self.playing[name]
             yield name, message
 
@@ -126,13 +129,13 @@ def sweep(out: Path, cluster: Played, groups: Sequence[Group]) -> tuple[Sweep, i
     )
 
 
-def well(records: Sequence[Record]) -> list[Message | Ended]:
+def well(records: Sequence[Record]) -> list[Message | GroupEnd]:
     one = records[0]
     return [
         Message("started", ("host", "a")),
         Message("hello", (one.machine, one.commit, 1)),
         *(Message("records", [record]) for record in records),
-        Ended(None),
+        GroupEnd(None),
     ]
 
 
@@ -171,7 +174,7 @@ def test_timed_groups_are_handed_over_together(tmp_path: Path, measured: dict[st
 
 def test_what_is_recorded_is_handed_to_the_next_try(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
     records = measured["ref:swiglu"]
-    broken = [*well(records[:1])[:-1], Ended(RuntimeError("the machine is gone"))]
+    broken = [*well(records[:1])[:-1], GroupEnd(RuntimeError("the machine is gone"))]
     cluster = Played()
     cluster.scripts = {"ref:swiglu": [broken, well(records[1:])]}
     found, told = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
@@ -186,7 +189,7 @@ def test_what_is_recorded_is_handed_to_the_next_try(tmp_path: Path, measured: di
 def test_a_group_that_is_lost_again_and_again_is_given_up(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
     start = well(measured["ref:swiglu"])[:2]
     cluster = Played()
-    cluster.scripts = {"ref:swiglu": [[*start, Ended(RuntimeError("gone"))] for _ in range(5)]}
+    cluster.scripts = {"ref:swiglu": [[*start, GroupEnd(RuntimeError("gone"))] for _ in range(5)]}
     found, _ = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
     found.run()
     assert len(cluster.order) == 5
@@ -198,7 +201,7 @@ def test_a_group_that_is_lost_again_and_again_is_given_up(tmp_path: Path, measur
 def test_an_error_of_a_model_is_a_record(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
     begin = well(measured["ref:swiglu"])[:2]
     cluster = Played()
-    cluster.scripts = {"ref:swiglu": [[*begin, Message("raised", ValueError("no such model")), Ended(None)]]}
+    cluster.scripts = {"ref:swiglu": [[*begin, Message("raised", ValueError("no such model")), GroupEnd(None)]]}
     found, _ = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
     found.run()
     (record,) = load(tmp_path).records
@@ -211,8 +214,8 @@ def test_a_group_whose_worker_cannot_begin_is_not_done(tmp_path: Path, measured:
     records, groups = measured["ref:swiglu"], groups_of(replace(PLAN, subjects=PLAN.subjects[:1]))
     cluster = Played()
     started = Message("started", ("host", "a"))
-    broken = [started, Message("raised", ChildProcessError("no torch here")), Ended(None)]
-    cluster.scripts = {"ref:swiglu": [[*well(records[:1])[:-1], Ended(RuntimeError("gone"))], broken]}
+    broken = [started, Message("raised", ChildProcessError("no torch here")), GroupEnd(None)]
+    cluster.scripts = {"ref:swiglu": [[*well(records[:1])[:-1], GroupEnd(RuntimeError("gone"))], broken]}
     found, told = sweep(tmp_path, cluster, groups)
     found.run()
     assert not (tmp_path / GROUPS).exists()
@@ -283,7 +286,7 @@ def test_a_loss_before_any_case_keeps_no_group_from_being_done(
 ) -> None:
     begin = well(measured["ref:swiglu"])[:2]
     cluster = Played()
-    cluster.scripts = {"ref:swiglu": [[*begin, Ended(RuntimeError("gone"))], well(measured["ref:swiglu"])]}
+    cluster.scripts = {"ref:swiglu": [[*begin, GroupEnd(RuntimeError("gone"))], well(measured["ref:swiglu"])]}
     groups = groups_of(replace(PLAN, subjects=PLAN.subjects[:1]))
     sweep(tmp_path, cluster, groups)[0].run()
     again = Played()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_cluster import Ended, Job, run
 
-from tda.bench.plan import PRESETS
+from tda.bench.presets import PRESETS
 from tda.sweep.groups import Group
 from tda.sweep.order import handed_over
 

@@ -7,7 +7,9 @@ import nights
 import pytest
 
 from tda import tasks
-from tda.bench.plan import PAPER_MODELS, PAPER_TASKS, PRESETS, Plan, Subject, plan_of
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_of
+from tda.bench.presets import PAPER_MODELS, PAPER_TASKS, PRESETS
 from tda.config import BenchConfig
 from tda.models.shapes import SHAPES
 from tda.records import Measurement, Record, TaskFacts, measurement_kind, merge

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import lm_eval.tasks
 import pytest
 import tiny_tokenizers
@@ -20,8 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tda.tasks import Ask, Item, TaskResult, harness
 from tda.tasks.catalogue import CATALOGUE
 from tda.tasks.harness import load
+from tda.tasks.hub import answers
 from tda.tasks.local import examples_path
-from tda.tasks.run import Prepared, evaluate, prepare
+from tda.tasks.quiet import quiet
+from tda.tasks.run import PreparedTask, evaluate, prepare
 
 SPLITS = ("train", "dev", "validation", "test")
 TASKS = Path(lm_eval.tasks.__file__).parent
@@ -38,7 +41,7 @@ def silent(sentence: str) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], list[tuple[str, str | None]]]:
     """Lets the hub answer with given rows in every split; what is asked of it comes back."""
-    monkeypatch.setattr(harness, "_answers", lambda endpoint: True)
+    monkeypatch.setattr("tda.tasks.hub.answers", lambda endpoint: True)
 
     def plays(row: dict[str, Any]) -> list[tuple[str, str | None]]:
         asked: list[tuple[str, str | None]] = []
@@ -333,7 +336,7 @@ def test_real_warnings_are_said_once() -> None:
     said: list[str] = []
     logger = logging.getLogger("lm_eval")
     before = logger.handlers, logger.level, logger.propagate
-    with harness.quiet(said.append):
+    with quiet(said.append):
         for _ in range(2):
             logging.getLogger("lm_eval.api.task").warning("a label is\n  wrong")
         logging.getLogger("lm_eval.api.task").warning("x: No `until` specified in `generation_kwargs`!")
@@ -422,8 +425,8 @@ def test_all_of_lm_evals_names(hub: Callable[[dict[str, Any]], Any]) -> None:
 
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request is tried: the sentence names task, data set and what a local line looks like."""
-    monkeypatch.setattr(harness, "_answers", lambda endpoint: False)
-    monkeypatch.setattr(harness.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("tda.tasks.hub.answers", lambda endpoint: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     for name, shape in (("xsum", r'\{"prompt"'), ("copa", r'\{"query"')):
         entry = CATALOGUE[name]
@@ -434,7 +437,7 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"cannot be had from the Hugging Face hub \(ConnectionError: .*Offline"):
         prepare([Ask("boolq")], say=silent)
@@ -443,9 +446,9 @@ def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    assert not harness._answers("http://127.0.0.1:9")
+    assert not answers("http://127.0.0.1:9")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert harness._answers("http://127.0.0.1:9")  # asked through the proxy, which may know the way
+    assert answers("http://127.0.0.1:9")  # asked through the proxy, which may know the way
 
 
 def test_lines_that_do_not_suit(tmp_path: Path) -> None:
@@ -474,7 +477,7 @@ def test_hellaswag_from_the_shared_file(shared_data: Path, tmp_path: Path) -> No
     starts = range(0, 6 * 600, 6)
     rows = [{"query": lines[at], "gold": int(lines[at + 1]), "choices": lines[at + 2 : at + 6]} for at in starts]
     path = write_lines(tmp_path / "items.jsonl", rows)
-    prepared: list[Prepared] = prepare([Ask("hellaswag", path)], say=silent)
+    prepared: list[PreparedTask] = prepare([Ask("hellaswag", path)], say=silent)
     items = only(evaluate(Played(lambda prompt, choice: float(len(choice))), prepared, say=silent)).items
     assert [item.number for item in items] == list(range(600))
     longest = [max(row["choices"], key=len) for row in rows]

@@ -16,7 +16,7 @@ from tda.contracts import Method
 from tda.engine.phases import decode, prefill
 from tda.families import find_inputs, layers_of
 from tda.fitting.histogram import Histogram
-from tda.methods.teal import Block, greedy
+from tda.methods.teal import BlockOutput, greedy
 
 NAMES = ("llama", "opt", "gpt2", "phi3", "falcon")
 """Linears of one's own, with biases, transposed, fused, and of another class."""
@@ -174,7 +174,7 @@ def plain_greedy(
 def test_the_search_takes_what_harms_least() -> None:
     """Two linears of one size and one of twice that, whose errors are known."""
     harm = (1.0, 3.0, 0.1)
-    block = Block([100, 100, 200], 100, lambda s: sum(h * x for h, x in zip(harm, s, strict=True)))
+    block = BlockOutput([100, 100, 200], 100, lambda s: sum(h * x for h, x in zip(harm, s, strict=True)))
     assert greedy(block, 0.5, 0.1) == pytest.approx([0.0, 0.0, 1.0])
     assert greedy(block, 0.75, 0.1) == pytest.approx([1.0, 0.0, 1.0])
     assert greedy(block, 0.0, 0.1) == [0.0, 0.0, 0.0]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tda.cores import control_groups
 from tda.records import Flag
-from tda.telemetry import Change, Sampler, Telemetry, Watch, cpu, flags_of, sampler
+from tda.telemetry import ConditionChange, Sampler, Telemetry, Watch, cpu, flags_of, sampler
 from tda.telemetry.cpu import CpuUse, Neighbours, frequency_mhz, thermal_events, throttled_s
 from tda.telemetry.fields import CPU_FIELDS, GPU_FIELDS, Field
-from tda.telemetry.source import NotReadableError, Reader, Source, one
+from tda.telemetry.source import NotReadableError, Reader, TelemetrySource, one
 from tests.busy import half_of_the_cores
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_a_field_that_fails_is_given_up_with_its_reason(error: Exception, reason
         tries.append(1)
         return fails(error)()
 
-    source = Source("cpu", FIELDS, [one("bad", read), one("quick", lambda: 7.0)])
+    source = TelemetrySource("cpu", FIELDS, [one("bad", read), one("quick", lambda: 7.0)])
     assert [dict(source.read()) for _ in range(3)] == [{"quick": 7.0}] * 3
     assert source.missing == {"bad": reason}
     assert len(tries) == 1
@@ -58,7 +58,7 @@ def test_a_field_that_fails_is_given_up_with_its_reason(error: Exception, reason
 
 def test_one_of_several_fields_may_fail_alone() -> None:
     values: Mapping[str, Any] = {"quick": 1.0, "bad": NotReadableError("not this one")}
-    source = Source("cpu", FIELDS, [Reader(("quick", "bad"), lambda: values)])
+    source = TelemetrySource("cpu", FIELDS, [Reader(("quick", "bad"), lambda: values)])
     assert [dict(source.read()) for _ in range(2)] == [{"quick": 1.0}] * 2
     assert source.missing == {"bad": "not this one"}
 
@@ -259,7 +259,7 @@ def test_a_root_group_has_no_quota(tmp_path: Path) -> None:
 
 
 def play(monkeypatch: pytest.MonkeyPatch, *readers: Reader) -> None:
-    monkeypatch.setattr(sampler, "sources", lambda *devices: [Source("cpu", FIELDS, readers)])
+    monkeypatch.setattr(sampler, "sources", lambda *devices: [TelemetrySource("cpu", FIELDS, readers)])
 
 
 def counter() -> Callable[[], float]:
@@ -349,8 +349,8 @@ def change(
     quota: float | None = None,
     cores: int = 2,
     threads: int = 2,
-) -> Change:
-    return Change(seconds, before, after, {"thermal_events": "no heat here"}, gpu, cores, quota, threads)
+) -> ConditionChange:
+    return ConditionChange(seconds, before, after, {"thermal_events": "no heat here"}, gpu, cores, quota, threads)
 
 
 def raised(flags: Mapping[Any, Flag]) -> dict[str, bool | None]:

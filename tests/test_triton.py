@@ -143,7 +143,7 @@ class TestListed:
     def test_equals_float64(self, F: int, D: int, act: str, gated: bool, dtype: torch.dtype) -> None:
         layer = build_ffn(F, D, act, gated=gated, bias=F % 2 == 1, dtype=dtype)
         lay_rows(layer.down)
-        executor = ffn.ListedFFN(layer)
+        executor = ffn.TritonListedFFN(layer)
         for count in (1, 4):
             kept, x = sets(count, F), random(count, 1, D, dtype=dtype, seed=count)
             executor.load(kept)
@@ -152,14 +152,14 @@ class TestListed:
     @pytest.mark.parametrize("count", range(1, 17))
     def test_any_number_of_rows_from_inputs_that_lie_apart(self, count: int) -> None:
         layer = build_ffn(21, 18, "gelu", gated=count % 2 == 0, bias=True, dtype=torch.float32)
-        executor, kept = ffn.ListedFFN(layer), sets(count, 21)
+        executor, kept = ffn.TritonListedFFN(layer), sets(count, 21)
         x = random(18, 3 * count).t()[::3]  # every third token, stored in columns
         executor.load(kept.t().contiguous().t())
         close(executor(x.unsqueeze(1)).view(count, 18), expected(layer, x, kept))
 
     def test_sixteen_rows_with_several_tokens_each(self) -> None:
         layer = build_ffn(53, 24, "silu", gated=True, bias=True, dtype=torch.float32)
-        executor = ffn.ListedFFN(layer)
+        executor = ffn.TritonListedFFN(layer)
         kept, x = sets(16, 53), random(16, 2, 24)
         executor.load(kept)
         exact = expected(layer, x.view(32, 24), kept.repeat_interleave(2, 0))
@@ -168,7 +168,7 @@ class TestListed:
     def test_a_new_selection_lies_where_the_old_one_lay(self) -> None:
         """What a captured graph rests on."""
         layer = build_ffn(53, 24, "silu", gated=True, bias=False, dtype=torch.float32)
-        executor = ffn.ListedFFN(layer)
+        executor = ffn.TritonListedFFN(layer)
         addresses = set()
         for count in (1, 4, 1):
             executor.load(sets(count, 53))
@@ -184,7 +184,7 @@ class TestListed:
         assert layer.gate is not None
         for weight in (layer.gate.weight, layer.up.weight, layer.down.weight.t()):
             weight[~kept[0]] = float("nan")
-        executor = ffn.ListedFFN(layer)
+        executor = ffn.TritonListedFFN(layer)
         executor.load(kept)
         close(executor(x), exact)
 
@@ -192,7 +192,7 @@ class TestListed:
 class TestThreshold:
     def run(self, layer: FFN, method: ThresholdMethod, cut: float, x: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
-        executor = ffn.ThresholdFFN(layer, method, lambda _, kept: seen.append(kept))
+        executor = ffn.TritonThresholdFFN(layer, method, lambda _, kept: seen.append(kept))
         executor._cut = cut
         y = executor(x)
         assert torch.equal(executor.kept.bool(), seen[0])
@@ -250,7 +250,7 @@ class TestStatistic:
         a[-1, : T // 2] = float("inf")
         weights = random(F, seed=3).abs() if weighted else None
         sums = torch.ones(B, F, device=DEVICE)
-        sweep = statistic.Squares()
+        sweep = statistic.SquaresKernel()
         for _ in range(2):  # chunks of a prompt add up
             assert sweep(sums, a, mask, weights, relative)
             sweep.finish()
@@ -277,7 +277,7 @@ class TestStatistic:
             launch(waiting, *args, **options)
 
         monkeypatch.setattr(statistic, "_launch", noting)
-        sums, sweep = [torch.zeros(2, one.shape[-1], device=DEVICE) for one in a], statistic.Squares()
+        sums, sweep = [torch.zeros(2, one.shape[-1], device=DEVICE) for one in a], statistic.SquaresKernel()
         for one, own, weight in zip(a, sums, weights, strict=True):
             sweep(own, one, mask, weight, relative)
         sweep.finish()
@@ -289,7 +289,11 @@ class TestStatistic:
             torch.testing.assert_close(own.double(), squares.sum(1), rtol=1e-5, atol=1e-6)
 
     def test_in_inference_mode(self) -> None:
-        sums, mask, sweep = torch.zeros(1, 5, device=DEVICE), torch.ones(1, 2, dtype=torch.bool), statistic.Squares()
+        sums, mask, sweep = (
+            torch.zeros(1, 5, device=DEVICE),
+            torch.ones(1, 2, dtype=torch.bool),
+            statistic.SquaresKernel(),
+        )
         with torch.inference_mode():
             a = random(1, 2, 5)
             sweep(sums, a, mask.to(DEVICE), None, False)
@@ -297,7 +301,7 @@ class TestStatistic:
         torch.testing.assert_close(sums, a.square().sum(1))
 
     def test_activations_that_changed_meanwhile_are_refused(self) -> None:
-        a, sweep = random(1, 2, 5), statistic.Squares()
+        a, sweep = random(1, 2, 5), statistic.SquaresKernel()
         sweep(torch.zeros(1, 5, device=DEVICE), a, torch.ones(1, 2, dtype=torch.bool, device=DEVICE), None, True)
         a.add_(1)
         with pytest.raises(ValueError, match="changed in place"):
@@ -356,7 +360,7 @@ class TestCosts:
 
     def test_a_network_over_lists(self) -> None:
         layer = build_ffn(53, 24, "silu", gated=True, bias=False, dtype=torch.float32)
-        executor, kept = ffn.ListedFFN(layer), torch.arange(53, device=DEVICE)[None] < 20
+        executor, kept = ffn.TritonListedFFN(layer), torch.arange(53, device=DEVICE)[None] < 20
         executor.load(kept)
         found = self.told(lambda: executor(random(1, 24)))
         parts = down.SPLIT[0].splits * 24
@@ -368,7 +372,11 @@ class TestCosts:
         assert self.told(lambda: executor.load(kept)) == {"_list": (53 + 4 * 20 + 4, 0)}
 
     def test_the_statistic_of_two_layers(self) -> None:
-        a, sums, sweep = random(1, 5, 53), [torch.zeros(1, 53, device=DEVICE) for _ in range(2)], statistic.Squares()
+        a, sums, sweep = (
+            random(1, 5, 53),
+            [torch.zeros(1, 53, device=DEVICE) for _ in range(2)],
+            statistic.SquaresKernel(),
+        )
         mask = torch.ones(1, 5, dtype=torch.bool, device=DEVICE)
 
         def work() -> None:
@@ -409,11 +417,11 @@ class TestTuning:
         for module in (rows, down):
             monkeypatch.setattr(module, "chosen", chosen)
         layer, x = self.layer(), random(1, 24)
-        listed = ffn.ListedFFN(layer)
+        listed = ffn.TritonListedFFN(layer)
         listed.load(sets(1, 53))
         listed(x)
         for method in (tda.CATS(sparsity=0), tda.TT(sparsity=0)):
-            ffn.ThresholdFFN(layer, method, lambda _, kept: None)(x)
+            ffn.TritonThresholdFFN(layer, method, lambda _, kept: None)(x)
         rows.own_forward(layer.down.module, layer.down.module.forward)(random(1, 53))
         assert asked <= {task.key for task in tune.tasks([layer], [])}
         assert len(asked) == 6

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
-Cell = tuple[str, str, float]
+GridCell = tuple[str, str, float]
 """Model, method, asked sparsity."""
 DISTANCE = "sparsity_distance"
 
@@ -24,7 +24,7 @@ class Found(TypedDict):
     failure: str | None
 
 
-class Table(TypedDict):
+class RunTable(TypedDict):
     """A whole run: its cells and (True) their A/A controls, what stopped it before its end, and how long it took."""
 
     cells: dict[tuple[str, str, float, bool], Found]
@@ -36,9 +36,9 @@ class MissingError(Exception):
     """A quantity that this machine or execution cannot give; the text says why."""
 
 
-def tabulate(text: str, stopped: str | None = None, seconds: float = 0.0) -> Table:
+def tabulate(text: str, stopped: str | None = None, seconds: float = 0.0) -> RunTable:
     """Sort the lines of a results file into cells."""
-    table: Table = {"cells": {}, "stopped": stopped, "seconds": seconds}
+    table: RunTable = {"cells": {}, "stopped": stopped, "seconds": seconds}
     for line in _lines(text):
         case = line["case"]
         control = case.get("control") or ("cross_domain" if "selection_from" in case["options"] else None)
@@ -73,7 +73,7 @@ def _add(found: Found, line: dict[str, Any]) -> None:
         found["samples"].setdefault(DISTANCE, {})[line["round"]] = [distance]
 
 
-def per_group(table: Table, cell: Cell, name: str, *, control: bool = False) -> dict[int, float]:
+def per_group(table: RunTable, cell: GridCell, name: str, *, control: bool = False) -> dict[int, float]:
     """Median sample of each round or document: what is independent, so what asv's interval may rest on.
 
     Raises
@@ -99,7 +99,7 @@ def per_group(table: Table, cell: Cell, name: str, *, control: bool = False) -> 
     raise SkipNotImplemented(f"no {name} in the records of {cell}")
 
 
-def ratio_to_dense(table: Table, cell: Cell, name: str) -> dict[int, float]:
+def ratio_to_dense(table: RunTable, cell: GridCell, name: str) -> dict[int, float]:
     """A cell's value over dense's of the same round; for dense itself the A/A control's, so noise around 1.
 
     Raises

@@ -62,7 +62,7 @@ def _keep(path: Path, text: str) -> None:
 
 def planned(preset: str) -> dict[str, Any]:
     """What `grid` tells, read from the registries."""
-    from tda.bench.plan import plan_of
+    from tda.bench.planning import plan_of
     from tda.config import BenchConfig
 
     try:

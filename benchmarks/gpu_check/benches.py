@@ -5,9 +5,9 @@ from typing import Any
 
 import tda
 from benchmarks.gpu_check.command import run_tda
-from benchmarks.gpu_check.figures import Figure, Goal, at_least, at_most
-from benchmarks.gpu_check.setting import Setting
-from tda.bench.plan import PRESETS
+from benchmarks.gpu_check.figures import Figure, FigureBound, at_least, at_most
+from benchmarks.gpu_check.setting import CheckSetting
+from tda.bench.presets import PRESETS
 from tda.cases import Case, describe
 from tda.derived import Missing, derive
 from tda.records import Record, merge
@@ -26,7 +26,7 @@ BATCHES, DRY_BATCHES = (1, 4, 16), (1, 4)
 CONTEXTS, DRY_CONTEXTS = (512, 4096, 32768), (32, 128)
 
 
-def preset(setting: Setting) -> Iterator[Figure]:
+def preset(setting: CheckSetting) -> Iterator[Figure]:
     """`tda bench --preset gpu`: each case's step, speed-up, prefill and selection."""
     out, words = setting.folder / "preset", ["bench", "--preset", "gpu"]
     if setting.dry:
@@ -58,7 +58,7 @@ ONCE = {"prefill_ms": "prefill", "selection_ms": "selection"}
 """What a request does once, and what it is called."""
 
 
-def batches(setting: Setting) -> Iterator[Figure]:
+def batches(setting: CheckSetting) -> Iterator[Figure]:
     """Short benches of several requests served together."""
     model = tda.load_model(setting.model, dtype="bfloat16", device=setting.device).model
     for batch in DRY_BATCHES if setting.dry else BATCHES:
@@ -66,7 +66,7 @@ def batches(setting: Setting) -> Iterator[Figure]:
         yield from _short(records, f"batch {batch}")
 
 
-def contexts(setting: Setting) -> Iterator[Figure]:
+def contexts(setting: CheckSetting) -> Iterator[Figure]:
     """Short benches of longer prompts.
 
     The rotary embedding of the shape is plain, and its weights are random: its positions are only a limit, so it is
@@ -84,7 +84,7 @@ def contexts(setting: Setting) -> Iterator[Figure]:
             yield figure.model_copy(update={"note": figure.note + told})
 
 
-def _bench(setting: Setting, model: Any, name: str, **sizes: int) -> list[Record]:
+def _bench(setting: CheckSetting, model: Any, name: str, **sizes: int) -> list[Record]:
     return tda.run_bench(
         setting.folder / name, models=[model], methods=["griffin"], sparsities=[0.5], **sizes, **setting.request
     )
@@ -157,7 +157,7 @@ def _speedup(record: Record, records: Sequence[Record], *, judged: bool) -> Iter
     yield Figure(name=name, value=faster.value, goal=goal, note=note)
 
 
-def _goal(case: Case) -> Goal | None:
+def _goal(case: Case) -> FigureBound | None:
     return at_least(REACHED) if (case.method, case.sparsity) == ("griffin", 0.5) else None
 
 

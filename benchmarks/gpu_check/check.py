@@ -11,8 +11,8 @@ from benchmarks.gpu_check.child import FIGURES
 from benchmarks.gpu_check.figures import Figure
 from benchmarks.gpu_check.packages import lacking
 from benchmarks.gpu_check.parts import Part
-from benchmarks.gpu_check.process import Ended, Status
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.process import PartResult, PartStatus
+from benchmarks.gpu_check.setting import CheckSetting
 from tda.cases import Frozen
 from tda.results import read_lines
 
@@ -28,7 +28,7 @@ class Outcome(Frozen):
     """How a part went, and its figures: also those from before it failed."""
 
     part: str
-    status: Status
+    status: PartStatus
     reason: str | None = None
     seconds: float = 0.0
     figures: tuple[Figure, ...] = ()
@@ -39,6 +39,7 @@ class Outcome(Frozen):
         return self.status not in ("ok", "skipped")
 
 
+# long: its parameters are explained
 def run(
     parts: Sequence[Part],
     scratch: Path,
@@ -107,7 +108,7 @@ def why_not(part: Part, left_s: float, *, dry: bool) -> str | None:
 def _carry_out(part: Part, scratch: Path, limit_s: float, *, dry: bool) -> Outcome:
     folder = scratch.resolve() / part.name
     folder.mkdir(parents=True)
-    setting = Setting(folder=folder, scratch=scratch.resolve(), dry=dry, limit_s=limit_s)
+    setting = CheckSetting(folder=folder, scratch=scratch.resolve(), dry=dry, limit_s=limit_s)
     command = [sys.executable, "-m", "benchmarks.gpu_check.child", part.call, setting.model_dump_json()]
     environment = {
         **os.environ,
@@ -119,7 +120,7 @@ def _carry_out(part: Part, scratch: Path, limit_s: float, *, dry: bool) -> Outco
     try:
         ended = process.finish(command, folder / LOG, environment, limit_s)
     except KeyboardInterrupt:
-        ended = Ended("interrupted", "Ctrl-C or SIGTERM", time.monotonic() - begin)
+        ended = PartResult("interrupted", "Ctrl-C or SIGTERM", time.monotonic() - begin)
     path = folder / FIGURES
     figures = tuple(read_lines(path, Figure)[0]) if path.is_file() else ()
     return Outcome(part=part.name, figures=figures, **ended._asdict())

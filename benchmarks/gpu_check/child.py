@@ -12,13 +12,13 @@ import signal
 import sys
 import threading
 
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from tda.results import append_lines
 
 FIGURES = "figures.jsonl"
 
 
-def carry_out(call: str, setting: Setting) -> None:
+def carry_out(call: str, setting: CheckSetting) -> None:
     """Write the figures of a part to its folder."""
     module, _, function = call.partition(":")
     for figure in getattr(importlib.import_module(module, __package__), function)(setting):
@@ -33,7 +33,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Carry out what the arguments name."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    carry_out(sys.argv[1], Setting.model_validate_json(sys.argv[2]))
+    carry_out(sys.argv[1], CheckSetting.model_validate_json(sys.argv[2]))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # what is done is written; a driver that fails on the way out takes none of it

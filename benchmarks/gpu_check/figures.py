@@ -6,7 +6,7 @@ NONE = "-"
 """In place of a goal, a value or a verdict that is not there."""
 
 
-class Goal(Frozen):
+class FigureBound(Frozen):
     """A bound that a figure must not cross: the least that it may be, or the most."""
 
     bound: float
@@ -20,14 +20,14 @@ class Goal(Frozen):
         return value <= self.bound if self.most else value >= self.bound
 
 
-def at_least(bound: float) -> Goal:
+def at_least(bound: float) -> FigureBound:
     """The goal of a figure that should be large."""
-    return Goal(bound=bound, most=False)
+    return FigureBound(bound=bound, most=False)
 
 
-def at_most(bound: float) -> Goal:
+def at_most(bound: float) -> FigureBound:
     """The goal of a figure that should be small."""
-    return Goal(bound=bound, most=True)
+    return FigureBound(bound=bound, most=True)
 
 
 class Figure(Frozen):
@@ -41,7 +41,7 @@ class Figure(Frozen):
         None where it could not be measured; `note` says why.
     unit : str
         Of the value; empty for a ratio or a count.
-    goal : Goal or None
+    goal : FigureBound or None
         What it is held against.
     note : str
         What a reader needs beside it.
@@ -50,7 +50,7 @@ class Figure(Frozen):
     name: str
     value: float | None
     unit: str = ""
-    goal: Goal | None = None
+    goal: FigureBound | None = None
     note: str = ""
 
     @property

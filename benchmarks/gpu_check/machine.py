@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu_check.figures import Figure
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from tda import device
 from tda.bench.window import ENERGY
 from tda.cases import Frozen, describe
@@ -30,7 +30,7 @@ class Facts(Frozen):
     commit: Commit
 
 
-def facts(setting: Setting) -> Iterator[Figure]:
+def facts(setting: CheckSetting) -> Iterator[Figure]:
     """Write down the machine and the commit; measure the bandwidth that shares are taken of."""
     found = Facts(machine=device.machine(setting.device), commit=device.commit())
     write_whole(setting.folder / FACTS, found.model_dump_json())
@@ -39,7 +39,7 @@ def facts(setting: Setting) -> Iterator[Figure]:
     yield Figure(name="bandwidth", value=bandwidth, unit="GB/s", note=f"{way}; the best of three")
 
 
-def telemetry(setting: Setting) -> Iterator[Figure]:
+def telemetry(setting: CheckSetting) -> Iterator[Figure]:
     """Which counters can be read beside work, what they tell, and the energy of a token in this check's benches."""
     place = torch.device(setting.device)
     with Sampler(place) as sampler:
@@ -63,7 +63,7 @@ def _work_for(seconds: float, place: torch.device) -> None:
             torch.cuda.synchronize(place)
 
 
-def _energy(setting: Setting) -> Iterator[Figure]:
+def _energy(setting: CheckSetting) -> Iterator[Figure]:
     for path in sorted(setting.scratch.rglob(RESULTS)):
         records = merge(load(path.parent).records)
         for record in records:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks.gpu_check.figures import Figure, at_least
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from benchmarks.peers.blocks import run
 from benchmarks.peers.contestants import CONTESTANTS, Contestant, on_device
-from benchmarks.peers.job import Job, Plan, Row
+from benchmarks.peers.job import Job, PeerPlan, PeerRow
 from tda.device import commit, machine
 from tda.models.shapes import shape_config
 from tda.quality import random_documents
@@ -21,7 +21,7 @@ SPARE_S = 5.0
 """Before the end of the part, so that a process which takes too long is told of."""
 
 
-def peer(setting: Setting) -> Iterator[Figure]:
+def peer(setting: CheckSetting) -> Iterator[Figure]:
     """Each serves the same request from the same weights, in a process of its own."""
     here, left_out = on_device(CONTESTANTS, setting.device)
     job = _job(setting)
@@ -49,7 +49,7 @@ def peer(setting: Setting) -> Iterator[Figure]:
         yield Figure(name=f"{OURS} over {other}", value=ratio, goal=goal, note="one process of each")
 
 
-def _job(setting: Setting) -> Job:
+def _job(setting: CheckSetting) -> Job:
     vocabulary = shape_config(setting.model.removeprefix("shape:")).vocab_size
     prompt = random_documents(vocabulary, setting.prompt_tokens, 0, 1, seed=0)[0].prompt
     return Job(
@@ -62,8 +62,8 @@ def _job(setting: Setting) -> Job:
     )
 
 
-def _serve(setting: Setting, job: Job, name: str, contestant: Contestant) -> Row:
-    plan = Plan(job=job, contestants=(name,), machine=machine(setting.device), commit=commit())
+def _serve(setting: CheckSetting, job: Job, name: str, contestant: Contestant) -> PeerRow:
+    plan = PeerPlan(job=job, contestants=(name,), machine=machine(setting.device), commit=commit())
     out = setting.folder / name.replace(" ", "-")
     timeout_s = max(setting.left_s - SPARE_S, 1.0)
     return run(out, plan, {name: contestant}, 1, timeout_s=timeout_s)[-1]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import tda
 from benchmarks.gpu_check.figures import Figure, at_most
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from tda.device import Stopwatch
 from tda.engine.phases import prefill as plain_prefill
 from tda.families import find_ffns
@@ -25,7 +25,7 @@ REPEATS = 10
 
 
 @torch.no_grad()
-def prefill(setting: Setting) -> Iterator[Figure]:
+def prefill(setting: CheckSetting) -> Iterator[Figure]:
     """Passes of one prompt, unattached and attached in turns."""
     model: Any = tda.load_model(setting.model, dtype="bfloat16", device=setting.device).model
     (document,) = random_documents(model.config.vocab_size, setting.prompt_tokens, 0, 1, seed=0)

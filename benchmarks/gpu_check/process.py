@@ -11,20 +11,20 @@ from typing import Literal, NamedTuple
 
 from tda.process import last_words
 
-Status = Literal["ok", "error", "crash", "timeout", "interrupted", "skipped"]
+PartStatus = Literal["ok", "error", "crash", "timeout", "interrupted", "skipped"]
 TAIL = 4000
 """Bytes at the end of a log that are looked at for the reason of a failure."""
 
 
-class Ended(NamedTuple):
+class PartResult(NamedTuple):
     """How a part ended, why if not well, and how long it took."""
 
-    status: Status
+    status: PartStatus
     reason: str | None
     seconds: float
 
 
-def finish(command: Sequence[str], log: Path, environment: Mapping[str, str], limit_s: float) -> Ended:
+def finish(command: Sequence[str], log: Path, environment: Mapping[str, str], limit_s: float) -> PartResult:
     """Run a command in the folder of its log to its end, or to the end of its time.
 
     It leads a session of its own, so what it started ends with it, whichever way it ends; Ctrl-C comes to us alone. It
@@ -46,14 +46,14 @@ def finish(command: Sequence[str], log: Path, environment: Mapping[str, str], li
         try:
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            return Ended("timeout", f"no end after {limit_s:.0f} s", time.monotonic() - begin)
+            return PartResult("timeout", f"no end after {limit_s:.0f} s", time.monotonic() - begin)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     seconds = time.monotonic() - begin
     if process.returncode == 0:
-        return Ended("ok", None, seconds)
+        return PartResult("ok", None, seconds)
     said = last_words(log.read_bytes()[-TAIL:].decode(errors="replace"), lines=1) or "it said nothing"
     if process.returncode > 0:
-        return Ended("error", said, seconds)
-    return Ended("crash", f"ended by {signal.Signals(-process.returncode).name}: {said}", seconds)
+        return PartResult("error", said, seconds)
+    return PartResult("crash", f"ended by {signal.Signals(-process.returncode).name}: {said}", seconds)

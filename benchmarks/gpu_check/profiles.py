@@ -5,7 +5,7 @@ from statistics import median
 
 from benchmarks.gpu_check.command import run_tda
 from benchmarks.gpu_check.figures import Figure, at_least, at_most
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from tda.cases import describe
 from tda.profiler.records import Profile
 from tda.profiler.store import read_profiles
@@ -16,7 +16,7 @@ MISSED = 0.03
 """Share of the timed step by which the parts may miss it."""
 
 
-def profile(setting: Setting) -> Iterator[Figure]:
+def profile(setting: CheckSetting) -> Iterator[Figure]:
     """Profile dense, Griffin and TDA at 0.5."""
     out = setting.folder / "profile"
     words = ["--model", setting.model, "--method", "griffin", "--method", "tda", "--sparsity", 0.5, "--device"]

@@ -9,7 +9,7 @@ from pydantic import Field
 from tda.cases import Frozen
 
 
-class Setting(Frozen):
+class CheckSetting(Frozen):
     """The order of one part.
 
     Attributes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.gpu_check import tell
 from benchmarks.gpu_check.figures import Figure, at_least, at_most
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from tda.results import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,19 +25,19 @@ NAMED = 8
 """Tests that are named in the table; all stand in the archive."""
 
 
-def kernels(setting: Setting) -> Iterator[Figure]:
+def kernels(setting: CheckSetting) -> Iterator[Figure]:
     """Every Triton kernel against float64; on a card each test of the file is one of the card."""
     yield from run_tests(setting, [KERNELS])
 
 
-def methods(setting: Setting) -> Iterator[Figure]:
+def methods(setting: CheckSetting) -> Iterator[Figure]:
     """All other tests that need a card."""
     files = (path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "tests").glob("test_*.py")))
     marked = [name for name in files if name != KERNELS and MARK in (ROOT / name).read_text(encoding="utf-8")]
     yield from run_tests(setting, ["-m", "gpu", *marked])
 
 
-def run_tests(setting: Setting, words: Sequence[str]) -> Iterator[Figure]:
+def run_tests(setting: CheckSetting, words: Sequence[str]) -> Iterator[Figure]:
     """How the tests that pytest finds with these words come out; in a dry run, how many they are."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
     if setting.dry:
@@ -53,7 +53,7 @@ def run_tests(setting: Setting, words: Sequence[str]) -> Iterator[Figure]:
     place = setting.folder / LINES
     place.touch()
     ended = _watched([*command, "-v", "-p", tell.__name__], place, max(setting.left_s - SPARE_S, 1.0))
-    yield from _told(tell.outcomes(read_lines(place, tell.Line)[0]), ended)
+    yield from _told(tell.outcomes(read_lines(place, tell.StepLine)[0]), ended)
 
 
 def _watched(command: Sequence[str], place: Path, timeout_s: float) -> str | None:

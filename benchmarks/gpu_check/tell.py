@@ -16,7 +16,7 @@ LAST = ("teardown", "collect")
 """Steps after which nothing more comes of a test, or of a file that could not be collected."""
 
 
-class Line(Frozen):
+class StepLine(Frozen):
     """A step of a test: its start, which has no outcome, its setup, its call or its teardown."""
 
     test: str
@@ -24,28 +24,28 @@ class Line(Frozen):
     outcome: str | None = None
 
 
-def _tell(line: Line) -> None:
+def _tell(line: StepLine) -> None:
     with open(os.environ[VARIABLE], "a") as file:
         file.write(line.model_dump_json() + "\n")
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
     """Note that a test begins."""
-    _tell(Line(test=nodeid, step="start"))
+    _tell(StepLine(test=nodeid, step="start"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note how a step of it came out."""
-    _tell(Line(test=report.nodeid, step=str(report.when), outcome=report.outcome))
+    _tell(StepLine(test=report.nodeid, step=str(report.when), outcome=report.outcome))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     """Note a file that could not be collected: none of its tests ran."""
     if report.failed:
-        _tell(Line(test=report.nodeid, step="collect", outcome=report.outcome))
+        _tell(StepLine(test=report.nodeid, step="collect", outcome=report.outcome))
 
 
-def outcomes(lines: Iterable[Line]) -> dict[str, str]:
+def outcomes(lines: Iterable[StepLine]) -> dict[str, str]:
     """The worst outcome of each test; "crashed" where it never came to its end."""
     last: dict[str, str] = {}
     worst: dict[str, str] = {}

@@ -6,14 +6,14 @@ from typing import Any
 
 from benchmarks.gpu_check.command import run_tda
 from benchmarks.gpu_check.figures import Figure
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import CheckSetting
 from tda.results import write_whole
 
 BUDGET = "45s"
 CHOSEN = "tune.json"
 
 
-def tune(setting: Setting) -> Iterator[Figure]:
+def tune(setting: CheckSetting) -> Iterator[Figure]:
     """Tune as a user does, and tell what each kernel reaches at each shape."""
     ran = run_tda("tune", "--model", setting.model, "--device", setting.device, "--budget", BUDGET, "--json")
     if ran.code:

@@ -58,7 +58,7 @@ def _name(value: Any) -> str:
 
 
 @dataclass
-class Subject:
+class MicroModel:
     """The measured model with one prompt, and what layer 0 saw of it.
 
     Attributes

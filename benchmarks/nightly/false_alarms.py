@@ -32,7 +32,7 @@ PROOF = load_config(Path(__file__).resolve().parent / "proof.toml")
 SIZES = (0.02, 0.05, 0.10, 0.20)
 POWER_COMMITS = 6
 
-Change = Callable[[Key, Build], float]
+PlantedChange = Callable[[Key, Build], float]
 """Factor by which a series of a build is changed."""
 Process = dict[Key, float]
 Pool = list[list[Process]]
@@ -73,7 +73,7 @@ def pool(frame: pd.DataFrame) -> Pool:
 
 
 def synthetic(
-    measured: Pool, builds: Sequence[Build], blocks: int, draw: np.random.Generator, change: Change = unchanged
+    measured: Pool, builds: Sequence[Build], blocks: int, draw: np.random.Generator, change: PlantedChange = unchanged
 ) -> Blocks:
     """Blocks of a synthetic night: each takes as many neighbouring processes as it needs from a measured one."""
     made = Blocks()
@@ -87,7 +87,9 @@ def synthetic(
     return made
 
 
-def judge(measured: Pool, commits: int, draw: np.random.Generator, change: Change = unchanged) -> list[detect.Change]:
+def judge(
+    measured: Pool, commits: int, draw: np.random.Generator, change: PlantedChange = unchanged
+) -> list[detect.Change]:
     """The changes that a night finds: first blocks and fresh ones come from different measured blocks."""
     line = [str(number) for number in range(commits + 1)]
     builds: list[Build] = [("0", "control"), *((commit, "commit") for commit in line)]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks.peers.blocks import run
 from benchmarks.peers.contestants import BOTH, CONTESTANTS, on_device
-from benchmarks.peers.job import Job, Plan
+from benchmarks.peers.job import Job, PeerPlan
 from benchmarks.peers.table import contestant_rows, markdown
 from tda.device import commit, machine
 from tda.models import is_shape
@@ -57,7 +57,7 @@ def main() -> None:
     if absent := [name for name in options.peer or () if name not in contestants]:
         parser.error(f"not on {job.device} here: {', '.join(absent)}; there are {', '.join(contestants)}")
     names = tuple(name for name in contestants if name in (options.peer or contestants))
-    plan = Plan(job=job, contestants=names, machine=facts, commit=commit())
+    plan = PeerPlan(job=job, contestants=names, machine=facts, commit=commit())
     rows = run(options.out, plan, contestants, options.blocks)
     table = pd.DataFrame(contestant_rows(plan, rows))
     write_whole(options.record.with_suffix(".csv"), table.to_csv(index=False, float_format="%.5g"))

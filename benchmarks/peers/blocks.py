@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from benchmarks.peers.child import Order
+from benchmarks.peers.child import ChildOrder
 from benchmarks.peers.contestants import Contestant
-from benchmarks.peers.job import Device, Plan, Report, Row
+from benchmarks.peers.job import Device, PeerPlan, PeerReport, PeerRow
 from tda.changes.alternate import GIVE_UP
 from tda.limits import stream_gb_per_s
 from tda.process import Ended, alone, finish
@@ -32,16 +32,17 @@ def bandwidth(device: Device) -> float:
     return found
 
 
+# long: its parameters are explained
 def run(
     out: Path,
-    plan: Plan,
+    plan: PeerPlan,
     contestants: Mapping[str, Contestant],
     blocks: int,
     *,
     say: Callable[[str], None] = print,
     stream: Callable[[Device], float] = bandwidth,
     timeout_s: float = TIMEOUT_S,
-) -> list[Row]:
+) -> list[PeerRow]:
     """Measure until there are so many whole blocks, and return the rows of all blocks.
 
     A contestant that failed `GIVE_UP` times is not tried again. A block that a kill cut short stays as it is, since
@@ -51,7 +52,7 @@ def run(
     ----------
     out : Path
         Folder of the run; it goes on from what lies there.
-    plan : Plan
+    plan : PeerPlan
         What is measured.
     contestants : mapping
         The plan's contestants by name.
@@ -79,7 +80,7 @@ def run(
                 say(f"block {number}, {order + 1}/{len(plan.contestants)}: {name}")
                 before = stream(plan.job.device)
                 ended, report = _measure(out, plan, contestants[name], timeout_s)
-                row = Row(
+                row = PeerRow(
                     contestant=name,
                     block=number,
                     order=order,
@@ -94,10 +95,10 @@ def run(
     return rows
 
 
-def held(out: Path) -> list[Row]:
+def held(out: Path) -> list[PeerRow]:
     """Rows that a folder holds; a line that a kill left unfinished is none."""
     path = out / ROWS
-    return read_lines(path, Row)[0] if path.is_file() else []
+    return read_lines(path, PeerRow)[0] if path.is_file() else []
 
 
 def sequence(contestants: tuple[str, ...], number: int) -> tuple[str, ...]:
@@ -105,12 +106,12 @@ def sequence(contestants: tuple[str, ...], number: int) -> tuple[str, ...]:
     return tuple(mirrored(contestants, number))
 
 
-def failures(rows: list[Row]) -> Counter[str]:
+def failures(rows: list[PeerRow]) -> Counter[str]:
     """How often each contestant failed."""
     return Counter(row.contestant for row in rows if row.status != "ok")
 
 
-def next_block(rows: list[Row], contestants: tuple[str, ...], blocks: int) -> int | None:
+def next_block(rows: list[PeerRow], contestants: tuple[str, ...], blocks: int) -> int | None:
     """Number of the block to begin; None where enough are whole."""
     given_up = {name for name, count in failures(rows).items() if count >= GIVE_UP}
     ran: dict[int, set[str]] = {}
@@ -120,18 +121,18 @@ def next_block(rows: list[Row], contestants: tuple[str, ...], blocks: int) -> in
     return None if whole >= blocks or given_up >= set(contestants) else max(ran, default=0) + 1
 
 
-def _keep(plan: Plan, path: Path) -> None:
+def _keep(plan: PeerPlan, path: Path) -> None:
     """Write the plan, or see that it is the one that the folder's rows belong to."""
     if not path.is_file():
         write_whole(path, plan.model_dump_json(indent=1))
         return
-    there = Plan.model_validate_json(path.read_bytes())
+    there = PeerPlan.model_validate_json(path.read_bytes())
     if there != plan:
-        differing = [name for name in Plan.model_fields if getattr(there, name) != getattr(plan, name)]
+        differing = [name for name in PeerPlan.model_fields if getattr(there, name) != getattr(plan, name)]
         raise ValueError(f"{path.parent} holds a run of another {', '.join(differing)}; give another folder")
 
 
-def _measure(out: Path, plan: Plan, contestant: Contestant, timeout_s: float) -> tuple[Ended, Report | None]:
+def _measure(out: Path, plan: PeerPlan, contestant: Contestant, timeout_s: float) -> tuple[Ended, PeerReport | None]:
     """Make the file that a contestant needs, if it is not there, and measure it in a process of its own."""
     file = None if contestant.file is None else out.resolve() / contestant.file.name
     threads = str(plan.job.threads)
@@ -143,23 +144,25 @@ def _measure(out: Path, plan: Plan, contestant: Contestant, timeout_s: float) ->
         **contestant.environment,
     }
 
-    def child(order: Order) -> Ended:
+    def child(order: ChildOrder) -> Ended:
         command = [sys.executable, "-m", "benchmarks.peers.child", order.model_dump_json()]
         return finish(command, out, environment, timeout_s)
 
     if contestant.file is not None and file is not None and not file.exists():
         for left in out.glob(f".{file.name}.*"):  # of a process that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        made = child(Order(call=contestant.file.call, job=plan.job, options=dict(contestant.file.options), file=file))
+        made = child(
+            ChildOrder(call=contestant.file.call, job=plan.job, options=dict(contestant.file.options), file=file)
+        )
         if made.status != "ok":
             return made._replace(reason=f"{file.name} could not be made: {made.reason}"), None
     place = out.resolve() / REPORT
     place.unlink(missing_ok=True)
-    order = Order(call=contestant.call, job=plan.job, options=dict(contestant.options), file=file, report=place)
+    order = ChildOrder(call=contestant.call, job=plan.job, options=dict(contestant.options), file=file, report=place)
     ended = child(order)
     if ended.status != "ok":
         return ended, None
     try:
-        return ended, Report.model_validate_json(place.read_bytes())
+        return ended, PeerReport.model_validate_json(place.read_bytes())
     except (OSError, ValidationError) as error:
         return ended._replace(status="error", reason=f"it reported nothing sensible: {type(error).__name__}"), None

@@ -20,14 +20,14 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.peers.job import Engine, Job, Report, Served
+from benchmarks.peers.job import Engine, Job, PeerReport, Served
 from tda.cases import Frozen
 from tda.results import write_whole
 
 PACKAGES = ("torch", "transformers", "triton", "torchao", "xllamacpp", "gguf", "vllm")
 
 
-class Order(Frozen):
+class ChildOrder(Frozen):
     """What to call, ``module:function``; what it yields is timed if there is a place for a report."""
 
     call: str
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def measure(order: Order) -> Report:
+def measure(order: ChildOrder) -> PeerReport:
     """Load a contestant, let it serve one request untimed, then those that count."""
     job, begin = order.job, perf_counter()
     with call(order) as engine:
@@ -81,7 +81,7 @@ def measure(order: Order) -> Report:
         serve(engine, job.prompt, engine.warm_up_tokens)
         warm = perf_counter()
         served = tuple(serve(engine, job.prompt, job.new_tokens) for _ in range(job.requests))
-        return Report(
+        return PeerReport(
             served=served,
             settings=dict(engine.settings()),
             versions=versions(),
@@ -90,7 +90,7 @@ def measure(order: Order) -> Report:
         )
 
 
-def call(order: Order) -> Any:
+def call(order: ChildOrder) -> Any:
     """Call what an order names."""
     module, _, function = order.call.partition(":")
     options = order.options if order.file is None else {**order.options, "file": order.file}
@@ -100,7 +100,7 @@ def call(order: Order) -> Any:
 def main() -> None:
     """Carry out the order in the first argument."""
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(70)), daemon=True).start()
-    order = Order.model_validate_json(sys.argv[1])
+    order = ChildOrder.model_validate_json(sys.argv[1])
     if order.report is None:
         call(order)
     else:

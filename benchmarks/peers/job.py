@@ -86,7 +86,7 @@ class Served(Frozen):
     tokens: tuple[int, ...]
 
 
-class Report(Frozen):
+class PeerReport(Frozen):
     """What a process gives back.
 
     `load_s` and `warm_up_s` (the untimed request, compilation included) are told and count nowhere.
@@ -99,7 +99,7 @@ class Report(Frozen):
     warm_up_s: float
 
 
-class Row(Frozen):
+class PeerRow(Frozen):
     """One process of one block; `stream_gb_per_s` is the machine's bandwidth just before it."""
 
     contestant: str
@@ -110,10 +110,10 @@ class Row(Frozen):
     reason: str | None = None
     started: str
     seconds: float
-    report: Report | None = None
+    report: PeerReport | None = None
 
 
-class Plan(Frozen):
+class PeerPlan(Frozen):
     """What all rows of a folder have in common."""
 
     job: Job

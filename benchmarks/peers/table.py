@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.peers.job import Plan, Row
+from benchmarks.peers.job import PeerPlan, PeerRow
 from tda.records import Measurement
 from tda.statistics import MIN_GROUPS, Estimate, paired_ratio
 
@@ -18,7 +18,7 @@ BASES = {"tda dense": "tda_dense", "llama.cpp bf16": "llama_cpp_bf16"}
 
 
 @dataclass(frozen=True)
-class Goal:
+class PeerGoal:
     """How many times as fast as another a contestant must decode, and how many times it strives for."""
 
     contestant: str
@@ -36,14 +36,14 @@ class Goal:
 
 
 GOALS = (  # on a CPU
-    Goal("tda dense", "hf eager", 1.7, 2.2),
-    Goal("tda dense", "llama.cpp bf16", 0.8, 1.0),
-    Goal("tda tda .5", "llama.cpp bf16", 1.2, 1.5),
-    Goal("tda tda .75", "llama.cpp bf16", 1.6, 2.2),
+    PeerGoal("tda dense", "hf eager", 1.7, 2.2),
+    PeerGoal("tda dense", "llama.cpp bf16", 0.8, 1.0),
+    PeerGoal("tda tda .5", "llama.cpp bf16", 1.2, 1.5),
+    PeerGoal("tda tda .75", "llama.cpp bf16", 1.6, 2.2),
 )
 
 
-def samples(rows: Sequence[Row], contestant: str, name: str) -> Measurement:
+def samples(rows: Sequence[PeerRow], contestant: str, name: str) -> Measurement:
     """What a contestant's requests took, in groups of a block."""
     found = [
         (getattr(served, name), row.block)
@@ -56,12 +56,12 @@ def samples(rows: Sequence[Row], contestant: str, name: str) -> Measurement:
     return Measurement.of(name, *zip(*found, strict=True))
 
 
-def speedup(rows: Sequence[Row], contestant: str, against: str) -> Estimate | None:
+def speedup(rows: Sequence[PeerRow], contestant: str, against: str) -> Estimate | None:
     """How many times as fast a contestant decodes as another, paired within blocks; None without a common block."""
     return paired_ratio(samples(rows, against, "decode_ms"), samples(rows, contestant, "decode_ms"))
 
 
-def contestant_rows(plan: Plan, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def contestant_rows(plan: PeerPlan, rows: Sequence[PeerRow]) -> Iterator[dict[str, Any]]:
     """One row a contestant."""
     for name in plan.contestants:
         own = [row for row in rows if row.contestant == name]
@@ -101,7 +101,7 @@ def contestant_rows(plan: Plan, rows: Sequence[Row]) -> Iterator[dict[str, Any]]
         }
 
 
-def markdown(plan: Plan, rows: Sequence[Row], table: pd.DataFrame) -> str:
+def markdown(plan: PeerPlan, rows: Sequence[PeerRow], table: pd.DataFrame) -> str:
     """The tables for readers."""
     job = plan.job
     place = plan.machine.gpu or f"{job.threads} threads, {plan.machine.cpu}"

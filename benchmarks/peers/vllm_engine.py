@@ -28,7 +28,7 @@ def make(job: Job, *, file: Path) -> None:
         raise
 
 
-class Answers:
+class EngineAnswers:
     """Greedy generation that tells each token at the end of the step that made it.
 
     Parameters
@@ -72,4 +72,4 @@ def serve(job: Job, *, file: Path) -> Iterator[Engine]:
         gpu_memory_utilization=MEMORY,
     )
     told = {"graphs": True, "prefix_cache": False, "memory_share": MEMORY}
-    yield Engine(Answers(llm.llm_engine, SamplingParams), lambda: told)
+    yield Engine(EngineAnswers(llm.llm_engine, SamplingParams), lambda: told)

@@ -25,7 +25,7 @@ STARTED_S = 10.0
 
 
 @dataclass(frozen=True)
-class Request:
+class Workload:
     """What is measured of a model, however large.
 
     Attributes
@@ -46,12 +46,12 @@ class Request:
     cases: int
 
 
-def least_seconds(asked: Request, weights: int, weight_bytes: int, cache: int, threads: int) -> float:
+def least_seconds(asked: Workload, weights: int, weight_bytes: int, cache: int, threads: int) -> float:
     """Seconds for calibration, the least documents, and the rounds that an interval needs.
 
     Parameters
     ----------
-    asked : Request
+    asked : Workload
         What is measured.
     weights, weight_bytes : int
         Parameters of the model, and their bytes.

@@ -15,7 +15,7 @@ from tda import device as facts
 from tda import kernels
 from tda.bench.budget import middle
 from tda.bench.plan import Plan
-from tda.bench.store import Place
+from tda.bench.store import RecordPlace
 from tda.cases import Case, Inputs, first_problem
 from tda.contracts import Method
 from tda.records import Record, Status
@@ -37,9 +37,9 @@ class Cell:
         """As of a record: what tells it from the other cells."""
         return self.case.key, self.inputs.key
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> RecordPlace:
         """Where its record of a round belongs."""
-        return Place(self.case, self.inputs, number)
+        return RecordPlace(self.case, self.inputs, number)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
 
 
 def new_record(
-    plan: Plan, place: Place, status: Status, span: Span, *, generation: str | None = None, **found: Any
+    plan: Plan, place: RecordPlace, status: Status, span: Span, *, generation: str | None = None, **found: Any
 ) -> Record:
     """A record of now, on this machine, of this commit; `generation` says how the model's own generate was run.
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tda.bench.calibration import RANDOM_CALIBRATION
 from tda.bench.plan import TOGETHER, Plan, Subject
-from tda.bench.prepare import RANDOM_CALIBRATION
 from tda.bench.scoring import SCORED_TOGETHER
 from tda.limits import stream_bytes
 from tda.models import is_shape

@@ -23,7 +23,7 @@ from tda.finite import check_logits
 from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.spans import recording
-from tda.telemetry import Change, Watch
+from tda.telemetry import ConditionChange, Watch
 
 WARM_UP_TOKENS = 3
 DROPPED_PASSES = 1
@@ -80,7 +80,7 @@ class Timing:
         Bytes of a decode step.
     streams_gb_per_s : tuple of float
         Stream bandwidth just before and just after the decode steps.
-    change : Change
+    change : ConditionChange
         What the machine did meanwhile.
     digest : float or None
         Hash of the first row's kept sets; None for methods that choose per token.
@@ -95,7 +95,7 @@ class Timing:
     achieved_sparsity: tuple[float, ...]
     traffic: Traffic
     streams_gb_per_s: tuple[float, float]
-    change: Change
+    change: ConditionChange
     digest: float | None
 
     @property

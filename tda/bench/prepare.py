@@ -1,43 +1,37 @@
 """Everything a model needs before it is measured: weights, documents and thresholds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from tda import device as facts
 from tda.bench.budget import NO_END, Deadline
+from tda.bench.calibration import RANDOM_CALIBRATION, Calibration, LayerSparsities, thresholds_name, tokens_digest
 from tda.bench.plan import Plan, Subject
-from tda.calibration import calibrate_all
-from tda.cases import Inputs, MethodSpec, digest_of
-from tda.contracts import Method, Window
+from tda.cases import Inputs
+from tda.contracts import Method
 from tda.engine.context import check_context, context_length, fits
-from tda.engine.identity import identify
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
 from tda.limits import matmul_tflop_per_s
 from tda.models import is_shape, load_model, parameter_count
 from tda.models.digest import weights_digest
-from tda.quality import Document, calibration_batches, evaluation_documents, random_documents, recall_questions
+from tda.quality import Document, evaluation_documents, random_documents, recall_questions
 from tda.quality.documents import read_jsonl, text_facts
 from tda.quality.recall import Question
 from tda.tasks import check_extra
-from tda.thresholds import WINDOW, Thresholds
+from tda.thresholds import Thresholds
 from tda.view import FFN
 
 if TYPE_CHECKING:
-    from tda.tasks.run import Prepared as Task
+    from tda.tasks.run import PreparedTask as Task
 
-Profile = Mapping[MethodSpec, Sequence[float]]
-"""Achieved sparsity per layer, by method."""
 LOADED_AND_HASHED_S = 10.0
 """Seconds to fill and identify a billion random weights, about."""
-RANDOM_CALIBRATION = 8
-"""Documents of random tokens that a shape's thresholds are made from."""
 
 
 @dataclass
@@ -58,7 +52,7 @@ class Prepared:
         What is measured on it, fitted where that is needed, and on which inputs.
     left_out : list of str
         Why a method is not defined for this model, and which questions are too long for it.
-    tasks : list of tda.tasks.run.Prepared
+    tasks : list of tda.tasks.run.PreparedTask
         Tasks of lm-eval with their items.
     """
 
@@ -84,12 +78,13 @@ def check_texts(plan: Plan) -> None:
         )
 
 
+# long: its parameters are explained
 def prepare(
     plan: Plan,
     subject: Subject,
     *,
     folder: Path | None = None,
-    profile: Profile | None = None,
+    profile: LayerSparsities | None = None,
     artifact: Thresholds | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     deadline: Deadline = NO_END,
@@ -129,39 +124,49 @@ def prepare(
         trust_remote_code=plan.trust_remote_code,
     )
     check_context(model, subject.prompt_tokens, subject.new_tokens)
-    scored = plan.documents if subject.quality else 0
-    timed = plan.rounds * plan.batch if subject.speed else 0
-    if tokenizer is None:
-        vocabulary = text_config(model).vocab_size
-        documents = random_documents(vocabulary, subject.prompt_tokens, subject.new_tokens, timed, plan.seed)
-    else:
-        documents = evaluation_documents(
-            tokenizer, subject.prompt_tokens, subject.new_tokens, scored + timed, text=plan.text
-        )
-    asks = plan.recall and subject.quality and plan.text is None
-    asked = recall_questions(tokenizer, plan.documents) if asks else []
-    questions = [question for question in asked if fits(model, len(question.context), len(question.answer))]
+    scored, timed = _documents(plan, subject, model, tokenizer)
     methods, left_out = _defined(plan, find_ffns(model)[0])
-    if len(questions) < len(asked):
-        left_out.append(f"{len(asked) - len(questions)} of {len(asked)} recall questions are longer than its context")
+    questions, too_long = _questions(plan, subject, model, tokenizer)
     tasks = _tasks(plan, subject, model, tokenizer, any(method.needs_fit for method in methods), say)
-    prepared = Prepared(model, tokenizer, documents[:scored], documents[scored:], questions, [], left_out, tasks)
+    prepared = Prepared(model, tokenizer, scored, timed, questions, [], left_out + too_long, tasks)
     inputs = _inputs(plan, subject, prepared)
-    if artifact is not None and (told := artifact.foreign(subject.model, inputs.weights)):
-        say(told)
     if artifact is not None:
+        if told := artifact.foreign(subject.model, inputs.weights):
+            say(told)
         methods = fitted_with(artifact, methods)
-    calibration = _Calibration(plan, subject, prepared, inputs, folder, profile, deadline)
+    calibration = Calibration(plan, subject, model, tokenizer, questions, inputs, folder, profile, deadline)
     thresholds = calibration.thresholds(methods, say)
     for made in thresholds.values():
-        made.check_text([torch.cat([document.prompt, document.continuation]).numpy() for document in documents])
+        made.check_text([torch.cat([one.prompt, one.continuation]).numpy() for one in scored + timed])
     for method in methods:
         made_for = inputs.model_copy(update={"calibration": calibration.digest(method)})
-        name = _name(method)
+        name = thresholds_name(method)
         fitted = method.with_thresholds(thresholds[name]) if name in thresholds else method
         prepared.methods.append((fitted, made_for))
     _check_tasks(prepared)
     return prepared
+
+
+def _documents(plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any) -> tuple[list[Document], list[Document]]:
+    """Documents to score, and others to time."""
+    scored = plan.documents if subject.quality else 0
+    timed = plan.rounds * plan.batch if subject.speed else 0
+    sizes = subject.prompt_tokens, subject.new_tokens
+    if tokenizer is None:
+        documents = random_documents(text_config(model).vocab_size, *sizes, timed, plan.seed)
+    else:
+        documents = evaluation_documents(tokenizer, *sizes, scored + timed, text=plan.text)
+    return documents[:scored], documents[scored:]
+
+
+def _questions(plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any) -> tuple[list[Question], list[str]]:
+    """Recall questions that the model has positions for, and that others are left out."""
+    if not (plan.recall and subject.quality and plan.text is None):
+        return [], []
+    asked = recall_questions(tokenizer, plan.documents)
+    found = [question for question in asked if fits(model, len(question.context), len(question.answer))]
+    long = len(asked) - len(found)
+    return found, [f"{long} of {len(asked)} recall questions are longer than its context"] if long else []
 
 
 def _tasks(
@@ -202,15 +207,11 @@ def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:
         text=digest,
         text_name=name,
         text_bytes=size,
-        documents=_tokens_digest(torch.cat([document.prompt, document.continuation]) for document in documents),
+        documents=tokens_digest(torch.cat([document.prompt, document.continuation]) for document in documents),
         weights=weights_digest(prepared.model) if subject.model in plan.loaded or not is_shape(subject.model) else None,
         revision=getattr(prepared.model.config, "_commit_hash", None),
         change=facts.commit().change,
     )
-
-
-def _tokens_digest(rows: Iterable[torch.Tensor]) -> str:
-    return digest_of([row.tolist() for row in rows])
 
 
 def expected_seconds(plan: Plan, subject: Subject) -> float:
@@ -244,121 +245,3 @@ def fitted_with(artifact: Thresholds, methods: Sequence[Method]) -> list[Method]
         wanted = ", ".join(method.name for method in needy) or "no method that needs thresholds"
         raise ValueError(f"the given thresholds are for {artifact.method}; asked for: {wanted}")
     return [method.with_thresholds(artifact) if method in served else method for method in methods]
-
-
-def _name(method: Method) -> str:
-    return f"{method.name}-{digest_of(method.calibrated, 8)}"
-
-
-@dataclass(frozen=True)
-class _Calibration:
-    """Thresholds for one subject: read where an earlier run left them, else made in one pass and kept."""
-
-    plan: Plan
-    subject: Subject
-    prepared: Prepared
-    inputs: Inputs
-    folder: Path | None
-    profile: Profile | None
-    deadline: Deadline
-    _cut: dict[Window, tuple[list[dict[str, torch.Tensor]], str]] = field(default_factory=dict)
-
-    def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
-        needed = {_name(method): method for method in methods if method.needs_fit}
-        found = {name: kept for name, method in needed.items() if (kept := self._kept(name, method)) is not None}
-        missing = [name for name in needed if name not in found]
-        if not missing:
-            return found
-        say(f"calibrating {', '.join(sorted({needed[name].name for name in missing}))} for {self.subject.model}")
-        for window in get_args(Window):
-            names = [name for name in missing if needed[name].window == window]
-            if not names:
-                continue
-            made = calibrate_all(
-                self.prepared.model,
-                [needed[name] for name in names],
-                self.deadline.each(self._text(window)[0]),
-                layer_sparsity=[self._shares(needed[name]) for name in names],
-                progress=False,
-            )
-            for name, thresholds in zip(names, made, strict=True):
-                if self.folder is not None:
-                    thresholds.save(self._path(name, needed[name]))
-                found[name] = thresholds
-        return found
-
-    def digest(self, method: Method) -> str | None:
-        """Hash of what a method's thresholds follow from; None where it has none."""
-        if not method.needs_fit:
-            return None
-        if method.thresholds is not None:
-            return digest_of(method.thresholds.model_dump(mode="json", exclude={"versions"}))
-        return digest_of([self._text(method.window)[1], self._shares(method)])
-
-    def _path(self, name: str, method: Method) -> Path:
-        """Where thresholds are kept that follow from equal text, weights and code."""
-        assert self.folder is not None
-        what = [self.digest(method), self.subject.dtype, self.inputs.weights, self.inputs.change]
-        return self.folder / f"{digest_of(what, 8)}-{name}.json"
-
-    def _kept(self, name: str, method: Method) -> Thresholds | None:
-        """What a method was fitted with: by who asked for it, else by an earlier run."""
-        thresholds = method.thresholds
-        if thresholds is None:
-            if self.folder is None or not self._path(name, method).is_file():
-                return None
-            thresholds = Thresholds.load(self._path(name, method))
-            thresholds.check_method(method.calibrated)
-        thresholds.check_model(identify(self.prepared.model, find_ffns(self.prepared.model)))
-        return thresholds
-
-    def _length(self, window: Window) -> int:
-        """Tokens of a calibration document, as many as the model holds.
-
-        A "prompt" is the power of two that holds every prompt; a "request" is a prompt and its answer, or that.
-        """
-        longest = max([self.subject.prompt_tokens, *(len(question.context) for question in self.prepared.questions)])
-        if self.plan.calibration_text is None and self.prepared.tokenizer is not None:
-            longest = max(longest, 2 * WINDOW)  # first words alone are alike in all built-in streams
-        length = 1 << (longest - 1).bit_length()
-        if window == "request":
-            length = max(length, self.subject.prompt_tokens + self.subject.new_tokens)
-        positions = context_length(text_config(self.prepared.model))
-        return length if positions is None else min(length, positions)
-
-    def _text(self, window: Window) -> tuple[list[dict[str, torch.Tensor]], str]:
-        """Calibration text as tokens, and their hash; where no document is as long as a request, of prompts."""
-        if window not in self._cut:
-            try:
-                batches = self._documents(self._length(window))
-                self._cut[window] = batches, _tokens_digest(row for batch in batches for row in batch["input_ids"])
-            except ValueError:
-                if window == "prompt":
-                    raise
-                self._cut[window] = self._text("prompt")
-        return self._cut[window]
-
-    def _documents(self, length: int) -> list[dict[str, torch.Tensor]]:
-        """Batches of documents of so many tokens."""
-        if self.prepared.tokenizer is None:
-            vocabulary = text_config(self.prepared.model).vocab_size
-            documents = random_documents(vocabulary, length, 0, RANDOM_CALIBRATION, self.plan.seed + 1)
-            return [{"input_ids": torch.stack([document.prompt for document in documents])}]
-        count, text = self.plan.calibration_documents, self.plan.calibration_text
-        return calibration_batches(self.prepared.tokenizer, length, count, text=text)
-
-    def _shares(self, method: Method) -> list[float] | None:
-        """Share that each layer is to leave out: another model's, stretched over this model's depth.
-
-        None leaves it to the method. Random weights make an error level meaningless, so a shape without another model
-        to imitate shares the sparsity evenly.
-        """
-        if self.profile is None or method.name == "static_mean":
-            return None
-        layers = len(method.places(self.prepared.model, find_ffns(self.prepared.model)))
-        known = self.profile.get(method.spec)
-        if known is None:
-            return None if method.sparsity is None else [method.sparsity] * layers
-        depth = (np.arange(layers) + 0.5) / layers
-        given = (np.arange(len(known)) + 0.5) / len(known)
-        return [float(share) for share in np.interp(depth, given, known)]

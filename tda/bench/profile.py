@@ -16,7 +16,8 @@ from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, time_case
 from tda.bench.outcome import doubts
-from tda.bench.plan import Plan, Subject, plan_for
+from tda.bench.plan import Plan, Subject
+from tda.bench.planning import plan_for
 from tda.bench.prepare import Prepared, prepare
 from tda.cases import Case, Inputs, MethodSpec, describe, digest_of
 from tda.contracts import Method
@@ -155,12 +156,7 @@ class _SubjectProfile:
         return taken
 
     def _profile(
-        self,
-        prepared: Prepared,
-        method: Method,
-        inputs: Inputs,
-        timings: Sequence[Timing],
-        peak: float,
+        self, prepared: Prepared, method: Method, inputs: Inputs, timings: Sequence[Timing], peak: float
     ) -> Profile:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         case = self.plan.case(self.subject, method)
@@ -195,18 +191,8 @@ class _SubjectProfile:
             weight_bytes=traffic.weights,
             step_bytes=traffic.total,
             matmul_tflop_per_s=peak,
-            event_us={
-                "operator": table.overhead.op,
-                "range": table.overhead.span,
-                "stage": table.overhead.stage,
-                "kernel": table.overhead.kernel,
-            },
-            timed=Timed(
-                prefill_ms=tuple(median(timing.passes.prefill) for timing in timings),
-                selection_ms=tuple(median(timing.passes.selection) for timing in timings if timing.passes.selection),
-                decode_ms=tuple(median(timing.decode_ms) for timing in timings),
-                stream_gb_per_s=tuple(timing.stream_gb_per_s for timing in timings),
-            ),
+            event_us=_event_us(table.overhead),
+            timed=_timed(timings),
             flags=join_flags([doubts(timing, self.plan.device, ROUNDS) for timing in timings]),
             phases=table.phases(),
             kernels=tuple(table.rows()),
@@ -218,6 +204,21 @@ class _SubjectProfile:
         )
         write_profile(folder, profile)
         return profile
+
+
+def _event_us(overhead: Overhead) -> dict[str, float]:
+    """What recording an event costs, as a profile tells it."""
+    return {"operator": overhead.op, "range": overhead.span, "stage": overhead.stage, "kernel": overhead.kernel}
+
+
+def _timed(timings: Sequence[Timing]) -> Timed:
+    """Median times of each round of the timing pass."""
+    return Timed(
+        prefill_ms=tuple(median(timing.passes.prefill) for timing in timings),
+        selection_ms=tuple(median(timing.passes.selection) for timing in timings if timing.passes.selection),
+        decode_ms=tuple(median(timing.decode_ms) for timing in timings),
+        stream_gb_per_s=tuple(timing.stream_gb_per_s for timing in timings),
+    )
 
 
 def _watch(session: Session) -> Telemetry:

@@ -6,31 +6,20 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from rich.markup import escape
-from torch import Tensor
 
 from tda import kernels
 from tda.bench.budget import LEAST_TOKENS, MARGIN, Deadline, take
-from tda.bench.cells import Cell, Span, essential, new_record
-from tda.bench.measure import Timing, as_scores, attach_once, pace, time_case
-from tda.bench.outcome import absent, doubts, speed
+from tda.bench.cells import Cell, Span, essential
+from tda.bench.measure import attach_once, pace, time_case
+from tda.bench.round_records import RoundRecords, Took
 from tda.bench.stage import Stage
-from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, SAMPLED_BEFORE, gpu_use
 from tda.engine.backends.shelf import shelf
-from tda.engine.plain import told
-from tda.engine.score import Scores, score
-from tda.finite import NotFiniteError
 from tda.limits import Stream
-from tda.methods import method as build_method
-from tda.metrics import METRICS
-from tda.quality import measured, rows_of
-from tda.records import Measurement, Record
 from tda.schedule import balanced
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
-
-Took = tuple[Cell, Timing, Span]
 
 
 @dataclass
@@ -48,8 +37,9 @@ class Rounds:
     stage: Stage
     deadline: Deadline
     _stream: Stream | None = None
-    _used: dict[tuple[str, str], dict[str, Measurement]] = field(default_factory=dict)  # of the GPU, by series
-    _sampling_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._records = RoundRecords(self.stage)
 
     def pace(self) -> float:
         """Seconds that a round of dense will take; a shape gets fewer new tokens where its cases fit with them only."""
@@ -105,7 +95,9 @@ class Rounds:
         costs = {cell.series: dense_s for cell in cells}
         self.stage.progress.stage(f"{model}: rounds", 0)
         for number in itertools.count(1):
-            ended = self._narrow(active) | {one.series for one in active if self.stage.store.hopeless(one.series)}
+            ended = _narrow(self.stage, active) | {
+                one.series for one in active if self.stage.store.hopeless(one.series)
+            }
             active = [cell for cell in active if cell.series not in ended]
             if number > self._last_round(active):
                 return
@@ -129,39 +121,19 @@ class Rounds:
                 fit = f"{rounds} round{'s' * (rounds > 1)} of {len(active)} of {len(cells)} cases"
                 self.stage.say(escape(f"{model}: there is time for {fit}"))
             self.stage.progress.go_on(f"{model}: round {number}", max(rounds - number + 1, 1) * len(active))
-            started, self._sampling_s = time.monotonic(), 0.0
+            started, sampling_s = time.monotonic(), self._records.gpu.seconds
             took = self._round(active, number, rounds)
             if not took and self.deadline.is_set and self.deadline.left <= 0:
                 return
             if took:  # scoring after the times is shared by all; telemetry comes once
-                shared = time.monotonic() - started - self._sampling_s - sum(span.seconds for _, _, span in took)
+                sampling_s = self._records.gpu.seconds - sampling_s
+                shared = time.monotonic() - started - sampling_s - sum(span.seconds for _, _, span in took)
                 costs |= {cell.series: span.seconds + shared / len(took) for cell, _, span in took}
 
     def _last_round(self, active: Sequence[Cell]) -> int:
         """The number of the last round: dense alone needs no more than what was asked."""
         plan = self.stage.plan
         return plan.most_rounds if any(cell.method.name != "dense" for cell in active) else plan.rounds
-
-    def _narrow(self, cells: Sequence[Cell]) -> set[tuple[str, str]]:
-        """Series whose speed-up has an interval as narrow as asked, so that they need no more rounds."""
-        precision = self.stage.plan.precision
-        if precision is None:
-            return set()
-        records = {record.series: record for record in self.stage.store.merged()}
-        found = set()
-        for cell in cells:
-            own = records.get(cell.series)
-            if cell.method.name == "dense" or own is None:
-                continue
-            dense = next((one for one in records.values() if is_baseline(one) and one.setting == own.setting), None)
-            if dense is None:
-                continue
-            ratio = speedup(own, dense)
-            if ratio is None or ratio.low is None or ratio.high is None:
-                continue
-            if math.sqrt(ratio.high / ratio.low) - 1 <= precision:
-                found.add(cell.series)
-        return found
 
     def _round(self, cells: Sequence[Cell], number: int, rounds: int) -> list[Took]:
         """Run every case once, then append the round's records together: they are paired with its dense run.
@@ -180,13 +152,8 @@ class Rounds:
                 break
             self.stage.guarded(place, functools.partial(self._time, cell, number, took))
             self.stage.progress.advance()
-        reference = self._reference(number) if self._scores_round(number) else None
-        self.stage.store.keep([self._timed_record(*taken, number, rounds, reference) for taken in took])
+        self.stage.store.keep(self._records.of(took, number, rounds))
         return took
-
-    def _scores_round(self, number: int) -> bool:
-        """Whether a round's tokens are scored too: those of its first pass over the documents."""
-        return self.stage.scores_documents and number <= self.stage.plan.rounds
 
     def _time(self, cell: Cell, number: int, took: list[Took]) -> None:
         started = time.monotonic()
@@ -195,7 +162,7 @@ class Rounds:
             cell.method,
             self.stage.documents(number),
             self.stage.execution(cell.method),
-            keep_logits=self._scores_round(number),
+            keep_logits=self._records.scores(number),
             stream=self._own_stream(),
         )
         took.append((cell, timing, Span.since(started)))
@@ -206,74 +173,24 @@ class Rounds:
             self._stream = Stream(next(self.stage.prepared.model.parameters()).device)
         return self._stream
 
-    def _gpu_use(self, cell: Cell, number: int) -> dict[str, Measurement]:
-        """The telemetry of a case: of its first round, when all times of that are taken."""
-        if self.stage.plan.device == "cpu":
-            return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
-        before = self._used.get(cell.series)
-        if before is not None:
-            return absent({name: part.missing or SAMPLED_BEFORE for name, part in before.items()})
-        begin = time.monotonic()
-        self._used[cell.series] = self._sampled(cell, number)
-        self._sampling_s += time.monotonic() - begin
-        return self._used[cell.series]
 
-    def _sampled(self, cell: Cell, number: int) -> dict[str, Measurement]:
-        """The telemetry pass of a case; if it fails, the times stay."""
-        try:
-            with self.stage.store.running(cell.place(number)):
-                return gpu_use(
-                    self.stage.prepared.model,
-                    cell.method,
-                    self.stage.documents(number),
-                    self.stage.execution(cell.method),
-                )
-        except Exception as error:
-            reason = f"the telemetry pass failed: {type(error).__name__}: {error}"
-            return absent(dict.fromkeys(GPU_MEASUREMENTS, reason))
-
-    def _timed_record(
-        self,
-        cell: Cell,
-        timing: Timing,
-        span: Span,
-        number: int,
-        rounds: int,
-        reference: Scores | str | None,
-    ) -> Record:
-        measurements = self._gpu_use(cell, number) | speed(timing)
-        first = self.stage.plan.documents + (number - 1) * self.stage.plan.batch
-        if isinstance(reference, str):
-            measurements |= absent(dict.fromkeys(METRICS, reference))
-        elif reference is not None:
-            measurements |= self._timed_quality(timing, number, first, reference)
-        if timing.digest is not None and number <= self.stage.plan.rounds:
-            measurements["selection_digest"] = Measurement.of("selection_digest", [timing.digest], [first])
-        return new_record(
-            self.stage.plan,
-            cell.place(number),
-            "ok",
-            span,
-            generation=told(self.stage.prepared.model, self.stage.subject.new_tokens),
-            measurements=measurements,
-            achieved_sparsity=timing.achieved_sparsity,
-            execution=timing.execution,
-            backend=timing.backend,
-            flags=doubts(timing, self.stage.plan.device, rounds) | self.stage.text_flags(cell),
-        )
-
-    def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:
-        return rows_of(self.stage.documents(number), next(self.stage.prepared.model.parameters()).device)
-
-    def _reference(self, number: int) -> Scores | str:
-        """Dense scores of a round's documents, what every case of the round is compared with; or why there are none."""
-        try:
-            return score(self.stage.prepared.model, build_method("dense"), *self._round_rows(number))
-        except NotFiniteError as error:
-            return f"dense has no score: {error}"
-
-    def _timed_quality(self, timing: Timing, number: int, first: int, reference: Scores) -> dict[str, Measurement]:
-        """Quality of the very tokens that were timed, against a dense pass over the same documents."""
-        scores = as_scores(timing, self._round_rows(number)[1])
-        groups = range(first, first + self.stage.plan.batch)
-        return {name: measured(name, metric(scores, reference).tolist(), groups) for name, metric in METRICS.items()}
+def _narrow(stage: Stage, cells: Sequence[Cell]) -> set[tuple[str, str]]:
+    """Series whose speed-up has an interval as narrow as asked, so that they need no more rounds."""
+    precision = stage.plan.precision
+    if precision is None:
+        return set()
+    records = {record.series: record for record in stage.store.merged()}
+    found = set()
+    for cell in cells:
+        own = records.get(cell.series)
+        if cell.method.name == "dense" or own is None:
+            continue
+        dense = next((one for one in records.values() if is_baseline(one) and one.setting == own.setting), None)
+        if dense is None:
+            continue
+        ratio = speedup(own, dense)
+        if ratio is None or ratio.low is None or ratio.high is None:
+            continue
+        if math.sqrt(ratio.high / ratio.low) - 1 <= precision:
+            found.add(cell.series)
+    return found

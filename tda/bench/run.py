@@ -17,12 +17,15 @@ from tda import device as facts
 from tda import kernels
 from tda.bench.budget import NO_END, Deadline
 from tda.bench.cells import Span, new_record
-from tda.bench.plan import Plan, plan_for
+from tda.bench.messages import Message
+from tda.bench.plan import Plan
+from tda.bench.planning import plan_for
 from tda.bench.progress import Progress
 from tda.bench.store import Folder, Store
 from tda.bench.subject import measure_model
-from tda.bench.supervisor import SILENCE_S, Limits, Message, supervised
+from tda.bench.supervisor import supervised
 from tda.bench.worker import order_of
+from tda.bench.worker_limits import SILENCE_S, Limits
 from tda.cases import MethodSpec
 from tda.contracts import Method
 from tda.process import alone

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.markup import escape
 
@@ -13,7 +14,7 @@ from tda.bench.outcome import absent
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import Prepared
 from tda.bench.progress import Steps
-from tda.bench.store import Place, Store
+from tda.bench.store import RecordPlace, Store
 from tda.cases import describe
 from tda.contracts import Method
 from tda.device import failure_kind
@@ -110,25 +111,13 @@ class Stage:
         started: float,
         measurements: dict[str, Measurement],
         achieved: tuple[float, ...],
-        **ran: str,
+        **ran: Any,
     ) -> None:
         """Keep the record of round 0."""
         for name, measurement in absent(self._reasons(cell)).items():
             measurements.setdefault(name, measurement)
-        self.store.keep(
-            [
-                new_record(
-                    self.plan,
-                    cell.place(0),
-                    "ok",
-                    Span.since(started),
-                    measurements=measurements,
-                    achieved_sparsity=achieved,
-                    flags=self.text_flags(cell),
-                    **ran,
-                )
-            ]
-        )
+        ran = {**ran, "measurements": measurements, "achieved_sparsity": achieved, "flags": self.text_flags(cell)}
+        self.store.keep([new_record(self.plan, cell.place(0), "ok", Span.since(started), **ran)])
 
     def text_flags(self, cell: Cell) -> dict[FlagName, Flag]:
         """Whether the built-in stories were used for a model that they were not made for."""
@@ -160,7 +149,7 @@ class Stage:
             why = "not timed: only its quality is measured here" if subject.quality else "not among the timed methods"
         return reasons | dict.fromkeys((*SPEED, "attach_ms", "peak_memory_bytes"), why)
 
-    def guarded(self, place: Place, work: Callable[[], None]) -> None:
+    def guarded(self, place: RecordPlace, work: Callable[[], None]) -> None:
         """Run work for a case: its failure is a record; a death of the process leaves a marker for the next run.
 
         Raises

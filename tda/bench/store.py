@@ -20,7 +20,7 @@ INNOCENT_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordPlace:
     """Where a record belongs: a case, what it is taken on, and the round."""
 
     case: Case
@@ -34,7 +34,7 @@ class Sink(Protocol):
     def keep(self, records: Sequence[Record]) -> None:
         """Take records that belong together."""
 
-    def running(self, place: Place | None) -> None:
+    def running(self, place: RecordPlace | None) -> None:
         """Take note of what runs now; None where that has ended."""
 
 
@@ -101,7 +101,7 @@ class Folder:
     def _marker(self) -> Path:
         return self.path / "running.json"
 
-    def running(self, place: Place | None) -> None:
+    def running(self, place: RecordPlace | None) -> None:
         """Leave a marker while a case runs, so that the next run knows if the process died in it."""
         if place is None:
             self._marker.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ class Folder:
         parts = {"case": place.case.model_dump(mode="json"), "inputs": place.inputs.model_dump(mode="json")}
         write_whole(self._marker, json.dumps({**parts, "round": place.round}))
 
-    def left_running(self) -> Place | None:
+    def left_running(self) -> RecordPlace | None:
         """The case in which an earlier process died, told once."""
         if not self._marker.is_file():
             return None
@@ -117,7 +117,7 @@ class Folder:
         self._marker.unlink()
         try:
             left = json.loads(text)
-            return Place(Case.model_validate(left["case"]), Inputs.model_validate(left["inputs"]), left["round"])
+            return RecordPlace(Case.model_validate(left["case"]), Inputs.model_validate(left["inputs"]), left["round"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -155,7 +155,7 @@ class Store:
         """What is known, or of it what this run asks for, the rounds of each case joined."""
         return merge(record for record in self._records if not asked or record.series in self.asked)
 
-    def missing(self, place: Place) -> bool:
+    def missing(self, place: RecordPlace) -> bool:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
         self.asked.add((place.case.key, place.inputs.key))
         return self.found(place) is None and not self.given_up(place)
@@ -165,7 +165,7 @@ class Store:
         own = [one for one in self._records if one.series == series and one.status in ("crash", "timeout")]
         return sum(map(_is_its_fault, own)) >= ATTEMPTS
 
-    def given_up(self, place: Place) -> bool:
+    def given_up(self, place: RecordPlace) -> bool:
         """Whether a place has failed too often, or its series has ended too many processes."""
         failed = [record for record in self._records if _fills(record, place) and record.status != "ok"]
         return _too_often(failed) or self._ends_processes((place.case.key, place.inputs.key))
@@ -181,7 +181,7 @@ class Store:
         told = f"{len(earlier) - len(others)} results of an earlier run are reused"
         return told + (f"; {len(others)} are not, and stay beside those of now: {', '.join(why)}" if others else "")
 
-    def tasks(self, place: Place) -> dict[str, TaskFacts]:
+    def tasks(self, place: RecordPlace) -> dict[str, TaskFacts]:
         """Facts of the tasks that a place has scores of, or a failure; the last of each."""
         good = (record for record in self._records if record.status == "ok" and _is_at(record, place))
         return {name: facts for record in good for name, facts in record.tasks.items()}
@@ -199,13 +199,13 @@ class Store:
             return False
         return failed(self._records[self._earlier :]) >= ATTEMPTS or failed(self._records) >= 2 * ATTEMPTS
 
-    def found(self, place: Place) -> Record | None:
+    def found(self, place: RecordPlace) -> Record | None:
         """The last good record of a place."""
         good = (record for record in reversed(self._records) if record.status == "ok")
         return next((record for record in good if _fills(record, place)), None)
 
     @contextlib.contextmanager
-    def running(self, place: Place) -> Iterator[None]:
+    def running(self, place: RecordPlace) -> Iterator[None]:
         """Let it be known which case runs inside: whoever looks after the process is told, or the next run is."""
         self._sink.running(place)
         try:
@@ -230,14 +230,14 @@ def too_often(kinds: Sequence[FailureKind | None]) -> bool:
     return len(kinds) - innocent >= ATTEMPTS or innocent >= INNOCENT_ATTEMPTS
 
 
-def _is_at(record: Record, place: Place) -> bool:
+def _is_at(record: Record, place: RecordPlace) -> bool:
     """Whether a record belongs to a place; what its text is called does not matter."""
     if (record.case, record.round) != (place.case, place.round) or record.case.key != place.case.key:
         return False  # an option of true equals one of 1, and is not the same
     return record.inputs.key == place.inputs.key
 
 
-def _fills(record: Record, place: Place) -> bool:
+def _fills(record: Record, place: RecordPlace) -> bool:
     """Whether a record is what a place waits for; a line of tasks stands beside that."""
     return _is_at(record, place) and not record.tasks
 

@@ -17,13 +17,14 @@ from tda.bench.progress import Steps
 from tda.bench.rounds import Rounds
 from tda.bench.scoring import Scoring
 from tda.bench.stage import Stage
-from tda.bench.store import Place, Store
+from tda.bench.store import RecordPlace, Store
 from tda.cases import Control, Inputs, MethodSpec
 from tda.engine.plain import notice
 from tda.finite import NotFiniteError
 from tda.records import LeftOut
 
 
+# long: its parameters are explained
 def measure_model(
     plan: Plan,
     subject: Subject,
@@ -76,7 +77,7 @@ def measure_model(
         if len(plan.subjects) == 1 and not isinstance(error, NotFiniteError):
             raise
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        dense = Place(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
+        dense = RecordPlace(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
         store.keep([new_record(plan, dense, "error", Span.since(started), reason=reason)])
         say(f"[red]{escape(f'{subject.model} is not measured: {reason}')}")
         return []

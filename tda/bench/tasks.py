@@ -16,7 +16,7 @@ from tda.cases import digest_of
 from tda.records import TaskFacts
 from tda.tasks import TaskResult
 from tda.tasks.outputs import items_path, save_items
-from tda.tasks.run import Prepared, run
+from tda.tasks.run import PreparedTask, run
 
 ANSWERS = "answers"
 """Folder of every answer as it came, a file a model: an evaluation that was killed goes on from there."""
@@ -57,14 +57,14 @@ class Tasks:
                     break
                 self.stage.progress.advance()
 
-    def _is_answered(self, cell: Cell, task: Prepared) -> bool:
+    def _is_answered(self, cell: Cell, task: PreparedTask) -> bool:
         found = self.stage.store.tasks(cell.place(0)).get(task.asked.name)
         return found is not None and found.failure is None and found.setting == self._facts(task).setting
 
-    def _facts(self, task: Prepared) -> TaskFacts:
+    def _facts(self, task: PreparedTask) -> TaskFacts:
         return task.facts(self.stage.plan.protocol)
 
-    def _answer(self, cell: Cell, task: Prepared) -> None:
+    def _answer(self, cell: Cell, task: PreparedTask) -> None:
         """Answer one task and keep a record; a failure is one, too."""
         started, place, name = time.monotonic(), cell.place(0), task.asked.name
         with self.stage.store.running(place):
@@ -89,7 +89,7 @@ class Tasks:
         )
         self.stage.store.keep([record])
 
-    def _result(self, cell: Cell, task: Prepared) -> TaskResult:
+    def _result(self, cell: Cell, task: PreparedTask) -> TaskResult:
         from tda.tasks.model import TDALM
 
         plan, prepared, subject = self.stage.plan, self.stage.prepared, self.stage.subject

@@ -48,7 +48,7 @@ def tune(model: nn.Module, budget_s: float, say: Callable[[str], None] = lambda 
         try:
             in_rows([*linears, *(linear for ffn in ffns for linear in ffn.linears)], overrides)
             for found in triton_tune.tune(triton_tune.tasks(ffns, linears), budget_s):
-                if isinstance(found, triton_tune.Task):
+                if isinstance(found, triton_tune.TuningTask):
                     late.append(found.key)
                     continue
                 evidence[found.task.key] = found.evidence()

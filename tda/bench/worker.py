@@ -18,10 +18,10 @@ from typing import Any
 
 from tda import device as facts
 from tda.bench.budget import NO_END, Deadline
+from tda.bench.messages import HEADER, Order, send
 from tda.bench.plan import Plan
-from tda.bench.store import Place, Store
+from tda.bench.store import RecordPlace, Store
 from tda.bench.subject import measure_model
-from tda.bench.supervisor import HEADER, Order, send
 from tda.cases import Inputs
 from tda.records import Record
 
@@ -31,7 +31,7 @@ FIRST_TO_GO = "500"
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What a worker measures.
 
     Attributes
@@ -65,15 +65,15 @@ def order_of(plan: Plan, number: int, folder: Path, command: str) -> Order:
             f"a worker process has no model of this one's memory: {', '.join(plan.loaded)}; give its folder"
         )
     subject = plan.subjects[number]
-    dense = Place(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
+    dense = RecordPlace(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
     try:
-        task = pickle.dumps(Task(plan, number, folder, command))
+        task = pickle.dumps(WorkerTask(plan, number, folder, command))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(f"a worker process cannot be told of this: {error}; name methods by their specs") from None
     return Order(subject.model, plan.device, task, dense, subject.weight)
 
 
-class _Line:
+class _WorkerLine:
     """The way to the supervisor: a sink of records, and who is told of progress."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -102,7 +102,7 @@ class _Line:
     def keep(self, records: Sequence[Record]) -> None:
         self.tell("records", list(records))
 
-    def running(self, place: Place | None) -> None:
+    def running(self, place: RecordPlace | None) -> None:
         self.tell("running", place)
 
     # As progress.
@@ -138,7 +138,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
-    line = _Line(socket.socket(fileno=int(sys.argv[1])))
+    line = _WorkerLine(socket.socket(fileno=int(sys.argv[1])))
     try:
         line.tell("hello", (facts.machine(sys.argv[2]), facts.commit(), os.getpid()))
         _measure(line, *line.hear())
@@ -150,9 +150,9 @@ def main() -> None:
 
 
 def _measure(
-    line: _Line, order: bytes, held: Sequence[Record], asked: set[tuple[str, str]], left_s: float | None
+    line: _WorkerLine, order: bytes, held: Sequence[Record], asked: set[tuple[str, str]], left_s: float | None
 ) -> None:
-    task: Task = pickle.loads(order)
+    task: WorkerTask = pickle.loads(order)
     store = Store(task.folder, held, line, asked)
     deadline = NO_END if left_s is None else Deadline(time.monotonic() + left_s)
     subject = task.plan.subjects[task.number]

@@ -25,12 +25,12 @@ from tda.engine.selfcheck import check_family
 from tda.engine.transformers_api import positions, text_config
 from tda.families import check_model, find_ffns, layers_of
 from tda.finite import NotFiniteError, explained
-from tda.fitting.collect import Batch, Call, Collector
+from tda.fitting.collect import Batch, BlockCall, Collector
 from tda.kernels.products import widening
 from tda.thresholds import TextHashes, Thresholds, hash_text
 from tda.view import FFN, Handle, Place, Source, by_row
 
-Made = TypeVar("Made", bound=Method)
+MethodT = TypeVar("MethodT", bound=Method)
 BLOCK_ROWS, BLOCK_TOKENS = 4, 128
 """Documents, and tokens of each, that whole blocks are shown on: a search runs them many times."""
 
@@ -73,7 +73,7 @@ def calibrate(
     return calibrate_all(model, [method], batches, layer_sparsity=[layer_sparsity], progress=progress)[0]
 
 
-def fit(model: nn.Module, method: Made, data: Iterable[Any], tokenizer: Any = None) -> Made:
+def fit(model: nn.Module, method: MethodT, data: Iterable[Any], tokenizer: Any = None) -> MethodT:
     """Fit a method; see `tda.contracts.Method.fit`."""
     if isinstance(data, str | bytes | Tensor):
         raise TypeError(f"give several texts, as method.fit(model, [text, ...], tokenizer), got {type(data).__name__}")
@@ -259,7 +259,7 @@ def _show_blocks(model: nn.Module, tokens: Tensor, mask: Tensor, collecting: Seq
 
     def before(number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for one in shown:
-            one.collector.block(number, Call(module, args, kwargs, batch))
+            one.collector.block(number, BlockCall(module, args, kwargs, batch))
 
     for number, layer in enumerate(layers_of(model)):
         hook = layer.register_forward_pre_hook(functools.partial(before, number), with_kwargs=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
-from tda.bench.plan import only
+from tda.bench.planning import only
 from tda.cases import Case
 from tda.changes import detect
 from tda.changes.alternate import GIVE_UP

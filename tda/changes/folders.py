@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tda.bench.plan import only
+from tda.bench.planning import only
 from tda.cases import describe
 from tda.changes.builds import Build
 from tda.changes.compare import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tda.bench.budget import duration
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.cases import digest_of
 from tda.changes import alternate
 from tda.changes.alternate import Grid, Runner

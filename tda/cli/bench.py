@@ -14,7 +14,7 @@ from tda.config import BenchConfig
 
 if TYPE_CHECKING:
     from tda.bench.plan import Plan
-    from tda.bench.supervisor import Limits
+    from tda.bench.worker_limits import Limits
     from tda.records import Record
 
 
@@ -25,7 +25,7 @@ def bench(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; a rerun completes it.")] = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell models, bytes and hours alone.")] = False,
     cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
-    memory: o.Memory = None,
+    memory: o.MemoryLimit = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure latency, memory and quality of methods, interleaved; write DIR/results.jsonl and DIR/index.html.
@@ -36,7 +36,8 @@ def bench(
     done; the same command goes on. Each model is measured in a worker process: one that crashes, hangs or needs more
     memory than there is ends as a record, and the others go on.
     """
-    from tda.bench.plan import plan_of, size_notice, without_budget
+    from tda.bench.model_size import size_notice
+    from tda.bench.planning import plan_of, without_budget
 
     plan = plan_of(config)
     o.warn(size_notice(config, plan))
@@ -105,6 +106,7 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
     tell_results([records], out, cases=plan.documents > 0, as_json=as_json)
 
 
+# long: its parameters are explained
 def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bool, as_json: bool) -> None:
     """Print the table of a folder's results, write its page, and name what failed or was left out.
 

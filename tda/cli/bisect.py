@@ -16,7 +16,7 @@ def bisect(
     bad: Annotated[str, typer.Argument(metavar="BAD", help="A commit after it.")],
     config: BenchConfig,
     split: Annotated[str, typer.Option(help="What changed: prefill, select, decode, memory or quality.")] = "decode",
-    blocks: o.Blocks = 8,
+    blocks: o.BlockCount = 8,
     max_blocks: Annotated[int, typer.Option(min=4, help="Processes of a commit between the ends, at most.")] = 24,
     repo: o.Repo = Path("."),
     out: o.Units = o.UNITS,

@@ -17,7 +17,7 @@ def calibrate(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a document: the longest prompt that is meant.")] = 512,
     documents: Annotated[int, typer.Option(min=1, help="Documents.")] = 64,
     dtype: o.DtypeName = "float32",
-    device: o.Device = "cpu",
+    device: o.DeviceName = "cpu",
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,

@@ -21,7 +21,7 @@ def models(
         typer.Option(metavar="NAME_OR_PATH", help="Load a model; say what is found in it and what runs it here."),
     ] = None,
     dtype: o.DtypeName = "float32",
-    device: o.Device = "cpu",
+    device: o.DeviceName = "cpu",
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,

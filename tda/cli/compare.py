@@ -20,7 +20,7 @@ def compare(
     old: Annotated[str, typer.Argument(metavar="A", help="The old one: a commit, or a folder of results.")],
     new: Annotated[str, typer.Argument(metavar="B", help="The new one, of the same kind.")],
     config: BenchConfig,
-    blocks: o.Blocks = 8,
+    blocks: o.BlockCount = 8,
     measure_floor: Annotated[
         bool,
         typer.Option(

@@ -5,7 +5,7 @@ import typer
 from tda.cli import options as o
 
 
-def doctor(device: o.Device = "cpu", as_json: o.AsJson = False) -> None:
+def doctor(device: o.DeviceName = "cpu", as_json: o.AsJson = False) -> None:
     """Say what this machine is fit to measure: its limits, other processes, clocks, threads, noise between processes.
 
     Ends within two minutes: the noise is learnt from eight fresh processes that measure the same, fewer where they

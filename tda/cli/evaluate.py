@@ -62,7 +62,7 @@ def evaluate_documents(config: BenchConfig, artifact: "Thresholds | None", over:
     from rich.markup import escape
 
     from tda import kernels
-    from tda.bench.plan import plan_of
+    from tda.bench.planning import plan_of
     from tda.bench.prepare import prepare
     from tda.cases import describe
     from tda.quality import Evaluator
@@ -103,7 +103,7 @@ def evaluate_tasks(
     config: BenchConfig, artifact: "Thresholds | None", out: Path, *, since: float, as_json: bool
 ) -> None:
     """Score one model's methods on tasks and time them, as a bench does."""
-    from tda.bench.plan import plan_of
+    from tda.bench.planning import plan_of
     from tda.bench.prepare import fitted_with
     from tda.cli.bench import measure, tell_plan
 

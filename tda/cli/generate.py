@@ -7,6 +7,7 @@ import typer
 from tda.cli import options as o
 
 
+# long: every option of the command is a parameter
 def generate(
     model: o.OneModel,
     prompt: Annotated[
@@ -23,7 +24,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: o.Seed = None,
     dtype: o.DtypeName = "float32",
-    device: o.Device = "cpu",
+    device: o.DeviceName = "cpu",
     execution: o.ExecutionName = "auto",
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,

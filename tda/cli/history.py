@@ -8,7 +8,7 @@ import typer
 
 from tda.cli import options as o
 
-Store = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where profiles are kept.")]
+ProfilesDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where profiles are kept.")]
 Cases = Annotated[Path, typer.Option("--cases", metavar="TOML", help="What is profiled, and how long traces stay.")]
 OUT = Path("profiles/out")
 
@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Profile commits as installed build
 @app.command()
 def profile(
     commits: Annotated[list[str] | None, typer.Argument(metavar="COMMIT", help="Commits, branches, tags.")] = None,
-    out: Store = OUT,
+    out: ProfilesDir = OUT,
     cases: Cases = o.CASES,
     processes: Annotated[int | None, typer.Option(min=1, help="Of each commit; else as the cases say.")] = None,
     repo: o.Repo = Path("."),
@@ -48,7 +48,7 @@ def profile(
 
 
 @app.command()
-def prune(out: Store = OUT, cases: Cases = o.CASES) -> None:
+def prune(out: ProfilesDir = OUT, cases: Cases = o.CASES) -> None:
     """Delete traces of old profiles; records and tables stay, and so do the traces of alarms of the history."""
     from tda.history.profiles import ProfileStore
     from tda.nightly.config import load_profiles

@@ -34,8 +34,8 @@ def shares(lm: Any) -> list[str]:
     method = f"{spec.name} {dial:g}" if "sparsity" in spec.options else spec.name
     lines = []
     for task, (tokens, sparse) in lm.tokens.items():
-        what = "generated" if task in lm.generated else "scored"
-        protocol = "" if task in lm.generated else f", protocol {lm.protocol}"
+        what = "generated" if task in lm.tally.generated else "scored"
+        protocol = "" if task in lm.tally.generated else f", protocol {lm.protocol}"
         share = f"{100 * sparse / max(tokens, 1):.4g}% of {tokens:,} {what} tokens"
         lines.append(f"{task}: {share} were computed sparsely under {method}{protocol}")
     return lines

@@ -10,7 +10,7 @@ import typer
 from tda.cli import options as o
 
 if TYPE_CHECKING:
-    from tda.history.nights import Night
+    from tda.history.nights import History
 
 DECISIONS = Path("benchmarks/decisions.toml")
 
@@ -48,10 +48,7 @@ def nightly(
         return
     place = open_history(repository, history)
     if check:
-        nights, problems = place.history.nights()
-        for problem in problems:
-            o.warn(problem)
-        _check(nights, max_age_hours)
+        _check(place.history, max_age_hours)
         return
     settings = load_config(config)
     run = NightRun(repository, place.history, settings, work, commit, since, say=o.say)
@@ -69,7 +66,10 @@ def nightly(
         raise typer.Exit(1)
 
 
-def _check(nights: "list[Night]", hours: float) -> None:
+def _check(history: "History", hours: float) -> None:
+    nights, problems = history.nights()
+    for problem in problems:
+        o.warn(problem)
     ages = [_age(night.finished) for night in nights if night.finished]
     if not ages:
         typer.echo("tda: no night has ended on this history", err=True)

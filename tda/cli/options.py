@@ -18,7 +18,7 @@ from tda.config import BenchConfig, flag_of
 from tda.names import Dtype, Execution
 
 if TYPE_CHECKING:
-    from tda.bench.supervisor import Limits
+    from tda.bench.worker_limits import Limits
     from tda.contracts import Method
 
 OneModel = Annotated[str, typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="ref:NAME, a folder or a hub id.")]
@@ -29,7 +29,7 @@ OneSparsity = Annotated[
     float | None, typer.Option("--sparsity", "-s", help="Fraction of neurons left out, 0 <= s < 1; else 0.5.")
 ]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Type of weights and activations.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+DeviceName = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 ExecutionName = Annotated[Execution, typer.Option("--execution", help="How it runs; auto takes the fastest right way.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of what is drawn.")]
 CalibrationText = Annotated[
@@ -48,13 +48,13 @@ Units = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Units; the same command goes on with what is there.")
 ]
 Work = Annotated[Path, typer.Option("--work", metavar="DIR", help="Builds and children's files; safe to delete.")]
-Blocks = Annotated[int, typer.Option(min=4, help="Fresh processes of each build.")]
+BlockCount = Annotated[int, typer.Option(min=4, help="Fresh processes of each build.")]
 UnitTimeout = Annotated[float, typer.Option("--unit-timeout-s", help="A process that takes longer is ended.")]
 CELL_TIMEOUT = "30m"
 CellTimeout = Annotated[
     str, typer.Option(metavar="TIME", help="A worker that makes no progress for so long is ended: 90s, 30m, none.")
 ]
-Memory = Annotated[
+MemoryLimit = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Host memory of a worker, above which it is ended: 16GB.")
 ]
 UNITS = Path("results/compare")
@@ -133,7 +133,7 @@ def limits(cell_timeout: str, memory: str | None) -> "Limits":
         If a time or a size cannot be read.
     """
     from tda.bench.budget import parse_bytes, parse_seconds
-    from tda.bench.supervisor import Limits
+    from tda.bench.worker_limits import Limits
 
     return Limits(parse_seconds(cell_timeout, "a cell's time"), None if memory is None else parse_bytes(memory))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tda.sweep.groups import Group
 
 
+# long: every option of the command is a parameter
 @o.configured("budget", budget="none")
 def sweep(
     config: BenchConfig,
@@ -54,7 +55,7 @@ def sweep(
     goes on. Ctrl-C keeps what is done; the same command goes on. Needs the extra cluster.
     """
     from tda.bench.budget import parse_bytes, parse_seconds
-    from tda.bench.plan import plan_of
+    from tda.bench.planning import plan_of
     from tda.records import merge
     from tda.results import check_folder
     from tda.sweep.groups import groups_of
@@ -101,7 +102,7 @@ def _run(
     from rich.console import Console
 
     from tda import device as facts
-    from tda.bench.supervisor import Limits
+    from tda.bench.worker_limits import Limits
     from tda.sweep.cluster import connected, fitting, needs_of
     from tda.sweep.driver import Sweep
     from tda.sweep.view import View

@@ -10,7 +10,7 @@ from tda.cli import options as o
 def tune(
     model: o.OneModel,
     dtype: o.DtypeName = "bfloat16",
-    device: o.Device = "cuda",
+    device: o.DeviceName = "cuda",
     budget: Annotated[str, typer.Option(metavar="TIME", help="Time to measure in, as 60s or 5m, or none.")] = "60s",
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,

@@ -19,7 +19,7 @@ from tda.contracts.options import check_choice, check_number, check_quantization
 from tda.fitting.allocate import at_level, equal_error
 from tda.fitting.collect import Collector, TokenCollector
 from tda.names import Allocation
-from tda.view import FFN, Place, Statistic, Sweep
+from tda.view import FFN, Place, SquaresSum, Statistic
 
 Rows = Literal["per_row", "shared"]
 
@@ -89,7 +89,7 @@ class PromptMethod(Method):
         """Return a fresh statistic to be filled in prefill; None where the prompt's activations do not matter."""
         return None
 
-    def statistics(self, ffns: Sequence[Any], sweep: Sweep) -> list[Statistic | None]:
+    def statistics(self, ffns: Sequence[Any], sweep: SquaresSum) -> list[Statistic | None]:
         """A fresh statistic of each place, which adds squares by a kernel; None where the prompt does not matter."""
         statistics = [self.new_statistic(ffn) for ffn in ffns]
         for statistic in statistics:

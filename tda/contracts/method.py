@@ -21,7 +21,7 @@ from tda.names import Execution
 from tda.quantizers import QUANTIZERS, Quantizer
 from tda.results import write_whole
 from tda.thresholds import THRESHOLDS_FILE, Thresholds
-from tda.view import FFN, Place, Projection, Site, Source, Statistic, Sweep
+from tda.view import FFN, Place, Projection, Site, Source, SquaresSum, Statistic
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 METHOD_FILE = "method.json"
@@ -32,6 +32,7 @@ cut, which kernels know."""
 Window = Literal["prompt", "request"]
 
 
+# long: the public contract of a method, each part of it explained
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A way to leave neurons out of decode: a frozen dataclass whose fields are its options.
@@ -231,7 +232,7 @@ class Method(ABC):
         """Whether it keeps some neurons and leaves out others."""
         return self.kind in ("prompt", "token", "threshold")
 
-    def statistics(self, ffns: Sequence[Any], sweep: Sweep) -> list[Statistic | None]:
+    def statistics(self, ffns: Sequence[Any], sweep: SquaresSum) -> list[Statistic | None]:
         """A fresh statistic of each place, which adds squares by a kernel; None where the prompt does not matter."""
         return [None] * len(ffns)
 

@@ -36,6 +36,7 @@ from tda.thresholds import Thresholds
 from tda.view import FFN, See
 
 
+# long: its parameters are explained
 @contextmanager
 def attach(
     model: nn.Module, method: Method, thresholds: Thresholds | None = None, *, execution: Execution = "auto"

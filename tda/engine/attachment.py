@@ -29,6 +29,7 @@ from tda.spans import span
 from tda.view import Place, by_row
 
 
+# long: all that a model asks of what is attached, from the beginning of a forward to its end
 class Attachment:
     """What stands between a model and the method that is attached to it.
 

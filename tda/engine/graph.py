@@ -134,6 +134,7 @@ class Captured(NamedTuple):
             buffers.logits, buffers.kept = replayed
 
 
+# long: a step, what it was captured with, and why it cannot run belong together
 class GraphStep:
     """A decode step of up to 16 rows, captured for each number of rows and replayed.
 

@@ -18,6 +18,7 @@ from tda.view import FFN, Statistic
 Phase = Literal["prefill", "decode"]
 
 
+# long: the state of a request, each field of it explained
 @dataclass(eq=False)
 class Request:
     """What belongs to one key-value cache.

@@ -64,6 +64,7 @@ class Scores:
         return float(self.sparse.sum() / self.valid.sum())
 
 
+# long: its parameters are explained
 @torch.no_grad()
 def score(
     model: nn.Module,

@@ -24,9 +24,9 @@ from tda.view import FFN, Decoder, Experts, Handle
 
 Structure = tuple[Any, ...]
 _CHECKED: "weakref.WeakKeyDictionary[nn.Module, Structure]" = weakref.WeakKeyDictionary()
-Steps = weakref.WeakKeyDictionary[nn.Module, tuple[Structure, str | None]]
-_STEPS: Steps = weakref.WeakKeyDictionary()
-_STATIC_STEPS: Steps = weakref.WeakKeyDictionary()
+CheckedSteps = weakref.WeakKeyDictionary[nn.Module, tuple[Structure, str | None]]
+_STEPS: CheckedSteps = weakref.WeakKeyDictionary()
+_STATIC_STEPS: CheckedSteps = weakref.WeakKeyDictionary()
 PROBE_TOKENS = 8
 ADDED = "its modules have hooks or forwards of their own"
 """Why nothing runs in place of a whole model to which something was added."""
@@ -158,7 +158,7 @@ def check_static_step(model: nn.Module) -> str | None:
         return "there is no memory to try its step on a static cache"
 
 
-def _known(found: Steps, model: nn.Module, compare: Callable[[], str | None]) -> str | None:
+def _known(found: CheckedSteps, model: nn.Module, compare: Callable[[], str | None]) -> str | None:
     """What a comparison found while the model's structure was the same; else what it finds now."""
     same = structure(model)
     if same is None:

@@ -1,6 +1,6 @@
 """One request, served step by step: whoever times, counts, profiles or scores it watches the same loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from tda.engine.phases import decode, prefill
 from tda.engine.run import Run
-
-Watch = Callable[[str], AbstractContextManager[object]]
-"""Opens a range around a phase: "prefill", "selection", or one step of "decode"."""
+from tda.spans import Recorder
 
 
 def unwatched(phase: str) -> AbstractContextManager[None]:
@@ -39,7 +37,7 @@ class Session:
     run: Run
     prompts: Tensor
     continuations: Tensor
-    watch: Watch = unwatched
+    watch: Recorder = unwatched
     cache: Any = None
 
     @property

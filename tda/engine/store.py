@@ -12,7 +12,7 @@ from tda.engine.request import PREFILL_INSIDE, Call, Request
 from tda.engine.transformers_api import cached_tokens
 from tda.engine.unseen import Unseen
 from tda.prompt_statistics import begin
-from tda.view import Place, Sweep
+from tda.view import Place, SquaresSum
 
 
 class RequestStore:
@@ -35,7 +35,7 @@ class RequestStore:
         That of the last forward.
     """
 
-    def __init__(self, method: Method, ffns: Sequence[Place], sweep: Sweep, unseen: Unseen) -> None:
+    def __init__(self, method: Method, ffns: Sequence[Place], sweep: SquaresSum, unseen: Unseen) -> None:
         self.last: Request | None = None
         self._method = method
         self._ffns = ffns

@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass
-class Call:
+class BlockCall:
     """One call of a whole block on a calibration batch, which can be made again.
 
     Attributes
@@ -78,7 +78,7 @@ class Collector(ABC):
     sees_blocks: bool = False
     """Whether it is to be shown whole blocks too, on a few tokens."""
 
-    def block(self, layer: int, call: Call) -> None:
+    def block(self, layer: int, call: BlockCall) -> None:
         """See a whole block's call."""
         raise NotImplementedError
 

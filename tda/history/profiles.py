@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tda.cases import Case, taken_for
 from tda.history.nights import History, Unit
-from tda.profiler.difference import Change, PhaseChange, difference, phase_differences
+from tda.profiler.difference import PhaseChange, ProfileChange, difference, phase_differences
 from tda.profiler.records import Profile
 from tda.profiler.store import MEMORY, RECORD, TRACE, read_profile
 from tda.records import FAKE
@@ -92,7 +92,7 @@ class ProfileComparison:
         return self.after[0].profile.machine.fingerprint
 
     @cached_property
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[ProfileChange]:
         """Every row, what is certain first."""
         return difference(*self._sides)
 

@@ -27,14 +27,14 @@ class DatedCommit(NamedTuple):
 
 
 @dataclass
-class Reading:
+class HistoryReader:
     """What is known of commits while sources are read, and what went wrong."""
 
     commits: dict[str, DatedCommit] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, repo: Path | None) -> "Reading":
+    def of(cls, repo: Path | None) -> "HistoryReader":
         """Begin; `repo` is a checkout that tells dates and subjects.
 
         Raises

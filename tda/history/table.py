@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from tda.history.nights import History
-from tda.history.rows import Reading, Row, label
+from tda.history.rows import HistoryReader, Row, label
 from tda.history.sources.asv import asv_rows, read_asv
 from tda.history.sources.micro import micro_rows
 from tda.history.sources.nights import read_nights, unit_rows
@@ -84,7 +84,7 @@ def load_history(folder: Path, repo: Path | None = None) -> Table:
     ValueError
         If `repo` is no git checkout.
     """
-    reading = Reading.of(repo)
+    reading = HistoryReader.of(repo)
     if not folder.is_dir():
         reading.problems.append(f"no history at {folder}")
     asv = read_asv(reading, folder / ASV)
@@ -104,7 +104,7 @@ def from_units(history: History, repo: Path | None = None) -> Table:
     A process that failed has one row, without a case. Records of another commit than its process was built from are
     left out and named.
     """
-    reading = Reading.of(repo)
+    reading = HistoryReader.of(repo)
     nights = read_nights(reading, history)
     return _table(reading, unit_rows(reading, history.folder, nights))
 
@@ -115,7 +115,7 @@ def from_records(paths: Iterable[Path], repo: Path | None = None) -> Table:
     The rounds of a case are joined per machine, commit and state of its tree. A line that stands in two files counts
     once; where two lines tell differently of one round, the last counts, and a sentence says so.
     """
-    reading = Reading.of(repo)
+    reading = HistoryReader.of(repo)
     return _table(reading, record_rows(reading, paths))
 
 
@@ -128,7 +128,7 @@ def from_asv(folder: Path, repo: Path | None = None) -> Table:
     parameters ``model``, ``method`` and ``sparsity``, and sizes are unknown. What asv skipped has no row. Results of
     another version of their benchmark are left out and named.
     """
-    reading = Reading.of(repo)
+    reading = HistoryReader.of(repo)
     return _table(reading, asv_rows(reading, read_asv(reading, folder)))
 
 
@@ -140,11 +140,11 @@ def from_micro(paths: Iterable[Path], repo: Path | None = None) -> Table:
     them ran in one process: the interval says nothing of what differs between processes. Where two files hold one
     benchmark of a machine and commit, the later one counts.
     """
-    reading = Reading.of(repo)
+    reading = HistoryReader.of(repo)
     return _table(reading, micro_rows(reading, paths))
 
 
-def _table(reading: Reading, rows: Iterable[Row]) -> Table:
+def _table(reading: HistoryReader, rows: Iterable[Row]) -> Table:
     held = [dict.fromkeys(COLUMNS) | row for row in rows]
     label(held)
     frame = pd.DataFrame(held, columns=list(COLUMNS), dtype="object")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tda.contracts import TokenMethod, check_choice, check_number
 from tda.families import find_inputs
-from tda.fitting.collect import Batch, Call, Collector, Shares
+from tda.fitting.collect import Batch, BlockCall, Collector, Shares
 from tda.fitting.histogram import Histogram
 from tda.methods import METHODS
 from tda.view import FFN, Place, Site
@@ -78,7 +78,7 @@ class TEAL(TokenMethod):
             return None
         return InputCollector(layers)
 
-    def shares(self, curves: Sequence["Block"]) -> list[float]:
+    def shares(self, curves: Sequence["BlockOutput"]) -> list[float]:
         """Shares of every linear, block by block."""
         target = self.sparsity or 0.0
         if self.allocation == "uniform":
@@ -87,7 +87,7 @@ class TEAL(TokenMethod):
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockOutput:
     """What leaving inputs out of a block's linears does to its output.
 
     Attributes
@@ -118,14 +118,14 @@ class InputCollector(Collector):
 
     def __init__(self, linears: int) -> None:
         self.histograms = [Histogram() for _ in range(linears)]
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, BlockCall] = {}
 
     def observe(self, place: Place, a: Tensor, x: Tensor, batch: Batch) -> None:
         """Count the inputs of all tokens but each row's first, which is never decoded."""
         decodable = batch.mask & (batch.positions > 0)
         self.histograms[place.index].add(self._checked(place, a[decodable]).abs())
 
-    def block(self, layer: int, call: Call) -> None:
+    def block(self, layer: int, call: BlockCall) -> None:
         """Keep a block's call."""
         self._calls[layer] = call
 
@@ -139,20 +139,20 @@ class InputCollector(Collector):
             "achieved_sparsity": tuple(h.share_below(cut) for h, cut in zip(self.histograms, cuts, strict=True)),
         }
 
-    def _blocks(self, places: Sequence[Place]) -> list[Block]:
+    def _blocks(self, places: Sequence[Place]) -> list[BlockOutput]:
         found = []
         for layer in sorted({place.layer for place in places}):
             own = [place for place in places if place.layer == layer]
             histograms = [self.histograms[place.index] for place in own]
             error = Error(own, histograms, self._calls[layer])
-            found.append(Block([place.size for place in own], own[0].F ** 2, error))
+            found.append(BlockOutput([place.size for place in own], own[0].F ** 2, error))
         return found
 
 
 class Error:
     """Error of a block's output where each linear leaves out a share of its inputs."""
 
-    def __init__(self, places: Sequence[Place], histograms: Sequence[Histogram], call: Call) -> None:
+    def __init__(self, places: Sequence[Place], histograms: Sequence[Histogram], call: BlockCall) -> None:
         self._places = places
         self._histograms = histograms
         self._call = call
@@ -175,12 +175,12 @@ def _cut(cut: float, passing: Mapping[str, Tensor], tokens: Tensor | None) -> Te
     return passing["z"].masked_fill(passing["z"].abs() <= cut, 0)
 
 
-def greedy(block: Block, target: float, step: float) -> list[float]:
+def greedy(block: BlockOutput, target: float, step: float) -> list[float]:
     """Shares of a block's linears, found step by step: each goes to the linear that makes the block's error least.
 
     Parameters
     ----------
-    block : Block
+    block : BlockOutput
         The block.
     target : float
         Share of all weights to leave out.

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Unit = Literal["hidden", "heads", "neurons"]
+WidenedUnit = Literal["hidden", "heads", "neurons"]
 
-_LINEARS: Mapping[str, tuple[Unit | None, Unit]] = {
+_LINEARS: Mapping[str, tuple[WidenedUnit | None, WidenedUnit]] = {
     "q_proj": ("heads", "hidden"),
     "k_proj": ("heads", "hidden"),
     "v_proj": ("heads", "hidden"),
@@ -29,7 +29,7 @@ _LINEARS: Mapping[str, tuple[Unit | None, Unit]] = {
 }
 """Units that a linear layer writes (rows of its weight, and its bias) and reads (columns)."""
 _TABLES = ("embed_tokens", "embed_positions")
-_COUNTS: Mapping[str, Unit] = {
+_COUNTS: Mapping[str, WidenedUnit] = {
     "hidden_size": "hidden",
     "word_embed_proj_dim": "hidden",
     "num_attention_heads": "heads",
@@ -92,7 +92,7 @@ def wider_state(
     return {name: _widened(name, tensor, factors, generator) for name, tensor in tensors.items()}
 
 
-def _factors(hidden: int, neurons: int) -> dict[Unit, int]:
+def _factors(hidden: int, neurons: int) -> dict[WidenedUnit, int]:
     return {"hidden": hidden, "heads": hidden, "neurons": neurons}
 
 
@@ -104,7 +104,9 @@ def _check(config: Any, hidden: int, neurons: int) -> None:
         raise ValueError(f"a model is widened 1 time or more; got {hidden} and {neurons}")
 
 
-def _widened(name: str, tensor: Tensor, factors: Mapping[Unit, int], generator: torch.Generator | None) -> Tensor:
+def _widened(
+    name: str, tensor: Tensor, factors: Mapping[WidenedUnit, int], generator: torch.Generator | None
+) -> Tensor:
     *_, layer, kind = name.split(".")
     if layer in _LINEARS:
         writes, reads = _LINEARS[layer]

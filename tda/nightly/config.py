@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from tda.bench.plan import only
+from tda.bench.planning import only
 from tda.cases import Case, Frozen, first_problem
 from tda.changes.detect import Pair
 from tda.changes.effects import MIN_BLOCKS

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from tda.bench.plan import only
+from tda.bench.planning import only
 from tda.config import BenchConfig
 from tda.history.findings import Finding, Split
 from tda.history.profiles import ProfileComparison, Profiles
-from tda.profiler.difference import Change, telling
+from tda.profiler.difference import ProfileChange, telling
 from tda.spans import PHASES
 
 SPLIT_PHASES: Mapping[Split, tuple[str, ...]] = {
@@ -40,7 +40,7 @@ def explanation(finding: Finding, profiles: Profiles) -> ProfileComparison | Non
     return min(found, key=lambda one: (not one.paired, finding.cases.index(one.case)), default=None)
 
 
-def main_changes(finding: Finding, compared: ProfileComparison, most: int) -> list[Change]:
+def main_changes(finding: Finding, compared: ProfileComparison, most: int) -> list[ProfileChange]:
     """The rows to be named first: what changed in the phases that a finding is about, most beyond the noise first."""
     found = [change for phase in SPLIT_PHASES[finding.split] for change in telling(compared.changes, phase)]
     return sorted(found, key=lambda change: -change.sure_ms)[:most]
@@ -62,7 +62,7 @@ def headline(compared: ProfileComparison, phase: str) -> str:
     return f"{size}: {name_of(changes[0])} {changes[0].kind}, which is {changes[0].share:.0%} of it."
 
 
-def name_of(change: Change) -> str:
+def name_of(change: ProfileChange) -> str:
     """A row in a few words."""
     inside = f" of {change.op}" if change.op not in ("", change.kernel) else ""
     return f"{change.kernel}{inside} in {change.part}"

@@ -11,15 +11,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from tda.device import PeakMemory
 from tda.engine.graph import GraphStep
-from tda.engine.session import Session, Watch, unwatched
+from tda.engine.session import Session, unwatched
 from tda.profiler.counts import Counter
-from tda.profiler.kernels import Table, fitted
+from tda.profiler.kernels import KernelTable, fitted
 from tda.profiler.overhead import Overhead
 from tda.profiler.parts import ranges
 from tda.profiler.records import Peak
 from tda.profiler.replay import read_order, tell_apart
 from tda.profiler.trace import read_trace
-from tda.spans import counting, recording, span
+from tda.spans import Recorder, counting, recording, span
 
 REQUESTS = 3
 WARM_STEPS = 4
@@ -28,7 +28,7 @@ STEPS = 4
 """Decode steps of a profiled request that count: traces stay small, and their tables quick to make."""
 
 
-def serve(session: Session, steps: int = STEPS, watch: Watch = unwatched) -> list[float]:
+def serve(session: Session, steps: int = STEPS, watch: Recorder = unwatched) -> list[float]:
     """Prefill, select, and decode `steps` tokens after a few, each in a range that ends when the device is done.
 
     Parameters
@@ -153,7 +153,7 @@ def count(session: Session) -> Counter:
 
 def tabulate(
     path: Path, counter: Counter, overhead: Overhead, plain_us: Sequence[float] = (), order: Path | None = None
-) -> Table:
+) -> KernelTable:
     """Make the kernel table of a trace; recording costs what decode steps take more than unrecorded ones did.
 
     Parameters
@@ -171,7 +171,7 @@ def tabulate(
     """
     counted = {spot.op for spot in counter.counts}
     trace = tell_apart(read_trace(path, counted), () if order is None else read_order(order, counted))
-    return Table(trace, counter.counts, counter.drivers, fitted(overhead, trace, plain_us))
+    return KernelTable(trace, counter.counts, counter.drivers, fitted(overhead, trace, plain_us))
 
 
 def peaks(session: Session) -> dict[str, Peak]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from statistics import fmean, variance
 from typing import Literal, NamedTuple
 
-from tda.profiler.records import KernelRow, Profile
+from tda.profiler.records import KernelRow, Profile, RowKey
 from tda.spans import PHASES
 
 CERTAIN = 4.0
@@ -22,7 +22,7 @@ PRIOR_DOF = 4.0
 ChangeKind = Literal["appeared", "vanished", "grew", "shrank", "same"]
 
 
-class Change(NamedTuple):
+class ProfileChange(NamedTuple):
     """One row of the kernel table in both commits.
 
     Attributes
@@ -79,7 +79,7 @@ class PhaseChange(NamedTuple):
         return _certain(self.delta_ms, self.error_ms, max(self.before_ms, self.after_ms))
 
 
-def difference(before: Sequence[Profile], after: Sequence[Profile]) -> list[Change]:
+def difference(before: Sequence[Profile], after: Sequence[Profile]) -> list[ProfileChange]:
     """Compare profiles of one case on two commits, row by row: first what changed, and most beyond the noise.
 
     Raises
@@ -103,10 +103,6 @@ def phase_differences(before: Sequence[Profile], after: Sequence[Profile]) -> li
     return found
 
 
-Key = tuple[str, str, str, str]
-"""Phase, part, operator and kernel."""
-
-
 class _Level(NamedTuple):
     """Mean over a commit's processes, and its standard error."""
 
@@ -119,13 +115,13 @@ class _Side:
 
     def __init__(self, profiles: Sequence[Profile]) -> None:
         self._tables = [{_key(row): row for row in profile.kernels} for profile in profiles]
-        self.rows: dict[Key, tuple[float, ...]] = {
+        self.rows: dict[RowKey, tuple[float, ...]] = {
             key: tuple(table[key].self_ms if key in table else 0.0 for table in self._tables)
             for key in dict.fromkeys(key for table in self._tables for key in table)
         }
         self.order = list(dict.fromkeys(key[0] for key in self.rows))
 
-    def level(self, key: Key) -> _Level:
+    def level(self, key: RowKey) -> _Level:
         """Level of a row."""
         if key not in self.rows:
             return _Level(0.0, 0.0)
@@ -173,24 +169,24 @@ def _sides(before: Sequence[Profile], after: Sequence[Profile]) -> tuple[_Side, 
     return _Side(before), _Side(after)
 
 
-def _key(row: KernelRow) -> Key:
+def _key(row: KernelRow) -> RowKey:
     return row.phase, row.part, row.op, row.kernel
 
 
-def _change(key: Key, old: _Side, new: _Side, whole_before: float, whole_after: float) -> Change:
+def _change(key: RowKey, old: _Side, new: _Side, whole_before: float, whole_after: float) -> ProfileChange:
     (low, low_error), (high, high_error) = old.level(key), new.level(key)
     error = (low_error**2 + high_error**2) ** 0.5
     delta, whole = high - low, whole_after - whole_before
     kind: ChangeKind = "same"
     if _certain(delta, error, max(whole_before, whole_after)):
         kind = "appeared" if not low else "vanished" if not high else "grew" if delta > 0 else "shrank"
-    return Change(*key, low, high, error, delta / whole if whole else 0.0, kind)
+    return ProfileChange(*key, low, high, error, delta / whole if whole else 0.0, kind)
 
 
 def _certain(delta: float, error: float, whole: float) -> bool:
     return abs(delta) > max(CERTAIN * error, NOTABLE * whole)
 
 
-def telling(changes: Iterable[Change], phase: str) -> list[Change]:
+def telling(changes: Iterable[ProfileChange], phase: str) -> list[ProfileChange]:
     """What changed in a phase, in the order of all changes."""
     return [change for change in changes if change.phase == phase and change.kind != "same"]

@@ -10,49 +10,29 @@ from scipy.optimize import brentq
 
 from tda.profiler.counts import Count, Spot
 from tda.profiler.overhead import Overhead
-from tda.profiler.records import GAPS, HOST, PYTHON, KernelRow, ModuleRow, PhaseTime
-from tda.profiler.trace import Host, Kernel, Place, Trace, within
+from tda.profiler.records import GAPS, HOST, PYTHON, KernelRow, ModuleRow, PhaseTime, RowKey
+from tda.profiler.trace import Host, KernelEvent, Trace, TracePlace, within
 
-Key = tuple[str, str, str, str]
-"""Phase, part, operator and kernel."""
-Samples = dict[int, float]
+StepValues = dict[int, float]
 """A quantity by the number of the step."""
 LARGEST_FACTOR = 5.0
 """An event in a model costs no more than this many times an empty one: the rest is noise."""
 
 
-class Table:
-    """Rows of a trace: means over the typical steps, those half of all whose durations are nearest to their median.
+class StepSamples:
+    """What each row of a trace's table took in each typical step, and how much of that was recording.
 
-    Parameters
-    ----------
-    trace : Trace
-        As read.
-    counts : mapping
-        Totals by spot, of a pass over as many steps as `drivers` says.
-    drivers : mapping
-        Steps of the counting pass, by driver phase.
-    overhead : Overhead
-        What recording an event costs; within each, no more than its own time.
-
-    Attributes
-    ----------
-    overhead : Overhead
-        As given.
+    Typical are the half of all steps whose durations are nearest to their median.
     """
 
-    def __init__(
-        self, trace: Trace, counts: Mapping[Spot, Count], drivers: Mapping[str, int], overhead: Overhead
-    ) -> None:
+    def __init__(self, trace: Trace, overhead: Overhead) -> None:
         self._trace = trace
         self.overhead = overhead
-        self._counts = counts
-        self._drivers = drivers
         self._typical = {phase: _typical(_durations(steps)) for phase, steps in trace.steps.items()}
-        self._self: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
-        self._calls: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
-        self._cost: dict[Key, Samples] = defaultdict(lambda: defaultdict(float))
-        self._modules: dict[tuple[str, str, str], Samples] = defaultdict(lambda: defaultdict(float))
+        self._self: dict[RowKey, StepValues] = defaultdict(lambda: defaultdict(float))
+        self._calls: dict[RowKey, StepValues] = defaultdict(lambda: defaultdict(float))
+        self._cost: dict[RowKey, StepValues] = defaultdict(lambda: defaultdict(float))
+        self._modules: dict[tuple[str, str, str], StepValues] = defaultdict(lambda: defaultdict(float))
         if trace.kernels:
             self._add_device()
         else:
@@ -74,9 +54,9 @@ class Table:
                 recording[self._driver(host.place.phase), host.place.step] += self.overhead.within(host)
         for phase, steps in self._trace.steps.items():
             for number, (start, end) in enumerate(steps):
-                self._add_step(Place(phase, number, phase), start, end, recording[phase, number])
+                self._add_step(TracePlace(phase, number, phase), start, end, recording[phase, number])
 
-    def _add_step(self, whole: Place, start: float, end: float, recording_us: float) -> None:
+    def _add_step(self, whole: TracePlace, start: float, end: float, recording_us: float) -> None:
         """A range's kernels, each from where those before it have ended, and the time in which none ran.
 
         That time is the host's before the first kernel, after the last one, and before a kernel that it launched only
@@ -98,14 +78,14 @@ class Table:
             self._add(whole, GAPS, gaps, min(gaps, self.overhead.kernel * sum(kernel.replayed for kernel in ran)))
         self._add(whole, HOST, host, min(host, recording_us))
 
-    def _ran_in(self, whole: Place, kernel: Kernel) -> Place:
+    def _ran_in(self, whole: TracePlace, kernel: KernelEvent) -> TracePlace:
         """The place of a kernel; the step that it ran in, where another one or nobody known launched it."""
         place = kernel.place
         if place is not None and (self._driver(place.phase), place.step) == (whole.phase, whole.step):
             return place
         return replace(whole, op=kernel.name)
 
-    def _add(self, place: Place, kernel: str, self_us: float, cost_us: float) -> None:
+    def _add(self, place: TracePlace, kernel: str, self_us: float, cost_us: float) -> None:
         if place.step not in self._typical[self._driver(place.phase)]:
             return
         key = (place.phase, place.part, place.op, kernel)
@@ -118,10 +98,38 @@ class Table:
         """The range in which a phase's work was driven."""
         return {"statistic": "prefill", "gather": "selection"}.get(phase, phase)
 
-    def _mean(self, phase: str, samples: Samples) -> float:
+    def _mean(self, phase: str, samples: StepValues) -> float:
         """Mean over the typical steps; a step without the row counts as zero."""
         steps = self._typical[self._driver(phase)]
         return sum(samples.get(step, 0.0) for step in steps) / len(steps)
+
+
+class KernelTable(StepSamples):
+    """Rows of a trace: means over the typical steps.
+
+    Parameters
+    ----------
+    trace : Trace
+        As read.
+    counts : mapping
+        Totals by spot, of a pass over as many steps as `drivers` says.
+    drivers : mapping
+        Steps of the counting pass, by driver phase.
+    overhead : Overhead
+        What recording an event costs; within each, no more than its own time.
+
+    Attributes
+    ----------
+    overhead : Overhead
+        As given.
+    """
+
+    def __init__(
+        self, trace: Trace, counts: Mapping[Spot, Count], drivers: Mapping[str, int], overhead: Overhead
+    ) -> None:
+        super().__init__(trace, overhead)
+        self._counts = counts
+        self._drivers = drivers
 
     def rows(self) -> list[KernelRow]:
         """All rows, by phase, then the longest first."""
@@ -151,7 +159,7 @@ class Table:
         order = {phase: place for place, phase in enumerate(dict.fromkeys(row.phase for row in rows))}
         return sorted(rows, key=lambda row: (order[row.phase], -row.self_ms, row.part, row.kernel))
 
-    def _error(self, key: Key) -> float:
+    def _error(self, key: RowKey) -> float:
         """Standard error of a row's mean over the typical steps."""
         steps = self._typical[self._driver(key[0])]
         values = [self._self[key].get(step, 0.0) for step in steps]
@@ -161,9 +169,9 @@ class Table:
         variance = sum((value - centre) ** 2 for value in values) / (len(values) - 1)
         return float((variance / len(values)) ** 0.5)
 
-    def _moved(self, net: Mapping[Key, float]) -> dict[Key, tuple[float, float | None]]:
+    def _moved(self, net: Mapping[RowKey, float]) -> dict[RowKey, tuple[float, float | None]]:
         """Bytes and FLOPs a step of each operator, given to the kernel in which it spent most of its time."""
-        longest: dict[Spot, Key] = {}
+        longest: dict[Spot, RowKey] = {}
         for key in sorted(net, key=lambda key: net[key]):
             longest[Spot(*key[:3])] = key
         found = {}

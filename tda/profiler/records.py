@@ -17,6 +17,8 @@ GAPS = "(gaps between kernels)"
 HOST = "(host)"
 """In place of a kernel: the device waited for the host: before a step's first kernel and after its last one, and where
 a kernel was launched only when the device had nothing left to run."""
+RowKey = tuple[str, str, str, str]
+"""Phase, part, operator and kernel."""
 Role = Literal["weights", "other", "framework"]
 """Operators that read the model's weights; other operators; Python and the layers of torch between them."""
 

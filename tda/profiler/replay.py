@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from tda.profiler.trace import Kernel, Place, Trace, read_trace
+from tda.profiler.trace import KernelEvent, Trace, TracePlace, read_trace
 from tda.spans import GRAPH
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ReplayedKernel:
     """A kernel or copy of a step that was run anew, and the place that it was launched from.
 
     Attributes
@@ -24,7 +24,7 @@ class Launch:
     kernel : str
         Its name.
     part, module, op : str
-        As of `tda.profiler.trace.Place`.
+        As of `tda.profiler.trace.TracePlace`.
     """
 
     kernel: str
@@ -33,7 +33,7 @@ class Launch:
     op: str
 
 
-def read_order(path: Path, counted: Iterable[str] = ()) -> tuple[Launch, ...]:
+def read_order(path: Path, counted: Iterable[str] = ()) -> tuple[ReplayedKernel, ...]:
     """The order of a step, from the trace of a request of which the work of one step was run anew.
 
     Parameters
@@ -43,7 +43,7 @@ def read_order(path: Path, counted: Iterable[str] = ()) -> tuple[Launch, ...]:
 
     Returns
     -------
-    tuple of Launch
+    tuple of ReplayedKernel
         In the order of the launches; empty where no such work was recorded.
 
     Raises
@@ -60,7 +60,7 @@ def read_order(path: Path, counted: Iterable[str] = ()) -> tuple[Launch, ...]:
         (
             kernel.launched.start,
             kernel.start,
-            Launch(kernel.name, kernel.place.part, kernel.place.module, kernel.place.op),
+            ReplayedKernel(kernel.name, kernel.place.part, kernel.place.module, kernel.place.op),
         )
         for kernel in trace.kernels
         if kernel.launched is not None and kernel.place is not None and begin <= kernel.launched.start <= end
@@ -68,7 +68,7 @@ def read_order(path: Path, counted: Iterable[str] = ()) -> tuple[Launch, ...]:
     return tuple(launch for _, _, launch in sorted(found, key=lambda entry: entry[:2]))
 
 
-def tell_apart(trace: Trace, order: Sequence[Launch]) -> Trace:
+def tell_apart(trace: Trace, order: Sequence[ReplayedKernel]) -> Trace:
     """The trace with a place for each kernel of its replayed decode steps.
 
     A kernel that has none in the order keeps the part "decode", and a sentence of `Trace.untold` tells of it.
@@ -86,10 +86,10 @@ def tell_apart(trace: Trace, order: Sequence[Launch]) -> Trace:
     return replace(trace, kernels=kernels, untold=(*trace.untold, *matched.untold))
 
 
-def _place(kernel: Kernel, step: int, launch: Launch | None) -> Place:
+def _place(kernel: KernelEvent, step: int, launch: ReplayedKernel | None) -> TracePlace:
     if launch is None:
-        return Place("decode", step, "decode", op=kernel.name)
-    return Place("decode", step, launch.part, launch.module, launch.op)
+        return TracePlace("decode", step, "decode", op=kernel.name)
+    return TracePlace("decode", step, launch.part, launch.module, launch.op)
 
 
 class _Matched:
@@ -101,21 +101,21 @@ class _Matched:
         A sentence for each kind of replay that does not match; the values say nothing.
     """
 
-    def __init__(self, order: Sequence[Launch]) -> None:
+    def __init__(self, order: Sequence[ReplayedKernel]) -> None:
         self.untold: dict[str, None] = {}
         self._order = order
         self._names = tuple(launch.kernel for launch in order)
-        self._known: dict[tuple[str, ...], list[Launch | None]] = {}
+        self._known: dict[tuple[str, ...], list[ReplayedKernel | None]] = {}
 
-    def launches(self, replay: Sequence[Kernel]) -> list[Launch | None]:
+    def launches(self, replay: Sequence[KernelEvent]) -> list[ReplayedKernel | None]:
         """What launched each kernel of a replay; None where the order does not tell."""
         names = tuple(kernel.name for kernel in replay)
         if names not in self._known:
             self._known[names] = list(self._order) if names == self._names else self._aligned(names)
         return self._known[names]
 
-    def _aligned(self, names: tuple[str, ...]) -> list[Launch | None]:
-        found: list[Launch | None] = [None] * len(names)
+    def _aligned(self, names: tuple[str, ...]) -> list[ReplayedKernel | None]:
+        found: list[ReplayedKernel | None] = [None] * len(names)
         missed = [True] * len(self._order)
         for ours, theirs, count in SequenceMatcher(None, names, self._names, autojunk=False).get_matching_blocks():
             found[ours : ours + count] = self._order[theirs : theirs + count]

@@ -8,7 +8,7 @@ from tda.profiler.parts import FFN_PARTS
 from tda.profiler.records import Profile
 
 
-class Point(NamedTuple):
+class RooflinePoint(NamedTuple):
     """One family of kernels in one phase.
 
     Attributes
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 FAMILIES = {**dict.fromkeys(FFN_PARTS, "FFN"), "projection": "projections", "attention": "attention", "head": "head"}
 
 
-def points(profile: Profile) -> list[Point]:
+def points(profile: Profile) -> list[RooflinePoint]:
     """Every family of kernels that computes matrix products, by phase."""
     bandwidth = median(profile.timed.stream_gb_per_s)
     peak = profile.matmul_tflop_per_s * 1e3
@@ -52,7 +52,7 @@ def points(profile: Profile) -> list[Point]:
             for place, value in enumerate((row.flops, row.bytes, row.self_ms, row.share)):
                 held[place] += value
     return [
-        Point(phase, family, flops / moved, flops / ms / 1e6, min(peak, flops / moved * bandwidth), share)
+        RooflinePoint(phase, family, flops / moved, flops / ms / 1e6, min(peak, flops / moved * bandwidth), share)
         for (phase, family), (flops, moved, ms, share) in sums.items()
         if ms > 0
     ]

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from tda.profiler.parts import PARTS, SEPARATOR
 from tda.spans import PHASES
 
-Kind = Literal["op", "span", "launch"]
-KINDS: Mapping[str, Kind] = {
+HostKind = Literal["op", "span", "launch"]
+KINDS: Mapping[str, HostKind] = {
     "cpu_op": "op",
     "user_annotation": "span",
     "cuda_runtime": "launch",
@@ -32,7 +32,7 @@ ROUNDING_US = 0.002
 
 
 @dataclass(frozen=True)
-class Place:
+class TracePlace:
     """Where in a request something happened.
 
     Attributes
@@ -61,26 +61,26 @@ class Place:
 class Host:
     """An event of the driving thread; times in µs."""
 
-    kind: Kind
+    kind: HostKind
     name: str
     start: float
     end: float
     correlation: int | None
-    place: Place | None = None
+    place: TracePlace | None = None
     self_us: float = 0.0
-    children: dict[Kind, int] = field(default_factory=dict)
+    children: dict[HostKind, int] = field(default_factory=dict)
     """How many events lie directly in it, by kind."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelEvent:
     """A device kernel or copy; times in µs.
 
     Attributes
     ----------
     launched : Host or None
         The call that launched it; None where the driving thread did not.
-    place : Place or None
+    place : TracePlace or None
         Where it belongs.
     """
 
@@ -88,7 +88,7 @@ class Kernel:
     start: float
     end: float
     launched: Host | None
-    place: Place | None
+    place: TracePlace | None
 
     @property
     def replayed(self) -> bool:
@@ -104,7 +104,7 @@ class Trace:
     ----------
     hosts : list of Host
         Events of the thread that drove the model, in order of their start.
-    kernels : list of Kernel
+    kernels : list of KernelEvent
         Device events in order of their start; empty on a CPU.
     steps : dict
         Start and end in µs of each driver range by phase: prefill, selection, decode.
@@ -113,7 +113,7 @@ class Trace:
     """
 
     hosts: list[Host]
-    kernels: list[Kernel]
+    kernels: list[KernelEvent]
     steps: dict[str, list[tuple[float, float]]]
     untold: tuple[str, ...] = ()
 
@@ -173,11 +173,11 @@ def _host(event: Mapping[str, Any]) -> Host:
     )
 
 
-def _kernel(event: Mapping[str, Any], launched: Host | None) -> Kernel:
+def _kernel(event: Mapping[str, Any], launched: Host | None) -> KernelEvent:
     name, start, place = event["name"], event["ts"], None if launched is None else launched.place
     if place is not None and not place.op:
         place = replace(place, op=name)
-    return Kernel(name, start, start + event["dur"], launched, place)
+    return KernelEvent(name, start, start + event["dur"], launched, place)
 
 
 def _nest(hosts: list[Host], counted: frozenset[str]) -> dict[str, list[tuple[float, float]]]:
@@ -195,7 +195,7 @@ def _nest(hosts: list[Host], counted: frozenset[str]) -> dict[str, list[tuple[fl
         outer = None if parent is None else parent.place
         if host.kind == "span" and outer is None and host.name in PHASES:
             ranges = steps.setdefault(host.name, [])
-            host.place = Place(host.name, len(ranges), host.name)
+            host.place = TracePlace(host.name, len(ranges), host.name)
             ranges.append((host.start, host.end))
         elif outer is not None:
             host.place = _inside(host, outer, counted)
@@ -203,25 +203,25 @@ def _nest(hosts: list[Host], counted: frozenset[str]) -> dict[str, list[tuple[fl
     return steps
 
 
-def _inside(host: Host, outer: Place, counted: frozenset[str]) -> Place:
+def _inside(host: Host, outer: TracePlace, counted: frozenset[str]) -> TracePlace:
     """Place of an event that lies in another."""
     if host.kind == "op":
         op = outer.op or (host.name if host.name in counted else "")
-        return Place(outer.phase, outer.step, outer.part, outer.module, op)
+        return TracePlace(outer.phase, outer.step, outer.part, outer.module, op)
     if host.kind == "launch":
         return outer
     name, _, module = host.name.partition(SEPARATOR)
     if name in PHASES:
-        return Place(outer.phase if outer.phase == "decode" else name, outer.step, name, outer.module)
+        return TracePlace(outer.phase if outer.phase == "decode" else name, outer.step, name, outer.module)
     if name in PARTS:
-        return Place(outer.phase, outer.step, name, module or outer.module)
+        return TracePlace(outer.phase, outer.step, name, module or outer.module)
     return outer
 
 
-def within(kernels: list[Kernel], start: float, end: float) -> list[Kernel]:
+def within(kernels: list[KernelEvent], start: float, end: float) -> list[KernelEvent]:
     """Kernels that start within a range; kernels in order of their start."""
     return kernels[bisect.bisect_left(kernels, start, key=_start) : bisect.bisect_left(kernels, end, key=_start)]
 
 
-def _start(kernel: Kernel) -> float:
+def _start(kernel: KernelEvent) -> float:
     return kernel.start

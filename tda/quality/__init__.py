@@ -2,8 +2,9 @@
 
 from tda.quality.documents import Document, calibration_batches, evaluation_documents, random_documents, rows_of
 from tda.quality.evaluate import Evaluation, Evaluator, measured
+from tda.quality.losses import Slice
 from tda.quality.recall import recall, recall_questions
-from tda.quality.slices import Slice, slices
+from tda.quality.slices import slices
 
 __all__ = [
     "Document",

@@ -5,7 +5,7 @@ so its interval is paired; and what is compared within a slicing shares its docu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -13,13 +13,11 @@ from torch import nn
 
 from tda.contracts import Method, check_choice
 from tda.methods import METHODS
-from tda.metrics.nll import nll_nats
 from tda.names import Over, Protocol
 from tda.quality.documents import Document
 from tda.quality.evaluate import Evaluator
+from tda.quality.losses import Loss, Slice, joined, losses
 from tda.quality.recall import Question, recall
-from tda.records import Measurement
-from tda.statistics import Estimate, bootstrap, paired_difference
 
 SHORTEST = 16
 """The shortest prompt, in tokens; each further one is `STEP` times as long."""
@@ -37,93 +35,7 @@ RECALL = "recall"
 """The recall questions as a kind: a word that the context named long before, every token of it computed sparsely."""
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What a method, or dense, loses on the documents of a slice.
-
-    Attributes
-    ----------
-    nll : Measurement
-        Mean NLL of a document's sparse tokens that are in the slice, in nats, one sample a document.
-    tokens : float
-        How many tokens these are, mean over documents.
-    achieved : float or None
-        Share left out, mean over layers and documents, over the whole passes; None where it was not told.
-    """
-
-    nll: Measurement
-    tokens: float
-    achieved: float | None = None
-
-    @property
-    def mean(self) -> Estimate | None:
-        """Mean over documents, with its interval; None without any."""
-        return bootstrap(self.nll.samples) if self.nll.samples else None
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A method's loss, and dense's, in one slice.
-
-    Attributes
-    ----------
-    method : Method
-        The method.
-    value : str
-        Which slice: "64" of prompt lengths, "5-16" of positions.
-    own, dense : Loss
-        The method's, and dense's on the same tokens.
-    base : Slice or None
-        The slice of the same method that this one is compared with; None where the documents are others.
-    """
-
-    method: Method
-    value: str
-    own: Loss
-    dense: Loss
-    base: "Slice | None" = None
-
-    @property
-    def documents(self) -> int:
-        """Documents, or questions, that the intervals are over."""
-        return len(self.own.nll.samples)
-
-    @property
-    def delta(self) -> Estimate | None:
-        """NLL over dense's in nats a token, paired per document; None where one is missing."""
-        own, dense = self.own.nll, self.dense.nll
-        return paired_difference(own, dense) if own.samples and dense.samples else None
-
-    @property
-    def change(self) -> Estimate | None:
-        """`delta` less that of the base, paired per document; None where there is no base, or it is this one."""
-        if self.base is None or self.delta is None or self.base.delta is None:
-            return None
-        return paired_difference(self._over_dense(), self.base._over_dense())
-
-    def _over_dense(self) -> Measurement:
-        each = zip(self.own.nll.samples, self.dense.nll.samples, strict=True)
-        return Measurement.of("nll_nats", [own - dense for own, dense in each], self.own.nll.groups)
-
-    def row(self) -> dict[str, float | str | None]:
-        """The slice as numbers: means over documents in nats a token, each with its 95% interval."""
-        return {
-            "value": self.value,
-            "documents": self.documents,
-            "tokens": self.own.tokens,
-            "achieved_sparsity": self.own.achieved,
-            **_told("dense", self.dense.mean),
-            **_told("own", self.own.mean),
-            **_told("delta", self.delta),
-            **_told("change", self.change),
-        }
-
-
-def _told(name: str, found: Estimate | None) -> dict[str, float | str | None]:
-    value, low, high = (None, None, None) if found is None else (found.value, found.low, found.high)
-    return {f"{name}_nll": value, f"{name}_low": low, f"{name}_high": high}
-
-
+# long: what each slicing means is explained
 def slices(
     over: Over,
     model: nn.Module,
@@ -227,38 +139,6 @@ def cut(document: Document, tokens: int, bos: int | None = None) -> Document:
     return replace(document, prompt=torch.cat([front, kept]))
 
 
-def _losses(evaluator: Evaluator, method: Method, spans: Sequence[range]) -> list[Loss]:
-    """The loss in each span of the continuation, all of the same passes."""
-    values: list[list[float]] = [[] for _ in spans]
-    counts = [0] * len(spans)
-    numbers: list[int] = []
-    left_out = 0.0
-    for place, batch in enumerate(evaluator.batches):
-        scores = evaluator.scores(place, method)
-        numbers += [document.number for document in batch]
-        for index, span in enumerate(spans):
-            inside = torch.zeros_like(scores.sparse)
-            inside[:, span.start : span.stop] = True
-            part = replace(scores, sparse=scores.sparse & inside)
-            values[index] += nll_nats(part, part).tolist()
-            counts[index] += int(part.sparse.sum())
-        left_out += len(batch) * sum(scores.achieved_sparsity) / len(scores.achieved_sparsity)
-    achieved = left_out / len(numbers)
-    return [
-        Loss(Measurement.of("nll_nats", found, numbers), count / len(numbers), achieved)
-        for found, count in zip(values, counts, strict=True)
-    ]
-
-
-def _joined(parts: Sequence[Loss]) -> Loss:
-    """The loss on the documents of several parts together, scored under one protocol."""
-    samples = [value for part in parts for value in part.nll.samples]
-    numbers = [number for part in parts for number in part.nll.groups]
-    counts = [len(part.nll.groups) for part in parts]
-    achieved = sum(count * (part.achieved or 0.0) for count, part in zip(counts, parts, strict=True)) / sum(counts)
-    return Loss(Measurement.of("nll_nats", samples, numbers), parts[0].tokens, achieved)
-
-
 def _evaluator(model: nn.Module, documents: Sequence[Document], protocol: Protocol, *, together: int = 1) -> Evaluator:
     return Evaluator(model, documents, batch=BATCHES[-1], together=together, protocol=protocol)
 
@@ -277,9 +157,9 @@ def _by_length(
     found: list[list[Slice]] = [[] for _ in methods]
     for tokens in lengths(len(documents[0].prompt)):
         evaluator = _evaluator(model, [cut(document, tokens, bos) for document in documents], protocol)
-        (dense,) = _losses(evaluator, METHODS["dense"](), _whole(documents))
+        (dense,) = losses(evaluator, METHODS["dense"](), _whole(documents))
         for each, method in zip(found, methods, strict=True):
-            (own,) = _losses(evaluator, method, _whole(documents))
+            (own,) = losses(evaluator, method, _whole(documents))
             each.append(Slice(method, str(tokens), own, dense))
     for each in found:
         yield from _with_base(each, each[-1])
@@ -296,11 +176,11 @@ def _by_position(
             f"protocol {protocol!r} computes {int(sparse.sum())} tokens of a continuation of {len(sparse)} sparsely, "
             "all in one slice of positions; give more new tokens, or another protocol"
         )
-    dense = _losses(evaluator, METHODS["dense"](), spans)
+    dense = losses(evaluator, METHODS["dense"](), spans)
     for method in methods:
         found = [
             Slice(method, _name(span), own, base)
-            for span, own, base in zip(spans, _losses(evaluator, method, spans), dense, strict=True)
+            for span, own, base in zip(spans, losses(evaluator, method, spans), dense, strict=True)
         ]
         yield from _with_base(found, found[0])
 
@@ -318,18 +198,18 @@ def _by_batch(
         raise ValueError(f"a batch that shares a set has at least {BATCHES[1]} documents, got {len(documents)}")
     documents = documents[: len(documents) // sizes[-1] * sizes[-1]]  # each batch is full
     alone = _evaluator(model, documents, protocol)
-    (dense,) = _losses(alone, METHODS["dense"](), _whole(documents))
+    (dense,) = losses(alone, METHODS["dense"](), _whole(documents))
     for method in methods:
         if "rows" not in method.options:
-            (own,) = _losses(alone, method, _whole(documents))
+            (own,) = losses(alone, method, _whole(documents))
             yield Slice(method, "any", own, dense)
             continue
-        (own,) = _losses(alone, _with_rows(method, "per_row"), _whole(documents))
+        (own,) = losses(alone, _with_rows(method, "per_row"), _whole(documents))
         base = Slice(method, "per_row", own, dense)
         yield base
         shared = _with_rows(method, "shared")
         for size in sizes:
-            (own,) = _losses(_evaluator(model, documents, protocol, together=size), shared, _whole(documents))
+            (own,) = losses(_evaluator(model, documents, protocol, together=size), shared, _whole(documents))
             yield Slice(method, f"shared by {size}", own, dense, base)
 
 
@@ -352,8 +232,8 @@ def _by_kind(
     }
 
     def each(method: Method) -> dict[str, Loss]:
-        found = {kind: _losses(evaluator, method, _whole(documents))[0] for kind, evaluator in evaluators.items()}
-        return {name: _joined([found[kind] for kind in there]) for name, there in parts.items()}
+        found = {kind: losses(evaluator, method, _whole(documents))[0] for kind, evaluator in evaluators.items()}
+        return {name: joined([found[kind] for kind in there]) for name, there in parts.items()}
 
     dense = each(METHODS["dense"]())
     for method in methods:

@@ -8,7 +8,7 @@ from tda.quantizers import QUANTIZERS, Quantized, Quantizer
 LARGEST = 127
 
 
-class Int8(Quantizer):
+class Int8Quantizer(Quantizer):
     """Weights of every linear, the head too, rounded to int8 with a scale for each row.
 
     Scale: the row's largest magnitude over 127; round to nearest. Weights alone: activations, norms, biases, embeddings
@@ -27,4 +27,4 @@ class Int8(Quantizer):
         return Quantized((wide / scale.unsqueeze(1)).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale)
 
 
-QUANTIZERS.register(Int8.name)(Int8())
+QUANTIZERS.register(Int8Quantizer.name)(Int8Quantizer())

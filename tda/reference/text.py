@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, get_args
 
-Split = Literal["train", "calibration", "evaluation"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+TextSplit = Literal["train", "calibration", "evaluation"]
+SPLITS: tuple[TextSplit, ...] = get_args(TextSplit)
 
 SHORT_OF_DISTANCE = 32
 """A recall story that misses the distance by no more than these bytes is passed over for one that needs no padding."""
@@ -44,11 +44,11 @@ _ENDINGS = ("", "n", "r", "l", "s", "th", "m", "nd")
 
 
 @dataclass(frozen=True)
-class Document:
+class GeneratedText:
     """A text of one kind: number `index` of its kind in its split."""
 
     kind: str
-    split: Split
+    split: TextSplit
     index: int
     text: str
 
@@ -61,7 +61,7 @@ class RecallItem:
     answer: str
 
 
-def split_of(word: str) -> Split:
+def split_of(word: str) -> TextSplit:
     """The one split that an invented word belongs to."""
     number = hashlib.sha256(word.lower().encode()).digest()[0] % 10
     return "calibration" if number == 0 else "evaluation" if number == 1 else "train"
@@ -78,7 +78,7 @@ class Words:
         Seed of all choices.
     """
 
-    def __init__(self, split: Split, seed: str) -> None:
+    def __init__(self, split: TextSplit, seed: str) -> None:
         self.split = split
         self.random = Random(seed)
 
@@ -255,7 +255,7 @@ _GENERATORS: dict[str, Callable[[Words], str]] = {
 KINDS: tuple[str, ...] = tuple(_GENERATORS)
 
 
-def document(kind: str, split: Split, index: int, *, min_bytes: int = 900) -> Document:
+def document(kind: str, split: TextSplit, index: int, *, min_bytes: int = 900) -> GeneratedText:
     """The document of a kind and split with a given number.
 
     Parameters
@@ -282,17 +282,17 @@ def document(kind: str, split: Split, index: int, *, min_bytes: int = 900) -> Do
     text = ""
     while len(text.encode()) < min_bytes:
         text += _GENERATORS[kind](words)
-    return Document(kind, split, index, text)
+    return GeneratedText(kind, split, index, text)
 
 
-def documents(split: Split, *, kinds: Sequence[str] = KINDS, min_bytes: int = 900) -> Iterator[Document]:
+def documents(split: TextSplit, *, kinds: Sequence[str] = KINDS, min_bytes: int = 900) -> Iterator[GeneratedText]:
     """Documents of a split without end, the kinds in turn."""
     for index in itertools.count():
         for kind in kinds:
             yield document(kind, split, index, min_bytes=min_bytes)
 
 
-def recall_items(split: Split, *, distance_bytes: int = 256) -> Iterator[RecallItem]:
+def recall_items(split: TextSplit, *, distance_bytes: int = 256) -> Iterator[RecallItem]:
     """Stories cut before a place that was last named at least `distance_bytes` before.
 
     They run as the stories of the stream do; where that is too short, passages without the place come in between.

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from tda.reference import WEIGHTS
-from tda.reference.text import KINDS, Split, document, documents
+from tda.reference.text import KINDS, TextSplit, document, documents
 
 PAD, BOS, EOS = 256, 257, 258
 CONTEXT = 512
@@ -111,7 +111,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, split: Split, batch: int, skip: int = 0) -> Iterator[Tensor]:
+def batches(tokenizer: PreTrainedTokenizerFast, split: TextSplit, batch: int, skip: int = 0) -> Iterator[Tensor]:
     """Sequences of one document each, kinds in turn: int64 [batch, CONTEXT], without end."""
     stream = itertools.islice(documents(split, min_bytes=CONTEXT), skip, None)
     while True:
@@ -163,6 +163,7 @@ def parameter_groups(model: Any, learning_rate: float, rate: Callable[[str], flo
     ]
 
 
+# long: its parameters are explained
 def fit(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,

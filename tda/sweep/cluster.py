@@ -3,20 +3,21 @@
 import importlib.metadata
 import json
 import os
-import platform
 import signal
 import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tda.bench.supervisor import TAIL, Limits, Message, Order, supervised
+from tda.bench.messages import Message, Order
+from tda.bench.worker_limits import Limits
 from tda.cores import allowed_cores
 from tda.records import Commit, Record
 from tda.results import write_whole
+from tda.sweep.node import attend, look, versions
 
 HOST = "tda_host"
 """Custom resource of a machine: a timed group on the CPU takes all of it, one that is not timed next to nothing."""
@@ -71,7 +72,7 @@ class Node(NamedTuple):
         return all(self.resources.get(name, 0.0) >= amount for name, amount in needs.of_ray().items() if amount)
 
 
-class Ended(NamedTuple):
+class GroupEnd(NamedTuple):
     """That a group has nothing more to say, and why, if not because it is done."""
 
     error: Exception | None
@@ -147,10 +148,10 @@ class Cluster:
 
         mark = out / f".shared-{uuid.uuid4().hex}"
         write_whole(mark, mark.name)
-        own = _versions(commit)
+        own = versions(commit)
         try:
             looking = {
-                node.id: ray.remote(_look)
+                node.id: ray.remote(look)
                 .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))
                 .remote(str(mark.resolve()), [str(path.resolve()) for path in needed], own)
                 for node in self.nodes()
@@ -182,7 +183,7 @@ class Cluster:
             "name": f"tda {name}",
             **({} if needs.memory_bytes is None else {"memory": needs.memory_bytes}),
         }
-        task = ray.remote(_attend).options(**options)
+        task = ray.remote(attend).options(**options)
         self._running[task.remote(orders, list(held), limits)] = name
 
     @property
@@ -190,7 +191,7 @@ class Cluster:
         """Groups that Ray has, waiting or running."""
         return len(self._running)
 
-    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | Ended]]:
+    def messages(self, timeout_s: float) -> Iterator[tuple[str, Message | GroupEnd]]:
         """What groups say, by name: what is there within a time."""
         import ray
 
@@ -203,10 +204,10 @@ class Cluster:
                 yield name, Message(*ray.get(next(generator)))
             except StopIteration:
                 del self._running[generator]
-                yield name, Ended(None)
+                yield name, GroupEnd(None)
             except Exception as error:
                 del self._running[generator]
-                yield name, Ended(error)
+                yield name, GroupEnd(error)
 
 
 @contextmanager
@@ -295,63 +296,6 @@ def fitting(needs: Needs, nodes: Sequence[Node]) -> Needs:
     if needs.memory_bytes is None or needs.memory_bytes <= most:
         return needs
     return replace(needs, memory_bytes=int(most))
-
-
-# What runs on the machines.
-
-
-def _attend(orders: Sequence[Order], held: Sequence[Record], limits: Limits) -> Iterator[tuple[str, Any]]:
-    """Look after the workers of a group, on the machine that Ray chose."""
-    import ray
-
-    yield "started", (platform.node(), ray.get_runtime_context().get_node_id())
-    cores = _own_cores(ray.get_gpu_ids(), _gpus_of_this_node())
-    for kind, value in supervised(orders, held, replace(limits, cores=cores)):
-        yield kind, value[-TAIL:] if kind == "stderr" else value
-
-
-def _gpus_of_this_node() -> int:
-    import ray
-
-    own = ray.get_runtime_context().get_node_id()
-    return next((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] == own), 0)
-
-
-def _own_cores(gpus: Sequence[Any], count: int) -> frozenset[int] | None:
-    """The part of a machine's cores that goes with a GPU, so that groups on others do not share them; None for all."""
-    with suppress(ValueError):
-        if len(gpus) == 1 and count > 1 and 0 <= int(gpus[0]) < count:
-            cores, number = sorted(allowed_cores()), int(gpus[0])
-            own = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
-            return frozenset(own) or None
-    return None
-
-
-def _versions(commit: Commit) -> dict[str, str | None]:
-    """What must be equal on all machines."""
-    names = ("torch", "transformers")
-    return {
-        "tda's commit": commit.hash,
-        "tda's uncommitted change": commit.change,
-        **{name: importlib.metadata.version(name) for name in names},
-    }
-
-
-def _look(mark: str, needed: Sequence[str], own: Mapping[str, str | None]) -> list[str]:
-    """On a machine: what does not fit with the machine that drives the sweep."""
-    from tda.device import commit
-
-    problems = []
-    path = Path(mark)
-    if not path.is_file() or path.read_text() != path.name:
-        problems.append(f"{path.parent} is not the folder that the sweep writes to: it must lie on shared storage")
-    elif not os.access(path.parent, os.W_OK):
-        problems.append(f"{path.parent} cannot be written")
-    problems += [f"{one} is not there, or not readable" for one in needed if not os.access(one, os.R_OK)]
-    here = _versions(commit())
-    problems += [f"{name} is {here[name]}, and {value} where the sweep was started" for name, value in own.items()
-                 if here[name] != value]  # fmt: skip
-    return problems
 
 
 def _first_line(error: Exception) -> str:

@@ -3,53 +3,24 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tda import device as facts
-from tda.bench.store import Folder, Place, too_often
-from tda.bench.supervisor import TAIL, Limits, Message, failed_record
+from tda.bench.messages import Message
+from tda.bench.store import Folder, RecordPlace, too_often
+from tda.bench.supervisor import failed_record
 from tda.bench.worker import order_of
-from tda.cases import Frozen, digest_of
+from tda.bench.worker_limits import Limits
+from tda.bench.worker_process import TAIL
 from tda.process import alone
-from tda.records import FAILURES, NOT_ITS_FAULT, Commit, Failure, FailureKind, LeftOut, Machine, Record
-from tda.results import append_lines, read_lines
-from tda.sweep.cluster import Cluster, Ended, Needs, Node
+from tda.records import FAILURES, Commit, Failure, FailureKind, LeftOut, Machine, Record
+from tda.sweep.cluster import Cluster, GroupEnd, Needs, Node
+from tda.sweep.done import GROUPS, DoneGroups, failures
 from tda.sweep.groups import Group
 from tda.sweep.view import View
 
-GROUPS = "groups.jsonl"
-"""File beside the results: a `Done` for each group that was measured to its end."""
 WAIT_S = 0.5
 """Seconds for which the cluster is listened to at a time."""
-
-
-class Done(Frozen):
-    """A group that was measured to its end.
-
-    Attributes
-    ----------
-    group : str
-        Its name.
-    asked : str
-        Digest of what was asked of it: plan and state of the code.
-    host : str
-        Machine that measured it last.
-    started : str
-        When that began.
-    seconds : float
-        How long that took.
-    places : tuple of str
-        Digests of its records' places, so that a record that is lost later is missed.
-    """
-
-    group: str
-    asked: str
-    host: str
-    started: str
-    seconds: float
-    places: tuple[str, ...]
 
 
 @dataclass
@@ -60,13 +31,14 @@ class _Attempt:
     host: str | None = None
     began: float = 0.0
     since: float = 0.0
-    place: Place | None = None
+    place: RecordPlace | None = None
     machine: Machine | None = None
     commit: Commit = field(default_factory=Commit)
     stderr: bytes = b""
     is_whole: bool = True  # no error ended a model
 
 
+# long: groups wait, run, end or are lost: one state that every message changes
 @dataclass
 class Sweep:
     """Groups being measured over a cluster, into one folder.
@@ -96,6 +68,7 @@ class Sweep:
     command: str
 
     def __post_init__(self) -> None:
+        self._done = DoneGroups(self.out / GROUPS)
         self._waiting = list(self.groups)
         self._attempts: dict[str, _Attempt] = {}
         self._lost: dict[str, list[FailureKind | None]] = {}
@@ -130,18 +103,10 @@ class Sweep:
     # What is done already.
 
     def _skip_done(self) -> None:
-        path = self.out / GROUPS
-        lines, problems = read_lines(path, Done) if path.is_file() else ([], [])
-        for problem in problems:
-            self.view.warn(f"{problem}; its group is looked at again")
-        there = {_place_digest(record) for record in self._folder.records if record.status == "ok"}
-        done = {line.group for line in lines if line.places and there >= set(line.places) and self._is_asked(line)}
+        done = self._done.names(self.groups, self._folder.records, self.view.warn)
         self._waiting = [group for group in self._waiting if group.name not in done]
         for name in done & {group.name for group in self.groups}:
             self.view.ended(name, "measured earlier")
-
-    def _is_asked(self, line: Done) -> bool:
-        return any(group.name == line.group and _asked(group) == line.asked for group in self.groups)
 
     # What is handed over.
 
@@ -180,9 +145,9 @@ class Sweep:
 
     # What comes back.
 
-    def _take(self, attempt: _Attempt, message: Message | Ended) -> None:
+    def _take(self, attempt: _Attempt, message: Message | GroupEnd) -> None:
         name = attempt.group.name
-        if isinstance(message, Ended):
+        if isinstance(message, GroupEnd):
             self._end(attempt, message.error)
             return
         kind, value = message
@@ -241,20 +206,9 @@ class Sweep:
     def _note_done(self, attempt: _Attempt) -> None:
         group = attempt.group
         own = self._records_of(group)
-        good = {_place_digest(record) for record in own if record.status == "ok"}
-        failed = [record for record in own if record.status != "ok" and _place_digest(record) not in good
-                  and not _said_nothing(record)]  # fmt: skip
-        seconds = time.monotonic() - attempt.began
+        failed = failures(own)
         if attempt.is_whole and not failed:
-            done = Done(
-                group=group.name,
-                asked=_asked(group),
-                host=attempt.host or "",
-                started=datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="milliseconds"),
-                seconds=round(seconds, 3),
-                places=tuple(sorted(good)),
-            )
-            append_lines(self.out / GROUPS, [done.model_dump_json()])
+            self._done.add(group, attempt.host or "", time.monotonic() - attempt.began, own)
         told = "done" if attempt.is_whole else "not measured to its end"
         if failed:
             told = f"{len(failed)} failure{'s' * (len(failed) != 1)}"
@@ -281,12 +235,6 @@ class Sweep:
         self._folder.note_left_out(self._left_out)
 
 
-def _said_nothing(failure: Record) -> bool:
-    """Whether a failure is none of any case: its machine was lost before one began."""
-    innocent = failure.failure is not None and failure.failure.kind in NOT_ITS_FAULT
-    return innocent and not failure.inputs.data
-
-
 def _what_happened(error: Exception) -> tuple[FailureKind, str]:
     """What an error of Ray says of a group."""
     import ray
@@ -297,13 +245,3 @@ def _what_happened(error: Exception) -> tuple[FailureKind, str]:
     if isinstance(error, ray.exceptions.RayTaskError):
         return "error", str(error).strip().splitlines()[-1]
     return "lost", told
-
-
-def _asked(group: Group) -> str:
-    return digest_of([repr(group.plan), facts.commit().hash, facts.commit().change])
-
-
-def _place_digest(record: Record) -> str:
-    """What tells a record from all others of a folder."""
-    told: list[Any] = [record.machine.fingerprint, *record.series, record.round, sorted(record.tasks)]
-    return digest_of(told)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tda.bench.outlook import Outlook, expected_rounds, gigabytes, items_of, outlook, rounded
+from tda.bench.costs import expected_rounds, items_of
+from tda.bench.outlook import Outlook, gigabytes, outlook, rounded
 from tda.bench.plan import Plan, Subject
 from tda.bench.scoring import SCORED_TOGETHER
 from tda.cases import Case, digest_of

@@ -20,7 +20,7 @@ LATELY = 12
 
 
 @dataclass
-class _Line:
+class _ProgressLine:
     """What is known of one group."""
 
     cells: int
@@ -49,7 +49,7 @@ class View:
 
     def __init__(self, console: Console, groups: Sequence[Group], links: Sequence[str] = ()) -> None:
         self._console, self._links = console, links
-        self._lines = {group.name: _Line(group.cells) for group in groups}
+        self._lines = {group.name: _ProgressLine(group.cells) for group in groups}
         self._live: Live | None = None
         self._told = time.monotonic()
 
@@ -155,5 +155,5 @@ class View:
         return table
 
 
-def _steps(line: _Line) -> str:
+def _steps(line: _ProgressLine) -> str:
     return f", {line.steps} of {line.total}" if line.total else ""

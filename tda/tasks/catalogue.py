@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tda.tasks.scores import coqa, qasper, rouge
 
-Kind = Literal["choice", "generation"]
+TaskKind = Literal["choice", "generation"]
 Spec = type | types.UnionType | tuple[object, ...] | list[Any] | dict[str, Any]
 """What a field holds: a type, some values, a list of things, or an object with fields."""
 Scorer = Callable[[Sequence[str], str], dict[str, float]]
@@ -106,7 +106,7 @@ class Entry:
         The configuration, where it is not lm-eval's.
     """
 
-    kind: Kind
+    kind: TaskKind
     headline: str
     dataset: str
     subset: str | None = None

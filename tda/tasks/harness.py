@@ -2,52 +2,31 @@
 
 import difflib
 import functools
-import logging
-import os
-import socket
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import datasets
-import huggingface_hub.constants
 import lm_eval.tasks
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from tda.tasks import Ask
-from tda.tasks.catalogue import CATALOGUE, Entry, Kind
+from tda.tasks.catalogue import CATALOGUE, Entry, TaskKind
+from tda.tasks.hub import reachable_hub
 from tda.tasks.local import LocalData, read, shapes
+from tda.tasks.quiet import quiet
 from tda.tasks.scores import plain_name
 
 SEED = 1234
 """lm-eval's own, for few-shot examples."""
-REACH_S = 3.0
-"""How long the hub may take to answer."""
-KINDS: dict[str, Kind] = {"multiple_choice": "choice", "generate_until": "generation"}
+KINDS: dict[str, TaskKind] = {"multiple_choice": "choice", "generate_until": "generation"}
 """Output types of lm-eval that local data in the simple shape can have."""
-WITH_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface", "tda.tasks.model")
-"""Modules that show progress bars."""
-USUAL_WARNINGS = (
-    "Custom kwargs can be passed",
-    "num_fewshot > 0 but fewshot_split is None",
-    "using test_docs as fewshot_docs",
-    "aggregation is not. using default",
-    "higher_is_better is not. using default",
-    "No `until` specified",
-    "No `generation_kwargs` specified",
-    "Duplicate task name",
-    "No aggregation function defined for metric",
-)
-"""What lm-eval warns of where all is as its own task says, or as we say ourselves."""
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTask:
     """A task of lm-eval with its data.
 
     Attributes
@@ -68,7 +47,7 @@ class Loaded:
     place: str
 
 
-def load(ask: Ask, *, say: Callable[[str], None]) -> list[Loaded]:
+def load(ask: Ask, *, say: Callable[[str], None]) -> list[LoadedTask]:
     """Tasks that a name stands for, with data and few-shot examples: one, or those of a group.
 
     Raises
@@ -88,7 +67,7 @@ def load(ask: Ask, *, say: Callable[[str], None]) -> list[Loaded]:
     return found
 
 
-def _local(ask: Ask, say: Callable[[str], None]) -> list[Loaded]:
+def _local(ask: Ask, say: Callable[[str], None]) -> list[LoadedTask]:
     """A task on the items of a file."""
     assert ask.data is not None
     entry = CATALOGUE.get(ask.name)
@@ -106,15 +85,15 @@ def _local(ask: Ask, say: Callable[[str], None]) -> list[Loaded]:
         raise ValueError(
             f"{data.path}: its lines do not suit the task {ask.name} ({_told(error)}); expected {expected} a line"
         ) from error
-    return [Loaded(plain_name(ask.name), task, data.path.name, str(data.path))]
+    return [LoadedTask(plain_name(ask.name), task, data.path.name, str(data.path))]
 
 
-def _from_hub(name: str) -> list[Loaded]:
+def _from_hub(name: str) -> list[LoadedTask]:
     """The tasks of a name on the hub's data."""
     entry = CATALOGUE.get(name)
     own = entry is not None and entry.own is not None
     manager = None if own else _manager(name, entry)
-    with _reachable() as reachable:
+    with reachable_hub() as reachable:
         try:
             if manager is None:
                 assert entry is not None
@@ -125,7 +104,7 @@ def _from_hub(name: str) -> list[Loaded]:
             raise ValueError(f"task {name} needs what is not installed ({error})") from error
         except Exception as error:  # of datasets, of its network libraries, or of a task's own code
             raise ValueError(_no_data(name, entry, _told(error) if reachable else "it does not answer")) from error
-    return [Loaded(plain_name(task), loaded, _source(loaded), f"task {task}") for task, loaded in tasks.items()]
+    return [LoadedTask(plain_name(task), loaded, _source(loaded), f"task {task}") for task, loaded in tasks.items()]
 
 
 def _no_data(name: str, entry: Entry | None, why: str) -> str:
@@ -276,7 +255,7 @@ def _splits(data: LocalData, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(loaded: Loaded) -> None:
+def _check(loaded: LoadedTask) -> None:
     """Raise ValueError for a task that cannot be run here."""
     task = loaded.task
     if getattr(task, "UNSAFE_CODE", False):
@@ -285,7 +264,7 @@ def _check(loaded: Loaded) -> None:
         raise ValueError(f"task {loaded.name} shows images or sound, which is not done here")
 
 
-def _set_shots(loaded: Loaded, shots: int | None) -> None:
+def _set_shots(loaded: LoadedTask, shots: int | None) -> None:
     """Set the examples before the question, drawn from other items than the one that is asked.
 
     Raises
@@ -315,74 +294,3 @@ def _examples_split(task: Any) -> str | None:
         return None
     split: str | None = found.split or config.training_split or config.validation_split or config.test_split
     return split
-
-
-@contextmanager
-def _reachable() -> Iterator[bool]:
-    """Let data sets be read from the hub; where it does not answer, from the cache alone, without waiting for it.
-
-    Yields whether the hub may answer.
-    """
-    constants: Any = huggingface_hub.constants
-    offline = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    reachable = any(offline) or _answers(constants.ENDPOINT)
-    if not reachable:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield reachable
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
-
-
-def _answers(endpoint: str) -> bool:
-    """Whether a server can be connected to; behind a proxy that is not known."""
-    if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") for name in os.environ):
-        return True
-    url = urlsplit(endpoint)
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        socket.create_connection((url.hostname or "", port), timeout=REACH_S).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def quiet(say: Callable[[str], None]) -> Iterator[None]:
-    """Without lm-eval's progress bars and notes; each of its warnings that is no usual one is said once."""
-    logger, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    handler = _Warnings(say)
-    before = logger.handlers, logger.propagate, logger.level
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.WARNING)
-    datasets.disable_progress_bars()
-    modules: list[Any] = [sys.modules[name] for name in WITH_BARS if name in sys.modules]
-    shown = [(module, module.tqdm) for module in modules]
-    for module, bar in shown:
-        module.tqdm = _hidden(bar)
-    try:
-        yield
-    finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
-        for module, bar in shown:
-            module.tqdm = bar
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def _hidden(bar: Callable[..., Any]) -> Callable[..., Any]:
-    """A progress bar that is not shown, whatever its caller asks."""
-    return lambda *given, **options: bar(*given, **{**options, "disable": True})
-
-
-class _Warnings(logging.Handler):
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.say, self.said = say, set[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
-        if text not in self.said and not any(usual in text for usual in USUAL_WARNINGS):
-            self.said.add(text)
-            self.say(f"lm-eval: {text[:300]}")

@@ -7,11 +7,11 @@ from lm_eval.api.instance import Instance
 from tda.quality.documents import SURROGATE
 from tda.tasks.asked import Asked, AskedTask
 
-Place = tuple[str | None, int | None, int]
+RequestPlace = tuple[str | None, int | None, int]
 """Name of a task, number of a document, and number of a request within it."""
 
 
-def place(request: Instance) -> Place:
+def place(request: Instance) -> RequestPlace:
     """Where a request belongs."""
     return request.task_name, request.doc_id, request.idx
 

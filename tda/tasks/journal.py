@@ -27,7 +27,7 @@ class Answer(Frozen):
     achieved_sparsity: tuple[float, ...] = ()
 
 
-class Line(Frozen):
+class JournalLine(Frozen):
     """A line of a journal: an answer and the hash of what it follows from."""
 
     key: str
@@ -55,7 +55,7 @@ class Journal:
             return
         check_writable(path)
         if path.is_file():
-            lines, problems = read_lines(path, Line)
+            lines, problems = read_lines(path, JournalLine)
             self._answers = {line.key: line.answer for line in lines}
             for problem in problems:
                 say(problem)
@@ -72,5 +72,7 @@ class Journal:
         """Keep answers by their keys; an answer that is there stays the only one."""
         new = {key: answer for key, answer in answers.items() if key not in self._answers}
         if self._path is not None and new:
-            append_lines(self._path, [Line(key=key, answer=answer).model_dump_json() for key, answer in new.items()])
+            append_lines(
+                self._path, [JournalLine(key=key, answer=answer).model_dump_json() for key, answer in new.items()]
+            )
         self._answers |= new

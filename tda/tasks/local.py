@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from tda.quality.documents import check_characters, json_lines
-from tda.tasks.catalogue import Kind, Spec
+from tda.tasks.catalogue import Spec, TaskKind
 
-SIMPLE: Mapping[Kind, tuple[str, Mapping[str, Spec]]] = {
+SIMPLE: Mapping[TaskKind, tuple[str, Mapping[str, Spec]]] = {
     "choice": ('{"query": "...", "choices": ["...", "..."], "gold": 0}', {"query": str, "choices": [str], "gold": int}),
     "generation": ('{"prompt": "...", "answers": ["..."]}', {"prompt": str, "answers": [str]}),
 }
@@ -64,7 +64,7 @@ def examples_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.train{path.suffix}")
 
 
-def read(path: Path, kind: Kind | None, fields: Mapping[str, Spec] | None) -> LocalData:
+def read(path: Path, kind: TaskKind | None, fields: Mapping[str, Spec] | None) -> LocalData:
     """Items of a file, and examples of the one beside it.
 
     Parameters
@@ -103,7 +103,7 @@ def read(path: Path, kind: Kind | None, fields: Mapping[str, Spec] | None) -> Lo
     )
 
 
-def shapes(kind: Kind | None, fields: Mapping[str, Spec] | None) -> str:
+def shapes(kind: TaskKind | None, fields: Mapping[str, Spec] | None) -> str:
     """What a line may look like, in words."""
     own = "the fields of the hub's data set" + (f" ({', '.join(fields)})" if fields else "")
     return f"{SIMPLE[kind][0]} or {own}" if kind else own
@@ -117,7 +117,7 @@ def _objects(path: Path, shape: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, value
 
 
-def _is_simple(row: Mapping[str, Any], kind: Kind | None, fields: Mapping[str, Spec] | None) -> bool:
+def _is_simple(row: Mapping[str, Any], kind: TaskKind | None, fields: Mapping[str, Spec] | None) -> bool:
     if kind is None:
         return False
     simple = SIMPLE[kind][1]
@@ -126,7 +126,7 @@ def _is_simple(row: Mapping[str, Any], kind: Kind | None, fields: Mapping[str, S
     return len(simple.keys() & row.keys()) >= len(fields.keys() & row.keys()) and not fields.keys() <= row.keys()
 
 
-def _check_line(place: str, row: Mapping[str, Any], simple: Kind | None, fields: Mapping[str, Spec] | None) -> None:
+def _check_line(place: str, row: Mapping[str, Any], simple: TaskKind | None, fields: Mapping[str, Spec] | None) -> None:
     _check_strings(place, "", row)
     asked: Mapping[str, Spec] | None = SIMPLE[simple][1] if simple else fields
     for name, spec in (asked or {}).items():
@@ -140,7 +140,7 @@ def _check_line(place: str, row: Mapping[str, Any], simple: Kind | None, fields:
         _check_simple(place, row, simple)
 
 
-def _check_simple(place: str, row: Mapping[str, Any], kind: Kind) -> None:
+def _check_simple(place: str, row: Mapping[str, Any], kind: TaskKind) -> None:
     """What the types of a simple line's fields leave open."""
     question, several = ("query", "choices") if kind == "choice" else ("prompt", "answers")
     if not row[question].strip():

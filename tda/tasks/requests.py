@@ -27,7 +27,7 @@ class DoesNotFitError(MemoryError, ValueError):
 
 
 @dataclass(frozen=True)
-class Request:
+class TokenRequest:
     """A continuation to be scored after a context.
 
     Attributes
@@ -48,7 +48,7 @@ class Request:
         return self.context + self.continuation
 
 
-def within(requests: Sequence[Request], max_length: int, say: Callable[[str], None]) -> list[Request]:
+def within(requests: Sequence[TokenRequest], max_length: int, say: Callable[[str], None]) -> list[TokenRequest]:
     """Requests whose contexts are cut on the left where they are longer than a model reads.
 
     The last token is fed to no pass, so a request has at most `max_length` + 1 tokens; its context keeps one or more.
@@ -167,9 +167,10 @@ def grouped(requests: Sequence[T], key: Callable[[T], object]) -> list[list[T]]:
     return list(groups.values())
 
 
+# long: its parameters are explained
 def loglikelihoods(
     run: Run,
-    groups: Sequence[Sequence[Request]],
+    groups: Sequence[Sequence[TokenRequest]],
     *,
     protocol: Protocol,
     softmax_dtype: torch.dtype | None = None,
@@ -180,7 +181,7 @@ def loglikelihoods(
     ----------
     run : Run
         What `tda.attach` yielded, inside `plain`.
-    groups : sequence of sequence of Request
+    groups : sequence of sequence of TokenRequest
         Requests of a group differ in their last token only, so that one row serves them: choices of a letter.
     protocol : str
         As for `tda.score`.

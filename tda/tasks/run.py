@@ -21,7 +21,8 @@ from tda.names import Protocol
 from tda.records import TaskFacts
 from tda.tasks import Ask, Item, TaskResult
 from tda.tasks.asked import Asked, AskedTask
-from tda.tasks.harness import SEED, Loaded, load, quiet
+from tda.tasks.harness import SEED, LoadedTask, load
+from tda.tasks.quiet import quiet
 from tda.tasks.scores import is_mean, of_item, score_name
 
 PROTOCOL: Protocol = "all_sparse"
@@ -37,14 +38,14 @@ Template = Callable[..., str]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTask:
     """A task that is ready to be run, any number of times.
 
     Attributes
     ----------
     ask : Ask
         What was asked for; a group's task under the group's.
-    loaded : Loaded
+    loaded : LoadedTask
         lm-eval's task with its data.
     template : callable or None
         The chat template that is applied.
@@ -55,7 +56,7 @@ class Prepared:
     """
 
     ask: Ask
-    loaded: Loaded
+    loaded: LoadedTask
     template: Template | None
     asked: AskedTask
     digest: str
@@ -79,7 +80,7 @@ class Prepared:
         )
 
 
-def prepare(asks: Sequence[Ask], tokenizer: Any = None, *, say: Say) -> list[Prepared]:
+def prepare(asks: Sequence[Ask], tokenizer: Any = None, *, say: Say) -> list[PreparedTask]:
     """Everything of tasks that needs no model: names, data, few-shot examples, prompts.
 
     Parameters
@@ -102,27 +103,26 @@ def prepare(asks: Sequence[Ask], tokenizer: Any = None, *, say: Say) -> list[Pre
         with quiet(say):
             prepared += [_prepared(ask, loaded, template) for loaded in load(ask, say=say)]
     names = [task.asked.name for task in prepared]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise ValueError(f"the task {twice} is asked twice; a result holds one of a name")
     return prepared
 
 
-def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[Prepared], *, say: Say) -> list[TaskResult]:
+def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[PreparedTask], *, say: Say) -> list[TaskResult]:
     """Run tasks on a model of lm-eval, task after task.
 
     Parameters
     ----------
     lm
-        A model of lm-eval. ``lm.told`` says for each request, by (task, item, request within the item), how many tokens
-        were scored or generated and how many of these sparsely; a model without it computes none sparsely.
+        A model of lm-eval. ``lm.tally.told`` says for each request, by (task, item, request within the item), how many
+        tokens were scored or generated, how many of these sparsely; a model without it computes none sparsely.
         ``lm.protocol`` says which tokens are to be sparse.
-    asks : sequence of Ask or of Prepared
+    asks : sequence of Ask or of PreparedTask
         The tasks; prepared ones save that work where several methods are asked the same.
     say : callable
         Told what deserves a sentence.
     """
-    ready = [ask for ask in asks if isinstance(ask, Prepared)]
+    ready = [ask for ask in asks if isinstance(ask, PreparedTask)]
     ready += prepare([ask for ask in asks if isinstance(ask, Ask)], getattr(lm, "tokenizer", None), say=say)
     return [run(lm, task, say=say) for task in ready]
 
@@ -136,7 +136,7 @@ def _template(ask: Ask, tokenizer: Any) -> Template:
     return functools.partial(HFLM.apply_chat_template, model)
 
 
-def _prepared(ask: Ask, loaded: Loaded, template: Template | None) -> Prepared:
+def _prepared(ask: Ask, loaded: LoadedTask, template: Template | None) -> PreparedTask:
     """A task with its items as they will be asked."""
     task = loaded.task
     task.set_fewshot_seed(SEED)
@@ -154,7 +154,8 @@ def _prepared(ask: Ask, loaded: Loaded, template: Template | None) -> Prepared:
         raise ValueError(f"{loaded.place}: {error}") from error
     for item in items:
         _check_target(loaded, item)
-    return Prepared(ask, loaded, template, AskedTask(loaded.name, tuple(items), others), _digest(task.instances, items))
+    asked = AskedTask(loaded.name, tuple(items), others)
+    return PreparedTask(ask, loaded, template, asked, _digest(task.instances, items))
 
 
 def _by_item(requests: Iterable[Any]) -> list[tuple[int, list[Any]]]:
@@ -229,7 +230,7 @@ def _answer(gold: Any, choices: list[str]) -> str:
     return str(gold).strip() if choices else str(gold)
 
 
-def _check_target(loaded: Loaded, item: Asked) -> None:
+def _check_target(loaded: LoadedTask, item: Asked) -> None:
     if item.choices and not item.target:
         raise ValueError(f"{loaded.place}: the right answer of item {item.number} is none of its choices")
 
@@ -248,7 +249,7 @@ def _digest(requests: Iterable[Any], items: list[Asked]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def run(lm: Any, prepared: Prepared, *, say: Say) -> TaskResult:
+def run(lm: Any, prepared: PreparedTask, *, say: Say) -> TaskResult:
     """Run one task on a model; else as `evaluate`."""
     task, name = prepared.loaded.task, prepared.asked.name
     random.seed(SEED)
@@ -278,8 +279,8 @@ def run(lm: Any, prepared: Prepared, *, say: Say) -> TaskResult:
 
 def _told(lm: Any, requests: Iterable[Any]) -> dict[tuple[int, int], tuple[int, int]]:
     """Tokens and sparse tokens of each request, by item and place within it."""
-    if hasattr(lm, "told"):
-        return {(each.doc_id, each.idx): lm.told[each.task_name, each.doc_id, each.idx] for each in requests}
+    if hasattr(lm, "tally"):
+        return {(each.doc_id, each.idx): lm.tally.told[each.task_name, each.doc_id, each.idx] for each in requests}
     return {(each.doc_id, each.idx): (_count(lm, each), 0) for each in requests}
 
 

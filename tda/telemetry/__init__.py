@@ -4,5 +4,5 @@ from tda.telemetry.flags import flags_of as flags_of
 from tda.telemetry.sampler import Sampler as Sampler
 from tda.telemetry.sampler import Series as Series
 from tda.telemetry.sampler import Telemetry as Telemetry
-from tda.telemetry.watch import Change as Change
+from tda.telemetry.watch import ConditionChange as ConditionChange
 from tda.telemetry.watch import Watch as Watch

@@ -13,13 +13,13 @@ import psutil
 from tda.cases import Frozen
 from tda.cores import affinity, allowed_cores, control_groups
 from tda.telemetry.fields import CPU_FIELDS
-from tda.telemetry.source import NotReadableError, Reader, Source, one
+from tda.telemetry.source import NotReadableError, Reader, TelemetrySource, one
 
 CPUS = Path("/sys/devices/system/cpu")
 STAT = Path("/proc/stat")
 
 
-def cpu_source() -> Source:
+def cpu_source() -> TelemetrySource:
     """The CPU as this process sees it; shares count from now on."""
     process = psutil.Process()
     readers = (
@@ -31,7 +31,7 @@ def cpu_source() -> Source:
         one("quota_throttled_s", lambda: throttled_s(control_groups())),
         one("thermal_events", lambda: thermal_events(CPUS)),
     )
-    return Source("cpu", CPU_FIELDS, readers)
+    return TelemetrySource("cpu", CPU_FIELDS, readers)
 
 
 class Times(NamedTuple):

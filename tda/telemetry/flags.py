@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tda.records import Flag, FlagName
-from tda.telemetry.watch import Change
+from tda.telemetry.watch import ConditionChange
 
 FOREIGN_PERCENT = 5.0
 """A share of the cores that are ours above which others disturb."""
@@ -25,7 +25,7 @@ SLOWING = {
 """Clock event reasons of NVML that slow work down; the others are idleness and settings."""
 
 
-def flags_of(change: Change) -> dict[FlagName, Flag]:
+def flags_of(change: ConditionChange) -> dict[FlagName, Flag]:
     """Load, threads, throttling and clocks: each raised, cleared, or null with the reason why it is not observable."""
     load, slowed = [_cores(change)], [_quota(change), _heat(change)]
     if change.on_gpu:
@@ -45,11 +45,11 @@ def _any(parts: Sequence[Flag]) -> Flag:
     return Flag(raised=raised, detail="; ".join(part.detail for part in parts))
 
 
-def _unknown(change: Change, name: str, what: str) -> Flag:
+def _unknown(change: ConditionChange, name: str, what: str) -> Flag:
     return Flag(raised=None, detail=f"{what} is not observable: {change.missing.get(name, 'it was not read twice')}")
 
 
-def _cores(change: Change) -> Flag:
+def _cores(change: ConditionChange) -> Flag:
     share = change.after.get("foreign_percent")
     if share is None:
         return _unknown(change, "foreign_percent", "use of the cores")
@@ -58,7 +58,7 @@ def _cores(change: Change) -> Flag:
     return Flag(raised=share > FOREIGN_PERCENT + rounding, detail=detail)
 
 
-def _threads(change: Change) -> Flag:
+def _threads(change: ConditionChange) -> Flag:
     """More threads than cores wait for each other at the end of every parallel loop."""
     usable = change.cores if change.quota is None else min(change.cores, change.quota)
     cores = "1 core" if change.cores == 1 else f"{change.cores} cores"
@@ -69,7 +69,7 @@ def _threads(change: Change) -> Flag:
     return Flag(raised=True, detail=f"{told}; OMP_NUM_THREADS={enough} avoids it")
 
 
-def _gpu_shared(change: Change) -> Flag:
+def _gpu_shared(change: ConditionChange) -> Flag:
     others, unexplained = change.most("foreign_processes"), change.most("unexplained_memory_bytes")
     if others:
         return Flag(raised=True, detail=f"other processes on the GPU: {others:.0f}")
@@ -81,21 +81,21 @@ def _gpu_shared(change: Change) -> Flag:
     return _unknown(change, "foreign_processes", "sharing of the GPU")
 
 
-def _quota(change: Change) -> Flag:
+def _quota(change: ConditionChange) -> Flag:
     held = change.rise("quota_throttled_s")
     if held is None:
         return _unknown(change, "quota_throttled_s", "a CPU quota")
     return Flag(raised=held > SLOWED_SHARE * change.seconds, detail=f"a CPU quota held it back for {held:.2f} s")
 
 
-def _heat(change: Change) -> Flag:
+def _heat(change: ConditionChange) -> Flag:
     events = change.rise("thermal_events")
     if events is None:
         return _unknown(change, "thermal_events", "heat")
     return Flag(raised=events > 0, detail=f"heat slowed cores {events:.0f} times")
 
 
-def _gpu_slowed(change: Change) -> Flag:
+def _gpu_slowed(change: ConditionChange) -> Flag:
     name = "clock_event_reasons"
     seen = [int(values[name]) for values in (change.before, change.after) if name in values]
     held = change.rise("slowed_s")
@@ -108,7 +108,7 @@ def _gpu_slowed(change: Change) -> Flag:
     return Flag(raised=raised, detail=told + counted)
 
 
-def _clocks(change: Change) -> Flag:
+def _clocks(change: ConditionChange) -> Flag:
     name = "sm_clock_mhz" if change.on_gpu else "frequency_mhz"
     before, after = change.before.get(name), change.after.get(name)
     if before is None or after is None:

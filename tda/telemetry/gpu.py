@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tda.telemetry.fields import GPU_FIELDS
-from tda.telemetry.nvml import Gpu, call, find, library
-from tda.telemetry.source import NotReadableError, Reader, Source, Values, one
+from tda.telemetry.nvml import NvmlDevice, call, find, library
+from tda.telemetry.source import NotReadableError, Reader, SourceValues, TelemetrySource, one
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +26,16 @@ GPM = {
 """NVML's numbers of the GPM metrics."""
 
 
-def gpu_source(device: "torch.device") -> Source:
+def gpu_source(device: "torch.device") -> TelemetrySource:
     """The GPU behind a CUDA device; where it cannot be found, every field says why."""
     try:
         gpu = find(device)
-        return Source(gpu.device, GPU_FIELDS, _readers(gpu), gpu.name)
+        return TelemetrySource(gpu.device, GPU_FIELDS, _readers(gpu), gpu.name)
     except NotReadableError as error:
-        return Source.absent(f"gpu{device.index or 0}", GPU_FIELDS, str(error))
+        return TelemetrySource.absent(f"gpu{device.index or 0}", GPU_FIELDS, str(error))
 
 
-def _readers(gpu: Gpu) -> list[Reader]:
+def _readers(gpu: NvmlDevice) -> list[Reader]:
     handle = gpu.handle
 
     def number(name: str, function: str, *arguments: int, scale: float = 1.0, slow: bool = False) -> Reader:
@@ -61,7 +61,7 @@ def _readers(gpu: Gpu) -> list[Reader]:
     ]
 
 
-def _utilization(handle: Any) -> Values:
+def _utilization(handle: Any) -> SourceValues:
     rates = call("nvmlDeviceGetUtilizationRates", handle)
     return {"utilization_percent": rates.gpu, "memory_utilization_percent": rates.memory}
 
@@ -94,7 +94,7 @@ def processes(handle: Any) -> dict[int, int | None]:
     return {process.pid: process.usedGpuMemory for process in found}
 
 
-def _foreign_processes(gpu: Gpu) -> float:
+def _foreign_processes(gpu: NvmlDevice) -> float:
     """Others on the GPU. In a container the driver may count by the host's numbers: then one of them is ours."""
     listed = processes(gpu.handle)
     others = len(listed.keys() - {os.getpid()})
@@ -105,7 +105,7 @@ def _foreign_processes(gpu: Gpu) -> float:
     return float(others - 1)
 
 
-def _unexplained_bytes(gpu: Gpu) -> float:
+def _unexplained_bytes(gpu: NvmlDevice) -> float:
     held = processes(gpu.handle)
     if None in held.values():
         raise NotReadableError("the driver does not tell how much memory each process holds")
@@ -113,7 +113,7 @@ def _unexplained_bytes(gpu: Gpu) -> float:
     return max(_memory_bytes(gpu.handle) - max(listed, _own_bytes(gpu)), 0.0)
 
 
-def _own_bytes(gpu: Gpu) -> int:
+def _own_bytes(gpu: NvmlDevice) -> int:
     """Device memory that this process's allocator holds."""
     import torch
 
@@ -127,7 +127,7 @@ class Activity:
         self._handle = handle
         self._samples: list[Any] = []  # the last one taken stands last
 
-    def read(self) -> Values:
+    def read(self) -> SourceValues:
         """Means since the last reading, in percent; empty the first time."""
         if not self._samples:
             self._samples = self._allocate()
@@ -164,7 +164,7 @@ def _free(*samples: Any) -> None:
             call("nvmlGpmSampleFree", sample)
 
 
-def gpu_facts(gpu: Gpu | NotReadableError) -> dict[str, str]:
+def gpu_facts(gpu: NvmlDevice | NotReadableError) -> dict[str, str]:
     """What stays as it is while work runs, in words; or why it is not known."""
     if isinstance(gpu, NotReadableError):
         return {"name": f"unreadable: {gpu}"}

@@ -49,7 +49,7 @@ def call(name: str, *arguments: Any) -> Any:
         raise NotReadableError(f"{error} ({name})") from error
 
 
-Handle = Any
+NvmlHandle = Any
 """What NVML knows a GPU by, or the NotReadableError that it gave instead: one lost GPU hides no other."""
 
 
@@ -68,7 +68,7 @@ def driver_version() -> str:
     return str(call("nvmlSystemGetDriverVersion"))
 
 
-class Gpu(NamedTuple):
+class NvmlDevice(NamedTuple):
     """A GPU, or a MIG slice of one, by the number that CUDA counts."""
 
     number: int
@@ -85,7 +85,7 @@ class Gpu(NamedTuple):
         return str(call("nvmlDeviceGetName", self.handle))
 
 
-def gpus() -> list[Gpu | NotReadableError]:
+def gpus() -> list[NvmlDevice | NotReadableError]:
     """The GPUs that this process may use, in the order in which CUDA counts them; why, where one cannot be read.
 
     Raises
@@ -99,10 +99,10 @@ def gpus() -> list[Gpu | NotReadableError]:
         told = f"{VISIBLE}={os.environ.get(VISIBLE)!r} leaves none of {count}"
         raise NotReadableError(told if count else "the driver has none")
     found = enumerate(handles)
-    return [handle if isinstance(handle, NotReadableError) else Gpu(index, handle) for index, handle in found]
+    return [handle if isinstance(handle, NotReadableError) else NvmlDevice(index, handle) for index, handle in found]
 
 
-def find(device: "torch.device") -> Gpu:
+def find(device: "torch.device") -> NvmlDevice:
     """The GPU behind a CUDA device.
 
     CUDA itself tells its UUID where torch can ask it. Else its number is looked up in CUDA_VISIBLE_DEVICES, which is
@@ -126,10 +126,10 @@ def find(device: "torch.device") -> Gpu:
         raise NotReadableError(f"which of several unlike GPUs is cuda:{index} is not sure: set {ORDER}=PCI_BUS_ID")
     if isinstance(handles[index], NotReadableError):
         raise handles[index]
-    return Gpu(index, handles[index])
+    return NvmlDevice(index, handles[index])
 
 
-def _counted() -> list[Handle]:
+def _counted() -> list[NvmlHandle]:
     """What CUDA counts, in its order: told by torch where it can, else looked up."""
     import torch
 
@@ -138,7 +138,7 @@ def _counted() -> list[Handle]:
     return visible()
 
 
-def _by_uuid(index: int) -> Handle:
+def _by_uuid(index: int) -> NvmlHandle:
     """What CUDA counts by a number: a whole GPU, or a MIG slice of one."""
     import torch
 
@@ -158,7 +158,7 @@ def _number_is_sure(index: int) -> bool:
     return len({name for name in names if not isinstance(name, NotReadableError)}) <= 1
 
 
-def _every() -> list[Handle]:
+def _every() -> list[NvmlHandle]:
     return [_asked("nvmlDeviceGetHandleByIndex", index) for index in range(call("nvmlDeviceGetCount"))]
 
 
@@ -168,7 +168,7 @@ def _words() -> list[str] | None:
     return None if told is None else [word.strip() for word in told.split(",")]
 
 
-def visible() -> list[Handle]:
+def visible() -> list[NvmlHandle]:
     """Handles of the GPUs that CUDA_VISIBLE_DEVICES leaves, read as CUDA reads it.
 
     Entries are numbers, ``GPU-`` UUIDs or beginnings of them, or ``MIG-`` UUIDs. What follows an entry that names
@@ -183,7 +183,7 @@ def visible() -> list[Handle]:
     if words is None:
         return every
     uuids = [str(_asked("nvmlDeviceGetUUID", handle)) for handle in every]  # a lost one tells none
-    found: dict[int | str, Handle] = {}
+    found: dict[int | str, NvmlHandle] = {}
     for word in words:
         place = _place(word, uuids)
         if place is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from tda.cases import Frozen
-from tda.telemetry.source import Source
+from tda.telemetry.source import TelemetrySource
 from tda.telemetry.watch import sources
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Sampler:
             },
         )
 
-    def _series(self, source: Source, name: str) -> Series:
+    def _series(self, source: TelemetrySource, name: str) -> Series:
         taken, missing = self._taken[source.device, name], source.missing.get(name)
         return Series(
             device=source.device,

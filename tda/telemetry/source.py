@@ -10,7 +10,7 @@ class NotReadableError(Exception):
     """A field that has no value on this machine; the text says why."""
 
 
-Values = Mapping[str, float | NotReadableError]
+SourceValues = Mapping[str, float | NotReadableError]
 
 
 class Reader(NamedTuple):
@@ -27,7 +27,7 @@ class Reader(NamedTuple):
     """
 
     names: tuple[str, ...]
-    read: Callable[[], Values]
+    read: Callable[[], SourceValues]
     slow: bool = False
 
 
@@ -36,7 +36,7 @@ def one(name: str, read: Callable[[], float], *, slow: bool = False) -> Reader:
     return Reader((name,), lambda: {name: read()}, slow)
 
 
-class Source:
+class TelemetrySource:
     """The fields of one device, each read until it fails and given up then.
 
     Parameters
@@ -66,7 +66,7 @@ class Source:
         self._readers = readers
 
     @classmethod
-    def absent(cls, device: str, fields: Mapping[str, Field], reason: str) -> "Source":
+    def absent(cls, device: str, fields: Mapping[str, Field], reason: str) -> "TelemetrySource":
         """A device that tells nothing, and why."""
         source = cls(device, fields, ())
         source.missing = dict.fromkeys(fields, reason)

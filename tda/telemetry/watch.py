@@ -9,16 +9,16 @@ import torch
 from tda.cores import allowed_cores, cpu_quota
 from tda.telemetry.cpu import cpu_source
 from tda.telemetry.gpu import gpu_source
-from tda.telemetry.source import Source
+from tda.telemetry.source import TelemetrySource
 
 
-def sources(*devices: torch.device) -> list[Source]:
+def sources(*devices: torch.device) -> list[TelemetrySource]:
     """The CPU, and the GPUs among some devices."""
     return [cpu_source(), *(gpu_source(device) for device in devices if device.type == "cuda")]
 
 
 @dataclass(frozen=True)
-class Change:
+class ConditionChange:
     """What two readings saw.
 
     Attributes
@@ -75,10 +75,10 @@ class Watch:
     def _read(self) -> dict[str, float]:
         return {name: value for source in self._sources for name, value in source.read()}
 
-    def read(self) -> Change:
+    def read(self) -> ConditionChange:
         """What changed since construction."""
         seconds = time.monotonic() - self._begin
         after = self._read()
         missing = {name: reason for source in self._sources for name, reason in source.missing.items()}
         cores, quota, threads = len(allowed_cores()), cpu_quota(), torch.get_num_threads()
-        return Change(seconds, self._before, after, missing, self._on_gpu, cores, quota, threads)
+        return ConditionChange(seconds, self._before, after, missing, self._on_gpu, cores, quota, threads)

@@ -3,7 +3,7 @@
 from tda.view.decoder import Decoder, DecoderLayer, Family
 from tda.view.linear import Linear, Site
 from tda.view.places import FFN, Experts, Handle, LinearInput, Place, Projection, See, Source, by_row
-from tda.view.statistic import Statistic, Sweep
+from tda.view.statistic import SquaresSum, Statistic
 
 __all__ = [
     "FFN",
@@ -19,7 +19,7 @@ __all__ = [
     "See",
     "Site",
     "Source",
+    "SquaresSum",
     "Statistic",
-    "Sweep",
     "by_row",
 ]

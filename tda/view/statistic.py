@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-Sweep = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
+SquaresSum = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], bool]
 """Kernel that adds to sums [B, F] the squares of a [B, T, F] where mask [B, T], times weights [F], relative or not.
 
 It says whether it could."""
@@ -14,7 +14,7 @@ It says whether it could."""
 class Statistic(Protocol):
     """A sum over a prompt's tokens, kept per row and neuron."""
 
-    sweep: Sweep
+    sweep: SquaresSum
     """Kernel that adds squares where it can."""
 
     @property

@@ -23,6 +23,7 @@ from tda.names import Execution
 from tda.view import FFN, Linear
 
 
+# long: the interface of backends, each part of it explained
 class Backend(ABC):
     """Kernels of one kind of device, for one model.
 

@@ -13,7 +13,7 @@ from tda.kernels.compact import CompactFFN
 from tda.kernels.native.statistic import add_squares
 from tda.names import Ran
 from tda.selection import Selection
-from tda.view import FFN, Sweep
+from tda.view import FFN, SquaresSum
 
 
 class DecodeStep(Protocol):
@@ -76,7 +76,7 @@ class Decoding:
     executors: Sequence[Any] = ()
     step: DecodeStep | None = None
     loaded: Callable[[], None] = lambda: None
-    sweep: Sweep = add_squares
+    sweep: SquaresSum = add_squares
     swept: Callable[[], None] = lambda: None
     gathering: Callable[[FFN], PromptExecutor] = CompactFFN
     warm: bool = False

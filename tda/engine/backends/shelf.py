@@ -26,7 +26,7 @@ from tda.view import FFN, Linear
 RESERVE = 0.1
 """Share of a device's memory that is left to requests: what is on a shelf goes before that is touched."""
 
-State = tuple[object, ...]
+ModelState = tuple[object, ...]
 _SHELVES: "weakref.WeakKeyDictionary[nn.Module, Shelf]" = weakref.WeakKeyDictionary()
 
 
@@ -75,7 +75,7 @@ class Shelf:
         self._decodings: dict[Hashable, Decoding] = {}  # the one that was used last is last
         self._rows: list[FFN] = []
         self._weights: list[Tensor] = []  # held, so that no other tensor gets their addresses
-        self._state: State = ()
+        self._state: ModelState = ()
         self._observe: Observer = observe_nothing
 
     def is_open(self) -> bool:
@@ -122,7 +122,7 @@ class Shelf:
             _collect(self._device)
         return found is not None and found >= wanted
 
-    def _now(self) -> State:
+    def _now(self) -> ModelState:
         """What is kept holds as long as this is the same: modules, configuration, where weights lie, their versions."""
         same = structure(self._model)
         tensors = list(_tensors(self._model))

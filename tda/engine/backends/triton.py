@@ -73,7 +73,7 @@ class TritonBackend(Backend):
     def _decoding(self, method: Any, ffns: Sequence[FFN], observe: Observer) -> Decoding:
         """Executors of networks whose down projections lie in rows, and the step over them."""
         from tda.kernels.triton import ffn as kernels
-        from tda.kernels.triton.statistic import Squares
+        from tda.kernels.triton.statistic import SquaresKernel
 
         graph: GraphStep | None = None
 
@@ -83,11 +83,11 @@ class TritonBackend(Backend):
 
         info = self.info(self.piecewise)
         if method.kind == "prompt":
-            listed = [kernels.ListedFFN(ffn) for ffn in ffns]
+            listed = [kernels.TritonListedFFN(ffn) for ffn in ffns]
             graph = GraphStep(self.model) if self.piecewise is None else None
-            squares = Squares()
+            squares = SquaresKernel()
             return Decoding(self.ffns, "indexed", info, listed, graph, sweep=squares, swept=squares.finish)
-        layers = [kernels.ThresholdFFN(ffn, method, counted) for ffn in ffns]
+        layers = [kernels.TritonThresholdFFN(ffn, method, counted) for ffn in ffns]
         graph = GraphStep(self.model, lambda: [layer.kept for layer in layers]) if self.piecewise is None else None
         return Decoding(self.ffns, "indexed", info, layers, graph)
 

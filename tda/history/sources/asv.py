@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tda.cases import Case, Frozen
-from tda.history.rows import SIZES, Reading, Row, case_columns, metric_columns
+from tda.history.rows import SIZES, HistoryReader, Row, case_columns, metric_columns
 from tda.records import FAKE, Measurement
 
 _MALFORMED = (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
@@ -35,7 +35,7 @@ class _AsvResult(Frozen):
     measurement: Measurement
 
 
-def read_asv(reading: Reading, folder: Path) -> list[_AsvResult]:
+def read_asv(reading: HistoryReader, folder: Path) -> list[_AsvResult]:
     """Read the results of a folder of asv; dates of their commits are learnt."""
     paths = sorted(set(folder.glob("*/*.json")) - set(folder.glob("*/machine.json")))
     if not paths:
@@ -66,7 +66,7 @@ def read_asv(reading: Reading, folder: Path) -> list[_AsvResult]:
     return results
 
 
-def _asv_results(reading: Reading, path: Path, benchmarks: Any) -> list[_AsvResult]:
+def _asv_results(reading: HistoryReader, path: Path, benchmarks: Any) -> list[_AsvResult]:
     from asv.results import Results
 
     file = Results.load(str(path), machine_name=path.parent.name)
@@ -127,7 +127,7 @@ def _asv_case(name: str, given: Mapping[str, Any]) -> Case | str:
     return f"{name} ({told})" if told else name
 
 
-def asv_rows(reading: Reading, results: Iterable[_AsvResult]) -> Iterator[Row]:
+def asv_rows(reading: HistoryReader, results: Iterable[_AsvResult]) -> Iterator[Row]:
     """Rows of results."""
     for result in results:
         case = {"case": result.case}

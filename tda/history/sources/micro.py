@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from tda.cases import Case
-from tda.history.rows import Reading, Row, case_columns, machine_columns, metric_columns
+from tda.history.rows import HistoryReader, Row, case_columns, machine_columns, metric_columns
 from tda.records import FAKE, Machine, Measurement
 
 
@@ -49,7 +49,7 @@ class _MicroFile(BaseModel):
     benchmarks: tuple[_Benchmark, ...]
 
 
-def micro_rows(reading: Reading, paths: Iterable[Path]) -> Iterator[Row]:
+def micro_rows(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[Row]:
     """Rows of files; of one benchmark, machine and commit the newest counts."""
     rows: dict[tuple[object, ...], Row] = {}
     for file in sorted(_micro_files(reading, paths), key=lambda file: file.datetime):
@@ -62,7 +62,7 @@ def micro_rows(reading: Reading, paths: Iterable[Path]) -> Iterator[Row]:
     yield from rows.values()
 
 
-def _micro_files(reading: Reading, paths: Iterable[Path]) -> Iterator[_MicroFile]:
+def _micro_files(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[_MicroFile]:
     for path in paths:
         try:
             file = _MicroFile.model_validate_json(path.read_bytes())

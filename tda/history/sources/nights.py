@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tda.history.nights import NIGHTS, History, Night, Unit
-from tda.history.rows import Reading, Row, failure_columns, machine_columns, moment_of
+from tda.history.rows import HistoryReader, Row, failure_columns, machine_columns, moment_of
 from tda.history.sources.records import rows_of
 from tda.records import Record
 
 
-def read_nights(reading: Reading, history: History) -> dict[str, Night]:
+def read_nights(reading: HistoryReader, history: History) -> dict[str, Night]:
     """Read the accounts of all nights by name; dates and subjects of their commits are learnt."""
     nights, problems = history.nights()
     reading.problems += problems
@@ -18,7 +18,7 @@ def read_nights(reading: Reading, history: History) -> dict[str, Night]:
     return {night.id: night for night in nights}
 
 
-def unit_rows(reading: Reading, folder: Path, nights: Mapping[str, Night]) -> Iterator[Row]:
+def unit_rows(reading: HistoryReader, folder: Path, nights: Mapping[str, Night]) -> Iterator[Row]:
     """Rows of the processes of all nights of a folder; one that failed has a row without a case."""
     for path in sorted((folder / NIGHTS).glob("*.jsonl")):
         try:
@@ -39,7 +39,7 @@ def unit_rows(reading: Reading, folder: Path, nights: Mapping[str, Night]) -> It
                 yield _failed_unit(reading, unit, place, nights.get(unit.night))
 
 
-def _own_records(reading: Reading, path: Path, unit: Unit) -> list[Record]:
+def _own_records(reading: HistoryReader, path: Path, unit: Unit) -> list[Record]:
     own = [record for record in unit.records if record.commit.hash in (unit.commit, None)]
     foreign = len(unit.records) - len(own)
     if foreign:
@@ -47,7 +47,7 @@ def _own_records(reading: Reading, path: Path, unit: Unit) -> list[Record]:
     return own
 
 
-def _failed_unit(reading: Reading, unit: Unit, place: Row, night: Night | None) -> Row:
+def _failed_unit(reading: HistoryReader, unit: Unit, place: Row, night: Night | None) -> Row:
     machine = machine_columns(night.machine) if night is not None and night.machine is not None else {}
     commit = reading.commit(unit.commit, None, unit.started)
     return place | machine | commit | {"case": None, "control": False} | failure_columns(unit.status, unit.reason)

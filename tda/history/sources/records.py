@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tda.derived import DERIVED, Missing, derive
-from tda.history.rows import Reading, Row, bounds, case_columns, failure_columns, machine_columns, metric_columns
+from tda.history.rows import HistoryReader, Row, bounds, case_columns, failure_columns, machine_columns, metric_columns
 from tda.records import Record, merge, turn
 from tda.results import load, results_path
 from tda.statistics import is_baseline
 
 
-def record_rows(reading: Reading, paths: Iterable[Path]) -> Iterator[Row]:
+def record_rows(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[Row]:
     """Rows of results folders or files; the rounds of a case are joined."""
     held: dict[tuple[object, ...], dict[tuple[object, ...], tuple[Path, Record]]] = defaultdict(dict)
     repeated = 0
@@ -31,7 +31,7 @@ def record_rows(reading: Reading, paths: Iterable[Path]) -> Iterator[Row]:
         yield from rows_of(reading, records, {"source": "bench"}, records[0].commit.hash)
 
 
-def _read_records(reading: Reading, path: Path) -> list[Record]:
+def _read_records(reading: HistoryReader, path: Path) -> list[Record]:
     file = results_path(path)
     try:
         loaded = load(path)
@@ -44,7 +44,7 @@ def _read_records(reading: Reading, path: Path) -> list[Record]:
     return reading.without_fakes(file, loaded.records)
 
 
-def rows_of(reading: Reading, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
+def rows_of(reading: HistoryReader, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
     """One row per measurement of each record, and per number that follows from it; one alone where it failed."""
     dense = {one.setting: one for one in records if one.status == "ok" and is_baseline(one)}
     for record in records:

@@ -107,7 +107,7 @@ def check_types(parts: Iterable[Any], dtype: torch.dtype) -> None:
             raise UndescribedError(f"parameters of {found} beside others of {dtype}")
 
 
-def feed_forward(ffn: FFN, weights: Weights = AS_BUILT) -> c.FFN:
+def feed_forward(ffn: FFN, weights: Weights = AS_BUILT) -> c.FFNStruct:
     """Description of a feed-forward network with all its neurons.
 
     The down projection may lie as torch has it, or transposed (a row for each neuron).
@@ -121,7 +121,7 @@ def feed_forward(ffn: FFN, weights: Weights = AS_BUILT) -> c.FFN:
     down = weights.of(ffn.down)
     transposed = down.values.stride(1) != 1
     rows = down.values.t() if transposed else down.values
-    return c.FFN(
+    return c.FFNStruct(
         gate=matrix(ffn.gate, weights),
         up=matrix(ffn.up, weights),
         down=c.Matrix.of(rows, down.bias, down.scale),

@@ -55,7 +55,7 @@ class NativeFFN(ABC):
     def cost(self, x: Tensor) -> ops.Cost:
         """Bytes and FLOPs of the last call, on x."""
 
-    def run(self, x: Tensor, descriptions: Sequence[c.FFN]) -> Tensor:
+    def run(self, x: Tensor, descriptions: Sequence[c.FFNStruct]) -> Tensor:
         """FFN outputs of rows x [N, D], each by its own description: [N, D]."""
         library, threads = c.library(), torch.get_num_threads()
         x = x.to(self.ffn.up.weight.dtype)  # autocast may give another type
@@ -63,7 +63,7 @@ class NativeFFN(ABC):
         y = torch.empty(x.shape, dtype=x.dtype)
         self._scratch = c.room(self._scratch, library.tda_ffn_floats(ctypes.byref(self.description), threads))
         library.tda_ffn(
-            (c.FFN * len(descriptions))(*descriptions),
+            (c.FFNStruct * len(descriptions))(*descriptions),
             len(x),
             x.data_ptr(),
             x.stride(0) * x.element_size(),
@@ -89,7 +89,7 @@ class ListedFFN(NativeFFN):
         if self._lists.shape != kept.shape:
             with torch.inference_mode(False):
                 self._lists = torch.empty(kept.shape, dtype=torch.int32)
-            self._descriptions = [self.description, *(c.FFN.from_buffer_copy(self.description) for _ in kept[1:])]
+            self._descriptions = [self.description, *(c.FFNStruct.from_buffer_copy(self.description) for _ in kept[1:])]
         masks = kept.contiguous()
         for description, mask, places in zip(self._descriptions, masks, self._lists, strict=True):
             description.count = c.library().tda_list(mask.data_ptr(), self.ffn.F, places.data_ptr())
@@ -130,7 +130,7 @@ class GatheredFFN(NativeFFN):
         inputs = list(map(c.Matrix.of, copies.rows.view(P, K, D), biases, scales))
         down = c.Matrix.of(copies.columns[0], self._down.bias, self._down.scale)
         gate = inputs[0] if self.ffn.gate is not None else c.Matrix()
-        self.description = c.FFN(gate=gate, up=inputs[-1], down=down, act=self.description.act)
+        self.description = c.FFNStruct(gate=gate, up=inputs[-1], down=down, act=self.description.act)
 
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output over the loaded neurons: [..., D] -> [..., D]."""
@@ -145,13 +145,13 @@ class GatheredFFN(NativeFFN):
         return ffn_cost(self.description)
 
 
-def _gather(whole: c.FFN, ffn: FFN, index: Tensor, rows: Tensor, columns: Tensor) -> None:
+def _gather(whole: c.FFNStruct, ffn: FFN, index: Tensor, rows: Tensor, columns: Tensor) -> None:
     """Copy neurons of a network that has all of them; see `tda.kernels.compact.Gather`."""
     gate, *_ = inputs = [c.Matrix.of(copy) for copy in rows]
     listed = index.int()
-    source = c.FFN.from_buffer_copy(whole)
+    source = c.FFNStruct.from_buffer_copy(whole)
     source.index, source.count = listed.data_ptr(), len(listed)
-    copies = c.FFN(gate=gate if whole.gate.data else c.Matrix(), up=inputs[-1], down=c.Matrix.of(columns))
+    copies = c.FFNStruct(gate=gate if whole.gate.data else c.Matrix(), up=inputs[-1], down=c.Matrix.of(columns))
     c.library().tda_gather(ctypes.byref(source), ctypes.byref(copies), torch.get_num_threads())
 
 
@@ -190,7 +190,7 @@ class ThresholdFFN(NativeFFN):
         kept = torch.empty(len(rows), self.ffn.F, dtype=torch.uint8)
         descriptions = []
         for places in kept:
-            descriptions.append(c.FFN.from_buffer_copy(self.description))
+            descriptions.append(c.FFNStruct.from_buffer_copy(self.description))
             descriptions[-1].kept = places.data_ptr()
         y = self.run(rows, descriptions).view_as(x)
         self._costs = [ffn_cost(description) for description in descriptions] if ops.wanted() else []
@@ -209,7 +209,7 @@ def weights_cost(matrices: Sequence[c.Matrix]) -> ops.Cost:
     return ops.Cost(read, 2 * sum(elements))
 
 
-def ffn_cost(ffn: c.FFN) -> ops.Cost:
+def ffn_cost(ffn: c.FFNStruct) -> ops.Cost:
     """Bytes and FLOPs of a feed-forward network as it last ran on one row."""
     total, hidden = ffn.up.rows, ffn.up.columns
     kept = ffn.count if ffn.index else total

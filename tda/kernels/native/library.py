@@ -73,7 +73,7 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("eps", c_float), ("kind", c_int32))
 
 
-class FFN(ctypes.Structure):
+class FFNStruct(ctypes.Structure):
     """A feed-forward network, and which of its neurons take part."""
 
     _fields_ = (
@@ -109,7 +109,7 @@ class Layer(ctypes.Structure):
             )
         ),
         *((name, Matrix) for name in ("query", "key", "value", "output")),
-        ("ffn", FFN),
+        ("ffn", FFNStruct),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("head_stride", c_int64),
@@ -119,7 +119,7 @@ class Layer(ctypes.Structure):
     )
 
 
-class Model(ctypes.Structure):
+class ModelStruct(ctypes.Structure):
     """A decoder."""
 
     _fields_ = (
@@ -136,13 +136,13 @@ class Model(ctypes.Structure):
 _POINTER, _LONG, _INT = c_void_p, c_int64, c_int
 SIGNATURES = {
     "tda_sizes": (None, [POINTER(c_int64)]),
-    "tda_step_floats": (_LONG, [POINTER(Model), _INT]),
-    "tda_step": (None, [POINTER(Model), _LONG, _LONG, *[_POINTER] * 5, _INT]),
+    "tda_step_floats": (_LONG, [POINTER(ModelStruct), _INT]),
+    "tda_step": (None, [POINTER(ModelStruct), _LONG, _LONG, *[_POINTER] * 5, _INT]),
     "tda_linear_floats": (_LONG, [POINTER(Matrix), _INT]),
     "tda_linear": (None, [POINTER(Matrix), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
-    "tda_ffn_floats": (_LONG, [POINTER(FFN), _INT]),
-    "tda_ffn": (None, [POINTER(FFN), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
-    "tda_gather": (None, [POINTER(FFN), POINTER(FFN), _INT]),
+    "tda_ffn_floats": (_LONG, [POINTER(FFNStruct), _INT]),
+    "tda_ffn": (None, [POINTER(FFNStruct), _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT]),
+    "tda_gather": (None, [POINTER(FFNStruct), POINTER(FFNStruct), _INT]),
     "tda_squares_floats": (_LONG, [_LONG, _INT]),
     "tda_squares": (None, [_POINTER, _LONG, _LONG, _LONG, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _INT]),
     "tda_list": (_LONG, [_POINTER, _LONG, _POINTER]),

@@ -20,7 +20,7 @@ NORMS = tuple(field[0] for field in c.Layer._fields_ if field[1] is c.Norm)
 LINEARS = ("query", "key", "value", "output")
 
 
-class Stage(NamedTuple):
+class StepRange(NamedTuple):
     """A piece of a step that a profile shows by itself: stages [first, last) of the C source, and its range's name."""
 
     first: int
@@ -51,7 +51,7 @@ class Step:
     def __init__(
         self,
         decoder: Decoder,
-        ffns: Sequence[c.FFN],
+        ffns: Sequence[c.FFNStruct],
         weights: Weights = AS_BUILT,
         kept: Tensor | None = None,
     ) -> None:
@@ -63,7 +63,7 @@ class Step:
         self._layers = (c.Layer * len(decoder.layers))(*(_layer(layer, weights) for layer in decoder.layers))
         self.load(ffns)
         self._windows = [layer.window for layer in decoder.layers]
-        self._model = c.Model(
+        self._model = c.ModelStruct(
             layers=self._layers,
             count=len(decoder.layers),
             hidden=decoder.layers[0].query.in_features,
@@ -81,7 +81,7 @@ class Step:
         self._tensors: tuple[Tensor | None, ...] = ()  # hidden, cosine, sine, logits of the step in progress
         self._handle = ops.handle(self)
 
-    def load(self, ffns: Sequence[c.FFN]) -> None:
+    def load(self, ffns: Sequence[c.FFNStruct]) -> None:
         """Take other descriptions of the feed-forward networks."""
         for layer, ffn in zip(self._layers, ffns, strict=True):
             layer.ffn = ffn
@@ -142,15 +142,15 @@ class Step:
         scratch, threads = self._scratch.data_ptr(), torch.get_num_threads()
         c.library().tda_step(ctypes.byref(self._model), first, last, hidden, cosine, sine, logits, scratch, threads)
 
-    def stages(self) -> Iterator[Stage]:
+    def stages(self) -> Iterator[StepRange]:
         """The pieces of a step, in order; the embedded token goes in with the first."""
         for number, layer in enumerate(self.decoder.layers):
             first = 1 + 4 * number
-            yield Stage(first - (number == 0), first + 1, f"projection: {layer.name}")
-            yield Stage(first + 1, first + 2, f"attention: {layer.name}")
-            yield Stage(first + 2, first + 3, f"projection: {layer.name}")
-            yield Stage(first + 3, first + 4, f"gate_up_down: {layer.ffn_name}")
-        yield Stage(4 * len(self._layers) + 1, 4 * len(self._layers) + 2, "head: lm_head")
+            yield StepRange(first - (number == 0), first + 1, f"projection: {layer.name}")
+            yield StepRange(first + 1, first + 2, f"attention: {layer.name}")
+            yield StepRange(first + 2, first + 3, f"projection: {layer.name}")
+            yield StepRange(first + 3, first + 4, f"gate_up_down: {layer.ffn_name}")
+        yield StepRange(4 * len(self._layers) + 1, 4 * len(self._layers) + 2, "head: lm_head")
 
     def cost(self, first: int, last: int) -> ops.Cost:
         """Bytes and FLOPs of stages [first, last), as they last ran."""
@@ -176,7 +176,7 @@ class EmptyStage:
     """A stage of nothing, called as a step's stages are: what it takes is what running stages apart adds to each."""
 
     def __init__(self) -> None:
-        self._model = c.Model()
+        self._model = c.ModelStruct()
         self._scratch = torch.empty(1, dtype=torch.float32, device="cpu")
         self._handle = ops.handle(self)
 

@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from tda.kernels.triton.launch import Block, Form, Kernel
+from tda.kernels.triton.launch import Form, Kernel, Tile
 from tda.kernels.triton.rows import Lists
 from tda.spans import cost, counted
 
@@ -23,12 +23,12 @@ def _list(kept, index, counts, F: tl.int32, kept_row: tl.int64, ROWS: tl.constex
     tl.store(counts + row, count)
 
 
-BLOCK = Block(1, 4096, 8)
+BLOCK = Tile(1, 4096, 8)
 LIST = Kernel(
     _list,
     {"kept": "uint8", "index": "int32", "counts": "int32", "F": "sixteen", "kept_row": "sixteen"},
     {"set": Form({}, (), True, (BLOCK,))},
-    Block(1, 16),
+    Tile(1, 16),
     dtypes=(torch.uint8,),
 )
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tda.kernels.triton.launch import Block, Form, Kernel
+from tda.kernels.triton.launch import Form, Kernel, Tile
 from tda.kernels.triton.rows import Lists
 from tda.kernels.triton.tuning import chosen
 from tda.spans import cost, counted
@@ -50,16 +50,16 @@ def _finish(
 
 
 SIZES = ("ROWS", "COLUMNS", "SPLITS")
-WHOLE = (Block(256, 32, 8, 3), Block(128, 32, 8, 3), Block(128, 64, 8, 3))
+WHOLE = (Tile(256, 32, 8, 3), Tile(128, 32, 8, 3), Tile(128, 64, 8, 3))
 SPLIT = (
-    Block(32, 64, 4, 2, 8),  # of these, with 16 splits, the best on an H100
-    Block(32, 64, 4, 2, 16),
-    Block(32, 64, 4, 2, 4),
-    Block(16, 128, 4, 3, 16),
-    Block(32, 128, 8, 3, 8),
-    Block(32, 256, 8, 3, 16),
+    Tile(32, 64, 4, 2, 8),  # of these, with 16 splits, the best on an H100
+    Tile(32, 64, 4, 2, 16),
+    Tile(32, 64, 4, 2, 4),
+    Tile(16, 128, 4, 3, 16),
+    Tile(32, 128, 8, 3, 8),
+    Tile(32, 256, 8, 3, 16),
 )
-FINISH = tuple(Block(1, 256, splits=splits) for splits in sorted({block.splits for block in SPLIT}))
+FINISH = tuple(Tile(1, 256, splits=splits) for splits in sorted({block.splits for block in SPLIT}))
 DOWN = Kernel(
     _down,
     {
@@ -68,19 +68,19 @@ DOWN = Kernel(
         "w_row": "sixteen", "w_column": "one",
     },
     {"split": Form({}, ("bias", "y"), False, SPLIT), "whole": Form({}, ("parts",), False, WHOLE)},
-    Block(16, 32),
+    Tile(16, 32),
     sizes=SIZES,
 )  # fmt: skip
 _FINISHED = Kernel(
     _finish,
     {"parts": "float32", "bias": "weights", "y": "out", "D": "sixteen", "biased": "number"},
     {"sum": Form({}, (), False, FINISH)},
-    Block(1, 64),
+    Tile(1, 64),
     sizes=SIZES,
 )
 
 
-def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor, *, block: Block | None = None) -> None:
+def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor, *, block: Tile | None = None) -> None:
     """Fill y [N, D] with the down projection of z [N, F] over each row's listed neurons.
 
     Parameters
@@ -93,7 +93,7 @@ def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor, *, block: Block | N
         For each batch row; its tokens lie one after the other in z.
     y : Tensor
         Contiguous, of the type of the weights.
-    block : Block, optional
+    block : Tile, optional
         One of `SPLIT` or `WHOLE`; else the one that was measured to be best, or the default.
     """
     N, F = z.shape
@@ -115,7 +115,7 @@ def down(z: Tensor, linear: Linear, lists: Lists, y: Tensor, *, block: Block | N
         written = parts.nbytes if form == "split" else y.nbytes
         cost(DOWN.name, read * (D * weight.element_size() + z.element_size()) + written, 2 * read * D)
     if form == "split":
-        last = _FINISHED.entry("sum", weight.dtype, given, Block(1, 256, splits=entry.block.splits))
+        last = _FINISHED.entry("sum", weight.dtype, given, Tile(1, 256, splits=entry.block.splits))
         _FINISHED.launch(last, (triton.cdiv(D, last.block.columns), N), given)
         if counted():
             cost(_FINISHED.name, parts.nbytes + y.nbytes, 0)

@@ -25,7 +25,7 @@ def _activations(ffn: FFN, act: str, x: Tensor, lists: Lists | None = None, rule
     return z
 
 
-class ListedFFN:
+class TritonListedFFN:
     """An FFN over the neurons that each batch row keeps.
 
     Parameters
@@ -61,7 +61,7 @@ class ListedFFN:
         return y.view_as(x)
 
 
-class ThresholdFFN:
+class TritonThresholdFFN:
     """An FFN whose neurons are kept token by token, where they reach the layer's cut.
 
     A method that looks at the gate has up and down read for kept neurons only; one that looks at z, down only.

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from tda.kernels.triton import DTYPES, interpreted
 
-Kind = Literal["weights", "out", "float32", "int64", "int32", "uint8", "number", "sixteen", "one", "float"]
+ArgumentKind = Literal["weights", "out", "float32", "int64", "int32", "uint8", "number", "sixteen", "one", "float"]
 """What a kernel's parameter is: a pointer to the launch's type, to its output's or to a type of its own; a whole number
 of any value, a multiple of 16 or 1 in an aligned launch; a float."""
 FIXED = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8}
 WHOLE = ("number", "sixteen", "one")
 
 
-class Block(NamedTuple):
+class Tile(NamedTuple):
     """What a program takes at once, and what Triton compiles it for.
 
     Attributes
@@ -60,14 +60,14 @@ class Form(NamedTuple):
         Pointers that it has no use for.
     wide : bool
         Whether its output is float32, whatever the type of the weights.
-    blocks : tuple of Block
+    blocks : tuple of Tile
         What may be chosen, the default first.
     """
 
     constants: Mapping[str, Any]
     absent: tuple[str, ...]
     wide: bool
-    blocks: tuple[Block, ...]
+    blocks: tuple[Tile, ...]
 
 
 class Launch(NamedTuple):
@@ -81,7 +81,7 @@ class Launch(NamedTuple):
         Of weights or activations.
     aligned : bool
         Whether pointers and strides are multiples of 16, as those of models are: wide loads.
-    block : Block
+    block : Tile
         What a program takes at once.
     """
 
@@ -89,7 +89,7 @@ class Launch(NamedTuple):
     form: str
     dtype: torch.dtype
     aligned: bool
-    block: Block
+    block: Tile
 
     def __str__(self) -> str:
         alignment = "aligned" if self.aligned else "any alignment"
@@ -112,7 +112,7 @@ class Kernel:
         What each parameter is.
     forms : mapping
         Ways to launch it.
-    plain : Block
+    plain : Tile
         Of launches that are not aligned, and of Triton's interpreter: small, so that tests meet many blocks.
     dtypes : sequence of torch.dtype
         Types that it takes.
@@ -121,9 +121,9 @@ class Kernel:
     """
 
     function: Any
-    parameters: Mapping[str, Kind]
+    parameters: Mapping[str, ArgumentKind]
     forms: Mapping[str, Form]
-    plain: Block
+    plain: Tile
     dtypes: Sequence[torch.dtype] = DTYPES
     sizes: tuple[str, ...] = ("ROWS", "COLUMNS")
     entries: frozenset[Launch] = field(init=False)
@@ -145,7 +145,7 @@ class Kernel:
         name: str = self.function.__name__
         return name
 
-    def plain_of(self, form: str) -> Block:
+    def plain_of(self, form: str) -> Tile:
         """The block of launches that are not aligned."""
         return self.plain._replace(splits=min(block.splits for block in self.forms[form].blocks))
 
@@ -179,7 +179,7 @@ class Kernel:
             return torch.float32 if wide else dtype
         return dtype if kind == "weights" else FIXED[kind]
 
-    def entry(self, form: str, dtype: torch.dtype, given: Mapping[str, Any], chosen: Block) -> Launch:
+    def entry(self, form: str, dtype: torch.dtype, given: Mapping[str, Any], chosen: Tile) -> Launch:
         """The launch that arguments take: the chosen block where they are aligned, else the plain one."""
         aligned = self.is_aligned(given)
         return Launch(self.name, form, dtype, aligned, chosen if aligned else self.plain_of(form))

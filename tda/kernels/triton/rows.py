@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tda.kernels.activations import ACTIVATIONS
 from tda.kernels.triton.functions import activate
-from tda.kernels.triton.launch import Block, Form, Kernel
+from tda.kernels.triton.launch import Form, Kernel, Tile
 from tda.kernels.triton.tuning import chosen
 from tda.spans import cost, counted
 from tda.view import Linear
@@ -91,12 +91,12 @@ def _rows(
 
 
 BLOCKS = (
-    Block(1, 2048, 8, 3),  # the best on an H100 for most shapes
-    Block(1, 1024, 4, 3),
-    Block(1, 512, 8, 3),
-    Block(2, 1024, 8, 3),
-    Block(4, 512, 4, 3),
-    Block(8, 256, 8, 3),
+    Tile(1, 2048, 8, 3),  # the best on an H100 for most shapes
+    Tile(1, 1024, 4, 3),
+    Tile(1, 512, 8, 3),
+    Tile(2, 1024, 8, 3),
+    Tile(4, 512, 4, 3),
+    Tile(8, 256, 8, 3),
 )
 LISTS, RULES = ("index", "counts"), ("kept", "weights")
 
@@ -133,10 +133,11 @@ ROWS = Kernel(
         "w2_column": "one",
     },
     FORMS,
-    Block(16, 32),
+    Tile(16, 32),
 )
 
 
+# long: its parameters are explained
 def rows(
     x: Tensor,
     first: Linear,
@@ -147,7 +148,7 @@ def rows(
     lists: Lists | None = None,
     rule: Rule | None = None,
     times: bool = False,
-    block: Block | None = None,
+    block: Tile | None = None,
 ) -> None:
     """Fill ``out[t, j] = act(first(x_t)_j)``, times ``second(x_t)_j`` where there is one.
 
@@ -165,7 +166,7 @@ def rows(
         Judge each value that was computed.
     times : bool
         Multiply by what `out` held.
-    block : Block, optional
+    block : Tile, optional
         One of `BLOCKS`; else the one that was measured to be best, or the default.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()

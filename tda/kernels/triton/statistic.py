@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tda.kernels.triton.launch import Block, Form, Kernel, Kind
+from tda.kernels.triton.launch import ArgumentKind, Form, Kernel, Tile
 from tda.spans import cost, counted, span
 
 SMALLEST: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -61,8 +61,8 @@ def _squares(
     tl.store(sums + row * F + j, so_far + tl.sum(total, axis=0), mask=j < F)
 
 
-ACTIVATIONS: dict[str, Kind] = {"a_batch": "sixteen", "a_token": "sixteen", "a_neuron": "one"}
-NORMS, SUMS = Block(1, 1024), Block(32, 64)
+ACTIVATIONS: dict[str, ArgumentKind] = {"a_batch": "sixteen", "a_token": "sixteen", "a_neuron": "one"}
+NORMS, SUMS = Tile(1, 1024), Tile(32, 64)
 FACTORS = Kernel(
     _factors,
     {
@@ -70,7 +70,7 @@ FACTORS = Kernel(
         "weighted": "number", **ACTIVATIONS,
     },
     {"norms": Form({"ALIGN": 16}, (), True, (NORMS,))},
-    Block(1, 16),
+    Tile(1, 16),
 )  # fmt: skip
 SQUARES = Kernel(
     _squares,
@@ -79,7 +79,7 @@ SQUARES = Kernel(
         "f_layer": "number", **ACTIVATIONS,
     },
     {"sums": Form({"ALIGN": 16}, (), True, (SUMS,))},
-    Block(4, 16),
+    Tile(4, 16),
 )  # fmt: skip
 MOST_BYTES = 1 << 28
 """Activations that wait for a launch at most: those of half the layers of an 8B model with a prompt of 512 tokens."""
@@ -98,11 +98,11 @@ class _Waiting:
     alike: tuple[object, ...]
 
 
-class Squares:
+class SquaresKernel:
     """Adds the squares of a prompt's activations; layers wait for each other, since launches cost more than kernels.
 
-    Called as `tda.view.Sweep` says: sums [B, F], a [B, T, F], mask [B, T], weights [F] or None, relative. It holds the
-    activations, `MOST_BYTES` of them at most, until `finish`.
+    Called as `tda.view.SquaresSum` says: sums [B, F], a [B, T, F], mask [B, T], weights [F] or None, relative. It
+    holds the activations, `MOST_BYTES` of them at most, until `finish`.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Squares:
             self._add()
         return True
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Squares":
+    def __deepcopy__(self, memo: dict[int, object]) -> "SquaresKernel":
         """A copied request's statistics are added to by the same kernels; nothing waits between forwards."""
         return self
 

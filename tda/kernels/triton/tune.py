@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from tda.kernels.triton import interpreted
 from tda.kernels.triton.down import DOWN, down
-from tda.kernels.triton.launch import Block, Kernel
+from tda.kernels.triton.launch import Kernel, Tile
 from tda.kernels.triton.rows import ROWS, Lists, Rule, rows
 from tda.kernels.triton.tuning import candidates, key_of
 from tda.view import FFN, Linear
 
 FRACTIONS = (0.5, 0.25)
 """Kept fractions that kernels over lists are measured at: those of sparsities 0.5 and 0.75."""
-Clock = Callable[[Callable[[], None]], float]
+KernelClock = Callable[[Callable[[], None]], float]
 
 
 def clock(work: Callable[[], None]) -> float:
@@ -28,7 +28,7 @@ def clock(work: Callable[[], None]) -> float:
 
 
 @dataclass(frozen=True)
-class Task:
+class TuningTask:
     """A kernel on a shape.
 
     Attributes
@@ -50,7 +50,7 @@ class Task:
     weight: Tensor
     matrices: int
     fractions: tuple[float, ...]
-    run: Callable[[Block, float], None]
+    run: Callable[[Tile, float], None]
 
     @property
     def has_choice(self) -> bool:
@@ -73,7 +73,7 @@ class Task:
 class Tried:
     """What a block reached, at each of the task's fractions."""
 
-    block: Block
+    block: Tile
     ms: tuple[float, ...]
     gb_per_s: tuple[float, ...]
 
@@ -84,13 +84,13 @@ class Tuned:
 
     Attributes
     ----------
-    task : Task
+    task : TuningTask
         What was measured.
     tried : tuple of Tried
         Every block, the default first.
     """
 
-    task: Task
+    task: TuningTask
     tried: tuple[Tried, ...]
 
     @property
@@ -109,24 +109,24 @@ class Tuned:
         }
 
 
-def tasks(ffns: Sequence[FFN], linears: Iterable[Linear]) -> list[Task]:
+def tasks(ffns: Sequence[FFN], linears: Iterable[Linear]) -> list[TuningTask]:
     """What decode launches for a model of these networks and other linears, each shape once, the largest first.
 
     Weights lie in rows, as attaching lays them.
     """
-    found: dict[str, Task] = {}
+    found: dict[str, TuningTask] = {}
     for task in (task for one in (*map(_of_linear, linears), *map(_of_ffn, ffns)) for task in one):
         if task.has_choice:
             found.setdefault(task.key, task)
     return sorted(found.values(), key=lambda task: -task.nbytes(1.0))
 
 
-def _of_linear(linear: Linear) -> Iterator[Task]:
+def _of_linear(linear: Linear) -> Iterator[TuningTask]:
     x, y = _vector(linear.in_features, linear.weight), _vector(linear.out_features, linear.weight)
-    yield Task(ROWS, "linear", linear.weight, 1, (1.0,), lambda block, fraction: rows(x, linear, y, block=block))
+    yield TuningTask(ROWS, "linear", linear.weight, 1, (1.0,), lambda block, fraction: rows(x, linear, y, block=block))
 
 
-def _of_ffn(ffn: FFN) -> Iterator[Task]:
+def _of_ffn(ffn: FFN) -> Iterator[TuningTask]:
     """Every way in which methods read a network; the function of the activation does not matter."""
     for linear in ffn.linears:
         yield from _of_linear(linear)
@@ -139,30 +139,30 @@ def _of_ffn(ffn: FFN) -> Iterator[Task]:
     first, second, words = (ffn.gate or ffn.up), (ffn.up if gated else None), ("gate_up" if gated else "up")
     matrices, rule = 1 + gated, Rule(kept, 0.0, z[0])
 
-    def listed(block: Block, fraction: float) -> None:
+    def listed(block: Tile, fraction: float) -> None:
         rows(x, first, z, act="silu", second=second, lists=lists[fraction], block=block)
 
-    def ruled(block: Block, fraction: float) -> None:
+    def ruled(block: Tile, fraction: float) -> None:
         rows(x, first, z, act="silu", second=second, rule=rule, block=block)
 
-    yield Task(ROWS, f"listed_{words}", first.weight, matrices, FRACTIONS, listed)
-    yield Task(ROWS, f"rule_{words}", first.weight, matrices, (1.0,), ruled)
+    yield TuningTask(ROWS, f"listed_{words}", first.weight, matrices, FRACTIONS, listed)
+    yield TuningTask(ROWS, f"rule_{words}", first.weight, matrices, (1.0,), ruled)
     if gated:
 
-        def gate(block: Block, fraction: float) -> None:
+        def gate(block: Tile, fraction: float) -> None:
             rows(x, first, z, act="silu", rule=rule, block=block)
 
-        def times(block: Block, fraction: float) -> None:
+        def times(block: Tile, fraction: float) -> None:
             rows(x, ffn.up, z, lists=lists[fraction], times=True, block=block)
 
-        yield Task(ROWS, "rule_up", first.weight, 1, (1.0,), gate)
-        yield Task(ROWS, "listed_times", ffn.up.weight, 1, FRACTIONS, times)
+        yield TuningTask(ROWS, "rule_up", first.weight, 1, (1.0,), gate)
+        yield TuningTask(ROWS, "listed_times", ffn.up.weight, 1, FRACTIONS, times)
     laid = _in_columns(ffn.down)
 
-    def downward(block: Block, fraction: float) -> None:
+    def downward(block: Tile, fraction: float) -> None:
         down(z, laid, lists[fraction], y, block=block)
 
-    yield Task(DOWN, "split", laid.weight.t(), 1, FRACTIONS, downward)
+    yield TuningTask(DOWN, "split", laid.weight.t(), 1, FRACTIONS, downward)
 
 
 def _vector(size: int, like: Tensor) -> Tensor:
@@ -188,12 +188,12 @@ def _in_columns(linear: Linear) -> Linear:
 
 
 @torch.no_grad()
-def tune(wanted: Sequence[Task], budget_s: float, clock: Clock = clock) -> Iterator[Tuned | Task]:
+def tune(wanted: Sequence[TuningTask], budget_s: float, clock: KernelClock = clock) -> Iterator[Tuned | TuningTask]:
     """Measure every block of each task in turn; a task that there was no time for comes back as it is.
 
     Parameters
     ----------
-    wanted : sequence of Task
+    wanted : sequence of TuningTask
         What is measured, the most important first.
     budget_s : float
         After so many seconds no further block is tried.

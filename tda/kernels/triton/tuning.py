@@ -16,7 +16,7 @@ import torch
 import triton
 
 from tda.kernels.native.build import cache_folder
-from tda.kernels.triton.launch import Block, Kernel
+from tda.kernels.triton.launch import Kernel, Tile
 
 DEFAULTS_TAKEN: dict[str, None] = {}
 """Keys of shapes that ran with a default block in this process, in the order in which they came."""
@@ -29,7 +29,7 @@ def key_of(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) 
     return f"{kernel.name.strip('_')} {form} {str(dtype).removeprefix('torch.')} {sizes}"
 
 
-def chosen(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) -> Block:
+def chosen(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) -> Tile:
     """The block for a shape: the one kept on this card, else the form's default, which is noted."""
     default = kernel.forms[form].blocks[0]
     if not torch.cuda.is_available():
@@ -42,14 +42,14 @@ def chosen(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) 
     return default
 
 
-def candidates(kernel: Kernel) -> tuple[Block, ...]:
+def candidates(kernel: Kernel) -> tuple[Tile, ...]:
     """Blocks of all forms of a kernel, each once."""
     return tuple(dict.fromkeys(block for form in kernel.forms.values() for block in form.blocks))
 
 
 @cache
-def _kept(device: int) -> dict[str, Block]:
-    return {key: Block(*found["block"]) for key, found in read(path_of(device)).items()}
+def _kept(device: int) -> dict[str, Tile]:
+    return {key: Tile(*found["block"]) for key, found in read(path_of(device)).items()}
 
 
 def path_of(device: int | None = None) -> Path:
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
 def _is_entry(found: Any) -> bool:
     """Whether something that was read tells a block."""
     try:
-        return bool(Block(*map(int, found["block"])))
+        return bool(Tile(*map(int, found["block"])))
     except (ValueError, TypeError, KeyError, ArithmeticError):
         return False
 

@@ -11,7 +11,7 @@ from tda.cases import Case
 from tda.changes.messages import named
 from tda.history.profiles import ProfileComparison, StoredProfile
 from tda.nightly.explain import headline, name_of
-from tda.profiler.difference import Change, PhaseChange, telling
+from tda.profiler.difference import PhaseChange, ProfileChange, telling
 from tda.profiler.records import KernelRow
 from tda.profiler.store import KERNELS, MODULES, TRACE
 from tda.spans import PHASES
@@ -245,7 +245,7 @@ def _phase(compared: ProfileComparison, whole: PhaseChange, slug: str) -> dict[s
     }
 
 
-def draw(whole: PhaseChange, changes: Sequence[Change]) -> Figure:
+def draw(whole: PhaseChange, changes: Sequence[ProfileChange]) -> Figure:
     """A bar for each row that changed: how much, its error, and its share of the phase's change if that is certain."""
     figure, axes = case_axes(f"{whole.phase}: what changed", [_shortened(name_of(change)) for change in changes])
     reach = [0.0]
