@@ -17,9 +17,11 @@ from tda.cases import MethodSpec
 from tda.cli.main import app
 from tda.methods import METHODS, build
 
-COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 LANGUAGES = {"sh", "python", "toml", "json"}
+"""Of fenced blocks: each has a test."""
 SLOW = {"docs/guide/own-model.md"}
 """Pages whose Python measures."""
 each_page = pytest.mark.parametrize("page", PAGES, ids=documentation.name)
@@ -55,34 +57,37 @@ def test_words_are_those_of_the_glossary(page: Path) -> None:
     assert found == [] or page == GLOSSARY
 
 
-def parsed(words: list[str]) -> dict[str, object]:
-    """The parameters of a command of tda, which is not run."""
-    return COMMANDS[words[1]].make_context(words[1], words[2:]).params
+def check_tda(words: list[str]) -> None:
+    """Options and methods exist; nothing is run."""
+    found = COMMANDS[words[1]].make_context(words[1], words[2:]).params
+    for spec in found.get("methods") or ():
+        build(MethodSpec.parse(spec))
+
+
+def check_make(words: list[str]) -> None:
+    subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def check_pip(words: list[str]) -> None:
+    """What is installed is this project, with extras that it has."""
+    (extras,) = (word.removeprefix(".").strip("[]") for word in words if word.startswith("."))
+    assert set(extras.split(",")) - {""} <= EXTRAS.keys()
+
+
+def check_python(words: list[str]) -> None:
+    """The module exists."""
+    assert words[1] == "-m"
+    assert (ROOT / words[2].replace(".", "/")).is_dir() or (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
+
+
+CHECKS = {"tda": check_tda, "make": check_make, "pip": check_pip, "python": check_python}
 
 
 @each_page
 def test_commands_parse(page: Path) -> None:
-    assert {block.language for block in documentation.blocks(page)} <= LANGUAGES, (
-        "a block has no language, or a new one"
-    )
+    assert {block.language for block in documentation.blocks(page)} <= LANGUAGES
     for words in (words for block in documentation.blocks(page, "sh") for words in block.commands):
-        if words[0] == "tda":
-            specs = parsed(words).get("methods") or ()
-            assert all(build(MethodSpec.parse(spec)) for spec in specs)  # type: ignore[attr-defined]
-        elif words[0] == "make":
-            subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
-        elif words[:2] == ["python", "-m"]:
-            assert (
-                Path(ROOT, *words[2].split(".")).with_suffix(".py").is_file()
-                or Path(ROOT, *words[2].split(".")).is_dir()
-            )
-        elif words[0] == "pip":
-            (extras,) = (re.fullmatch(r"\.(?:\[([\w,]+)\])?", word) for word in words if word.startswith("."))
-            known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-            assert extras is not None
-            assert {one for one in (extras[1] or "").split(",") if one} <= known.keys()
-        else:
-            pytest.fail(f"{words[0]}: a command that no test knows")
+        CHECKS[words[0]](words)
 
 
 @each_page
