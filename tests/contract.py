@@ -264,7 +264,10 @@ WEIGHTS: dict[str, Weights] = {
         "declare a family",
     ),
     "other_type": Weights(
-        "another model type", "refused", "unsupported architecture", "declare a family (CONTRIBUTING)"
+        "another model type",
+        "refused",
+        "unsupported architecture",
+        "[declare a family](development/adding.md#a-model-family)",
     ),
     "moved": Weights(
         "moved, converted or compiled while a method is attached",
