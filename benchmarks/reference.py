@@ -2,7 +2,7 @@
 
 Every method at four sparsities on held-out text, one model after the other, and the speed of `ref:wide` beside it. Then
 what each method costs, how the methods are ordered, how they lie against int8 and dense at equal bytes, and each claim
-of the documents with its figure and interval over documents, and whether it holds.
+of the README with its figure and interval over documents, and whether it holds.
 
     python benchmarks/reference.py --out results/reference
     python benchmarks/reference.py --out results/mine --model FOLDER --text FILE --calibration-text FILE
@@ -101,7 +101,7 @@ class Quality:
 
 
 def claims(quality: Quality) -> Iterator[Claim]:
-    """The claims of the documents about one model."""
+    """The claims of the README about one model."""
     model = quality.model
 
     def above(estimate: Estimate, bound: float = 0.0) -> bool:

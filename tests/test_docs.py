@@ -36,6 +36,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in documentation.anchors(target), link
 
 
+@each_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    """But for placeholders, as NAME, and what programs write."""
+    ours = re.compile(r"(?:tda|tests|benchmarks|reports|profiles|experiments|tools|docs)/[a-z0-9_./-]+")
+    named = {span for span in documentation.spans(page) if ours.fullmatch(span) and "/out/" not in span}
+    assert [one for one in named if not (ROOT / one).exists()] == []
+
+
 def test_the_index_names_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     named = {(index.parent / link.partition("#")[0]).resolve() for link in documentation.links(index)}
