@@ -125,7 +125,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "chunks": Shape(
         "a prompt in chunks by hand, each in `with run.prefill():`",
-        instead="several tokens on a filled cache that nobody tells are taken for decode, with a warning",
+        instead="several tokens on a filled cache without a phase are taken for decode, with a warning",
     ),
     "chunks_generate": Shape("`generate(prefill_chunk_size=…)`"),
     "teacher_forced": Shape("several tokens in one decode forward, in `with run.decode():` (teacher-forced)"),
@@ -162,18 +162,18 @@ SHAPES: dict[str, Shape] = {
     "beyond_window": Shape("prompts and answers longer than a sliding window; hybrid caches"),
     "quantised_exact": Shape(
         "a quantised cache, its numbers exact",
-        instead=f"{NO_WINDOWS}, as transformers wants it; by a stand-in for the quantiser: quanto and HQQ have not run",
+        instead=f"{NO_WINDOWS}, as transformers wants it; by a simulated quantiser: quanto and HQQ have not run",
         models=without_windows,
     ),
     "quantised_int8": Shape(
         "a quantised cache, its numbers int8",
-        instead="as above; held against the token loop on such a cache, for float64 has none",
+        instead="as above; compared with the token loop on such a cache, for float64 has none",
         models=without_windows,
     ),
     "compressed": Shape(
         "a cache compressed in prefill by hooks on attention, as kvpress does",
-        instead=f"{NO_WINDOWS}; decode runs layer by layer; by a stand-in, held against the token loop: kvpress "
-        "itself has not run",
+        instead=f"{NO_WINDOWS}; decode runs layer by layer; by a simulated press, compared with the token loop: "
+        "kvpress itself has not run",
         models=without_windows,
     ),
     "samples": Shape("`generate(num_return_sequences=…)`"),
@@ -264,7 +264,10 @@ WEIGHTS: dict[str, Weights] = {
         "declare a family",
     ),
     "other_type": Weights(
-        "another model type", "refused", "unsupported architecture", "declare a family (CONTRIBUTING)"
+        "another model type",
+        "refused",
+        "unsupported architecture",
+        "[declare a family](development/adding.md#a-model-family)",
     ),
     "moved": Weights(
         "moved, converted or compiled while a method is attached",
@@ -377,12 +380,14 @@ def page() -> str:
     sections = [
         NOTE,
         "# What is supported",
+        "Which combinations of method, model, execution, type and request are right, refused or warned about. Each is "
+        "tested.",
         f"{len(covering())} cases on tiny random models hold every pair of method, model, execution, type of number "
-        "and shape of request that is claimed here. What is right is held against a float64 pass over the whole text, "
-        "without batch and cache, and against a loop that decodes token by token in "
-        "masked execution: the same neurons kept but for those within rounding of a cut, and logits within 1e-5 of "
-        "their scale in float32, 0.05 in bfloat16 and 0.005 in float16. For what is refused or warned of "
-        "the words are tested.",
+        "and shape of request that is claimed here. What is right is compared with a float64 pass over the whole "
+        "text, without batch and cache, and with a loop that decodes token by token in masked execution: the same "
+        "neurons are kept, except for those within rounding of a threshold, and logits agree within 1e-5 of their "
+        "scale in float32, 0.05 in bfloat16 and 0.005 in float16. Where a request is refused or warned about, the "
+        "message is tested.",
         "**All cases ran on CPUs. None of them has run on a GPU yet**, see [devices](#devices), "
         "and [what has run on a GPU](gpu.md) otherwise.",
         "## Methods and executions, on a CPU",
@@ -390,8 +395,8 @@ def page() -> str:
             ("method", *EXECUTIONS, "needs"),
             [(f"`{name}`", *(_cell(name, execution) for execution in EXECUTIONS), _needs(name)) for name in METHODS],
         ),
-        "“right” is for float32, bfloat16 and float16 where nothing else is said. – is refused when attaching, with "
-        'words that name the executions that there are. Where `indexed` is refused in float16, `"auto"` runs what is '
+        "“right” is for float32, bfloat16 and float16 where nothing else is said. – is refused when attaching; "
+        'the message names the executions that there are. Where `indexed` is refused in float16, `"auto"` runs what is '
         "right there. Where the kernels in C cannot be built, it is refused in float32 and bfloat16 too.",
         "## Devices",
         _table(
@@ -442,7 +447,7 @@ def page() -> str:
         "### Refused",
         "An error, before anything is computed that could be taken for a result.",
         _table(("request", "instead"), [(s.text, s.instead) for s in SHAPES.values() if s.claim == "refused"]),
-        "### Warned of",
+        "### Warned about",
         "These run dense. Nothing is said where the method leaves nothing out (`dense`, `int8`).",
         _table(("request", "instead"), [(s.text, s.instead) for s in SHAPES.values() if s.claim == "warned"]),
         "## Weights and modules",
