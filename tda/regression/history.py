@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from tda.cases import UNTOLD, Case, Frozen, Inputs, describe, first_problem, taken_for
 from tda.derived import DERIVED, Missing, derive
+from tda.names import needs_extra
 from tda.records import FAKE, Machine, Measurement, Record, merge, turn
 from tda.regression.repository import Repository
 from tda.regression.units import NIGHTS, History, Night, Unit
@@ -445,7 +446,7 @@ def _read_asv(reading: _Reading, folder: Path) -> list[_AsvResult]:
         from asv.config import Config
         from asv.util import UserError
     except ImportError:
-        reading.skip(folder, "asv is not installed; it comes with this package's extra 'nightly'")
+        reading.skip(folder, needs_extra("reading asv results needs", "nightly"))
         return []
     config = Config()
     config.results_dir = str(folder)
