@@ -75,7 +75,7 @@ class Page:
     render: Render
 
 
-PAGES: Registry[Page] = Registry("dashboard page", "reports.pages")
+PAGES: Registry[Page] = Registry("dashboard page", "reports.pages", group="tda.pages")
 
 
 def page(name: str, order: int, label: str, question: str) -> Callable[[Render], Render]:

@@ -17,6 +17,7 @@ from tda.bench.supervisor import TAIL, Limits, Message, Order, supervised
 from tda.cores import allowed_cores
 from tda.names import needs_extra
 from tda.records import Commit, Record
+from tda.registry import plug_ins
 from tda.results import write_whole
 
 HOST = "tda_host"
@@ -335,6 +336,7 @@ def _versions(commit: Commit) -> dict[str, str | None]:
         "tda's commit": commit.hash,
         "tda's uncommitted change": commit.change,
         **{name: importlib.metadata.version(name) for name in names},
+        "the list of plug-ins": ", ".join(plug_ins()) or "empty",
     }
 
 
