@@ -6,4 +6,5 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """Return ``tda`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``; safe to delete."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tda"
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "tda"

@@ -290,6 +290,7 @@ class Inputs(Frozen):
     weights: str | None = Field(default=None, description="digest of weights and configuration; null for random ones")
     revision: str | None = Field(default=None, description="commit of a hub model")
     change: str | None = Field(default=None, description="digest of the uncommitted change of the code that ran")
+    plug_in: str | None = Field(default=None, description="distribution and version of a method that is not built in")
 
     def __str__(self) -> str:
         return f"{self.text_name or 'text'} {self.setting[:6]}" if self.setting else UNTOLD
@@ -297,7 +298,7 @@ class Inputs(Frozen):
     @property
     def key(self) -> str:
         """Hash of what must be equal for results to be the same."""
-        return digest_of([self.data, self.change])
+        return digest_of([self.data, self.change, *filter(None, [self.plug_in])])
 
     @property
     def calibrated(self) -> str:
@@ -312,6 +313,7 @@ class Inputs(Frozen):
             "weights": "other weights or another configuration of the model",
             "calibration": "another calibration",
             "change": "another uncommitted change of the code",
+            "plug_in": "another version of the plug-in that the method is of",
         }
         return [word for name, word in words.items() if getattr(self, name) != getattr(now, name)]
 

@@ -1,6 +1,9 @@
-"""Choices that the command line, the engine and records share, as types."""
+"""Names that many parts share: the distribution, and choices as types."""
 
 from typing import Literal
+
+DISTRIBUTION = "tda-bench"
+"""What pip calls this package."""
 
 Execution = Literal["auto", "masked", "compact", "indexed"]
 Ran = Execution | Literal["dense"]
@@ -11,3 +14,8 @@ Over = Literal["length", "position", "batch", "kind"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Preset = Literal["smoke", "default", "nightly", "paper", "gpu"]
 Allocation = Literal["equal_error", "uniform"]
+
+
+def needs_extra(what: str, extra: str) -> str:
+    """Say how to install what an optional part of this package needs."""
+    return f"{what} the extra {extra!r}: pip install '{DISTRIBUTION}[{extra}]'"

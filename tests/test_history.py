@@ -483,7 +483,7 @@ class TestAsv:
         table = from_asv(tmp_path)
         assert table.frame.empty
         assert table.problems == (
-            f"{tmp_path} skipped: asv is not installed; it comes with this package's extra 'nightly'",
+            f"{tmp_path} skipped: reading asv results needs the extra 'nightly': pip install 'tda-bench[nightly]'",
         )
 
 

@@ -135,7 +135,7 @@ def test_without_the_extra_it_is_a_sentence(command: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
     code, _, err = command("lm-eval", "--help")
     assert code == 2
-    assert err.startswith("tda: tasks need the extra 'eval': pip install 'tda[eval]'")
+    assert err.startswith("tda: tasks need the extra 'eval': pip install 'tda-bench[eval]'")
     assert len(err.splitlines()) == 1
 
 

@@ -167,7 +167,7 @@ class TestFolders:
         if given is not None:
             monkeypatch.setenv("XDG_CACHE_HOME", given)
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert building.cache_folder() == tmp_path / ".cache" / "tda" / "kernels"
+        assert building.kernels_folder() == tmp_path / ".cache" / "tda" / "kernels"
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import tda
 import tda.methods
 from tda.families import FAMILIES
 from tda.methods import METHODS, method, takes_sparsity
@@ -56,6 +58,71 @@ def test_a_name_is_taken_once(zoo: Registry[str]) -> None:
     list(zoo)
     with pytest.raises(ValueError, match="animal 'ape' is registered twice"):
         zoo.register("ape")("other")
+
+
+def plug_in(folder: Path, name: str, code: str, version: str = "1.2") -> None:
+    """An installed distribution with one module, which is a plug-in of the zoo."""
+    (folder / f"{name}_of_tests.py").write_text(code)
+    facts = folder / f"{name}-{version}.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (facts / "entry_points.txt").write_text(f"[zoo_of_tests]\n{name} = {name}_of_tests\n")
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def modules() -> Iterator[None]:
+    """Modules that a test imports are forgotten."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+class Cow: ...
+
+
+@pytest.mark.usefixtures("modules")
+class TestPlugIns:
+    def test_an_entry_point_adds_an_entry(self, zoo: Registry[Any], tmp_path: Path) -> None:
+        code = "from zoo_of_tests import ZOO\nassert 'ape' in ZOO\n@ZOO.register('cow')\nclass Cow: ...\n"
+        plug_in(tmp_path, "farm", code)
+        assert list(zoo) == ["ape", "lion", "cow"]
+        assert zoo.plug_in(zoo["cow"]) == "farm 1.2"
+        assert zoo.plug_in(Cow) is None
+
+    def test_one_that_is_imported_first_is_known_too(self, zoo: Registry[Any], tmp_path: Path) -> None:
+        """As where a worker is handed a method of it."""
+        plug_in(tmp_path, "farm", "from zoo_of_tests import ZOO\n@ZOO.register('cow')\nclass Cow: ...\n")
+        importlib.import_module("farm_of_tests")
+        assert set(zoo) == {"ape", "lion", "cow"}
+        assert zoo.plug_in(zoo["cow"]) == "farm 1.2"
+
+    @pytest.mark.parametrize(
+        ("code", "why"),
+        [
+            ("import no_such_module_of_tests", "ModuleNotFoundError: No module named 'no_such_module_of_tests'"),
+            (
+                "from zoo_of_tests import ZOO\nZOO.register('ape')('mine')",
+                "ValueError: animal 'ape' is registered twice",
+            ),
+        ],
+    )
+    def test_one_that_fails_is_left_out_with_one_warning(
+        self, zoo: Registry[Any], tmp_path: Path, code: str, why: str
+    ) -> None:
+        plug_in(tmp_path, "farm", f"from zoo_of_tests import ZOO\nZOO.register('cow')('COW')\n{code}\n")
+        plug_in(tmp_path, "pond", "from zoo_of_tests import ZOO\nZOO.register('duck')('DUCK')\n")
+        with pytest.warns(UserWarning, match="plug-in") as said:
+            assert dict(zoo) == {"ape": "APE", "lion": "LION", "duck": "DUCK"}
+        assert [str(one.message) for one in said] == [f"plug-in farm 1.2 is left out: {why}"]
+
+
+def test_a_metric_may_not_take_the_name_of_another_measurement() -> None:
+    kind = tda.MeasurementKind(unit="nats/token", better="lower", meaning="entropy of the next token")
+    with pytest.raises(ValueError, match="'decode_ms' is a measurement of another kind"):
+        tda.metric("decode_ms", kind)(lambda method, dense: method.nll)
+    assert "decode_ms" not in METRICS
 
 
 def test_every_file_of_a_registry_package_registers_something() -> None:

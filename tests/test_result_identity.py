@@ -461,6 +461,7 @@ def test_inputs_that_are_not_told_are_no_inputs_of_their_own() -> None:
     assert Inputs(text="a").data != Inputs(text="b").data
     assert Inputs(text="a").data == Inputs(text="a", change="x", text_name="t", revision="r").data
     assert Inputs(text="a").key != Inputs(text="a", change="x").key
+    assert Inputs(text="a").key != Inputs(text="a", plug_in="sine 1.0").key
 
 
 # Seen to fail where a mend is undone, as the tests before them did not.

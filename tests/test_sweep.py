@@ -22,7 +22,7 @@ from tda.web.report import build_report
 from tests import sweeps
 from tests.sweeps import MODELS, SCORED, SMALL, TIMED, failures, finished, good, lines, run, start, until, workers
 
-pytest.importorskip("ray", reason="needs the extra: pip install tda[cluster]")
+pytest.importorskip("ray", reason="needs the extra: pip install tda-bench[cluster]")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # sockets of Ray's own test cluster
@@ -347,7 +347,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "pip install 'tda[cluster]'" in done.stderr
+    assert "pip install 'tda-bench[cluster]'" in done.stderr
 
 
 def test_a_folder_that_machines_do_not_share_is_told(tmp_path: Path, cluster: sweeps.Nodes) -> None:

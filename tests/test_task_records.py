@@ -100,7 +100,7 @@ def test_measurements_of_a_result() -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None if name == "datasets" else name)
-    with pytest.raises(ValueError, match=r"pip install 'tda\[eval\]' \(not installed: datasets\)"):
+    with pytest.raises(ValueError, match=r"pip install 'tda-bench\[eval\]' \(not installed: datasets\)"):
         tasks.check_extra()
 
 

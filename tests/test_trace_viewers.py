@@ -256,7 +256,7 @@ def loaded(address: str, expected: set[str], seconds: float = 120.0) -> list[str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("torch_tb_profiler") is None, reason="needs the extra: pip install tda[viewers]")
+@pytest.mark.skipif(find_spec("torch_tb_profiler") is None, reason="needs the extra: pip install tda-bench[viewers]")
 def test_tensorboard_reads_our_traces(traces: Path, tmp_path: Path) -> None:
     """Its own loader, by the endpoints that its page asks: runs, views, overview, operators and the trace itself."""
     with tensorboard(traces, tmp_path / "log") as address:

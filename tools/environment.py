@@ -57,7 +57,7 @@ def name_of(line: str) -> str | None:
 
 def constraints(kept: Iterable[str], pins: Iterable[str]) -> list[str]:
     """What pip may not change: everything that was there, and our pins of all else."""
-    own = [line for line in kept if name_of(line) not in BUILDERS | {"tda"}]
+    own = [line for line in kept if name_of(line) not in BUILDERS | {"tda-bench"}]
     names = {name_of(line) for line in own}
     return [*own, *(line for line in pins if name_of(line) not in names)]
 

@@ -18,6 +18,7 @@ from tda.engine.context import check_context, context_length, fits
 from tda.engine.transformers_api import text_config
 from tda.families import find_ffns
 from tda.limits import matmul_tflop_per_s
+from tda.methods import METHODS
 from tda.models import is_shape, load_model, parameter_count
 from tda.models.digest import weights_digest
 from tda.quality import Document, evaluation_documents, random_documents, recall_questions
@@ -139,10 +140,10 @@ def prepare(
     for made in thresholds.values():
         made.check_text([torch.cat([one.prompt, one.continuation]).numpy() for one in scored + timed])
     for method in methods:
-        made_for = inputs.model_copy(update={"calibration": calibration.digest(method)})
+        own = {"calibration": calibration.digest(method), "plug_in": METHODS.plug_in(type(method))}
         name = thresholds_name(method)
         fitted = method.with_thresholds(thresholds[name]) if name in thresholds else method
-        prepared.methods.append((fitted, made_for))
+        prepared.methods.append((fitted, inputs.model_copy(update=own)))
     _check_tasks(prepared)
     return prepared
 

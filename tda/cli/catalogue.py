@@ -82,6 +82,7 @@ def methods(as_json: o.AsJson = False) -> None:
         rows.append(
             {
                 "name": name,
+                "from": METHODS.plug_in(kind) or "tda",
                 "chosen": {"model": "once", "prompt": "per prompt", "token": "per token"}[method.scope],
                 "needs_thresholds": "yes" if method.needs_fit else "no",
                 "executions": "dense" if name == "dense" else ", ".join(method.executions),

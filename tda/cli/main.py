@@ -1,9 +1,11 @@
 """The command line's entry: commands, and how errors and interruptions end."""
 
 import io
+import os
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
@@ -58,6 +60,16 @@ for _name in COMMANDS:
     import_module(f"tda.cli.{_name}").add_to(app)
 
 
+def _not_writable(error: Exception) -> str | None:
+    """Name the folder in which this user may not make a file; None for another error."""
+    if not isinstance(error, PermissionError) or error.filename is None or os.path.lexists(error.filename):
+        return None
+    folder = Path(error.filename).absolute().parent
+    if os.access(folder, os.W_OK) or not os.access(folder, os.X_OK):
+        return None
+    return f"{folder} cannot be written by this user: {error.strerror}; give another folder, or run in another one"
+
+
 def main() -> None:
     """Run a command; a wrong use is one sentence and exit code 2, and SIGTERM ends it as Ctrl-C does."""
     wait_briefly()
@@ -68,7 +80,7 @@ def main() -> None:
         try:
             app()
         except (ValueError, OSError) as error:
-            typer.echo(f"tda: {error}", err=True)
+            typer.echo(f"tda: {_not_writable(error) or error}", err=True)
             sys.exit(1 if isinstance(error, FloatingPointError) else 2)  # numbers that broke are no wrong use
 
 

@@ -6,11 +6,31 @@ import torch
 from torch import Tensor
 
 from tda.engine.score import Scores
+from tda.records import MEASUREMENTS, MeasurementKind
 from tda.registry import Registry
 
 Metric = Callable[[Scores, Scores], Tensor]
 """(the method's scores, dense scores of the same documents) -> float64 [B]."""
 METRICS: Registry[Metric] = Registry("metric", "tda.metrics")
+
+
+def metric(name: str, kind: MeasurementKind) -> Callable[[Metric], Metric]:
+    """Return a decorator that makes a function a metric whose values are of a kind; for a plug-in's own names.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+
+    def file(function: Metric) -> Metric:
+        if MEASUREMENTS.get(name, kind) != kind:
+            raise ValueError(f"{name!r} is a measurement of another kind")
+        METRICS.register(name)(function)
+        MEASUREMENTS[name] = kind
+        return function
+
+    return file
 
 
 def document_mean(values: Tensor, scores: Scores) -> Tensor:

@@ -49,7 +49,7 @@ def _kind(
     return MeasurementKind(unit=unit, better=better, meaning=meaning, speed=speed, positive=positive)
 
 
-MEASUREMENTS: Mapping[str, MeasurementKind] = {
+MEASUREMENTS: dict[str, MeasurementKind] = {
     "prefill_ms": _kind(
         "ms",
         "lower",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tda.bench.messages import Message, Order
 from tda.bench.worker_limits import Limits
 from tda.cores import allowed_cores
+from tda.names import needs_extra
 from tda.records import Commit, Record
 from tda.results import write_whole
 from tda.sweep.node import attend, look, versions
@@ -224,7 +225,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     try:
         import ray
     except ImportError:
-        raise ClusterError("a sweep needs Ray: pip install 'tda[cluster]'") from None
+        raise ClusterError(needs_extra("a sweep needs", "cluster")) from None
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": "error"}
     if address is not None:
         _check_answers(address)

@@ -15,6 +15,7 @@ from tda.bench.worker_limits import Limits
 from tda.bench.worker_process import TAIL
 from tda.cores import allowed_cores
 from tda.records import Commit, Record
+from tda.registry import plug_ins
 
 
 def attend(orders: Sequence[Order], held: Sequence[Record], limits: Limits) -> Iterator[tuple[str, Any]]:
@@ -51,6 +52,7 @@ def versions(commit: Commit) -> dict[str, str | None]:
         "tda's commit": commit.hash,
         "tda's uncommitted change": commit.change,
         **{name: importlib.metadata.version(name) for name in names},
+        "the list of plug-ins": ", ".join(plug_ins()) or "empty",
     }
 
 

@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tda.names import needs_extra
 from tda.records import Measurement, TaskFacts
 
 EXTRA = ("lm_eval", "datasets", "rouge_score")
@@ -106,4 +107,4 @@ def check_extra() -> None:
     """Raise ValueError if a package that tasks need is not installed."""
     absent = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if absent:
-        raise ValueError(f"tasks need the extra 'eval': pip install 'tda[eval]' (not installed: {', '.join(absent)})")
+        raise ValueError(f"{needs_extra('tasks need', 'eval')} (not installed: {', '.join(absent)})")

@@ -13,6 +13,7 @@ import numpy as np
 
 from tda.cases import Case, Frozen
 from tda.history.rows import SIZES, HistoryReader, Row, case_columns, metric_columns
+from tda.names import needs_extra
 from tda.records import FAKE, Measurement
 
 _MALFORMED = (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
@@ -45,7 +46,7 @@ def read_asv(reading: HistoryReader, folder: Path) -> list[_AsvResult]:
         from asv.config import Config
         from asv.util import UserError
     except ImportError:
-        reading.skip(folder, "asv is not installed; it comes with this package's extra 'nightly'")
+        reading.skip(folder, needs_extra("reading asv results needs", "nightly"))
         return []
     config = Config()
     config.results_dir = str(folder)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tda.cache import cache_folder
 from tda.kernels.native import isa, private
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -56,10 +57,9 @@ def compiler() -> list[str]:
         raise BuildError(f"CC={given}: {error}") from None
 
 
-def cache_folder() -> Path:
-    """Where what was built is kept: tda below ``XDG_CACHE_HOME``, or below ~/.cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".cache") / "tda" / "kernels"
+def kernels_folder() -> Path:
+    """Where what was built is kept."""
+    return cache_folder() / "kernels"
 
 
 def build() -> Built:
@@ -103,8 +103,8 @@ def _native_macros(command: list[str]) -> str:
 
 
 def _cache() -> Path:
-    private.folder(cache_folder().parent)
-    return private.folder(cache_folder())
+    private.folder(cache_folder())
+    return private.folder(kernels_folder())
 
 
 @functools.cache

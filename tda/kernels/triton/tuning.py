@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from tda.kernels.native.build import cache_folder
+from tda.kernels.native.build import kernels_folder
 from tda.kernels.triton.launch import Kernel, Tile
 
 DEFAULTS_TAKEN: dict[str, None] = {}
@@ -55,7 +55,7 @@ def _kept(device: int) -> dict[str, Tile]:
 def path_of(device: int | None = None) -> Path:
     """Where the blocks of a card are kept, with what was measured."""
     name = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
-    return cache_folder() / f"triton-{name}-{triton.__version__}.json"
+    return kernels_folder() / f"triton-{name}-{triton.__version__}.json"
 
 
 def read(path: Path) -> dict[str, Any]:

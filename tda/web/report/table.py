@@ -296,9 +296,10 @@ def frame(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame([_row(group, case, [*COLUMNS, *OPTIONAL, *tasks, *LAST]) for group, case in cases])
 
 
-def _row(group: Group, case: Comparison, columns: Iterable[Column]) -> dict[str, Any]:
+def identity(group: Group, case: Comparison) -> dict[str, Any]:
+    """What tells a case from others, but its model and method: machine, commit, request and inputs."""
     request = case.record.case
-    row: dict[str, Any] = {
+    return {
         "machine": group.machine.fingerprint,
         "commit": group.commit.hash,
         "dirty": group.commit.dirty,
@@ -306,6 +307,12 @@ def _row(group: Group, case: Comparison, columns: Iterable[Column]) -> dict[str,
         "options": json.dumps(request.options, sort_keys=True),
         "control": request.control,
         **case.record.inputs.model_dump(include={"text_name", "text", "weights", "calibration"}),
+    }
+
+
+def _row(group: Group, case: Comparison, columns: Iterable[Column]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        **identity(group, case),
         "rounds": len(case.groups("decode_ms")),
         "documents": len(case.groups("nll_nats")),
     }

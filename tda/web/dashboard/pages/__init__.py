@@ -75,7 +75,7 @@ class Page:
     render: Render
 
 
-PAGES: Registry[Page] = Registry("dashboard page", "tda.web.dashboard.pages")
+PAGES: Registry[Page] = Registry("dashboard page", "tda.web.dashboard.pages", group="tda.pages")
 
 
 def page(name: str, order: int, label: str, question: str) -> Callable[[Render], Render]:

@@ -119,7 +119,7 @@ class Section:
     once: bool
 
 
-SECTIONS: Registry[Section] = Registry("report section", "tda.web.report.sections")
+SECTIONS: Registry[Section] = Registry("report section", "tda.web.report.sections", group="tda.sections")
 
 
 def section(name: str, order: int, title: str) -> Callable[[Render], Render]:
