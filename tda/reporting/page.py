@@ -10,7 +10,8 @@ from tda.reporting.figures import inline, to_png, to_svg
 from tda.reporting.gather import Group
 from tda.reporting.items import tasks_side_by_side
 from tda.reporting.sections import SECTIONS, Block, Content, Section
-from tda.reporting.tradeoff import findings
+from tda.reporting.verdicts import CAUTION, explained, verdict_table
+from tda.worth import DEFAULT, Rule
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ def items_page(groups: Sequence[Group]) -> str | None:
 
 @dataclass
 class Page:
-    """Renders groups of records; `files` holds the figures' files by name afterwards."""
+    """Renders groups of records, judged by a rule; `files` holds the figures' files by name afterwards."""
 
     groups: Sequence[Group]
+    rule: Rule = DEFAULT
     files: dict[str, bytes] = field(default_factory=dict)
     _environment: Environment = field(default_factory=environment)
 
@@ -66,13 +68,15 @@ class Page:
         parts = [
             {
                 "group": group,
-                "findings": findings(group.settings),
+                "verdicts": verdict_table(group.settings, self.rule),
                 "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
             }
             for group in self.groups
         ]
         ending = list(self._sections(self.groups, [entry for entry in sections if entry[1].once]))
-        return self._environment.get_template("page.html").render(parts=parts, ending=ending)
+        return self._environment.get_template("page.html").render(
+            parts=parts, ending=ending, rule=f"{explained(self.rule)} {CAUTION}"
+        )
 
     def _sections(
         self, groups: Sequence[Group], sections: Sequence[tuple[str, Section]]

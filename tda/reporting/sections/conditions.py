@@ -8,6 +8,7 @@ from tda.reporting.gather import Group
 from tda.reporting.sections import Content, section
 from tda.reporting.text import number, size
 from tda.reporting.trust import raised_flags
+from tda.reporting.verdicts import noise
 from tda.statistics import MIN_GROUPS
 
 
@@ -103,7 +104,7 @@ def _noise(setting: Setting) -> str:
         return "–"
     floor = setting.noise_floor
     if floor is not None:
-        return f"±{number(100 * floor, 2)}%"
+        return noise(floor)
     if setting.rounds < MIN_GROUPS:
         return f"fewer than {MIN_GROUPS} rounds: no interval"
     return "no A/A control"
