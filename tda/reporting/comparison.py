@@ -315,7 +315,8 @@ class Comparison:
         ratio, limit = self.speedup if self.timed else None, self.limit
         above = above_limit(ratio.value, limit, self.floor or 0.0) if ratio is not None and limit is not None else None
         scored = len(self.groups("nll_nats"))
-        few = f"quality of {scored} of {self.documents} documents" if 0 < scored < self.documents / 2 else None
+        is_few = 0 < scored < self.documents / 2 and self.record.case.control is None  # a control needs no more
+        few = f"quality of {scored} of {self.documents} documents" if is_few else None
         known = {ABOVE_LIMIT: above, UNLIKE: self.unlike_kernels, FEW_DOCUMENTS: few}
         return found | {kind: detail for kind, detail in known.items() if detail is not None}
 

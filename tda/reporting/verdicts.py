@@ -117,6 +117,8 @@ def _from_tokens(case: Comparison) -> str:
     if tokens is None:
         return ""
     bound = tokens.value if tokens.high is None else tokens.high
+    if math.isinf(bound):
+        return "break-even unclear"
     measured = case.record.case.new_tokens
     return f"from {math.ceil(bound):,} generated tokens on; measured {measured:,}" if bound > measured else ""
 
