@@ -74,7 +74,7 @@ LOADED = {"foreign_load": Flag(raised=True, detail="others used 20%")}
         ({"control": False}, "cannot tell: no A/A control"),
         ({"flags": LOADED}, "cannot tell: speed not trusted (foreign load)"),
         ({"flags": LOADED, "loss": 0.2}, "not: ΔNLL above 0.05"),
-        ({"execution": "masked"}, "cannot tell: no speed (masked execution and the oracle skip nothing: no speed)"),
+        ({"execution": "masked"}, "cannot tell: no speed (masked execution and the oracle skip nothing)"),
     ],
     ids=str,
 )
@@ -163,7 +163,7 @@ def test_the_page_begins_with_the_verdicts_and_explains_the_rule(tmp_path: Path)
     evil = "<script>alert(1)</script>"
     records = [line.model_copy(update={"case": line.case.model_copy(update={"model": evil})}) for line in lines()]
     _, html = report_of(tmp_path, records)
-    assert html.index('aria-label="Verdicts"') < html.index("<nav")
+    assert html.index('aria-label="Verdicts on ') < html.index("<nav")
     words = Tags(html).text()
     assert "worth it" in words
     assert "at least 1.05×" in words

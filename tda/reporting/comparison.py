@@ -111,6 +111,14 @@ class Comparison:
         """Series and sparsity, e.g. ``"griffin 0.5"``."""
         return describe(self.record.case, self.among, model=False) + self.told
 
+    @cached_property
+    def variant(self) -> int:
+        """Its place among the series of its method that options make: 0 has the method's own look."""
+        case = self.record.case
+        alike = [one for one in self.among if (one.method, one.control) == (case.method, case.control)]
+        names = [describe(one, self.among, sparsity=False, model=False) for one in (*alike, case)]
+        return list(dict.fromkeys(names)).index(names[-1])
+
     @property
     def identity(self) -> tuple[MethodSpec, Control | None]:
         """Equal for the same method at the same sparsity on two models."""

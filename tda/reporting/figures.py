@@ -21,6 +21,8 @@ WIDTH = 4.8
 """Width of a figure in inches: text stays legible when it is scaled to a phone."""
 TITLE_LETTERS, X_LETTERS, Y_LETTERS = 46, 48, 34
 """Letters that fit above, below and beside the axes of a figure of that width."""
+PATH_LETTERS = 24
+"""A path that is longer is told by its last part."""
 STYLE: Any = {
     "axes.edgecolor": "#9aa3ad",
     "axes.grid": True,
@@ -72,7 +74,8 @@ def label_axes(axes: Axes, x: str, y: str = "") -> None:
 
 
 def _wrapped(words: str, letters: int) -> str:
-    """Break into lines, the unit in brackets at the end by itself."""
+    """Break into lines, the unit in brackets at the end by itself; of a long path its last part stands for it."""
+    words = " ".join(word if len(word) <= PATH_LETTERS else word.rpartition("/")[2] for word in words.split(" "))
     if len(words) <= letters:
         return words
     head, bracket, unit = words.rpartition(" (")
@@ -169,9 +172,9 @@ def log_scale(axes: Axes, values: Iterable[float]) -> None:
     plain_ticks(axes, "y", spaced=True)
 
 
-def curve_style(method: str, *, control: bool = False) -> dict[str, Any]:
+def curve_style(method: str, *, control: bool = False, variant: int = 0) -> dict[str, Any]:
     """Keywords of `Axes.plot` for the curve of a method."""
-    drawn = look(method, control=control)
+    drawn = look(method, control=control, variant=variant)
     return {
         "color": drawn.colour,
         "marker": drawn.marker,
@@ -191,6 +194,6 @@ def legend(figure: Figure, handles: Sequence[Any], columns: int = 3) -> None:
         )
 
 
-def handle(series: str, method: str, *, control: bool = False) -> Line2D:
+def handle(series: str, method: str, *, control: bool = False, variant: int = 0) -> Line2D:
     """Legend entry of a curve."""
-    return Line2D([], [], label=series, **curve_style(method, control=control))
+    return Line2D([], [], label=series, **curve_style(method, control=control, variant=variant))

@@ -10,7 +10,7 @@ from tda.reporting.figures import inline, to_png, to_svg
 from tda.reporting.gather import Group
 from tda.reporting.items import tasks_side_by_side
 from tda.reporting.sections import SECTIONS, Block, Content, Section
-from tda.reporting.verdicts import CAUTION, explained, verdict_table
+from tda.reporting.verdicts import CAUTION, explained, verdict_blocks
 from tda.worth import DEFAULT, Rule
 
 
@@ -68,7 +68,7 @@ class Page:
         parts = [
             {
                 "group": group,
-                "verdicts": verdict_table(group.settings, self.rule),
+                "verdicts": verdict_blocks(group.settings, self.rule),
                 "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
             }
             for group in self.groups

@@ -8,7 +8,7 @@ from typing import Literal
 from tda.derived import Missing
 from tda.records import Record
 from tda.reporting.comparison import A_A, OF_QUALITY, Comparison, Setting, settings
-from tda.reporting.sections import Table
+from tda.reporting.sections import Block, Table
 from tda.reporting.table import Cell, Column, named
 from tda.reporting.text import MISSING, number
 from tda.statistics import MARGIN, MIN_GROUPS, Estimate
@@ -68,7 +68,7 @@ def _speed(case: Comparison, rule: Rule) -> Side:
     doubts = [kind for kind in case.doubts if kind not in OF_QUALITY]
     ratio, noise = case.speedup, case.floor
     if not case.timed or ratio is None:
-        return None, f"no speed ({case.missing('decode_ms')})"
+        return None, f"no speed ({_short(case.missing('decode_ms'))})"
     if ratio.low is None or ratio.high is None:
         return None, f"fewer than {MIN_GROUPS} rounds"
     if doubts:
@@ -88,10 +88,15 @@ def _quality(case: Comparison, rule: Rule) -> Side:
     sides = [_likelihood(case.delta_nll, rule)] if case.delta_nll is not None else []
     sides += [_task(case, task) for task in case.tasks]
     if not sides:
-        return None, f"no quality ({case.missing('nll_nats')})"
+        return None, f"no quality ({_short(case.missing('nll_nats'))})"
     if doubts:
         return None, f"quality not trusted ({', '.join(doubts)})"
     return _all(sides)
+
+
+def _short(reason: str) -> str:
+    """A reason without its details, which the table of all cases has."""
+    return reason.partition(": ")[0]
 
 
 def _likelihood(delta: Estimate, rule: Rule) -> Side:
@@ -171,13 +176,20 @@ def verdict_rows(records: Iterable[Record], rule: Rule) -> list[dict[str, str]]:
     ]
 
 
-def verdict_table(found: Sequence[Setting], rule: Rule) -> Table | None:
-    """The verdicts as a page shows them; None where there is no method to judge."""
-    model = Column("model", "model", lambda case: case.record.case.model, _no_reason, numeric=False)
+def verdict_blocks(found: Sequence[Setting], rule: Rule) -> list[Block]:
+    """The verdicts as a page shows them, a table for each model that has a method to judge."""
     columns = verdict_columns(rule)
-    rows = [
-        (case.record.status, [Cell(setting.name_among(found), None, "", False), *(one.cell(case) for one in columns)])
+    return [
+        Block(
+            name,
+            table=Table(
+                f"Verdicts on {name}", columns, [(case.record.status, _cells(case, columns)) for case in cases]
+            ),
+        )
         for setting in found
-        for case in judged(setting)
+        if (cases := judged(setting)) and (name := setting.name_among(found))
     ]
-    return Table("Verdicts", [model, *columns], rows) if rows else None
+
+
+def _cells(case: Comparison, columns: Sequence[Column]) -> list[Cell]:
+    return [column.cell(case) for column in columns]
