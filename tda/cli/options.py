@@ -232,7 +232,7 @@ def print_rows(
     lines, left_out = table(texts, width, shown, spare=spare, numbers=numbers, group=group)
     if left_out:
         lines += textwrap.wrap(f"Not shown: {', '.join(shown[name] for name in left_out)}; --wide shows all.", width)
-    for line in [*textwrap.wrap(title or "", width), *lines, ""]:
+    for line in [*textwrap.wrap(title or "", min(width, PIPE_WIDTH)), *lines, ""]:
         typer.echo(line, err=err)
 
 

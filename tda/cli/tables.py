@@ -40,6 +40,8 @@ def table(
     group : str, optional
         A column that stands in lines of its own, above the rows that have it in common.
     """
+    if not rows:
+        return [], []
     columns = {name: _column(head, [row[name] for row in rows]) for name, head in heads.items() if name != group}
     left_out = []
     for name in spare:
