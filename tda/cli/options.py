@@ -256,4 +256,5 @@ def _cell(value: Any) -> str:
         return str(value)
     from tda.digits import number
 
-    return number(value, 4)
+    short = f"{value:.4g}"
+    return number(value, 4) if "e" in short else short
