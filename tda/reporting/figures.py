@@ -21,7 +21,7 @@ WIDTH = 4.8
 """Width of a figure in inches: text stays legible when it is scaled to a phone."""
 TITLE_LETTERS, X_LETTERS, Y_LETTERS = 42, 48, 34
 """Letters that fit above, below and beside the axes of a figure of that width."""
-PATH_LETTERS = 32
+PATH_LETTERS = 36
 """A path that is longer is told by its last part."""
 ROW_LETTERS, BESIDE_ROWS, LEGEND_LETTERS = 26, 40, 60
 """Letters of a row's name, of title and label beside such names, and of a line of a legend."""
