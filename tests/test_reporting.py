@@ -25,8 +25,10 @@ from tda.records import Commit, Flag, Machine, Measurement, Record, merge
 from tda.reporting import Report, build_report, doubts, summary_rows
 from tda.reporting.comparison import Comparison, settings
 from tda.reporting.curves import draw_curves, over_sparsity
+from tda.reporting.figures import case_axes, handle, label_axes, legend, settle
 from tda.reporting.gather import gather
 from tda.reporting.sections import SECTIONS
+from tda.reporting.style import look
 from tda.reporting.table import COLUMNS
 from tda.reporting.text import interval, number, size
 from tda.reporting.tradeoff import tradeoffs
@@ -778,3 +780,28 @@ def test_a_table_of_like_kernels_says_nothing_of_them(tmp_path):
     build_report([write(tmp_path / "alike", records)], tmp_path / "page")
     assert "unlike" not in str(summary_rows(records)) + str(doubts(records))
     assert "unlike kernels:" not in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_options_of_a_method_share_its_colour_and_no_marker() -> None:
+    options = [{"rows": "per_row"}, {"rows": "shared"}, {"rows": "shared", "statistic": "max"}]
+    cases = [a_case("m", "tda", sparsity, options=own) for own in options for sparsity in (0.25, 0.5)]
+    (setting,) = settings([scored(case) for case in [*cases, a_case("m", "griffin", 0.5)]])
+    found = {case.series: look(case.method, variant=case.variant) for case in setting.cases}
+    assert len(found) == 4
+    mine = [drawn for series, drawn in found.items() if series.startswith("tda")]
+    assert len({drawn.colour for drawn in mine}) == 1
+    assert len({(drawn.marker, drawn.line) for drawn in mine}) == 3
+    assert found["griffin"] == look("griffin")
+
+
+def test_names_beside_figures_fit() -> None:
+    path = "/".join(["some", "very", "long", "folder", "of", "models", "Model-7B-Instruct"])
+    figure, axes = case_axes(f"Peak memory of {path}", ["tda 0.25 (rows=per_row, statistic=max)"])
+    label_axes(axes, f"Peak memory of {path} (MB)")
+    handles = [handle(f"tda (rows=per_row, statistic={number_})", "tda") for number_ in range(3)]
+    legend(figure, handles)
+    settle(figure)
+    texts_ = [axes.get_yticklabels()[0], axes.xaxis.label, axes.title, figure.legends[0]]
+    boxes = [one.get_window_extent() for one in texts_]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert "Model-7B-Instruct" in axes.get_xlabel()
