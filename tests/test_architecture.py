@@ -14,8 +14,8 @@ import tda
 PACKAGE = Path(tda.__file__).parent
 # Part after part may import the ones before it; a floor is what the floors above it may rely on.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "cache", "names", "cases", "config", "process", "schedule", "git", "interrupts", "registry"),
-    ("records", "results", "statistics", "derived", "thresholds", "spans"),
+    ("_version", "cache", "names", "cases", "config", "process", "schedule", "git", "interrupts", "registry", "worth"),
+    ("records", "results", "statistics", "digits", "derived", "thresholds", "spans"),
     (
         "as_built",
         "quantizers",

@@ -20,7 +20,8 @@ from tda.web.report.gather import Group, gather
 from tda.web.report.machines import ALIKE, INTERACTION, SideBySide, differing_facts, names_of, side_by_side
 from tda.web.report.paper import paper_frame
 from tda.web.report.table import frame
-from tda.web.report.tradeoff import findings
+from tda.web.report.verdicts import verdict_rows
+from tda.worth import DEFAULT
 from tests.test_reporting import MACHINE, a_case, a_line, again, one_model, report_of, scored, timed, write
 
 OTHER = MACHINE.model_copy(update={"cpu": "Other CPU", "cores": 64, "threads": 32, "torch": "2.13"})
@@ -83,7 +84,7 @@ def test_shuffled_lines_of_two_machines_give_each_machines_own_numbers(
         (group,) = (one for one in mixed if one.machine == machine)
         assert group.lines == alone.lines
         assert repr(numbers(mixed, machine)) == repr(numbers([alone], machine))
-        assert findings(group.settings) == findings(alone.settings)
+        assert verdict_rows(group.lines, DEFAULT) == verdict_rows(alone.lines, DEFAULT)
 
 
 def articles(html: str) -> list[str]:

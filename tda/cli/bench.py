@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 from tda.cli import options as o
 from tda.cli.report import write_report
 from tda.config import BenchConfig
+from tda.worth import DEFAULT, WorthRule
 
 if TYPE_CHECKING:
     from tda.bench.plan import Plan
@@ -26,6 +27,9 @@ def bench(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell models, bytes and hours alone.")] = False,
     cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
     memory: o.MemoryLimit = None,
+    max_loss: o.MaxLoss = DEFAULT.max_loss_nats,
+    min_speedup: o.MinSpeedup = DEFAULT.min_speedup,
+    wide: o.Wide = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure latency, memory and quality of methods, interleaved; write DIR/results.jsonl and DIR/index.html.
@@ -39,13 +43,15 @@ def bench(
     from tda.bench.model_size import size_notice
     from tda.bench.planning import plan_of, without_budget
 
+    rule = WorthRule(max_loss, min_speedup)
     plan = plan_of(config)
     o.warn(size_notice(config, plan))
     if plan.tasks or dry_run:
         tell_plan(plan, out, config, as_json=as_json and dry_run)
     if not dry_run:
         command = f"tda bench --out {shlex.quote(str(out))} {without_budget(config, plan).arguments()}"
-        measure(plan, out, command, limits=o.limits(cell_timeout, memory), since=ctx.obj, as_json=as_json)
+        records = measure(plan, out, command, limits=o.limits(cell_timeout, memory), since=ctx.obj)
+        tell_results([records], out, cases=plan.documents > 0, as_json=as_json, wide=wide, rule=rule)
 
 
 def tell_plan(plan: "Plan", out: Path, config: BenchConfig, *, as_json: bool) -> None:
@@ -71,8 +77,8 @@ def tell_plan(plan: "Plan", out: Path, config: BenchConfig, *, as_json: bool) ->
         typer.echo(f"tda: over several machines: tda sweep {words} --ray-address ADDRESS --out {out}", err=True)
 
 
-def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: float, as_json: bool) -> None:
-    """Run a plan, print its table, and write its page; what failed is named, with exit code 1.
+def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: float) -> "list[Record]":
+    """Run a plan; return what its folder holds then, rounds joined.
 
     Parameters
     ----------
@@ -86,8 +92,6 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
         What the worker process of each model may take.
     since : float
         When the command began, by the monotonic clock.
-    as_json : bool
-        Whether the table is printed as JSON.
     """
     from tda.bench.budget import NO_END, REPORT_STARTS, Deadline
     from tda.bench.run import Bench
@@ -99,16 +103,23 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
         page_s = min((time.monotonic() - since) * REPORT_STARTS, plan.budget_s / 4)
         deadline = Deadline(since + plan.budget_s - page_s)
     try:
-        records = Bench(plan, out, deadline=deadline, command=command, limits=limits).run()
+        return Bench(plan, out, deadline=deadline, command=command, limits=limits).run()
     except KeyboardInterrupt:
         o.tell_interrupted(out)
         raise
-    tell_results([records], out, cases=plan.documents > 0, as_json=as_json)
 
 
 # long: its parameters are explained
-def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bool, as_json: bool) -> None:
-    """Print the table of a folder's results, write its page, and name what failed or was left out.
+def tell_results(
+    machines: "Sequence[Sequence[Record]]",
+    out: Path,
+    *,
+    cases: bool,
+    as_json: bool,
+    wide: bool = False,
+    rule: WorthRule = DEFAULT,
+) -> None:
+    """Print the tables of a folder's results and the verdicts, write its page, and name what failed or was left out.
 
     Parameters
     ----------
@@ -119,7 +130,11 @@ def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bo
     cases : bool
         Whether cases are shown where there are scores of tasks, too.
     as_json : bool
-        Whether the table is printed as JSON.
+        Whether the tables are printed as JSON.
+    wide : bool
+        Whether tables have all of their columns, however narrow the terminal is.
+    rule : WorthRule
+        What counts as worth it.
 
     Raises
     ------
@@ -127,16 +142,18 @@ def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bo
         With exit code 1 if something failed, or there is nothing to tell.
     """
     from tda.results import load
-    from tda.web.report import doubts, verdicts
+    from tda.web.report import doubts
 
     left_out = load(out).left_out
     records = [record for own in machines for record in own]
+    if as_json and records:
+        _print_json(machines, rule)
+    elif records:
+        _print(machines, rule, cases=cases, wide=wide)
     if records:
-        _print(machines, cases=cases, as_json=as_json)
-        write_report([out], out)
-    for own in machines:
-        for doubt in doubts(own):
-            typer.echo(f"tda: {doubt}", err=True)
+        write_report([out], out, rule)
+    for doubt in doubts(*machines):
+        typer.echo(f"tda: {doubt}", err=True)
     for item in left_out:
         typer.echo(f"tda: left out: {item}", err=True)
     for command in dict.fromkeys(item.command for item in left_out):
@@ -155,30 +172,48 @@ def tell_results(machines: "Sequence[Sequence[Record]]", out: Path, *, cases: bo
     lost = [(record, name, facts) for record in records for name, facts in record.tasks.items() if facts.failure]
     for record, name, facts in lost:
         typer.echo(f"tda: {record.case}: task {name}: {facts.failure}", err=True)
-    for own in machines:
-        for sentence in verdicts(own):
-            typer.echo(f"tda: {sentence}", err=True)
     if failed or lost:
         raise typer.Exit(1)
 
 
-def _print(machines: "Sequence[Sequence[Record]]", *, cases: bool, as_json: bool) -> None:
-    """Print the cases, and below them the scores of tasks; these alone where no documents were scored."""
-    from tda.web.report import summary_rows, task_levels, task_rows
+def _of_all(
+    machines: "Sequence[Sequence[Record]]", rows_of: "Callable[[Sequence[Record]], Sequence[Mapping[str, str | None]]]"
+) -> list[Mapping[str, str | None]]:
+    """Rows of each machine, numbered where there are several."""
+    return [
+        {"machine": str(number), **row} if len(machines) > 1 else row
+        for number, own in enumerate(machines, start=1)
+        for row in rows_of(own)
+    ]
 
-    def named(rows: Sequence[Mapping[str, str]], number: int) -> list[Mapping[str, str]]:
-        return list(rows) if len(machines) == 1 else [{"machine": str(number), **row} for row in rows]
 
-    rows = [row for number, own in enumerate(machines, start=1) for row in named(summary_rows(own), number)]
-    scores = [row for number, own in enumerate(machines, start=1) for row in named(task_rows(own), number)]
-    if as_json and scores:
-        o.print_json({"cases": rows, "tasks": scores})
-        return
+def _print_json(machines: "Sequence[Sequence[Record]]", rule: WorthRule) -> None:
+    """Print the cases with the verdicts on them, and scores of tasks where there are some."""
+    from tda.web.report import judged_rows, task_rows
+
+    rows, scores = _of_all(machines, lambda own: judged_rows(own, rule)), _of_all(machines, task_rows)
+    o.print_json({"cases": rows, "tasks": scores} if scores else rows)
+
+
+def _print(machines: "Sequence[Sequence[Record]]", rule: WorthRule, *, cases: bool, wide: bool) -> None:
+    """Print the cases, the scores of tasks (these alone where no documents were scored), and the verdicts."""
+    from tda.web.report import explained, summary_rows, task_levels, task_rows, verdict_rows
+
+    scores = _of_all(machines, task_rows)
     if cases or not scores:
-        o.print_rows(rows, as_json=as_json)
+        _print_table(_of_all(machines, summary_rows), "Cases", wide=wide)
     if scores:
         levels = " ".join(dict.fromkeys(task_levels(own) for own in machines if task_rows(own)))
-        o.print_rows(scores, as_json=False, title=f"Tasks. {levels}")
+        _print_table(scores, f"Tasks. {levels}", wide=wide)
+    judged = _of_all(machines, lambda own: verdict_rows(own, rule))
+    if judged:
+        _print_table(judged, f"Verdicts. {explained(rule)}", wide=wide)
+
+
+def _print_table(rows: Sequence[Mapping[str, str | None]], title: str, *, wide: bool) -> None:
+    from tda.web.report import SHORT_HEADS, SPARE
+
+    o.print_rows(rows, as_json=False, title=title, heads=SHORT_HEADS, spare=SPARE, group="model", wide=wide)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -105,7 +105,7 @@ def evaluate_tasks(
     """Score one model's methods on tasks and time them, as a bench does."""
     from tda.bench.planning import plan_of
     from tda.bench.prepare import fitted_with
-    from tda.cli.bench import measure, tell_plan
+    from tda.cli.bench import measure, tell_plan, tell_results
 
     plan = plan_of(config)
     plan = replace(plan, precision=None, most_rounds=plan.rounds)
@@ -113,7 +113,8 @@ def evaluate_tasks(
         plan = replace(plan, methods=tuple(fitted_with(artifact, list(plan.build()))))
     tell_plan(plan, out, config, as_json=False)
     command = f"tda eval --out {shlex.quote(str(out))} {config.arguments()}"
-    measure(plan, out, command, limits=o.limits(o.CELL_TIMEOUT, None), since=since, as_json=as_json)
+    records = measure(plan, out, command, limits=o.limits(o.CELL_TIMEOUT, None), since=since)
+    tell_results([records], out, cases=plan.documents > 0, as_json=as_json)
 
 
 def add_to(app: typer.Typer) -> None:

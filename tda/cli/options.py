@@ -4,6 +4,8 @@ import functools
 import inspect
 import json
 import math
+import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -62,7 +64,15 @@ WORK = Path(".cache/nightly")
 NIGHTLY, CASES = Path("benchmarks/nightly.toml"), Path("profiles/cases.toml")
 """Where a checkout keeps what nights measure, and what is profiled."""
 PIPE_WIDTH = 200
-"""Columns of a table that no terminal shows."""
+"""Letters of a line where no terminal shows the table."""
+WIDE = 10_000
+Wide = Annotated[bool, typer.Option("--wide", help="Print all columns, however narrow the terminal is.")]
+MaxLoss = Annotated[
+    float, typer.Option("--max-loss", metavar="NATS", help="Worth it: a ΔNLL of at most so many nats per token.")
+]
+MinSpeedup = Annotated[
+    float, typer.Option("--min-speedup", metavar="RATIO", help="Worth it: at least so fast, beyond the A/A noise.")
+]
 
 
 def configured(*left_out: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -174,10 +184,19 @@ def measuring(work: Path) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+# long: its parameters are explained
 def print_rows(
-    rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None, err: bool = False
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    title: str | None = None,
+    err: bool = False,
+    heads: Mapping[str, str] | None = None,
+    spare: Sequence[str] = (),
+    group: str | None = None,
+    wide: bool = False,
 ) -> None:
-    """Print rows as a table, or as JSON.
+    """Print rows as a table that fits the terminal, or as JSON.
 
     Parameters
     ----------
@@ -189,25 +208,35 @@ def print_rows(
         Above the table.
     err : bool
         Whether the table goes to where progress is told.
+    heads : mapping of str to str, optional
+        Short heads of columns.
+    spare : sequence of str
+        Columns in the order in which they are left out where there is no space for all.
+    group : str, optional
+        A column that stands in lines of its own, above the rows that have it in common.
+    wide : bool
+        Whether all columns are printed, however long the lines become.
     """
     if as_json:
         print_json(rows)
         return
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+
+    from tda.cli.tables import table
 
     console = Console(stderr=err)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0] if rows else ():
-        number = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(escape(name.replace("_", " ")), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
-    console.print(table)
+    width = WIDE if wide else console.width
+    if not (wide or console.is_terminal or "COLUMNS" in os.environ):
+        width = PIPE_WIDTH
+    names = list(rows[0]) if rows else []
+    shown = {name: (heads or {}).get(name, name.replace("_", " ")) for name in names}
+    numbers = [name for name in names if all(isinstance(row[name], int | float | None) for row in rows)]
+    texts = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    lines, left_out = table(texts, width, shown, spare=spare, numbers=numbers, group=group)
+    if left_out:
+        lines += textwrap.wrap(f"Not shown: {', '.join(shown[name] for name in left_out)}; --wide shows all.", width)
+    for line in [*textwrap.wrap(title or "", min(width, PIPE_WIDTH)), *lines, ""]:
+        typer.echo(line, err=err)
 
 
 def print_json(value: Any) -> None:
@@ -226,4 +255,9 @@ def _finite(value: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    from tda.digits import number
+
+    short = f"{value:.4g}"
+    return number(value, 4) if "e" in short else short

@@ -11,6 +11,7 @@ import typer
 from tda.cli import options as o
 from tda.cli.bench import tell_results
 from tda.config import BenchConfig
+from tda.worth import DEFAULT, WorthRule
 
 if TYPE_CHECKING:
     from tda.bench.plan import Plan
@@ -46,6 +47,9 @@ def sweep(
     ] = None,
     cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell groups, bytes and hours alone.")] = False,
+    max_loss: o.MaxLoss = DEFAULT.max_loss_nats,
+    min_speedup: o.MinSpeedup = DEFAULT.min_speedup,
+    wide: o.Wide = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure a matrix over many machines or GPUs, on Ray; write DIR/results.jsonl and DIR/index.html.
@@ -63,6 +67,7 @@ def sweep(
 
     if config.device is not None and config.device.partition(":")[2]:
         raise ValueError(f"Ray chooses the GPU of a group: give --device cuda; got {config.device!r}")
+    rule = WorthRule(max_loss, min_speedup)
     resources = dict(map(_resource, resource or ()))
     memory_bytes = None if memory is None else parse_bytes(memory)
     silence_s = parse_seconds(cell_timeout, "a cell's time")
@@ -85,7 +90,8 @@ def sweep(
     machines: dict[str, list[Record]] = {}
     for record in records:
         machines.setdefault(record.machine.fingerprint, []).append(record)
-    tell_results([merge(own) for own in machines.values()], out, cases=plan.documents > 0, as_json=as_json)
+    merged = [merge(own) for own in machines.values()]
+    tell_results(merged, out, cases=plan.documents > 0, as_json=as_json, wide=wide, rule=rule)
 
 
 def _run(

@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from tda.cases import Case, Control, MethodSpec, describe, requests_apart
-from tda.derived import NO_DENSE, NOT_FINITE, Derived, Missing, above_limit, derive, unlike_kernels
-from tda.records import SPEED, Flag, Record, merge
+from tda.cases import CONTROLS, Case, Control, MethodSpec, describe, requests_apart
+from tda.derived import NO_DENSE, NOT_FINITE, UNLIKE, Derived, Missing, above_limit, derive, unlike_kernels
+from tda.records import SPEED, Record, merge
 from tda.statistics import (
     BLIND,
     MARGIN,
@@ -30,6 +30,12 @@ from tda.statistics import (
 from tda.web.report.tasks import headline, task_scores, unlike
 from tda.web.theme.style import rank
 
+A_A = CONTROLS["a_a"]
+ABOVE_LIMIT, FEW_DOCUMENTS = "above its roofline", "few documents"
+"""Kinds of doubt that stand in no record: they follow from comparing."""
+OF_QUALITY = frozenset({FEW_DOCUMENTS, "built in text"})
+"""Doubts about a case's quality; all others are about its speed."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -49,8 +55,8 @@ class Comparison:
         Documents of the case that was scored on most.
     floor : float or None
         What ratios of the setting stay within when nothing changes.
-    spoiled : tuple of str
-        Why no ratio of the setting can be trusted.
+    spoiled : str
+        Why no ratio of the setting can be trusted; empty where nothing says so.
     told : str
         What else tells it from others of its case: the calibration.
     comparisons : int
@@ -63,7 +69,7 @@ class Comparison:
     shared: frozenset[int] = frozenset()
     documents: int = 0
     floor: float | None = None
-    spoiled: tuple[str, ...] = ()
+    spoiled: str = ""
     told: str = ""
     comparisons: int = 1
 
@@ -104,6 +110,14 @@ class Comparison:
     def label(self) -> str:
         """Series and sparsity, e.g. ``"griffin 0.5"``."""
         return describe(self.record.case, self.among, model=False) + self.told
+
+    @cached_property
+    def variant(self) -> int:
+        """Its place among the series of its method that options make: 0 has the method's own look."""
+        case = self.record.case
+        alike = [one for one in self.among if (one.method, one.control) == (case.method, case.control)]
+        names = [describe(one, self.among, sparsity=False, model=False) for one in (*alike, case)]
+        return list(dict.fromkeys(names)).index(names[-1])
 
     @property
     def identity(self) -> tuple[MethodSpec, Control | None]:
@@ -302,20 +316,22 @@ class Comparison:
         return unlike_kernels(self.record.backend, self.dense.backend)
 
     @cached_property
-    def warnings(self) -> list[str]:
-        """Why its numbers cannot be trusted, most general first; empty where nothing is known against them."""
-        found = [*self.spoiled, *(f"{name.replace('_', ' ')} ({flag.detail})" for name, flag in self._raised)]
+    def doubts(self) -> dict[str, str]:
+        """What speaks against its numbers: kinds of doubt, most general first, each with its detail."""
+        found = {A_A: self.spoiled} if self.spoiled else {}
+        found |= {name.replace("_", " "): flag.detail for name, flag in self.record.flags.items() if flag.raised}
         ratio, limit = self.speedup if self.timed else None, self.limit
         above = above_limit(ratio.value, limit, self.floor or 0.0) if ratio is not None and limit is not None else None
-        found += [why for why in (above, self.unlike_kernels) if why is not None]
         scored = len(self.groups("nll_nats"))
-        if 0 < scored < self.documents / 2:
-            found.append(f"quality of {scored} of {self.documents} documents")
-        return found
+        is_few = 0 < scored < self.documents / 2 and self.record.case.control is None  # a control needs no more
+        few = f"quality of {scored} of {self.documents} documents" if is_few else None
+        known = {ABOVE_LIMIT: above, UNLIKE: self.unlike_kernels, FEW_DOCUMENTS: few}
+        return found | {kind: detail for kind, detail in known.items() if detail is not None}
 
     @property
-    def _raised(self) -> list[tuple[str, Flag]]:
-        return [(name, flag) for name, flag in self.record.flags.items() if flag.raised]
+    def warnings(self) -> list[str]:
+        """Why its numbers cannot be trusted; empty where nothing is known against them."""
+        return [f"{kind} ({detail})" for kind, detail in self.doubts.items()]
 
     @cached_property
     def delta_nll(self) -> Estimate | None:
@@ -339,14 +355,6 @@ class Comparison:
         """The speed-up that the bytes of a step allow."""
         found = self.estimate("roofline_speedup")
         return found.value if found else None
-
-
-def reasons(cases: Iterable[Comparison]) -> str:
-    """Why cases cannot be trusted; of the details of one kind the first stands for all."""
-    kinds: dict[str, str] = {}
-    for warning in (warning for case in cases for warning in case.warnings):
-        kinds.setdefault(warning.split(" (")[0], warning)
-    return "; ".join(kinds.values())
 
 
 @dataclass(frozen=True)
@@ -505,20 +513,20 @@ def _setting(members: Sequence[Record]) -> Setting:
     return Setting(tuple(sorted((replace(case, comparisons=compared) for case in cases), key=_order)))
 
 
-def _noise(members: Sequence[Record], dense: Record | None) -> tuple[float | None, tuple[str, ...]]:
+def _noise(members: Sequence[Record], dense: Record | None) -> tuple[float | None, str]:
     """The A/A floor of a setting, and why its ratios cannot be trusted: what the control says."""
     timed = [record for record in members if Comparison(record, None).timed]
     control = next((record for record in timed if record.case.control == "a_a"), None)
     if dense not in timed or control is None or dense is None:
-        return None, ()
+        return None, ""
     floor = noise_floor(control, dense, [one for one in timed if one.case.control is None and one is not dense])
     spoiled = []
     if floor is not None and floor > BLIND:
-        spoiled.append(f"dense beside itself differs by up to {floor:.0%}")
+        spoiled.append(f"dense differs from itself by up to {floor:.0%}")
     itself = speedup(control, dense)
     if itself is not None and itself.low is not None and itself.high is not None and not itself.low <= 1 <= itself.high:
-        spoiled.append(f"dense is {itself} times as fast as itself (A/A control)")
-    return floor, tuple(spoiled)
+        spoiled.append(f"dense is {itself} times as fast as itself")
+    return floor, "; ".join(spoiled)
 
 
 def _order(case: Comparison) -> tuple[object, ...]:

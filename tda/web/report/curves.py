@@ -36,6 +36,7 @@ class Point:
     text: str = ""
     limit: float | None = None
     trusted: bool = True
+    variant: int = 0
 
     @property
     def present(self) -> bool:
@@ -79,6 +80,7 @@ def over_sparsity(
             value(case) or GAP,
             limit=limit(case),
             trusted=not case.warnings,
+            variant=case.variant,
         )
         for case in cases
     ]
@@ -101,14 +103,15 @@ def draw_curves(axes: Axes, points: Sequence[Point]) -> list[object]:
     handles: list[object] = []
     for series, members in by_series(points).items():
         first = members[0]
-        style = curve_style(first.method, control=first.control)
+        kind: Any = {"control": first.control, "variant": first.variant}
+        style = curve_style(first.method, **kind)
         axes.plot([point.x.value for point in members], [point.y.value for point in members], **style, zorder=3)
         for point in members:
             _whiskers(axes, point, str(style["color"]) if point.trusted else UNTRUSTED)
             if not point.trusted:
                 grey = style | {"color": UNTRUSTED, "markeredgecolor": UNTRUSTED, "markerfacecolor": UNTRUSTED}
                 axes.plot([point.x.value], [point.y.value], **grey, zorder=3.2)
-        handles.append(handle(series, first.method, control=first.control))
+        handles.append(handle(series, first.method, **kind))
     return handles
 
 

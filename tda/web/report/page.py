@@ -9,9 +9,10 @@ from markupsafe import Markup
 from tda.web.report.gather import Group
 from tda.web.report.items import tasks_side_by_side
 from tda.web.report.sections import SECTIONS, Block, Content, Section
-from tda.web.report.tradeoff import findings
+from tda.web.report.verdicts import CAUTION, explained, verdict_blocks
 from tda.web.theme import pages
 from tda.web.theme.figures import inline, to_png, to_svg
+from tda.worth import DEFAULT, WorthRule
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def items_page(groups: Sequence[Group]) -> str | None:
 
 @dataclass
 class Page:
-    """Renders groups of records; `files` holds the figures' files by name afterwards."""
+    """Renders groups of records, judged by a rule; `files` holds the figures' files by name afterwards."""
 
     groups: Sequence[Group]
+    rule: WorthRule = DEFAULT
     files: dict[str, bytes] = field(default_factory=dict)
     _environment: Environment = field(default_factory=environment)
 
@@ -61,13 +63,15 @@ class Page:
         parts = [
             {
                 "group": group,
-                "findings": findings(group.settings),
+                "verdicts": verdict_blocks(group.settings, self.rule),
                 "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
             }
             for group in self.groups
         ]
         ending = list(self._sections(self.groups, [entry for entry in sections if entry[1].once]))
-        return self._environment.get_template("page.html").render(parts=parts, ending=ending)
+        return self._environment.get_template("page.html").render(
+            parts=parts, ending=ending, rule=f"{explained(self.rule)} {CAUTION}"
+        )
 
     def _sections(
         self, groups: Sequence[Group], sections: Sequence[tuple[str, Section]]

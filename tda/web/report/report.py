@@ -12,6 +12,7 @@ from tda.web.report.page import Page, items_page
 from tda.web.report.paper import paper_frame
 from tda.web.report.table import frame
 from tda.web.theme.figures import STYLE
+from tda.worth import DEFAULT, WorthRule
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Report:
     problems: tuple[str, ...]
 
 
-def build_report(folders: Sequence[Path], out: Path) -> Report:
+def build_report(folders: Sequence[Path], out: Path, rule: WorthRule = DEFAULT) -> Report:
     """Write ``index.html``, ``figures/*.svg``, ``figures/*.png`` and ``table.csv``.
 
     Where tasks were scored, ``items.html`` holds what was answered, item by item, and ``paper.csv`` the paper's table
@@ -43,6 +44,8 @@ def build_report(folders: Sequence[Path], out: Path) -> Report:
         Results folders, or results files.
     out : Path
         Where to write; made if it is not there. Files of other names in it are left alone.
+    rule : WorthRule
+        What counts as worth it.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def build_report(folders: Sequence[Path], out: Path) -> Report:
     """
     groups = gather(folders)
     with matplotlib.rc_context(STYLE):
-        page = Page(groups)
+        page = Page(groups, rule)
         html = page.render()
     for name, content in page.files.items():
         write_whole(out / "figures" / name, content)

@@ -134,6 +134,8 @@ def _ran(case: Comparison) -> str | None:
 def _status(case: Comparison) -> str:
     scored = len(case.groups("nll_nats"))
     part = f", {scored} of {case.documents} documents" if 0 < scored < case.documents / 2 else ""
+    if case.record.status == "ok" and "decode_ms" not in case.record.measurements:
+        part += ", not timed"
     return case.record.outcome + part + (f": {case.record.reason}" if case.record.reason else "")
 
 
@@ -193,8 +195,8 @@ LAST: tuple[Column, ...] = (
     _words("flags", "flags", lambda case: "; ".join(case.record.raised()) or None, "no flag raised"),
     _words("status", "status", _status),
 )
-TERMINAL = ("model", "method", "sparsity", "ran", "decode_ms_p50", "speedup", "roofline_speedup", "break_even_tokens",
-            "delta_nll_nats", "kl_to_dense_nats", "status")  # fmt: skip
+TERMINAL = ("model", "method", "sparsity", "achieved_sparsity", "ran", "decode_ms_p50", "speedup", "roofline_speedup",
+            "break_even_tokens", "delta_nll_nats", "kl_to_dense_nats", "status")  # fmt: skip
 """Columns that fit a terminal."""
 
 

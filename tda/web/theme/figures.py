@@ -19,8 +19,12 @@ from tda.web.theme.style import look
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
 WIDTH = 4.8
 """Width of a figure in inches: text stays legible when it is scaled to a phone."""
-TITLE_LETTERS, X_LETTERS, Y_LETTERS = 46, 48, 34
+TITLE_LETTERS, X_LETTERS, Y_LETTERS = 42, 48, 34
 """Letters that fit above, below and beside the axes of a figure of that width."""
+PATH_LETTERS = 36
+"""A path that is longer is told by its last part."""
+ROW_LETTERS, BESIDE_ROWS, LEGEND_LETTERS = 26, 40, 60
+"""Letters of a row's name, of title and label beside such names, and of a line of a legend."""
 STYLE: Any = {
     "axes.edgecolor": "#9aa3ad",
     "axes.grid": True,
@@ -57,27 +61,30 @@ _IDENTITY = re.compile(r'( id="|url\(#|xlink:href="#)')
 _NAMESPACE = re.compile(r' xmlns(?::xlink)?="[^"]*"')
 
 
-def new_axes(title: str, height: float = 3.6, width: float = WIDTH) -> tuple[Figure, Axes]:
+def new_axes(
+    title: str, height: float = 3.6, width: float = WIDTH, letters: int = TITLE_LETTERS
+) -> tuple[Figure, Axes]:
     """Make a figure of one panel, sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(_wrapped(title, TITLE_LETTERS), pad=10)
+    axes.set_title(_wrapped(title, letters), pad=10)
     return figure, axes
 
 
 def label_axes(axes: Axes, x: str, y: str = "") -> None:
     """Name both axes, in as many lines as fit beside them."""
-    axes.set_xlabel(_wrapped(x, X_LETTERS))
+    axes.set_xlabel(_wrapped(x, X_LETTERS if y else BESIDE_ROWS))  # without y, rows have names
     axes.set_ylabel(_wrapped(y, Y_LETTERS))
 
 
 def _wrapped(words: str, letters: int) -> str:
-    """Break into lines, the unit in brackets at the end by itself."""
+    """Break into lines, the unit in brackets at the end by itself; of a long path its last part stands for it."""
+    words = " ".join(word if len(word) <= PATH_LETTERS else word.rpartition("/")[2] for word in words.split(" "))
     if len(words) <= letters:
         return words
     head, bracket, unit = words.rpartition(" (")
     parts = [head, f"({unit}"] if bracket else [words]
-    return "\n".join(line for part in parts for line in textwrap.wrap(part, letters))
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, letters, break_on_hyphens=False))
 
 
 def settle(figure: Figure) -> None:
@@ -114,8 +121,10 @@ def inline(svg: str) -> str:
 
 def case_axes(title: str, labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Make a figure with a row for each case, first on top."""
-    figure, axes = new_axes(title, height=1.35 + 0.27 * len(labels))
-    axes.set_yticks(range(len(labels)), labels)
+    names = ["\n".join(textwrap.wrap(label, ROW_LETTERS)) for label in labels]
+    more = max((name.count("\n") for name in names), default=0)
+    figure, axes = new_axes(title, height=1.35 + (0.27 + 0.12 * more) * len(names), letters=BESIDE_ROWS)
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(visible=False, axis="y")
@@ -169,9 +178,9 @@ def log_scale(axes: Axes, values: Iterable[float]) -> None:
     plain_ticks(axes, "y", spaced=True)
 
 
-def curve_style(method: str, *, control: bool = False) -> dict[str, Any]:
+def curve_style(method: str, *, control: bool = False, variant: int = 0) -> dict[str, Any]:
     """Keywords of `Axes.plot` for the curve of a method."""
-    drawn = look(method, control=control)
+    drawn = look(method, control=control, variant=variant)
     return {
         "color": drawn.colour,
         "marker": drawn.marker,
@@ -186,11 +195,13 @@ def curve_style(method: str, *, control: bool = False) -> dict[str, Any]:
 def legend(figure: Figure, handles: Sequence[Any], columns: int = 3) -> None:
     """Put a legend below the axes."""
     if handles:
+        longest = max(len(str(one.get_label())) for one in handles)
+        columns = max(1, min(columns, LEGEND_LETTERS // longest))
         figure.legend(
             handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.3, columnspacing=1.1
         )
 
 
-def handle(series: str, method: str, *, control: bool = False) -> Line2D:
+def handle(series: str, method: str, *, control: bool = False, variant: int = 0) -> Line2D:
     """Legend entry of a curve."""
-    return Line2D([], [], label=series, **curve_style(method, control=control))
+    return Line2D([], [], label=series, **curve_style(method, control=control, variant=variant))

@@ -41,14 +41,21 @@ LOOKS: dict[str, Look] = {
 """Methods in the order of legends; a method that is not named here gets a spare look by its name."""
 _SPARE_COLOURS = ("#44AA99", "#882255", "#117733", "#AA4499", "#6699CC", "#661100")
 _SPARE_MARKERS = ("p", "<", ">", "d", "H", "8")
+_SPARE_LINES = ((0, (2, 1)), (0, (5, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 
-def look(method: str, *, control: bool = False) -> Look:
-    """Look of a method; a control of it has the same colour, open markers and a dotted line."""
+def look(method: str, *, control: bool = False, variant: int = 0) -> Look:
+    """Look of a method; a control of it has the same colour, open markers and a dotted line.
+
+    Its variants, 1, 2, …, which other options make, have the same colour with a marker and a line of their own.
+    """
     known = LOOKS.get(method)
     if known is None:
         digest = hashlib.sha256(method.encode()).digest()
         known = Look(_SPARE_COLOURS[digest[0] % 6], _SPARE_MARKERS[digest[1] % 6])
+    if variant:
+        line = _SPARE_LINES[(variant - 1) % len(_SPARE_LINES)]
+        known = Look(known.colour, _SPARE_MARKERS[(variant - 1) % len(_SPARE_MARKERS)], line)
     return Look(known.colour, known.marker, (0, (1, 1.5)), filled=False) if control else known
 
 

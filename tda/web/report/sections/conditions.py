@@ -8,6 +8,7 @@ from tda.web.report.comparison import Comparison, Setting
 from tda.web.report.gather import Group
 from tda.web.report.sections import Content, section
 from tda.web.report.trust import raised_flags
+from tda.web.report.verdicts import noise
 from tda.web.theme.formatting import number, size
 
 
@@ -103,7 +104,7 @@ def _noise(setting: Setting) -> str:
         return "–"
     floor = setting.noise_floor
     if floor is not None:
-        return f"±{number(100 * floor, 2)}%"
+        return noise(floor)
     if setting.rounds < MIN_GROUPS:
         return f"fewer than {MIN_GROUPS} rounds: no interval"
     return "no A/A control"

@@ -121,9 +121,9 @@ def _saved_figure(setting: Setting, cases: list[Comparison], sparsity: float) ->
         if case.decode_ms is None:
             continue
         spent = _ready_ms(case) + tokens * case.decode_ms.value
-        style = curve_style(case.method) | {"markevery": 10}
+        style = curve_style(case.method, variant=case.variant) | {"markevery": 10}
         axes.plot(tokens, 100 * (1 - spent / dense_ms), **style, zorder=3)
-        handles.append(handle(case.series, case.method))
+        handles.append(handle(case.series, case.method, variant=case.variant))
     measured = baseline.record.case.new_tokens
     axes.axvline(measured, color=MUTED, linestyle=":", linewidth=1.2)
     axes.axhline(0, color=INK, linewidth=1, linestyle="--")

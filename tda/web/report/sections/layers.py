@@ -46,11 +46,13 @@ def _plot(setting: Setting) -> Plot:
     varied = dict.fromkeys(case.series for case in cases if not _is_exact(case))
     exact = [series for series in dict.fromkeys(case.series for case in cases) if series not in varied]
     figure, axes = new_axes(f"Achieved sparsity of {setting.model}", height=4.2)
-    handles = {case.series: handle(case.series, case.method) for case in cases if case.series in varied}
+    handles = {
+        case.series: handle(case.series, case.method, variant=case.variant) for case in cases if case.series in varied
+    }
     for case in cases:
         if case.series in varied:
             shares = case.record.achieved_sparsity
-            axes.plot(range(len(shares)), shares, **curve_style(case.method) | {"markersize": 5})
+            axes.plot(range(len(shares)), shares, **curve_style(case.method, variant=case.variant) | {"markersize": 5})
     layers = max(len(case.record.achieved_sparsity) for case in cases)
     _asked(axes, sorted({case.record.case.sparsity or 0.0 for case in cases}), layers)
     label_axes(axes, f"Layer of {setting.model}", "Share of neurons left out")

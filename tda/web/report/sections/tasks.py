@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tda.derived import Missing
 from tda.records import TaskFacts
@@ -179,4 +180,5 @@ def _point(case: Comparison, name: str) -> Point:
     assert latency is not None
     assert score is not None
     text = "" if case.is_dense or case.sparsity is None else share(case.sparsity)
-    return Point(case.series, case.method, case.from_other_kind, latency, score, text, trusted=not case.warnings)
+    kind: Any = {"trusted": not case.warnings, "variant": case.variant}
+    return Point(case.series, case.method, case.from_other_kind, latency, score, text, **kind)

@@ -157,6 +157,7 @@ def _plane(tradeoff: Tradeoff, axis: Axis) -> list[Point]:
             _short(case.sparsity),
             axis.limit(case),
             not case.warnings,
+            case.variant,
         )
         for case in tradeoff.speed.with_gaps(timed for timed, _ in tradeoff.pairs)
     ]
