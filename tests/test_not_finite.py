@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tda
-from tda.bench import rounds
+from tda.bench import round_records
 from tda.cli.options import print_rows
 from tda.contracts import Executor
 from tda.engine import session
@@ -416,7 +416,7 @@ def test_a_timed_round_whose_logits_are_broken_is_a_failed_record(monkeypatch, t
 
 
 def test_a_round_without_a_reference_keeps_its_times(monkeypatch, tmp_path):
-    score = rounds.score
+    score = round_records.score
 
     @torch.no_grad()
     def broken(model: Any, *given: Any) -> Any:
@@ -427,7 +427,7 @@ def test_a_round_without_a_reference_keeps_its_times(monkeypatch, tmp_path):
         finally:
             model.lm_head.weight.copy_(before)
 
-    monkeypatch.setattr(rounds, "score", broken)
+    monkeypatch.setattr(round_records, "score", broken)
     timed = [record for record in small_bench("ref:swiglu", tmp_path) if record.round]
     assert {record.status for record in timed} == {"ok"}
     for record in timed:

@@ -277,12 +277,13 @@ from types import SimpleNamespace
 from unittest.mock import patch
 import torch
 from tda.telemetry.gpu import gpu_source
-from tda.telemetry.nvml import Gpu, call, gpus
+from tda.telemetry.nvml import NvmlDevice, call, gpus
 def properties(index):
     return SimpleNamespace(uuid=f"{index}0000000-0000")
 with patch.multiple(torch.cuda, is_available=lambda: True, device_count=lambda: 2, get_device_properties=properties):
     found = gpus()
-    busy = [call("nvmlDeviceGetUtilizationRates", gpu.handle).gpu if isinstance(gpu, Gpu) else None for gpu in found]
+    busy = [call("nvmlDeviceGetUtilizationRates", gpu.handle).gpu if isinstance(gpu, NvmlDevice) else None
+            for gpu in found]
     missing = [gpu_source(torch.device("cuda", index)).missing.get("power_w") for index in (0, 1, 7)]
     result = busy, missing
 """

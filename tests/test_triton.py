@@ -324,7 +324,7 @@ class TestLaunches:
         entries = launches()
         assert len(entries) == len(set(entries)) <= 300
         assert {entry.dtype for entry in entries if entry.kernel == "_rows"} == set(backend.DTYPES)
-        best = rows.Block(1, 2048, 8, 3)  # on an H100, for most shapes
+        best = rows.Tile(1, 2048, 8, 3)  # on an H100, for most shapes
         assert Launch("_rows", "linear", torch.bfloat16, True, best) in entries
         assert all(form.blocks[0] == best for form in rows.FORMS.values())
 
@@ -410,7 +410,7 @@ class TestTuning:
     def test_keys_are_those_that_launches_ask_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: set[str] = set()
 
-        def chosen(kernel: Any, form: str, dtype: torch.dtype, shape: tuple[int, ...]) -> rows.Block:
+        def chosen(kernel: Any, form: str, dtype: torch.dtype, shape: tuple[int, ...]) -> rows.Tile:
             asked.add(tuning.key_of(kernel, form, dtype, shape))
             return kernel.forms[form].blocks[0]
 
@@ -427,7 +427,7 @@ class TestTuning:
         assert len(asked) == 6
 
     def test_the_block_that_takes_least_over_all_fractions_wins(self) -> None:
-        ran: list[rows.Block] = []
+        ran: list[rows.Tile] = []
 
         def clock(work: Any) -> float:
             work()
@@ -436,7 +436,7 @@ class TestTuning:
         task = next(task for task in tune.tasks([self.layer()], []) if task.form == "listed_gate_up")
         run = task.run
 
-        def noting(block: rows.Block, fraction: float) -> None:
+        def noting(block: rows.Tile, fraction: float) -> None:
             ran.append(block)
             run(block, fraction)
 
@@ -497,7 +497,7 @@ class TestTuning:
     def test_a_shape_that_is_not_tuned_takes_the_default_and_is_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        kept = {"rows linear bfloat16 8 x 16": rows.BLOCKS[2], "rows linear bfloat16 8 x 32": rows.Block(3, 3)}
+        kept = {"rows linear bfloat16 8 x 16": rows.BLOCKS[2], "rows linear bfloat16 8 x 32": rows.Tile(3, 3)}
         monkeypatch.setattr(tuning, "_kept", lambda device: kept)
         monkeypatch.setattr(tuning, "DEFAULTS_TAKEN", {})
         assert tuning.chosen(rows.ROWS, "linear", torch.bfloat16, (8, 16)) == rows.BLOCKS[2]
