@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 
 from benchmarks.asv.environment import LENT, packages
+from tda.history.nights import History
+from tda.nightly.config import load_config
 from tda.results import load
 
 pytestmark = pytest.mark.slow
@@ -186,3 +188,57 @@ def test_a_folder_that_cannot_be_written_is_named(run: Run, place: Path) -> None
         done = run("tda", *words, "-m", "ref:swiglu")
         assert done.returncode == 2
         assert f"{place / 'here'} cannot be written by this user" in done.stderr.splitlines()[-1]
+
+
+NIGHT = """
+blocks = 4
+confirm_blocks = 4
+[[grids]]
+name = "quality"
+repeated = false
+options = {models = ["ref:swiglu"], methods = ["sine"], sparsities = [0.5], prompt_tokens = 32, new_tokens = 8, rounds = 1, documents = 8}
+[[grids]]
+name = "speed"
+options = {models = ["ref:swiglu"], methods = ["sine"], sparsities = [0.5], prompt_tokens = 16, new_tokens = 4, rounds = 1, documents = 2}
+"""  # noqa: E501
+
+
+def committed(folder: Path, subject: str) -> str:
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for words in (["add", "--all"], ["commit", "--quiet", "--message", subject]):
+        subprocess.run([*git, *words], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_nights_over_a_repository_of_another_package(run: Run, place: Path) -> None:
+    """A package with a method, whose second commit keeps other neurons: the night names that commit."""
+    repository, out = place / "repository", place / "out" / "nights"
+    repository.mkdir()
+    subprocess.run(["git", "init", "--quiet", "--initial-branch", "main", str(repository)], check=True)
+    for name, text in PLUG_IN.items():
+        (repository / name).write_text(text.replace('version = "1.2"', 'version = "2.0"'))
+    done = run("tda", "nightly", "--init", "--repo", repository)
+    assert done.returncode == 0, done.stderr
+    assert len(load_config(repository / "benchmarks" / "nightly.toml").grids) == 2
+    assert run("tda", "nightly", "--init", "--repo", repository).returncode == 2, "nothing is overwritten"
+    (repository / "benchmarks" / "nightly.toml").write_text(NIGHT)
+    first = committed(repository, "Keep by the sine")
+    method = repository / "tda_sine.py"
+    method.write_text(method.read_text().replace("torch.sin", "torch.cos"))
+    second = committed(repository, "Keep by the cosine")
+    words = ["--repo", repository, "--history", out / "history"]
+    settings = ["--config", repository / "benchmarks" / "nightly.toml", "--work", out / "work", "--out", out]
+    done = run("tda", "nightly", *words, *settings, "--since", first)
+    assert done.returncode == 1, done.stderr
+    (night,), problems = History(out / "history").nights()
+    assert not problems
+    assert [commit.status for commit in night.commits] == ["measured", "measured"], done.stderr
+    alarms = [one for one in night.findings if one.verdict == "alarm" and one.split == "quality"]
+    assert [one.commit for one in alarms] == [second]
+    units, _ = History(out / "history").units(night.id)
+    sine = [record for unit in units for record in unit.records if record.case.method == "sine"]
+    assert {record.inputs.plug_in for record in sine} == {"tda-sine 2.0"}, "not the one that is installed"
+    assert {record.commit.hash for record in sine} == {first, second}
+    done = run("tda", "dashboard", *words, "--out", out / "html", "--no-serve")
+    assert done.returncode == 0, done.stderr
+    assert second[:8] in (out / "html" / "tda" / "alarms.html").read_text()
