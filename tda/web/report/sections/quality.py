@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.curves import draw_curves, over_sparsity, reach, sparsity_axis
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.theme.figures import INK, legend, log_scale, new_axes, plain_ticks, symlog
 
 

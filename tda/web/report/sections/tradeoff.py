@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.curves import (
     GAP,
     Point,
@@ -22,6 +22,7 @@ from tda.web.report.curves import (
 )
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.report.tradeoff import Tradeoff, tradeoffs
 from tda.web.theme.figures import INK, label_axes, legend, new_axes, plain_ticks, symlog
 from tda.web.theme.formatting import share
