@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tda.bench.plan import plan_for
+from tda.bench.planning import plan_for
 from tda.changes.builds import Builds
 from tda.history.findings import Alarms, Finding
 from tda.history.nights import History, Night

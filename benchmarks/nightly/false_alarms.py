@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.changes import detect, drift
 from tda.changes.detect import Rules
 from tda.changes.effects import prior, resolution
