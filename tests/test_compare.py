@@ -19,12 +19,13 @@ from scipy import stats
 
 from tda.bench.planning import only, plan_of
 from tda.cases import Case
-from tda.changes import folders, workbench
+from tda.changes import folder_floors, workbench
 from tda.changes.compare import Judged, unjudged
 from tda.changes.detect import Pair
 from tda.changes.effects import Prior
 from tda.changes.floor import Floors, Series, floors_of, single
-from tda.changes.folders import Folder, compare_folders
+from tda.changes.folder import Folder
+from tda.changes.folders import compare_folders
 from tda.changes.series import Key
 from tda.changes.workbench import Workbench
 from tda.config import BenchConfig
@@ -802,7 +803,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(world: World, tda: Callabl
 def test_the_floor_of_folders_is_measured_on_request(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (folders, workbench):
+    for module in (folder_floors, workbench):
         monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     old, new = folder(tmp_path / "old"), folder(tmp_path / "new1")
     code, rows, err = tda("compare", old, new, "--measure-floor", "--blocks", 5)
@@ -821,7 +822,7 @@ def test_the_floor_of_folders_is_measured_on_request(
 def test_floors_of_unlike_sizes_are_measured_apart(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (folders, workbench):
+    for module in (folder_floors, workbench):
         monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     paths = folder(tmp_path / "old"), folder(tmp_path / "new1")
     for path in paths:
@@ -919,14 +920,14 @@ def test_a_floor_is_measured_within_its_time(
 
 
 def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tda.changes import folders
-    from tda.changes.folders import Folder, measure_floor
+    from tda.changes.folder import Folder
+    from tda.changes.folder_floors import measure_floor
     from tda.results import append
     from tests.test_compare import a_case, a_record, folder
 
-    monkeypatch.setattr(folders, "machine", lambda name: nights.MACHINE)
+    monkeypatch.setattr(folder_floors, "machine", lambda name: nights.MACHINE)
     monkeypatch.setattr(workbench, "machine", lambda name: nights.MACHINE)
-    monkeypatch.setattr(folders, "check_measured", lambda units, commit: None)
+    monkeypatch.setattr(folder_floors, "check_measured", lambda units, commit: None)
     paths = folder(tmp_path / "old"), folder(tmp_path / "new1")
     for path in paths:
         for number in range(1, 8):
