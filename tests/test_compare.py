@@ -23,8 +23,8 @@ from tda.changes import folder_floors, workbench
 from tda.changes.compare import Judged, unjudged
 from tda.changes.detect import Pair
 from tda.changes.effects import Prior
-from tda.changes.floor import Floors, Series, floors_of, single
-from tda.changes.folder import Folder
+from tda.changes.floor import FloorKey, Floors, floors_of, single
+from tda.changes.folder import CommitResults
 from tda.changes.folders import compare_folders
 from tda.changes.series import Key
 from tda.changes.workbench import Workbench
@@ -728,7 +728,7 @@ def noisy_units(processes: int, sigma: float, seed: int = 0, **fields: Any) -> l
     ]
 
 
-DECODE = Series(nights.MACHINE.fingerprint, nights.record().case.key, "decode")
+DECODE = FloorKey(nights.MACHINE.fingerprint, nights.record().case.key, "decode")
 
 
 def test_a_floor_is_what_single_processes_stay_within(cache: Path) -> None:
@@ -788,7 +788,7 @@ def test_versions_of_this_package_share_a_machine() -> None:
 def test_a_comparison_of_commits_teaches_the_floor(world: World, tda: Callable[..., Told]) -> None:
     tda("compare", world.commit(), world.commit(factors(all_decode_ms=2)), *SPEED)
     dense = plan_of(BenchConfig(models="shape:25m")).cases()[0]
-    noise = Floors().known()[Series.of(nights.MACHINE, Key("decode", dense))]
+    noise = Floors().known()[FloorKey.of(nights.MACHINE, Key("decode", dense))]
     assert noise.dof == 2 * 6 - 1  # both installs of the old one, six blocks
     assert math.sqrt(noise.variance) == pytest.approx(world.noise, rel=0.6)
 
@@ -852,7 +852,7 @@ def test_comparing_folders_reads_every_setting_apart(cache: Path) -> None:
     for path, times in zip(paths, (30.0, 60.0), strict=True):
         case = a_case("griffin", prompt_tokens=128)
         append(path, [a_record(case, n, nights.MACHINE, False, {"decode_ms": [times]}) for n in range(1, 8)])
-    found = compare_folders(*map(Folder.read, paths), Floors().known())
+    found = compare_folders(*map(CommitResults.read, paths), Floors().known())
     ratios = {
         row.case.prompt_tokens: row.ratio for row in found.rows if (row.case.method, row.split) == ("griffin", "decode")
     }
@@ -920,7 +920,7 @@ def test_a_floor_is_measured_within_its_time(
 
 
 def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tda.changes.folder import Folder
+    from tda.changes.folder import CommitResults
     from tda.changes.folder_floors import measure_floor
     from tda.results import append
     from tests.test_compare import a_case, a_record, folder
@@ -938,7 +938,7 @@ def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.
         Workbench, "run_for", lambda self, name, builds, grid, most, seconds: given.append(seconds) or []
     )
     bench_ = Workbench(out=tmp_path, work=tmp_path, say=lambda told: None)
-    measure_floor(bench_, *map(Folder.read, paths), 8)
+    measure_floor(bench_, *map(CommitResults.read, paths), 8)
     assert given == [60.0, 60.0]
 
 

@@ -14,7 +14,7 @@ Identity = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Folder:
+class CommitResults:
     """Results of one commit on one machine.
 
     Attributes
@@ -32,7 +32,7 @@ class Folder:
     problems: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> "Folder":
+    def read(cls, path: Path) -> "CommitResults":
         """Read a folder of one machine.
 
         Raises
@@ -46,7 +46,7 @@ class Folder:
         return found[0]
 
     @classmethod
-    def read_machines(cls, path: Path) -> list["Folder"]:
+    def read_machines(cls, path: Path) -> list["CommitResults"]:
         """Read a folder, the lines of each machine apart, in order of first appearance.
 
         Raises

@@ -9,8 +9,8 @@ from tda.bench.planning import only
 from tda.changes.builds import Build
 from tda.changes.detect import FAMILY
 from tda.changes.effects import Prior
-from tda.changes.floor import Series, single, unlike
-from tda.changes.folder import Folder
+from tda.changes.floor import FloorKey, single, unlike
+from tda.changes.folder import CommitResults
 from tda.changes.series import Key
 from tda.changes.workbench import Workbench, check_measured, speed_grid
 from tda.config import BenchConfig
@@ -29,7 +29,7 @@ class FolderFloors:
 
     Attributes
     ----------
-    old, new : Folder
+    old, new : CommitResults
         What is compared.
     noise : mapping
         Between-process noise of each series, as far as it is known.
@@ -37,9 +37,9 @@ class FolderFloors:
         Series that both have.
     """
 
-    old: Folder
-    new: Folder
-    noise: Mapping[Series, Prior]
+    old: CommitResults
+    new: CommitResults
+    noise: Mapping[FloorKey, Prior]
     tested: int
 
     def of(self, key: Key) -> float | None:
@@ -60,21 +60,21 @@ class FolderFloors:
 
     def _learnt(self, key: Key) -> Prior | None:
         """Noise of the series, or of dense in its setting: the machine's own."""
-        found = self.noise.get(Series.of(self.new.machine, key))
+        found = self.noise.get(FloorKey.of(self.new.machine, key))
         if found is not None or key.case.is_baseline:
             return found
         dense = next((k for k in self.new.values if k.case.is_baseline and k.case.setting == key.case.setting), None)
         if dense is None:
             return None
         split = "decode" if key.split == "select" else key.split
-        return self.noise.get(Series.of(self.new.machine, dense._replace(split=split)))
+        return self.noise.get(FloorKey.of(self.new.machine, dense._replace(split=split)))
 
     def _of_controls(self, key: Key) -> float | None:
         floors = [self._of_control(folder, key) for folder in (self.old, self.new)]
         known = [floor for floor in floors if floor is not None]
         return math.hypot(*known) if len(known) == len(floors) else None
 
-    def _of_control(self, folder: Folder, key: Key) -> float | None:
+    def _of_control(self, folder: CommitResults, key: Key) -> float | None:
         """What dense differs from itself by in one folder."""
         alike = [one for one in folder.records if one.status == "ok" and one.case.setting == key.case.setting]
         dense = next((one for one in alike if is_baseline(one)), None)
@@ -90,14 +90,16 @@ class FolderFloors:
         )
 
 
-def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int, seconds: float = MEASURED_S) -> None:
+def measure_floor(
+    bench: Workbench, old: CommitResults, new: CommitResults, blocks: int, seconds: float = MEASURED_S
+) -> None:
     """Learn what dense differs by from process to process of the present installation, in each setting of two folders.
 
     Parameters
     ----------
     bench : Workbench
         Where processes run.
-    old, new : Folder
+    old, new : CommitResults
         What is to be compared.
     blocks : int
         Processes of either install in a setting, at most.
@@ -126,7 +128,7 @@ def measure_floor(bench: Workbench, old: Folder, new: Folder, blocks: int, secon
         bench.learn(grid.name, units, INSTALLED)
 
 
-def _dense(old: Folder, new: Folder) -> list[BenchConfig]:
+def _dense(old: CommitResults, new: CommitResults) -> list[BenchConfig]:
     """What runs dense in every timed setting of both folders."""
     timed = {record.setting: record.case for key, record in new.cases.items()
              if key in old.cases and is_baseline(record) and record.samples("decode_ms")}  # fmt: skip

@@ -20,8 +20,8 @@ from tda.changes.compare import (
     unjudged,
 )
 from tda.changes.effects import Prior
-from tda.changes.floor import Series, two_modes, unlike
-from tda.changes.folder import Folder
+from tda.changes.floor import FloorKey, two_modes, unlike
+from tda.changes.folder import CommitResults
 from tda.changes.folder_floors import FolderFloors
 from tda.changes.messages import says_nothing
 from tda.changes.quality import quality_moves
@@ -29,13 +29,15 @@ from tda.changes.series import Key, split_name
 from tda.statistics import BLIND, unpaired_ratio
 
 
-def compare_machines(old: Sequence[Folder], new: Sequence[Folder], noise: Mapping[Series, Prior]) -> Comparison:
+def compare_machines(
+    old: Sequence[CommitResults], new: Sequence[CommitResults], noise: Mapping[FloorKey, Prior]
+) -> Comparison:
     """Compare two results folders machine by machine: numbers of unlike machines are never held against each other.
 
     Parameters
     ----------
-    old, new : sequence of Folder
-        What each folder holds, as of `Folder.read_machines`.
+    old, new : sequence of CommitResults
+        What each folder holds, as of `CommitResults.read_machines`.
     noise : mapping
         As for `compare_folders`.
 
@@ -86,18 +88,18 @@ def _told(found: Iterable[tuple[str, Comparison]], of: Callable[[Comparison], It
     ]
 
 
-def _machines_alone(folders: Iterable[Folder], paired: Sequence[Folder], other: Path) -> list[str]:
+def _machines_alone(folders: Iterable[CommitResults], paired: Sequence[CommitResults], other: Path) -> list[str]:
     """A sentence for machines that only one of two folders has."""
     names = [one.machine_name for one in folders if one not in paired]
     return [f"not compared, since not in {other}: what ran on {', '.join(names)}"] if names else []
 
 
-def compare_folders(old: Folder, new: Folder, noise: Mapping[Series, Prior]) -> Comparison:
+def compare_folders(old: CommitResults, new: CommitResults, noise: Mapping[FloorKey, Prior]) -> Comparison:
     """Compare two results folders, paired by case.
 
     Parameters
     ----------
-    old, new : Folder
+    old, new : CommitResults
         Measured on like machines.
     noise : mapping
         Between-process noise of each series, as far as it is known.
@@ -159,7 +161,7 @@ def _row(
     return Row(key.case, split, text, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
 
 
-def _streams(folder: Folder) -> list[float]:
+def _streams(folder: CommitResults) -> list[float]:
     """Stream bandwidth around every timed round."""
     return [value for one in folder.records for value in one.samples("stream_gb_per_s")]
 
@@ -175,7 +177,7 @@ def _speed_is_worse(rows: Mapping[Key, Row]) -> bool:
     return any(not key.relative or key.case.setting not in faster for key in bad)
 
 
-def _alone(one: Folder, other: Folder) -> list[str]:
+def _alone(one: CommitResults, other: CommitResults) -> list[str]:
     """Sentences about cases that only one of two folders has, or has a good record of."""
     failed = failed_cases(other.lines)
     lost = {key for key, record in failed.items() if says_nothing(record)}

@@ -8,7 +8,7 @@ from tda.changes import detect
 from tda.changes.alternate import GIVE_UP
 from tda.changes.compare import Row, quality_row
 from tda.changes.detect import FAMILY, Pair
-from tda.changes.effects import MIN_BLOCKS, Effect, Prior, Values, effect
+from tda.changes.effects import MIN_BLOCKS, Effect, Prior, effect
 from tda.changes.messages import WHAT
 from tda.changes.quality import QualityMove, quality_moves
 from tda.changes.series import Blocks, Key
@@ -16,6 +16,7 @@ from tda.changes.workbench import CommitBench, NotMeasuredError, check_measured,
 from tda.config import BenchConfig
 from tda.history.nights import Unit
 from tda.history.repository import short
+from tda.statistics import Values
 
 LEVEL = 0.99
 """Level of the interval that must not hold the middle."""

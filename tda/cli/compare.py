@@ -65,14 +65,14 @@ def compare(
 
 
 def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
-    from tda.changes.folder import Folder
+    from tda.changes.folder import CommitResults
     from tda.changes.folder_floors import measure_floor
     from tda.changes.folders import compare_machines
 
-    folders = Folder.read_machines(old), Folder.read_machines(new)
+    folders = CommitResults.read_machines(old), CommitResults.read_machines(new)
     if blocks is not None:
         with o.measuring(bench.work):
-            measure_floor(bench, Folder.read(old), Folder.read(new), blocks)
+            measure_floor(bench, CommitResults.read(old), CommitResults.read(new), blocks)
     return compare_machines(*folders, bench.floors.known())
 
 

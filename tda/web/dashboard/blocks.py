@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tda.changes.effects import MIN_BLOCKS, Values, effect
+from tda.changes.effects import MIN_BLOCKS, effect
 from tda.derived import DERIVED
 from tda.records import MEASUREMENTS, Measurement, MeasurementKind, measurement_kind
-from tda.statistics import Estimate, arithmetic, bootstrap, by_group, typical
+from tda.statistics import Estimate, Values, arithmetic, bootstrap, by_group, typical
 from tda.web.theme.style import rank
 
 RATIO, DELTA, KL, SETS = "decode_to_dense", "delta_nll_nats", "kl_to_dense_nats", "selection_digest"
