@@ -25,7 +25,7 @@ from tda.records import Measurement, Record, merge
 from tda.results import load, write_whole
 from tda.statistics import Estimate, bootstrap, by_group, geometric, paired_difference
 from tda.web.report import build_report
-from tda.web.report.comparison import settings
+from tda.web.report.setting import settings
 from tda.web.theme.formatting import MISSING, interval, size
 
 MODELS = (WIDE, "ref:swiglu", "ref:relu", "ref:geglu")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tda.bench.plan import only, plan_of
+from tda.bench.planning import only, plan_of
 from tda.changes import alternate
 from tda.changes.alternate import Grid, Runner, Task, block, design, measure
 from tda.changes.builds import Build

@@ -19,12 +19,13 @@ from scipy import stats
 
 from tda.bench.planning import only, plan_of
 from tda.cases import Case
-from tda.changes import folders, workbench
+from tda.changes import folder_floors, workbench
 from tda.changes.compare import Judged, unjudged
 from tda.changes.detect import Pair
 from tda.changes.effects import Prior
-from tda.changes.floor import Floors, Series, floors_of, single
-from tda.changes.folders import Folder, compare_folders
+from tda.changes.floor import FloorKey, Floors, floors_of, single
+from tda.changes.folder import CommitResults
+from tda.changes.folders import compare_folders
 from tda.changes.series import Key
 from tda.changes.workbench import Workbench
 from tda.config import BenchConfig
@@ -727,7 +728,7 @@ def noisy_units(processes: int, sigma: float, seed: int = 0, **fields: Any) -> l
     ]
 
 
-DECODE = Series(nights.MACHINE.fingerprint, nights.record().case.key, "decode")
+DECODE = FloorKey(nights.MACHINE.fingerprint, nights.record().case.key, "decode")
 
 
 def test_a_floor_is_what_single_processes_stay_within(cache: Path) -> None:
@@ -787,7 +788,7 @@ def test_versions_of_this_package_share_a_machine() -> None:
 def test_a_comparison_of_commits_teaches_the_floor(world: World, tda: Callable[..., Told]) -> None:
     tda("compare", world.commit(), world.commit(factors(all_decode_ms=2)), *SPEED)
     dense = plan_of(BenchConfig(models="shape:25m")).cases()[0]
-    noise = Floors().known()[Series.of(nights.MACHINE, Key("decode", dense))]
+    noise = Floors().known()[FloorKey.of(nights.MACHINE, Key("decode", dense))]
     assert noise.dof == 2 * 6 - 1  # both installs of the old one, six blocks
     assert math.sqrt(noise.variance) == pytest.approx(world.noise, rel=0.6)
 
@@ -802,7 +803,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(world: World, tda: Callabl
 def test_the_floor_of_folders_is_measured_on_request(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (folders, workbench):
+    for module in (folder_floors, workbench):
         monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     old, new = folder(tmp_path / "old"), folder(tmp_path / "new1")
     code, rows, err = tda("compare", old, new, "--measure-floor", "--blocks", 5)
@@ -821,7 +822,7 @@ def test_the_floor_of_folders_is_measured_on_request(
 def test_floors_of_unlike_sizes_are_measured_apart(
     world: World, tda: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (folders, workbench):
+    for module in (folder_floors, workbench):
         monkeypatch.setattr(module, "machine", lambda name: nights.MACHINE)
     paths = folder(tmp_path / "old"), folder(tmp_path / "new1")
     for path in paths:
@@ -851,7 +852,7 @@ def test_comparing_folders_reads_every_setting_apart(cache: Path) -> None:
     for path, times in zip(paths, (30.0, 60.0), strict=True):
         case = a_case("griffin", prompt_tokens=128)
         append(path, [a_record(case, n, nights.MACHINE, False, {"decode_ms": [times]}) for n in range(1, 8)])
-    found = compare_folders(*map(Folder.read, paths), Floors().known())
+    found = compare_folders(*map(CommitResults.read, paths), Floors().known())
     ratios = {
         row.case.prompt_tokens: row.ratio for row in found.rows if (row.case.method, row.split) == ("griffin", "decode")
     }
@@ -919,14 +920,14 @@ def test_a_floor_is_measured_within_its_time(
 
 
 def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tda.changes import folders
-    from tda.changes.folders import Folder, measure_floor
+    from tda.changes.folder import CommitResults
+    from tda.changes.folder_floors import measure_floor
     from tda.results import append
     from tests.test_compare import a_case, a_record, folder
 
-    monkeypatch.setattr(folders, "machine", lambda name: nights.MACHINE)
+    monkeypatch.setattr(folder_floors, "machine", lambda name: nights.MACHINE)
     monkeypatch.setattr(workbench, "machine", lambda name: nights.MACHINE)
-    monkeypatch.setattr(folders, "check_measured", lambda units, commit: None)
+    monkeypatch.setattr(folder_floors, "check_measured", lambda units, commit: None)
     paths = folder(tmp_path / "old"), folder(tmp_path / "new1")
     for path in paths:
         for number in range(1, 8):
@@ -937,7 +938,7 @@ def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.
         Workbench, "run_for", lambda self, name, builds, grid, most, seconds: given.append(seconds) or []
     )
     bench_ = Workbench(out=tmp_path, work=tmp_path, say=lambda told: None)
-    measure_floor(bench_, *map(Folder.read, paths), 8)
+    measure_floor(bench_, *map(CommitResults.read, paths), 8)
     assert given == [60.0, 60.0]
 
 

@@ -434,8 +434,8 @@ def test_select_is_statistic_and_selection() -> None:
     assert found[Key("select", nights.case("griffin"))] == 7.5
 
 
-def levels(values: object, night: int = 0) -> list[drift.Level]:
-    return [drift.Level(float(value), night) for value in np.asarray(values)]
+def levels(values: object, night: int = 0) -> list[drift.AnchorChange]:
+    return [drift.AnchorChange(float(value), night) for value in np.asarray(values)]
 
 
 def test_change_points_and_shapes() -> None:
@@ -466,7 +466,7 @@ def test_a_fit_is_the_least_squares_one(commits: int, nights_: int, seed: int) -
     draw = np.random.default_rng(seed)
     values = draw.normal(0, 3, commits)
     night = np.sort(draw.integers(0, nights_, commits))
-    found = drift.shape([drift.Level(v, int(g)) for v, g in zip(values, night, strict=True)], 2**0.5)
+    found = drift.shape([drift.AnchorChange(v, int(g)) for v, g in zip(values, night, strict=True)], 2**0.5)
     inverse = np.linalg.inv(np.eye(commits) + (night[:, None] == night[None, :]))
 
     def squares(design: np.ndarray) -> float:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tda.bench.plan import plan_for
+from tda.bench.planning import plan_for
 from tda.changes.builds import Builds
 from tda.history.findings import Alarms, Finding
 from tda.history.nights import History, Night
@@ -23,6 +24,7 @@ from tda.nightly.config import Decision, load_config, load_decisions
 from tda.nightly.night import NightRun
 from tda.nightly.publish import write_account
 from tda.nightly.report import account
+from tda.nightly.spare import SpareTime
 from tda.profiler.records import KernelRow
 from tda.records import Record
 from tests import nights, planted, profiles
@@ -314,14 +316,13 @@ def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene) ->
     scene.night(since=made[0])
     assert not (scene.history.folder / PROFILES_FOLDER).exists()
     scene.repository.commit("Slower still", records(8.0, 3.1, 2.0))
-    later = NightRun._explain
+    later = SpareTime.explain
 
-    def at_the_cap(run: NightRun, night: Night) -> None:
-        run._deadline = time.monotonic()
-        later(run, night)
+    def at_the_cap(spare: SpareTime, night: Night) -> None:
+        later(replace(spare, deadline=time.monotonic()), night)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NightRun, "_explain", at_the_cap)
+        patch.setattr(SpareTime, "explain", at_the_cap)
         scene.night(alarm_processes=2)
     assert any("no time left to profile what changed at" in sentence for sentence in scene.said)
     assert not (scene.history.folder / PROFILES_FOLDER).exists()

@@ -25,10 +25,11 @@ from tda.records import Commit, Flag, Machine, Measurement, Record, merge
 from tda.results import append
 from tda.statistics import Estimate, bootstrap, paired_difference, speedup
 from tda.web.report import Report, build_report, doubts, summary_rows
-from tda.web.report.comparison import Comparison, settings
+from tda.web.report.comparison import Comparison
 from tda.web.report.curves import draw_curves, over_sparsity
 from tda.web.report.gather import gather
 from tda.web.report.sections import SECTIONS
+from tda.web.report.setting import settings
 from tda.web.report.table import COLUMNS
 from tda.web.report.tradeoff import tradeoffs
 from tda.web.theme.figures import case_axes, handle, label_axes, legend, settle

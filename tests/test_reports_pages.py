@@ -36,7 +36,7 @@ from tda.web.dashboard.formatting import change_text, level_text
 from tda.web.dashboard.pages import PAGES, navigation
 from tda.web.dashboard.pages import frontier as frontier_module
 from tda.web.dashboard.pages import over_time as over_time_module
-from tda.web.dashboard.pages.frontier import VIEWS, Journey, Spot, dominator, frontiers
+from tda.web.dashboard.pages.frontier import VIEWS, FrontierPoint, Journey, dominator, frontiers
 from tda.web.dashboard.site import write_site
 from tda.web.dashboard.trends import shows_in, trends
 from tda.web.theme.figures import STYLE
@@ -563,9 +563,9 @@ def test_damaged_alarms_are_named(tmp_path: Path) -> None:
 # The frontier.
 
 
-def a_spot(method: str, x: float, y: float, sparsity: float = 0.5) -> Spot:
+def a_spot(method: str, x: float, y: float, sparsity: float = 0.5) -> FrontierPoint:
     facts = CaseFacts("", None, "", f"{method} {sparsity} on m", f"{method} {sparsity}", method, sparsity)
-    return Spot(facts, *(Estimate(value, None, None, 1) for value in (x, y)))
+    return FrontierPoint(facts, *(Estimate(value, None, None, 1) for value in (x, y)))
 
 
 def test_dominated_points() -> None:

@@ -29,8 +29,8 @@ from tda.process import alone
 from tda.records import Failure, Record
 from tda.results import append_lines, load
 from tda.web.report import build_report, doubts, verdict_rows
-from tda.web.report.comparison import settings
 from tda.web.report.gather import gather
+from tda.web.report.setting import settings
 from tda.web.report.table import frame
 from tda.worth import DEFAULT
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.cases import Inputs
 from tda.changes.detect import Pair, effects, step_pairs
 from tda.changes.floor import floors_of

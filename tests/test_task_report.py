@@ -18,10 +18,11 @@ from tda.records import Commit, Flag, Measurement, Record, TaskFacts
 from tda.statistics import Estimate, item_difference, item_score
 from tda.tasks import Item
 from tda.web.report import build_report, summary_rows
-from tda.web.report.comparison import Comparison, Setting, settings
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import gather
 from tda.web.report.items import MOST_ITEMS, MOST_WORDS, marked
 from tda.web.report.paper import Paper, paper_frame
+from tda.web.report.setting import Setting, settings
 from tda.web.report.tasks import headline, task_scores, unlike
 from tda.web.report.verdicts import verdict_rows
 from tda.worth import DEFAULT

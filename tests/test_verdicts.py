@@ -11,7 +11,7 @@ import pytest
 
 from tda.records import Flag, Measurement, Record
 from tda.web.report import judged_rows, verdict_rows
-from tda.web.report.comparison import settings
+from tda.web.report.setting import settings
 from tda.web.report.verdicts import judged, worth
 from tda.worth import DEFAULT, WorthRule
 from tests.test_reporting import Tags, a_case, a_line, again, report_of, scored, speed_lines, timed

@@ -7,7 +7,8 @@ from itertools import pairwise
 from benchmarks.doc_tables.source import SMALL, TITLES, WIDE, TableRows, page_table, records_of, told
 from benchmarks.reference import ORDER, ReferenceQuality
 from tda.statistics import Estimate, by_group, geometric, item_score
-from tda.web.report.comparison import Comparison, settings
+from tda.web.report.comparison import Comparison
+from tda.web.report.setting import settings
 from tda.web.theme.formatting import MISSING, size
 
 PER_PROMPT = ("griffin", "tda")

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tda.bench.plan import plan_of
+from tda.bench.planning import plan_of
 from tda.changes import detect, drift
 from tda.changes.detect import Rules
 from tda.changes.effects import prior, resolution
 from tda.changes.messages import named
-from tda.changes.series import Blocks, Build, Key, numbers
+from tda.changes.series import Blocks, BuildKey, Key, numbers
 from tda.history.nights import History
 from tda.nightly.config import load_config
 
@@ -32,14 +32,14 @@ PROOF = load_config(Path(__file__).resolve().parent / "proof.toml")
 SIZES = (0.02, 0.05, 0.10, 0.20)
 POWER_COMMITS = 6
 
-PlantedChange = Callable[[Key, Build], float]
+PlantedChange = Callable[[Key, BuildKey], float]
 """Factor by which a series of a build is changed."""
 Process = dict[Key, float]
 Pool = list[list[Process]]
 """Measured blocks: the numbers of each process, in the order in which they ran."""
 
 
-def unchanged(key: Key, build: Build) -> float:
+def unchanged(key: Key, build: BuildKey) -> float:
     """No change."""
     return 1.0
 
@@ -73,7 +73,11 @@ def pool(frame: pd.DataFrame) -> Pool:
 
 
 def synthetic(
-    measured: Pool, builds: Sequence[Build], blocks: int, draw: np.random.Generator, change: PlantedChange = unchanged
+    measured: Pool,
+    builds: Sequence[BuildKey],
+    blocks: int,
+    draw: np.random.Generator,
+    change: PlantedChange = unchanged,
 ) -> Blocks:
     """Blocks of a synthetic night: each takes as many neighbouring processes as it needs from a measured one."""
     made = Blocks()
@@ -92,7 +96,7 @@ def judge(
 ) -> list[detect.Change]:
     """The changes that a night finds: first blocks and fresh ones come from different measured blocks."""
     line = [str(number) for number in range(commits + 1)]
-    builds: list[Build] = [("0", "control"), *((commit, "commit") for commit in line)]
+    builds: list[BuildKey] = [("0", "control"), *((commit, "commit") for commit in line)]
     order = draw.permutation(len(measured))
     halves = [[measured[place] for place in half] for half in np.array_split(order, 2)]
     first = synthetic(halves[0], builds, CONFIG.blocks, draw, change)
@@ -104,7 +108,7 @@ def judge(
     if not suspects:
         return []
     involved = {commit for suspect in suspects for commit in (suspect.pair.old, suspect.pair.new)}
-    again: list[Build] = [(commit, "commit") for commit in line if commit in involved]
+    again: list[BuildKey] = [(commit, "commit") for commit in line if commit in involved]
     fresh = synthetic(halves[1], again, CONFIG.confirm_blocks, draw, change)
     return detect.changes(fresh, detect.confirm(fresh, suspects, priors), priors, rules)
 
@@ -148,7 +152,7 @@ def floor(measured: Pool, key: Key) -> float:
 def _found(measured: Pool, key: Key, size: float, number: int) -> bool:
     at = POWER_COMMITS // 2
 
-    def change(other: Key, build: Build) -> float:
+    def change(other: Key, build: BuildKey) -> float:
         same = other.split == key.split and other.case == key.case
         return 1 + size if same and int(build[0]) >= at else 1.0
 

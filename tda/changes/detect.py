@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tda.cases import Case
-from tda.changes.effects import MIN_BLOCKS, Effect, Prior, Values, effect, holm, prior
+from tda.changes.effects import MIN_BLOCKS, Effect, Prior, effect, holm, prior
 from tda.changes.series import Blocks, Key
 from tda.history.findings import Scope, Shape, Split, Verdict
+from tda.statistics import Values
 
 SUSPECT = 0.003
 """Level of the first test of one step of one series: about one false suspect a night of twenty commits."""

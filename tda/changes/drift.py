@@ -17,8 +17,9 @@ import ruptures
 from numpy.typing import NDArray
 
 from tda.changes.detect import Pair, Rules, Suspect, differences
-from tda.changes.effects import MIN_BLOCKS, Effect, Prior, Values, effect, resolution
+from tda.changes.effects import MIN_BLOCKS, Effect, Prior, effect, resolution
 from tda.changes.series import Blocks, Key
+from tda.statistics import Values
 
 SHORTEST = 3
 """Commits that a stretch must have."""
@@ -29,7 +30,7 @@ PLAIN = 1e-5
 
 
 @dataclass(frozen=True)
-class Level:
+class AnchorChange:
     """Change of a commit against the anchor: log ratio, and the number of the night that measured it."""
 
     value: float
@@ -62,12 +63,12 @@ def change_points(signal: Values) -> list[int]:
     return [int(place) for place in search.predict(pen=penalty(len(signal)))[:-1]]
 
 
-def shape(levels: Sequence[Level], error: float) -> Fit | None:
+def shape(levels: Sequence[AnchorChange], error: float) -> Fit | None:
     """The best single step or ramp of a stretch in which something moves; None where nothing does.
 
     Parameters
     ----------
-    levels : sequence of Level
+    levels : sequence of AnchorChange
         In order of commits.
     error : float
         Standard error of the difference of two builds in the same blocks.
@@ -149,17 +150,17 @@ class Search:
                     found.append(Suspect(pair, key, Effect(size, error, noise.dof)))
         return found
 
-    def levels(self, nights: Sequence[Blocks], key: Key) -> dict[str, Level]:
+    def levels(self, nights: Sequence[Blocks], key: Key) -> dict[str, AnchorChange]:
         """Level of each commit, as the night that measured it last has it."""
         found = {}
         for number, blocks in enumerate(nights):
             for commit in self.line[-LONGEST:]:
                 values = differences(blocks, key, Pair(commit, self.anchor))
                 if len(values) >= MIN_BLOCKS:
-                    found[commit] = Level(effect(values).log_ratio, number)
+                    found[commit] = AnchorChange(effect(values).log_ratio, number)
         return found
 
-    def _pairs(self, levels: Mapping[str, Level], error: float, plain: Collection[str]) -> Iterator[Pair]:
+    def _pairs(self, levels: Mapping[str, AnchorChange], error: float, plain: Collection[str]) -> Iterator[Pair]:
         for stretch in stretches([commit for commit in self.line if commit in levels], plain):
             fit = shape([levels[commit] for commit in stretch], error)
             if fit is not None:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Values = NDArray[np.float64]
+from tda.statistics import Values
+
 TRIM = 0.2
 """Share of the blocks cut off at either end."""
 PRIOR_WEIGHT = 2.0

@@ -29,7 +29,7 @@ NEWEST = 10
 MIN_PROCESSES = 4
 
 
-class Series(NamedTuple):
+class FloorKey(NamedTuple):
     """What a floor is of: a machine without its version of this package, a case by its key, and what is measured."""
 
     machine: str
@@ -38,7 +38,7 @@ class Series(NamedTuple):
     relative: bool = False
 
     @classmethod
-    def of(cls, machine: Machine, key: Key) -> "Series":
+    def of(cls, machine: Machine, key: Key) -> "FloorKey":
         """Of a series on a machine, whatever grid and text it was measured in."""
         return cls(machine.fingerprint, key.case.key, key.split, key.relative)
 
@@ -56,9 +56,9 @@ class Floor(Frozen):
     dof: int = Field(ge=1)
 
     @property
-    def series(self) -> Series:
+    def series(self) -> FloorKey:
         """What it is of."""
-        return Series(self.machine, self.case, self.split, self.relative)
+        return FloorKey(self.machine, self.case, self.split, self.relative)
 
 
 def unlike(one: Machine, other: Machine) -> str:
@@ -69,11 +69,11 @@ def unlike(one: Machine, other: Machine) -> str:
 
 def floors_of(source: str, units: Iterable[Unit], commit: str) -> list[Floor]:
     """The noise of one commit's processes, both installs of it, in the first blocks."""
-    values: dict[tuple[Series, str], dict[Key, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[tuple[FloorKey, str], dict[Key, list[float]]] = defaultdict(lambda: defaultdict(list))
     for unit in units:
         if unit.commit == commit and unit.stage == "first" and unit.status == "ok":
             for key, value in numbers(unit.records, unit.grid).items():
-                values[Series.of(unit.records[0].machine, key), str(key.case)][key].append(value)
+                values[FloorKey.of(unit.records[0].machine, key), str(key.case)][key].append(value)
     found = []
     for (series, told), grids in values.items():
         logs = [np.log(held) for held in grids.values() if len(held) >= MIN_PROCESSES]
@@ -105,13 +105,13 @@ class Floors:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_lines(self.path, lines)
 
-    def known(self) -> dict[Series, Prior]:
+    def known(self) -> dict[FloorKey, Prior]:
         """Noise of every series, pooled over its newest sources."""
-        newest: dict[tuple[Series, str], Floor] = {}
+        newest: dict[tuple[FloorKey, str], Floor] = {}
         for floor in self._read():
             newest.pop((floor.series, floor.source), None)  # so that its place is that of the last line
             newest[floor.series, floor.source] = floor
-        found: dict[Series, list[Floor]] = defaultdict(list)
+        found: dict[FloorKey, list[Floor]] = defaultdict(list)
         for (series, _), floor in newest.items():
             found[series].append(floor)
         return {series: _pool(floors[-NEWEST:]) for series, floors in found.items()}

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tda.cases import Case, taken_for
-from tda.changes.effects import Values
 from tda.history.findings import Split
 from tda.history.nights import Role, Stage, Unit
 from tda.records import Record
-from tda.statistics import by_group, is_baseline
+from tda.statistics import Values, by_group, is_baseline
 
 
 class Key(NamedTuple):
@@ -83,7 +82,7 @@ def _rounds(record: Record, name: str) -> dict[int, float]:
     return by_group(record.measurements[name]) if record.samples(name) else {}
 
 
-Build = tuple[str, Role]
+BuildKey = tuple[str, Role]
 
 
 class Blocks:
@@ -96,7 +95,7 @@ class Blocks:
     """
 
     def __init__(self, units: Iterable[Unit] = (), stage: Stage = "first") -> None:
-        self._values: dict[Key, dict[Build, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+        self._values: dict[Key, dict[BuildKey, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
         for unit in units:
             if unit.stage == stage and unit.status == "ok":
                 for key, value in numbers(unit.records, unit.grid).items():
@@ -105,7 +104,7 @@ class Blocks:
             for build, values in self._values.pop(key).items():
                 self._values[self._standing_for(key)][build] |= values
 
-    def put(self, key: Key, build: Build, block: int, value: float) -> None:
+    def put(self, key: Key, build: BuildKey, block: int, value: float) -> None:
         """Add the number of one process."""
         self._values[key][build][block] = value
 
@@ -114,7 +113,7 @@ class Blocks:
         """All series, in a fixed order."""
         return sorted(self._values, key=lambda key: (str(key), key.case.key, key.grid, key.inputs))
 
-    def of(self, key: Key) -> Mapping[Build, Mapping[int, float]]:
+    def of(self, key: Key) -> Mapping[BuildKey, Mapping[int, float]]:
         """Values of one series by build and block, whether or not its builds told their inputs."""
         return self._values.get(key) or self._values.get(self._standing_for(key), {})
 
@@ -123,7 +122,7 @@ class Blocks:
         known = {other.inputs for other in self._values if other._replace(inputs="") == key._replace(inputs="")}
         return key._replace(inputs=taken_for(key.inputs, known))
 
-    def differences(self, key: Key, new: Build, old: Build) -> Values:
+    def differences(self, key: Key, new: BuildKey, old: BuildKey) -> Values:
         """Log ratios of two builds over the blocks that both ran in."""
         above, below = (self.of(key).get(build, {}) for build in (new, old))
         common = sorted(above.keys() & below.keys())

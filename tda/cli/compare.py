@@ -43,7 +43,7 @@ def compare(
     process was killed or whose worker was lost is none. "cannot tell" is a verdict, and where nothing is worse, exit
     code 3. An interrupted comparison goes on with the same command.
     """
-    from tda.changes.folders import is_folder
+    from tda.changes.folder import is_folder
     from tda.changes.workbench import CommitBench, Workbench
     from tda.history.repository import Repository
 
@@ -65,12 +65,14 @@ def compare(
 
 
 def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
-    from tda.changes.folders import Folder, compare_machines, measure_floor
+    from tda.changes.folder import CommitResults
+    from tda.changes.folder_floors import measure_floor
+    from tda.changes.folders import compare_machines
 
-    folders = Folder.read_machines(old), Folder.read_machines(new)
+    folders = CommitResults.read_machines(old), CommitResults.read_machines(new)
     if blocks is not None:
         with o.measuring(bench.work):
-            measure_floor(bench, Folder.read(old), Folder.read(new), blocks)
+            measure_floor(bench, CommitResults.read(old), CommitResults.read(new), blocks)
     return compare_machines(*folders, bench.floors.known())
 
 

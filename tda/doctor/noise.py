@@ -11,7 +11,7 @@ from tda.changes.alternate import Grid
 from tda.changes.builds import Build
 from tda.changes.effects import Effect, Prior
 from tda.changes.floor import MIN_PROCESSES, Floor, floors_of, single
-from tda.changes.folders import INSTALLED
+from tda.changes.folder_floors import INSTALLED
 from tda.changes.series import split_name
 from tda.changes.workbench import NotMeasuredError, Workbench, check_measured, speed_grid
 from tda.config import BenchConfig

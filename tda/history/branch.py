@@ -17,7 +17,7 @@ IDENTITY = {
 
 
 @dataclass(frozen=True)
-class Place:
+class HistoryLocation:
     """A history and, where it is a branch, how to save it."""
 
     history: History
@@ -34,7 +34,7 @@ class Place:
             self.branch.git("update-ref", "HEAD", made)
 
 
-def open_history(repository: Repository, name: str) -> Place:
+def open_history(repository: Repository, name: str) -> HistoryLocation:
     """Open a history by folder, or by ``branch:NAME``; a branch that is not there is begun, without a parent.
 
     Raises
@@ -43,7 +43,7 @@ def open_history(repository: Repository, name: str) -> Place:
         If the branch cannot be checked out.
     """
     if not name.startswith(PREFIX):
-        return Place(History(Path(name)))
+        return HistoryLocation(History(Path(name)))
     branch, folder = name.removeprefix(PREFIX), repository.folder / WORKTREE
     repository.git("check-ref-format", "--branch", branch)
     if not (folder / ".git").exists():
@@ -56,7 +56,7 @@ def open_history(repository: Repository, name: str) -> Place:
     there = checkout.git("rev-parse", "--symbolic-full-name", "HEAD").removeprefix("refs/heads/")
     if there != branch:
         raise ValueError(f"{folder} has {there!r} checked out, not {branch!r}")
-    return Place(History(folder), checkout)
+    return HistoryLocation(History(folder), checkout)
 
 
 def _begin(repository: Repository, branch: str) -> None:

@@ -17,7 +17,7 @@ ACCOUNT = "nightly.md"
 
 
 @dataclass(frozen=True)
-class Told:
+class PublishedReport:
     """What was written: the account's path, the alarms that its night raised, and what was skipped."""
 
     path: Path
@@ -25,7 +25,7 @@ class Told:
     problems: tuple[str, ...]
 
 
-def write_account(history: History, decisions: Path, out: Path, smallest: float = Rules.smallest) -> Told:
+def write_account(history: History, decisions: Path, out: Path, smallest: float = Rules.smallest) -> PublishedReport:
     """Write the newest finished night's account and the alarms as they stand.
 
     Relative changes below `smallest` are not worth telling.
@@ -47,4 +47,4 @@ def write_account(history: History, decisions: Path, out: Path, smallest: float 
     problems += [*unknown, *history.units(finished[-1].id)[1], *profiles.problems]
     path = out / ACCOUNT
     write_whole(path, account(finished[-1], alarms, problems, profiles))
-    return Told(path, raised, tuple(problems))
+    return PublishedReport(path, raised, tuple(problems))

@@ -19,7 +19,7 @@ HOST = "(host)"
 a kernel was launched only when the device had nothing left to run."""
 RowKey = tuple[str, str, str, str]
 """Phase, part, operator and kernel."""
-Role = Literal["weights", "other", "framework"]
+OperatorRole = Literal["weights", "other", "framework"]
 """Operators that read the model's weights; other operators; Python and the layers of torch between them."""
 
 
@@ -49,7 +49,7 @@ class KernelRow(Frozen):
         return self.part in FFN_PARTS or self.part in ("statistic", "selection", "gather")
 
     @property
-    def role(self) -> Role:
+    def role(self) -> OperatorRole:
         """What kind of time it is."""
         if not self.op:
             return "framework"

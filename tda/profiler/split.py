@@ -15,7 +15,7 @@ COMPONENTS = (
 """Components of a decode step, from what no code can save to what no profile shows."""
 
 
-class Split(NamedTuple):
+class StepComponents(NamedTuple):
     """Milliseconds of a decode step by component, in the order of `COMPONENTS`; they sum to the timed step."""
 
     bandwidth: float
@@ -39,8 +39,8 @@ class Gap(NamedTuple):
 
     speedup: float
     limit: float
-    at_limit: Split
-    method: Split
+    at_limit: StepComponents
+    method: StepComponents
 
     @property
     def components(self) -> tuple[float, ...]:
@@ -48,7 +48,7 @@ class Gap(NamedTuple):
         return tuple(own - bound for own, bound in zip(self.method, self.at_limit, strict=True))
 
 
-def split(profile: Profile) -> Split:
+def split(profile: Profile) -> StepComponents:
     """Split the timed decode step of a profile.
 
     The weights' bytes over the stream bandwidth around the timed steps come first; then what the profile shows of the
@@ -60,11 +60,13 @@ def split(profile: Profile) -> Split:
     spent = dict.fromkeys(("weights", "other", "framework"), 0.0)
     for row in profile.rows("decode"):
         spent[row.role] += row.self_ms
-    return Split(bound, spent["weights"] - bound, spent["other"], spent["framework"], timed - sum(spent.values()))
+    return StepComponents(
+        bound, spent["weights"] - bound, spent["other"], spent["framework"], timed - sum(spent.values())
+    )
 
 
 def gap(method: Profile, dense: Profile) -> Gap:
     """Hold a method's decode step against the dense one of the same run."""
     own, base = split(method), split(dense)
     limit = dense.step_bytes / method.step_bytes
-    return Gap(base.total / own.total, limit, Split(*(part / limit for part in base)), own)
+    return Gap(base.total / own.total, limit, StepComponents(*(part / limit for part in base)), own)

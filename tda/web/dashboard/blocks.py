@@ -4,18 +4,17 @@ A `Block` holds numbers of one source, machine and setting. Within it the proces
 are pooled, clean and dirty states apart.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from tda.changes.effects import MIN_BLOCKS, Values, effect
+from tda.changes.effects import MIN_BLOCKS, effect
 from tda.derived import DERIVED
-from tda.records import MEASUREMENTS, SPEED, Measurement, MeasurementKind, measurement_kind
-from tda.statistics import Estimate, arithmetic, bootstrap, by_group, typical
+from tda.records import MEASUREMENTS, Measurement, MeasurementKind, measurement_kind
+from tda.statistics import Estimate, Values, arithmetic, bootstrap, by_group, typical
 from tda.web.theme.style import rank
 
 RATIO, DELTA, KL, SETS = "decode_to_dense", "delta_nll_nats", "kl_to_dense_nats", "selection_digest"
@@ -245,7 +244,7 @@ def _level(metric: str, runs: Sequence[Run], failure: str | None) -> Level:
 def _difference(one: Run | None, other: Run | None) -> Estimate | None:
     if one is None or other is None:
         return None
-    values = [a - b for a, b in _paired(one, other).values()]
+    values = [a - b for a, b in paired(one, other).values()]
     return bootstrap(values) if values and np.isfinite(values).all() else None
 
 
@@ -273,116 +272,6 @@ def _changed(log_ratios: Values) -> Estimate:
     return Estimate(found.size, *found.bounds(), len(log_ratios))
 
 
-def _paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:
+def paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:
     """Values of the rounds or documents that two runs share."""
     return {group: (value, other.groups[group]) for group, value in one.groups.items() if group in other.groups}
-
-
-# From rows of the tidy table.
-
-
-def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
-    """All blocks: by source, what was measured last first.
-
-    Parameters
-    ----------
-    rows : iterable
-        Rows of the tidy table, None where something is unknown.
-    order : sequence of str
-        All commits in the order of history.
-    """
-    held: dict[tuple[str, str, str], Block] = {}
-    for row in rows:
-        # The second install of the anchor and the second dense run of a round measure noise, not the commit.
-        if not row.commit or row.case is None or row.control or row.role == "control":
-            continue
-        key = (row.source, row.machine, _setting(row))
-        block = held.setdefault(key, Block(row.source, row.machine, row.machine_label, key[2]))
-        _file(block, row)
-    places = {commit: place for place, commit in enumerate(order)}
-    for block in held.values():
-        block.stops.sort(key=lambda stop: (places[stop.commit], stop.dirty, stop.change))
-        block.cases = dict(sorted(block.cases.items(), key=lambda entry: entry[1].order))
-        _derive(block)
-    ranks = list(SOURCES)
-    return tuple(sorted(held.values(), key=lambda block: (ranks.index(block.source), -places[block.stops[-1].commit])))
-
-
-def _file(block: Block, row: Any) -> None:
-    stop = Stop(row.commit, bool(row.dirty), row.change or "")
-    facts = CaseFacts(row.series, row.grid, row.case_key, row.case, row.name, row.method or "", row.sparsity)
-    block.cases.setdefault(row.series, facts)
-    block.on_gpu |= str(row.device or "").startswith("cuda")
-    if stop not in block.stops:
-        block.stops.append(stop)
-    if row.metric is None:
-        block.failures[row.series, stop] = row.missing
-        return
-    block.add(row.series, row.metric, stop, _run(row))
-
-
-def _run(row: Any) -> Run:
-    process = (row.night, row.grid, row.stage, row.block)
-    if row.metric in SPEED and (row.execution == "masked" or row.method == "oracle"):
-        reason = "masked execution and the oracle skip nothing: no speed"
-        return Run(process, Measurement.absent(row.metric, reason), None)
-    samples, groups = tuple(map(float, row.samples)), tuple(map(int, row.groups))
-    missing = None if samples else row.missing or "not measured"
-    measurement = Measurement(unit=row.unit, better=row.better, samples=samples, groups=groups, missing=missing)
-    known = row.value is not None
-    return Run(process, measurement, Estimate(row.value, row.low, row.high, len(set(groups))) if known else None)
-
-
-def _setting(row: Any) -> str:
-    """Model and sizes in words, as far as they are known."""
-    parts = [str(part) for part in (row.device, row.dtype) if part]
-    for name, value in (("batch", row.batch), ("prompt", row.prompt_tokens), ("new tokens", row.new_tokens)):
-        if value is not None:
-            parts.append(f"batch {value}" if name == "batch" else f"{value} {name}")
-    return " · ".join(part for part in (row.model, ", ".join(parts), row.setting) if part)
-
-
-def _derive(block: Block) -> None:
-    """Add decode time and NLL relative to dense, where no source gave them."""
-    for stop in block.stops:
-        dense = next((case for case, facts in block.cases.items() if facts.method == "dense"
-                      and (block.runs(case, "decode_ms", stop) or _likelihoods(block, case, stop))), None)  # fmt: skip
-        for case in block.cases:
-            if dense is None or case == dense:
-                continue
-            if block.source in PAIRING and not block.runs(case, RATIO, stop):
-                sides = (block.runs(case, "decode_ms", stop), block.runs(dense, "decode_ms", stop))
-                _compare(block, case, RATIO, stop, *sides, lambda a, b: a / b if b else math.nan)
-            sides = (_likelihoods(block, case, stop), _likelihoods(block, dense, stop))
-            _compare(block, case, DELTA, stop, *sides, lambda a, b: a - b)
-
-
-def _likelihoods(block: Block, case: str, stop: Stop) -> list[Run]:
-    """NLL by document; the logarithm of perplexity where that alone is there."""
-    found = block.runs(case, "nll_nats", stop)
-    return found or [
-        Run(run.process, Measurement.of("nll_nats", np.log(run.measurement.samples), run.measurement.groups), None)
-        for run in block.runs(case, "perplexity", stop)
-        if run.measurement.samples
-    ]
-
-
-def _compare(
-    block: Block,
-    case: str,
-    metric: str,
-    stop: Stop,
-    runs: Sequence[Run],
-    dense: Sequence[Run],
-    operation: Callable[[float, float], float],
-) -> None:
-    """File a metric that is paired with dense of the same process."""
-    kind, beside = KINDS[metric], {run.process: run for run in dense}
-    for run in runs:
-        paired = _paired(run, beside[run.process]) if run.process in beside else {}
-        if paired:
-            values = [operation(*both) for both in paired.values()]
-            measurement = Measurement(unit=kind.unit, better=kind.better, samples=tuple(values), groups=tuple(paired))
-            known = np.isfinite(values).all()
-            estimate = (bootstrap if is_quality(metric) else typical)(values) if known else None
-            block.add(case, metric, stop, Run(run.process, measurement, estimate))

@@ -18,7 +18,8 @@ from tda.history.profiles import PROFILES_FOLDER, Profiles, read_stores
 from tda.history.repository import CommitFacts, Repository
 from tda.history.table import Table, load_history
 from tda.records import Machine
-from tda.web.dashboard.blocks import Block, blocks_of
+from tda.web.dashboard.blocks import Block
+from tda.web.dashboard.filing import blocks_of
 
 ALARMS = "alarms.json"
 

@@ -13,7 +13,7 @@ NEWEST = 30
 
 
 @dataclass(frozen=True)
-class Pair:
+class CommitPair:
     """Two commits whose profiles are compared.
 
     Attributes
@@ -62,7 +62,7 @@ def before(evidence: Evidence, commit: KnownCommit) -> KnownCommit | None:
     return next(in_turn, None) or next(alike, None)
 
 
-def pairs(evidence: Evidence) -> list[Pair]:
+def pairs(evidence: Evidence) -> list[CommitPair]:
     """Every shown commit with the one before it, and the two commits of every alarm that was profiled."""
     held: dict[tuple[str, str], list[Finding]] = {}
     listed = shown(evidence)
@@ -73,14 +73,14 @@ def pairs(evidence: Evidence) -> list[Pair]:
     for finding in _explained(evidence):
         held.setdefault((finding.good, finding.commit), []).append(finding)
     known = evidence.by_hash
-    return [Pair(known[old], known[new], tuple(findings)) for (old, new), findings in held.items()]
+    return [CommitPair(known[old], known[new], tuple(findings)) for (old, new), findings in held.items()]
 
 
-def pair_of(evidence: Evidence, finding: Finding) -> Pair | None:
+def pair_of(evidence: Evidence, finding: Finding) -> CommitPair | None:
     """The comparison that explains an alarm; None where its commits were not both profiled."""
     if explanation(finding, evidence.profiles) is None:
         return None
-    return Pair(evidence.by_hash[finding.good], evidence.by_hash[finding.commit])
+    return CommitPair(evidence.by_hash[finding.good], evidence.by_hash[finding.commit])
 
 
 def kernels_of(evidence: Evidence, finding: Finding) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 
 from tda.profiler.roofline import points
 from tda.profiler.split import COMPONENTS, Gap
-from tda.web.profile.groups import PIECES, Group, Shown
+from tda.web.profile.groups import PIECES, Group, ShownProfile
 from tda.web.theme.figures import GRID, INK, MUTED, case_axes, label_axes, legend, new_axes, plain_ticks, row_text
 from tda.web.theme.formatting import number
 from tda.web.theme.style import UNTRUSTED, look
@@ -41,7 +41,7 @@ def step_figure(group: Group) -> Figure:
     return figure
 
 
-def gap_figure(shown: Shown, dense: Shown, gap: Gap) -> Figure:
+def gap_figure(shown: ShownProfile, dense: ShownProfile, gap: Gap) -> Figure:
     """Dense, the limit and the method, each split into the same components."""
     figure, axes = case_axes(f"What keeps {shown.label} from its limit", ["dense", "at the limit", shown.label])
     bars = (tuple(part * gap.limit for part in gap.at_limit), tuple(gap.at_limit), tuple(gap.method))

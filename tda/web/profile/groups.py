@@ -43,7 +43,7 @@ UNEXPLAINED = 0.2
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownProfile:
     """A profile with the folder it lies in, and those of the cases that it is shown beside."""
 
     folder: Path
@@ -97,12 +97,12 @@ class Group:
     ----------
     number : int
         Its place on the page, from 1.
-    shown : tuple of Shown
+    shown : tuple of ShownProfile
         The profiles, in the order of legends.
     """
 
     number: int
-    shown: tuple[Shown, ...]
+    shown: tuple[ShownProfile, ...]
 
     @property
     def first(self) -> Profile:
@@ -110,12 +110,12 @@ class Group:
         return self.shown[0].profile
 
     @property
-    def dense(self) -> Shown | None:
+    def dense(self) -> ShownProfile | None:
         """The dense profile, which every saving is against."""
         return next((shown for shown in self.shown if shown.profile.case.is_baseline), None)
 
     @property
-    def gaps(self) -> list[tuple[Shown, Gap]]:
+    def gaps(self) -> list[tuple[ShownProfile, Gap]]:
         """What keeps each method that skips anything from its limit."""
         dense = self.dense
         if dense is None:
@@ -154,13 +154,13 @@ def gather_profiles(folder: Path) -> list[Group]:
     return [Group(number, together(found)) for number, found in enumerate(held.values(), start=1)]
 
 
-def together(found: Sequence[tuple[Path, Profile]]) -> tuple[Shown, ...]:
+def together(found: Sequence[tuple[Path, Profile]]) -> tuple[ShownProfile, ...]:
     """Profiles of one setting and the folders they lie in, told from one another, in the order of legends."""
     beside = tuple(profile for _, profile in found)
-    return tuple(sorted((Shown(place, profile, beside) for place, profile in found), key=_order))
+    return tuple(sorted((ShownProfile(place, profile, beside) for place, profile in found), key=_order))
 
 
-def _order(shown: Shown) -> tuple[tuple[int, str], float]:
+def _order(shown: ShownProfile) -> tuple[tuple[int, str], float]:
     case = shown.profile.case
     return rank(case.method), case.sparsity or 0.0
 

@@ -17,7 +17,7 @@ from tda.profiler.store import KERNELS, MODULES
 from tda.results import write_whole
 from tda.spans import PHASES
 from tda.web.profile.figures import gap_figure, roofline_figure, step_figure
-from tda.web.profile.groups import PIECES, Group, Shown, gather_profiles, piece_of, verdicts
+from tda.web.profile.groups import PIECES, Group, ShownProfile, gather_profiles, piece_of, verdicts
 from tda.web.theme.figures import STYLE, inline, to_png, to_svg
 from tda.web.theme.formatting import MISSING, listed, number, size
 from tda.web.theme.pages import environment
@@ -105,7 +105,7 @@ class _Page:
         rows = [(shown.label, point) for shown in group.shown for point in points(shown.profile)]
         return {"figure": self._picture(f"roofline-{group.number}", figure), "rows": rows}
 
-    def _case(self, shown: Shown) -> dict[str, Any]:
+    def _case(self, shown: ShownProfile) -> dict[str, Any]:
         profile = shown.profile
         place = shown.folder.relative_to(self.folder).as_posix()
         return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from tda.records import FAKE, Commit, LeftOut, Machine, Record, turn
 from tda.results import load, results_path
 from tda.web.report.answers import Answers, last_of
-from tda.web.report.comparison import Setting, settings
+from tda.web.report.setting import Setting, settings
 
 
 @dataclass(frozen=True)

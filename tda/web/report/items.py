@@ -16,7 +16,7 @@ MOST_ITEMS = 500
 """Items of a task that the page holds: the first ones."""
 MOST_WORDS = 2000
 """An answer that is longer is shown without marks: comparing takes the square of it."""
-Part = tuple[str, str]
+DiffPart = tuple[str, str]
 """``"same"``, ``"added"`` or ``"removed"``, and the words."""
 
 
@@ -92,12 +92,12 @@ def _answer(item: Item | None, dense: Item | None, asked: Item) -> dict[str, Any
     }
 
 
-def marked(before: str, after: str) -> list[Part]:
+def marked(before: str, after: str) -> list[DiffPart]:
     """Words of one text with what was added to and removed from another, spaces kept."""
     old, new = _words(before), _words(after)
     if max(len(old), len(new)) > MOST_WORDS:
         return [("removed", before), ("added", after)]
-    parts: list[Part] = []
+    parts: list[DiffPart] = []
     for kind, start, end, first, last in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind == "equal":
             parts.append(("same", "".join(new[first:last])))

@@ -8,8 +8,9 @@ from functools import cached_property
 from tda.changes.quality import ROUNDING
 from tda.records import Machine
 from tda.statistics import LEVEL, MIN_GROUPS, Estimate, level_of, ratios, unpaired_ratio
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
+from tda.web.report.setting import Setting
 from tda.web.report.tasks import unlike
 from tda.web.theme.formatting import interval, number, size
 
@@ -149,9 +150,10 @@ def _steps(case: Comparison, *, baseline: bool) -> list[float]:
     """A value for each round: the decode step of dense, the speed-up of another; none where it is missing."""
     if baseline:
         return list(case.groups("decode_ms").values())
-    if case.dense is None or not (case.timed and Comparison(case.dense, case.dense).timed):
+    dense = case.dense_case
+    if dense is None or not (case.timed and dense.timed):
         return []
-    return list(ratios(case.dense.measurements["decode_ms"], case.record.measurements["decode_ms"]).values())
+    return list(ratios(dense.record.measurements["decode_ms"], case.record.measurements["decode_ms"]).values())
 
 
 def _kernels(cases: Mapping[str, Comparison]) -> str:

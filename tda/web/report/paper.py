@@ -9,8 +9,9 @@ import pandas as pd
 
 from tda.records import TaskFacts
 from tda.statistics import Estimate, average
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
+from tda.web.report.setting import Setting
 from tda.web.report.tasks import apart, unlike
 from tda.web.theme.formatting import MISSING, interval, share
 

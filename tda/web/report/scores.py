@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from tda.derived import Missing
 from tda.records import Record
 from tda.statistics import LEVEL, MARGIN, Estimate
-from tda.web.report.comparison import Comparison, Setting, settings
+from tda.web.report.comparison import Comparison
+from tda.web.report.setting import Setting, settings
 from tda.web.theme.formatting import MISSING, interval, number
 
 

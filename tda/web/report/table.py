@@ -11,8 +11,9 @@ import pandas as pd
 from tda.derived import NOT_FINITE, UNLIKE, Missing
 from tda.records import Record
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison, settings
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
+from tda.web.report.setting import settings
 from tda.web.theme.formatting import MISSING, interval, number
 
 Value = float | str | Estimate | None

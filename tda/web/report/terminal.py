@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tda.records import Record
-from tda.web.report.comparison import settings
+from tda.web.report.setting import settings
 from tda.web.report.table import summary_rows
 from tda.web.report.verdicts import judged, noise, worth
 from tda.worth import WorthRule

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
+from tda.web.report.setting import Setting
 
 
 @dataclass(frozen=True)

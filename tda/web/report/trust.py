@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from tda.records import Record
-from tda.web.report.comparison import Comparison, settings
+from tda.web.report.comparison import Comparison
+from tda.web.report.setting import settings
 
 
 def raised_flags(cases: Iterable[Comparison]) -> dict[str, list[str]]:

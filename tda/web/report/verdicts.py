@@ -8,8 +8,9 @@ from typing import Literal
 from tda.derived import Missing
 from tda.records import Record
 from tda.statistics import MARGIN, MIN_GROUPS, Estimate
-from tda.web.report.comparison import A_A, OF_QUALITY, Comparison, Setting, settings
+from tda.web.report.comparison import A_A, OF_QUALITY, Comparison
 from tda.web.report.sections import Block, Table
+from tda.web.report.setting import Setting, settings
 from tda.web.report.table import Cell, Column, named
 from tda.web.theme.formatting import MISSING, number
 from tda.worth import WorthRule

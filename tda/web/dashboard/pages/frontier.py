@@ -48,7 +48,7 @@ LEAST_MOVE = 7.0
 
 
 @dataclass(frozen=True)
-class View:
+class AxisPair:
     """Two metrics on two axes, the lower the better on both."""
 
     slug: str
@@ -61,14 +61,14 @@ class View:
 
 _TIME, _HARM = "Decode time / dense decode time", "ΔNLL to dense (nats per token)"
 VIEWS = (
-    View("ratio", "Relative to dense", RATIO, DELTA, _TIME, _HARM),
-    View("ms", "Milliseconds", "decode_ms", DELTA, "Decode step (ms)", _HARM),
-    View("kl", "KL instead of ΔNLL", RATIO, KL, _TIME, "KL to dense (nats per token)"),
+    AxisPair("ratio", "Relative to dense", RATIO, DELTA, _TIME, _HARM),
+    AxisPair("ms", "Milliseconds", "decode_ms", DELTA, "Decode step (ms)", _HARM),
+    AxisPair("kl", "KL instead of ΔNLL", RATIO, KL, _TIME, "KL to dense (nats per token)"),
 )
 
 
 @dataclass(frozen=True)
-class Spot:
+class FrontierPoint:
     """A case of one commit on a view."""
 
     facts: CaseFacts
@@ -85,18 +85,18 @@ class Spot:
         """Whether it is what the others are compared with."""
         return self.facts.method == "dense"
 
-    def beats(self, other: "Spot") -> bool:
+    def beats(self, other: "FrontierPoint") -> bool:
         """Whether it is as good on both axes and better on one."""
         return self.at != other.at and self.at[0] <= other.at[0] and self.at[1] <= other.at[1]
 
 
-def spots(block: Block, view: View, stop: Stop) -> list[Spot]:
+def spots(block: Block, view: AxisPair, stop: Stop) -> list[FrontierPoint]:
     """Cases that have both metrics at a stop, dense among them."""
     found = []
     for facts in block.cases.values():
         x, y = (_on_axis(block, facts, metric, stop) for metric in (view.x, view.y))
         if x is not None and y is not None:
-            found.append(Spot(facts, x, y))
+            found.append(FrontierPoint(facts, x, y))
     return found if any(not spot.is_dense for spot in found) else []
 
 
@@ -107,12 +107,12 @@ def _on_axis(block: Block, facts: CaseFacts, metric: str, stop: Stop) -> Estimat
     return found
 
 
-def dominator(spot: Spot, among: Sequence[Spot]) -> Spot | None:
+def dominator(spot: FrontierPoint, among: Sequence[FrontierPoint]) -> FrontierPoint | None:
     """Another spot that beats one; None for a spot on the frontier of all."""
     return next((other for other in among if other.beats(spot)), None)
 
 
-def frontiers(found: Sequence[Spot]) -> dict[str, list[Spot]]:
+def frontiers(found: Sequence[FrontierPoint]) -> dict[str, list[FrontierPoint]]:
     """For each method its own spots that no other of it beats, from fast to slow."""
     methods = sorted({spot.facts.method for spot in found if not spot.is_dense}, key=rank)
     own = {name: [spot for spot in found if spot.facts.method == name] for name in methods}
@@ -125,10 +125,10 @@ class Journey:
     """A block with the stops of one view that have spots, oldest first."""
 
     block: Block
-    view: View
+    view: AxisPair
     stops: tuple[Stop, ...]
 
-    def spots(self, place: int) -> list[Spot]:
+    def spots(self, place: int) -> list[FrontierPoint]:
         """Spots of the stop at a place."""
         return spots(self.block, self.view, self.stops[place])
 
@@ -177,7 +177,9 @@ def _told(evidence: Evidence, path: Journey, place: int) -> dict[str, object]:
     }
 
 
-def _row(block: Block, spot: Spot, found: Sequence[Spot], stop: Stop, old: Stop | None) -> dict[str, object]:
+def _row(
+    block: Block, spot: FrontierPoint, found: Sequence[FrontierPoint], stop: Stop, old: Stop | None
+) -> dict[str, object]:
     best = dominator(spot, found)
     cells = []
     for metric, relative in ((RATIO, True), ("decode_ms", True), (DELTA, False), (KL, False)):
@@ -268,12 +270,12 @@ def _name(artists: Sequence[Artist], place: int) -> None:
             arrow.set_gid(f"stop{place}-{number}000")
 
 
-def _point(spot: Spot) -> Point:
+def _point(spot: FrontierPoint) -> Point:
     text = "" if spot.facts.sparsity is None else f"{spot.facts.sparsity:.3g}"
     return Point(spot.facts.method, spot.facts.method, False, spot.x, spot.y, text)
 
 
-def _points(axes: Axes, found: Sequence[Spot], *, size: float = 1.0) -> None:
+def _points(axes: Axes, found: Sequence[FrontierPoint], *, size: float = 1.0) -> None:
     """Each method's frontier as a line, whiskers, and marks that are grey where another spot beats them."""
     for method, own in frontiers(found).items():
         style = curve_style(method)
@@ -291,7 +293,7 @@ def _points(axes: Axes, found: Sequence[Spot], *, size: float = 1.0) -> None:
         axes.plot(*spot.at, **mark, color=colour, markeredgewidth=0.6, linestyle="", zorder=3)
 
 
-def _ghost(axes: Axes, old: Spot, new: Spot) -> None:
+def _ghost(axes: Axes, old: FrontierPoint, new: FrontierPoint) -> None:
     """Where a case was, and an arrow to where it is now if that can be seen."""
     style = curve_style(new.facts.method)
     faint = {"markeredgecolor": style["color"], "markerfacecolor": "white", "markeredgewidth": 0.9, "alpha": 0.55}

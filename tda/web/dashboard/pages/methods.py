@@ -11,7 +11,7 @@ from tda.web.report.table import Cell
 
 
 @dataclass(frozen=True)
-class Column:
+class MethodColumn:
     """A column of the table, as the report's template wants it."""
 
     heading: str
@@ -30,8 +30,8 @@ def _table(evidence: Evidence, block: Block) -> dict[str, object]:
     cases = block.present(stop)
     metrics = [metric for metric in block.metrics if metric != SETS
                and any(block.level(case, metric, stop).estimate for case in cases)]  # fmt: skip
-    columns = [Column("case", numeric=False)]
-    columns += [Column(headed(name, block.unit(name))) for name in metrics]
+    columns = [MethodColumn("case", numeric=False)]
+    columns += [MethodColumn(headed(name, block.unit(name))) for name in metrics]
     return {
         "machine": block.machine_label,
         "title": block.title,

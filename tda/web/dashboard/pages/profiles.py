@@ -17,7 +17,7 @@ from tda.profiler.store import KERNELS, MODULES, TRACE
 from tda.spans import PHASES
 from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.pages import File, Sheet, page
-from tda.web.dashboard.profiled import NEWEST, Pair, alike, page_of, pairs, profiled, shown, standing_for
+from tda.web.dashboard.profiled import NEWEST, CommitPair, alike, page_of, pairs, profiled, shown, standing_for
 from tda.web.profile.figures import step_figure
 from tda.web.profile.groups import PIECES, Group, piece_of, together
 from tda.web.profile.viewer import VIEWER, viewer_page
@@ -52,7 +52,7 @@ def profiles_page(evidence: Evidence) -> Iterator[Sheet | File]:
         yield from files.made
 
 
-def _listed(evidence: Evidence, commit: KnownCommit, compared: Sequence[Pair]) -> dict[str, object]:
+def _listed(evidence: Evidence, commit: KnownCommit, compared: Sequence[CommitPair]) -> dict[str, object]:
     kept = evidence.profiles.by_commit[commit.hash]
     held = list(dict.fromkeys(one.case for one in kept))
     return {
@@ -109,7 +109,9 @@ class _Files:
 # A commit.
 
 
-def _commit(evidence: Evidence, commit: KnownCommit, compared: Sequence[Pair], files: _Files) -> dict[str, object]:
+def _commit(
+    evidence: Evidence, commit: KnownCommit, compared: Sequence[CommitPair], files: _Files
+) -> dict[str, object]:
     groups = [sorted(found, key=lambda one: _order(one.profile.case)) for found in standing_for(evidence, commit)]
     return {
         "commit": commit,
@@ -195,7 +197,7 @@ def _kernels(kept: StoredProfile) -> list[tuple[KernelRow, str]]:
 # Two commits.
 
 
-def _difference(evidence: Evidence, pair: Pair, files: _Files) -> dict[str, object]:
+def _difference(evidence: Evidence, pair: CommitPair, files: _Files) -> dict[str, object]:
     found = evidence.profiles.compare(pair.old.hash, pair.new.hash)
     alarmed = {case for finding in pair.findings for case in finding.cases}
     found.sort(key=lambda one: (one.case not in alarmed, one.case.model, _order(one.case)))
@@ -210,7 +212,9 @@ def _difference(evidence: Evidence, pair: Pair, files: _Files) -> dict[str, obje
     }
 
 
-def _case(evidence: Evidence, pair: Pair, number: int, compared: ProfileComparison, files: _Files) -> dict[str, object]:
+def _case(
+    evidence: Evidence, pair: CommitPair, number: int, compared: ProfileComparison, files: _Files
+) -> dict[str, object]:
     phases = [
         _phase(compared, one, f"d{pair.old.short}-{pair.new.short}-{number}-{one.phase}") for one in compared.phases
     ]

@@ -93,7 +93,7 @@ class Content:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-Render = Callable[[Group], Content | None]
+RenderGroup = Callable[[Group], Content | None]
 RenderAll = Callable[[Sequence[Group]], Content | None]
 
 
@@ -122,10 +122,10 @@ class Section:
 SECTIONS: Registry[Section] = Registry("report section", "tda.web.report.sections", group="tda.sections")
 
 
-def section(name: str, order: int, title: str) -> Callable[[Render], Render]:
+def section(name: str, order: int, title: str) -> Callable[[RenderGroup], RenderGroup]:
     """Return a decorator that makes a function of a group a section of the report."""
 
-    def file(render: Render) -> Render:
+    def file(render: RenderGroup) -> RenderGroup:
         SECTIONS.register(name)(Section(order, title, lambda groups: render(groups[0]), once=False))
         return render
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from tda.records import Record
 from tda.statistics import MIN_GROUPS
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
 from tda.web.report.sections import Content, section
+from tda.web.report.setting import Setting
 from tda.web.report.trust import raised_flags
 from tda.web.report.verdicts import noise
 from tda.web.theme.formatting import number, size

@@ -3,9 +3,10 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.theme.figures import INK, case_axes, label_axes, legend, mark_handle, plain_ticks
 from tda.web.theme.style import UNTRUSTED, look
 

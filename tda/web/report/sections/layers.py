@@ -3,9 +3,10 @@
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.theme.figures import INK, curve_style, handle, label_axes, legend, new_axes, plain_ticks
 from tda.web.theme.formatting import listed, share
 

@@ -1,8 +1,9 @@
 """Peak memory of each case."""
 
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.theme.figures import INK, case_axes, label_axes, plain_ticks, row_text
 from tda.web.theme.formatting import MISSING, size
 from tda.web.theme.style import look

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.curves import draw_curves, over_sparsity, reach, sparsity_axis
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.theme.figures import INK, legend, log_scale, new_axes, plain_ticks, symlog
 
 
 @dataclass(frozen=True)
-class Metric:
+class QualityMetric:
     """A quality figure: its value of a case, its unit, and how its axis is scaled ("symlog", "linear" or "log")."""
 
     slug: str
@@ -28,10 +29,12 @@ def _perplexity(case: Comparison) -> Estimate | None:
 
 
 METRICS = (
-    Metric("delta-nll", "ΔNLL to dense", "nats per token", lambda case: case.delta_nll, "symlog"),
-    Metric("kl", "KL(dense ‖ method)", "nats per token", lambda case: case.mean("kl_to_dense_nats"), "symlog"),
-    Metric("top1", "Top-1 disagreement", "share of tokens", lambda case: case.mean("top1_disagreement"), "linear"),
-    Metric("perplexity", "Perplexity", "exp of nats per token, logarithmic", _perplexity, "log"),
+    QualityMetric("delta-nll", "ΔNLL to dense", "nats per token", lambda case: case.delta_nll, "symlog"),
+    QualityMetric("kl", "KL(dense ‖ method)", "nats per token", lambda case: case.mean("kl_to_dense_nats"), "symlog"),
+    QualityMetric(
+        "top1", "Top-1 disagreement", "share of tokens", lambda case: case.mean("top1_disagreement"), "linear"
+    ),
+    QualityMetric("perplexity", "Perplexity", "exp of nats per token, logarithmic", _perplexity, "log"),
 )
 
 
@@ -55,7 +58,7 @@ def quality_section(group: Group) -> Content | None:
     return Content(lead, tuple(blocks)) if blocks else None
 
 
-def _plot(setting: Setting, metric: Metric) -> Plot:
+def _plot(setting: Setting, metric: QualityMetric) -> Plot:
     figure, axes = new_axes(f"{metric.name} of {setting.model}", height=3.9)
     points = over_sparsity(setting.with_gaps(setting.scored), metric.value)
     handles = draw_curves(axes, points)

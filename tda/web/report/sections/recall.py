@@ -1,9 +1,9 @@
 """Recall of a name over hundreds of tokens, where it was measured."""
 
-from tda.web.report.comparison import Setting
 from tda.web.report.curves import draw_curves, over_sparsity, reach, sparsity_axis
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.theme.figures import INK, legend, log_scale, new_axes, plain_ticks
 
 ACCURACY, NLL = "task_recall_accuracy", "task_recall_nll"

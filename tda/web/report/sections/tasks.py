@@ -7,11 +7,12 @@ from typing import Any
 from tda.derived import Missing
 from tda.records import TaskFacts
 from tda.statistics import MARGIN
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.curves import Point, draw_curves, label_points
 from tda.web.report.gather import Group
 from tda.web.report.scores import multiplicity
 from tda.web.report.sections import Block, Content, Plot, Table, section
+from tda.web.report.setting import Setting
 from tda.web.report.table import Column, difference_column, named, score_column
 from tda.web.report.tasks import unlike
 from tda.web.theme.figures import INK, label_axes, legend, new_axes, plain_ticks

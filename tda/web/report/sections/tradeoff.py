@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison, Setting
+from tda.web.report.comparison import Comparison
 from tda.web.report.curves import (
     GAP,
     Point,
@@ -22,13 +22,14 @@ from tda.web.report.curves import (
 )
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
+from tda.web.report.setting import Setting
 from tda.web.report.tradeoff import Tradeoff, tradeoffs
 from tda.web.theme.figures import INK, label_axes, legend, new_axes, plain_ticks, symlog
 from tda.web.theme.formatting import share
 
 
 @dataclass(frozen=True)
-class Axis:
+class SpeedAxis:
     """A quantity of speed that the figure can be switched to.
 
     Attributes
@@ -60,15 +61,15 @@ def _megabytes(case: Comparison) -> Estimate | None:
 
 
 AXES = (
-    Axis("Decode latency", "latency", "ms per token", lambda case: case.decode_ms, lambda case: case.limit_ms),
-    Axis(
+    SpeedAxis("Decode latency", "latency", "ms per token", lambda case: case.decode_ms, lambda case: case.limit_ms),
+    SpeedAxis(
         "Decode speed-up",
         "speedup",
         "dense time / time",
         lambda case: case.speedup,
         lambda case: case.limit,
     ),
-    Axis("Weight bytes", "bytes", "MB read per token", _megabytes, lambda case: None),
+    SpeedAxis("Weight bytes", "bytes", "MB read per token", _megabytes, lambda case: None),
 )
 
 
@@ -117,7 +118,7 @@ def _blocks(tradeoff: Tradeoff) -> list[Block]:
 # One plane: quality against speed.
 
 
-def _joint(tradeoff: Tradeoff, axis: Axis) -> Plot:
+def _joint(tradeoff: Tradeoff, axis: SpeedAxis) -> Plot:
     assert tradeoff.quality is not None
     speed, quality = tradeoff.speed.model, tradeoff.quality.model
     title = f"{speed}: quality against {axis.name.lower()}"
@@ -144,7 +145,7 @@ def _joint(tradeoff: Tradeoff, axis: Axis) -> Plot:
     return Plot(name, figure, caption, axis.name)
 
 
-def _plane(tradeoff: Tradeoff, axis: Axis) -> list[Point]:
+def _plane(tradeoff: Tradeoff, axis: SpeedAxis) -> list[Point]:
     """A point for each case that was both timed and scored, and gaps between them."""
     found = {timed.identity: scored.delta_nll for timed, scored in tradeoff.pairs}
     return [
@@ -172,7 +173,7 @@ def _hatch(axes: Axes) -> None:
     axes.set_title(axes.get_title(loc="left"), color="#a11", pad=10)
 
 
-def _dense_line(axes: Axes, setting: Setting, axis: Axis, which: str) -> None:
+def _dense_line(axes: Axes, setting: Setting, axis: SpeedAxis, which: str) -> None:
     """Draw dense: a line, and on a plane with ΔNLL the point at zero."""
     value = axis.value(setting.baseline) if setting.baseline else None
     if value is None:
@@ -209,7 +210,7 @@ def _speed_panels(setting: Setting) -> list[Plot]:
     return [_speed_panel(setting, axis) for axis in AXES if any(axis.value(case) for case in setting.timed)]
 
 
-def _speed_panel(setting: Setting, axis: Axis) -> Plot:
+def _speed_panel(setting: Setting, axis: SpeedAxis) -> Plot:
     cases = setting.with_gaps(case for case in setting.timed if not case.is_dense)
     points = over_sparsity(cases, axis.value, axis.limit)
     figure, axes = new_axes(f"{axis.name} of {setting.model}", height=4.0)
