@@ -219,7 +219,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 """Every field of a case."""
 DIGESTS = st.none() | st.sampled_from(["a", "b"])
 INPUTS: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(["text", "documents", "calibration", "weights"], DIGESTS)
-INPUTS["change"] = DIGESTS
+INPUTS["change"] = INPUTS["plug_in"] = DIGESTS
 """Every input that tells results apart."""
 
 
@@ -335,8 +335,8 @@ class TestIdentity:
             assert store.merged(asked=True) == []
             assert store.found(RecordPlace(one.case, one.inputs, one.round)) == one
         keys = [set(numbers([found])) for found in (one, other)]
-        if {name for name in pair[0] if pair[0][name] != pair[1][name]} == {"on_change"}:
-            assert keys[0] == keys[1]  # a commit has no uncommitted change, so its series goes on
+        if {name for name in pair[0] if pair[0][name] != pair[1][name]} <= {"on_change", "on_plug_in"}:
+            assert keys[0] == keys[1]  # neither tells commits of a series apart
         else:
             assert not keys[0] & keys[1]
 

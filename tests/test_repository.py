@@ -12,7 +12,7 @@ from tda.changes import builds
 from tda.changes.builds import BuildFailedError, Builds, last_words
 from tda.history.branch import WORKTREE, open_history
 from tda.history.repository import Repository
-from tda.records import Commit
+from tda.records import BUILD_STAMP, Commit
 from tests import nights
 
 
@@ -186,11 +186,12 @@ def test_what_does_not_build_says_why_and_leaves_nothing(scratch: nights.FakeRep
     assert list((tmp_path / "builds").iterdir()) == []
 
 
-def test_a_package_without_tda_is_no_build(scratch: nights.FakeRepository, tmp_path: Path) -> None:
+def test_a_build_of_another_package_has_its_commit_beside_it(scratch: nights.FakeRepository, tmp_path: Path) -> None:
     shutil.move(scratch.folder / "tda", scratch.folder / "other")
     commit = scratch.commit("Rename", files={"pyproject.toml": nights.PROJECT.replace('"tda*"', '"other*"')})
-    with pytest.raises(BuildFailedError):
-        Builds(Repository(scratch.folder), tmp_path / "builds").install(commit)
+    build = Builds(Repository(scratch.folder), tmp_path / "builds").install(commit)
+    assert Commit.model_validate_json((build.site / BUILD_STAMP).read_bytes()).hash == commit
+    assert not (build.site / "tda").exists()
 
 
 def test_an_installer_that_hangs_is_given_up(
