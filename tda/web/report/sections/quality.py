@@ -30,7 +30,7 @@ def _perplexity(case: Comparison) -> Estimate | None:
 METRICS = (
     Metric("delta-nll", "ΔNLL to dense", "nats per token", lambda case: case.delta_nll, "symlog"),
     Metric("kl", "KL(dense ‖ method)", "nats per token", lambda case: case.mean("kl_to_dense_nats"), "symlog"),
-    Metric("top1", "Top-1 disagreement", "share of tokens", lambda case: case.mean("top1_disagreement"), "linear"),
+    Metric("top1", "Top-1 disagreement", "fraction of tokens", lambda case: case.mean("top1_disagreement"), "linear"),
     Metric("perplexity", "Perplexity", "exp of nats per token, logarithmic", _perplexity, "log"),
 )
 
