@@ -160,7 +160,7 @@ class Case(Frozen):
     method: str
     options: Options = Field(default_factory=dict)
     sparsity: Annotated[float, AfterValidator(unsigned_zero)] | None = Field(
-        default=0.0, ge=0, lt=1, description="asked share of neurons left out; null where an error level was asked"
+        default=0.0, ge=0, lt=1, description="fraction of neurons to leave out; null where an error level is set"
     )
     control: Control | None = None
     layer_sparsity_from: str | None = Field(

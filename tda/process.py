@@ -27,7 +27,8 @@ order = json.loads(sys.argv[1])
 # The parent holds our standard input: when it dies, however it dies, we end too, and disturb no later measurement.
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(70)), daemon=True).start()
 import tda
-if Path(order["site"], "tda").is_dir() and not Path(tda.__file__).is_relative_to(order["site"]):
+site = Path(order["site"])
+if not (Path(tda.__file__).is_relative_to(site) or (site / "build.json").is_file() and not (site / "tda").is_dir()):
     sys.exit(f"measured the wrong build: {tda.__file__}")
 call = getattr(tda, order["call"], None)
 if call is None:

@@ -90,7 +90,7 @@ class Registry(Mapping[str, T]):
             plug_in.load()
         except Exception as error:
             self._entries = before
-            told = f"plug-in {_distribution(plug_in)} is left out: {type(error).__name__}: {error}"
+            told = f"plug-in {_distribution(plug_in)} is skipped: {type(error).__name__}: {error}"
             warnings.warn(told, stacklevel=4)
 
     def __getitem__(self, name: str) -> T:

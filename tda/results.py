@@ -67,7 +67,7 @@ def load(folder: Path) -> Loaded:
         count, place = len(record.achieved_sparsity), (record.commit, record.machine.fingerprint, record.series)
         if count and layers.setdefault(place, count) != count:
             told = f"{count} layers, and {layers[place]} in an earlier round"
-            problems.append(f"{path}: round {record.round} of {record.case} left out: {told}")
+            problems.append(f"{path}: round {record.round} of {record.case} skipped: {told}")
         else:
             good.append(record)
     beside = path.with_name(LEFT_OUT)

@@ -13,6 +13,7 @@ from conftest import ROOT
 from tda.models.reference import WEIGHTS
 from tda.reference.text import documents
 
+GLOSSARY = ROOT / "docs" / "glossary.md"
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = (README, CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md")))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -61,6 +62,14 @@ def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     kept = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", one)) for one in headings)
     return {one.lower().replace(" ", "-") for one in kept}
+
+
+def replaced_words() -> list[str]:
+    """The glossary's words that stand nowhere: its column "not"."""
+    rows = [line.split("|") for line in GLOSSARY.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    words = [word.strip() for row in rows[1:] for word in row[3].split(",") if word.strip()]
+    assert len(words) > 10
+    return words
 
 
 def make_examples(folder: Path) -> None:

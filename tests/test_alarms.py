@@ -61,7 +61,7 @@ def test_a_night_that_ends_slower_fails(scene: Scene) -> None:
     assert [one.verdict for one in night.findings] == ["alarm", "improvement"]
     told = write_account(scene.history, scene.folder / "none.toml", scene.folder)
     assert [alarm.finding.commit for alarm in told.raised] == [made[2]]
-    assert told.path.read_text().startswith(f"# Night {night.id}: 1 alarm\n")
+    assert told.path.read_text().startswith(f"# Nightly run {night.id}: 1 alarm\n")
 
 
 def test_up_back_and_up_again_is_an_alarm() -> None:

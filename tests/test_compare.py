@@ -134,13 +134,13 @@ CHANGES: dict[str, tuple[Cost, int, str, set[tuple[str, str, str]]]] = {
     "everything": (
         factors(all_decode_ms=1.1),
         1,
-        "everything alike",
+        "in all cases",
         {(case, "decode", "slower") for case in (DENSE, GRIFFIN, TT)},
     ),
     "dense became faster": (
         factors(dense_decode_ms=0.9),
         0,
-        "dense alone",
+        "dense only",
         {(DENSE, "decode", "faster"), *((case, "decode to dense", "slower") for case in (GRIFFIN, TT))},
     ),
     "a method became faster": (

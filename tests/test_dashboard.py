@@ -365,7 +365,7 @@ def test_commit_pages(page: Browser, site: Site) -> None:
     page.until("document.querySelector('.subject').innerText === 'Change 7'")
     page.open(f"{site.address}/tda/commit/{site.short(BROKEN)}/")
     shown = page.text()
-    for words in ("build failed", "It did not build", "SyntaxError on line 3 <script>", "Nothing of it was measured"):
+    for words in ("build failed", "Build failed", "SyntaxError on line 3 <script>", "This commit was not measured"):
         assert words in shown
 
 

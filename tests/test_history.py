@@ -376,12 +376,12 @@ class TestRecords:
         folder = written(tmp_path, a_record(machine=fake), a_record())
         table = from_records([folder])
         assert len(table.frame) == 1
-        assert table.problems == (f"{folder}/results.jsonl: 1 records refused, whose GPU is a stand-in",)
+        assert table.problems == (f"{folder}/results.jsonl: 1 records refused, whose GPU is a simulated device",)
         file = micro_file(tmp_path / "micro.json", machine_info={"tda": fake.model_dump(mode="json")})
-        assert from_micro([file]).problems == (f"{file} skipped: its GPU is a stand-in",)
+        assert from_micro([file]).problems == (f"{file} skipped: its GPU is a simulated device",)
         table = from_asv(asv_folder(tmp_path / "asv", facts={**ASV_FACTS, "machine": "a-cpu-fake-gpu"}))
         assert table.frame.empty
-        assert table.problems[0].endswith("json skipped: its GPU is a stand-in")
+        assert table.problems[0].endswith("json skipped: its GPU is a simulated device")
 
 
 class TestNights:
@@ -427,7 +427,7 @@ class TestNights:
         assert list(table.frame["commit"]) == [HASH, HASH]
         assert list(table.frame["dirty"]) == [True, None]
         assert len(table.problems) == 1
-        assert "1 records of another commit left out" in table.problems[0]
+        assert "1 records of another commit skipped" in table.problems[0]
 
 
 class TestAsv:
@@ -455,7 +455,7 @@ class TestAsv:
         alone = only(table, metric="seconds")
         assert (alone.samples, alone.unit, alone.method) == ((81.5,), "s", None)
         assert len(table.problems) == 1
-        assert table.problems[0].endswith("1 results left out, whose benchmark is gone or has another version")
+        assert table.problems[0].endswith("1 results skipped, whose benchmark is gone or has another version")
 
     def test_unlike_machines_have_unlike_fingerprints(self, tmp_path: Path) -> None:
         asv_folder(tmp_path)
@@ -475,7 +475,7 @@ class TestAsv:
         Benchmarks(config, [asv_benchmark("smoke.Speed.track_decode_ms", "ms", version="2")]).save()
         table = from_asv(tmp_path)
         assert table.frame.empty
-        assert table.problems[0].endswith("4 results left out, whose benchmark is gone or has another version")
+        assert table.problems[0].endswith("4 results skipped, whose benchmark is gone or has another version")
 
     def test_without_asv(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asv_folder(tmp_path)

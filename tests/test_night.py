@@ -400,7 +400,7 @@ def test_damaged_files_are_named_and_skipped(scene: Scene) -> None:
     assert any("2020-foreign.json" in problem for problem in told.problems)
     text = told.path.read_text()
     assert "## Skipped" in text
-    assert text.startswith(f"# Night {night.id}: 2 alarms")
+    assert text.startswith(f"# Nightly run {night.id}: 2 alarms")
 
 
 # Histories of before findings held cases.
@@ -453,7 +453,10 @@ def test_a_finding_whose_case_no_unit_tells_is_named_and_left_out(tmp_path: Path
     (night,), (problem,) = kept.nights()
     assert [one.cases for one in night.findings] == [(OLDER["griffin 0.5 on shape:25m"],)]
     assert "n1.json" in problem
-    assert "a finding is left out, since no unit of the night has 'griffin 0.75 on shape:25m': Slower." in problem
+    assert (
+        "a finding is skipped, because no process of the nightly run has 'griffin 0.75 on shape:25m': Slower."
+        in problem
+    )
     (tmp_path / "nights" / "n1.jsonl").unlink()  # as thinned
     (night,), problems = kept.nights()
     assert night.findings == ()

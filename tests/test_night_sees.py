@@ -188,7 +188,10 @@ def test_an_anchor_that_no_longer_builds_is_replaced_and_named(scene: Scene, mon
     assert night.anchor == made[1]
     assert [one.commit for one in night.findings if one.verdict == "alarm"] == [made[2]]
     told = account(night, Alarms(), ())
-    assert f"The anchor {made[0][:10]} no longer builds (setuptools is too new); {made[1][:10]} takes its place" in told
+    assert (
+        f"The baseline commit {made[0][:10]} no longer builds (setuptools is too new); {made[1][:10]} takes its place"
+        in told
+    )
     monkeypatch.setattr(Builds, "install", lambda self, commit, copy="commit": install(self, made[0]))
     scene.repository.commit("Builds no more")
     blind = scene.night()
@@ -207,7 +210,7 @@ def test_a_night_says_what_it_could_not_have_seen(tmp_path: Path) -> None:
     assert {one.split for one in seen} == {"decode", "prefill", "select", "memory"}
     assert all(one.floor is not None and 0 < one.floor < 0.5 for one in seen)
     told = account(night.model_copy(update={"seen": seen}), Alarms(), ())
-    assert "could not have seen: changes below" in told
+    assert "Smallest change that this run could find" in told
     assert told.count("| griffin 0.5 on shape:25m | speed |") == 4
 
 

@@ -434,7 +434,7 @@ def test_a_record_of_a_played_gpu_is_refused_by_the_report(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2
-    assert "records refused, whose GPU 'FAKE H100' is a stand-in" in capsys.readouterr().err
+    assert "records refused, whose GPU 'FAKE H100' is a simulated device" in capsys.readouterr().err
 
 
 def test_without_a_driver_every_field_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def test_kernels_that_could_not_be_told_apart_are_named(tmp_path: Path) -> None:
     profiles.write(tmp_path / "a", made, traced=False)
     assert read_profile(tmp_path / "a").untold == made.untold
     html = build_profile_report(tmp_path).index.read_text()
-    assert "Not told apart: 1 × memset&lt;void&gt; has no place." in html
+    assert "Not distinguished: 1 × memset&lt;void&gt; has no place." in html
 
 
 def test_gaps_between_kernels_are_a_piece_of_their_own() -> None:

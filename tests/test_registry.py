@@ -115,7 +115,7 @@ class TestPlugIns:
         plug_in(tmp_path, "pond", "from zoo_of_tests import ZOO\nZOO.register('duck')('DUCK')\n")
         with pytest.warns(UserWarning, match="plug-in") as said:
             assert dict(zoo) == {"ape": "APE", "lion": "LION", "duck": "DUCK"}
-        assert [str(one.message) for one in said] == [f"plug-in farm 1.2 is left out: {why}"]
+        assert [str(one.message) for one in said] == [f"plug-in farm 1.2 is skipped: {why}"]
 
 
 def test_a_metric_may_not_take_the_name_of_another_measurement() -> None:

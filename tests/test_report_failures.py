@@ -68,13 +68,13 @@ def test_the_lead_counts_cells_by_how_they_failed() -> None:
     content = failures_section(Group(1, tuple(lines)))
     assert content is not None
     assert content.lead == (
-        "7 of 8 cells failed in some round: 1 did not fit into host memory, 2 did not fit into GPU memory, 1 crashed, "
-        "1 hung, 1 ran out of time and 1 lost with a machine or worker. In the end rounds of 6 cells are missing. To "
+        "7 of 8 cases failed in some round: 1 did not fit into host memory, 2 did not fit into GPU memory, 1 crashed, "
+        "1 hung, 1 ran out of time and 1 lost with a machine or worker. In the end rounds of 6 cases are missing. To "
         "be killed from outside, or lost with a machine, says nothing of a case."
     )
     mended = failures_section(Group(1, (failed("crash"), timed(TT, 1))))
     assert mended is not None
-    assert mended.lead == "1 of 1 cells failed in some round: 1 crashed. All was measured when repeated."
+    assert mended.lead == "1 of 1 cases failed in some round: 1 crashed. All was measured when repeated."
     assert COUNTED.keys() >= FAILURES.keys() | {meaning.status for meaning in FAILURES.values()}
 
 

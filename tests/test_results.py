@@ -96,7 +96,7 @@ class TestRecord:
         assert again == made
         assert again.samples("decode_ms") == (1.5, 2.5)
         assert again.samples("power_w") == again.samples("ttft_ms") == ()
-        assert again.raised() == ["foreign_load: 12%"]
+        assert again.raised() == ["background load: 12%"]
         assert json.loads(made.model_dump_json())["version"] == 3
 
     @given(st.lists(st.floats(1e-6, 1e9), min_size=1))

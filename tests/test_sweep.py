@@ -244,7 +244,7 @@ def test_a_full_disk_ends_a_sweep_that_goes_on_later(benched: Path, tmp_path: Pa
 
 
 def test_a_hanging_worker_is_ended(benched: Path, tmp_path: Path, cluster: sweeps.Nodes) -> None:
-    words = [*MODELS, *TIMED, "--ray-address", cluster.address, "--cell-timeout", "25s", "--out", tmp_path]
+    words = [*MODELS, *TIMED, "--ray-address", cluster.address, "--case-timeout", "25s", "--out", tmp_path]
     with start(words, cluster.mark) as process:
         until(lambda: len(good(tmp_path)) >= 3, process)
         workers(cluster.mark)[0].suspend()
@@ -317,7 +317,7 @@ def test_a_second_driver_is_refused(tmp_path: Path, cluster: sweeps.Nodes) -> No
         (["--resource", "CPU=2"], "a group takes CPU as it needs it"),
         (["--memory", "900TB"], "no machine is large enough for"),
         (["--memory", "much"], "a size is bytes such as 16GB"),
-        (["--cell-timeout", "soon"], "a cell's time is a duration such as 50s"),
+        (["--case-timeout", "soon"], "the time of a case is a duration such as 50s"),
         (["--device", "cuda"], "no machine of the cluster has GPU"),
         (["--device", "cuda:1"], "Ray chooses the GPU of a group"),
         (["--cpus", "4000", "--rounds", "0"], "no machine is large enough for"),

@@ -177,7 +177,7 @@ def test_a_row_has_score_likelihood_latency_and_memory(tmp_path: Path) -> None:
         "arc_easy: acc_norm",
         "arc_easy: difference to dense",
         "arc_easy: verdict (margin ±0.01)",
-        "arc_easy: tokens computed sparsely (share)",
+        "arc_easy: tokens computed sparsely (fraction)",
         "coqa: f1",
         "ΔNLL (nats/token)",
         "decode latency (ms/token)",
@@ -203,8 +203,8 @@ def test_numbers_of_the_table_are_those_of_the_samples(built: tuple[Path, str]) 
         [apart.value, apart.low, apart.high], abs=0.0006
     )
     assert shown.startswith("-")
-    assert rows["griffin 0.5"]["arc_easy: tokens computed sparsely (share)"] == "1.00"
-    assert rows["dense"]["arc_easy: tokens computed sparsely (share)"] == "0"
+    assert rows["griffin 0.5"]["arc_easy: tokens computed sparsely (fraction)"] == "1.00"
+    assert rows["dense"]["arc_easy: tokens computed sparsely (fraction)"] == "0"
     assert rows["dense"]["arc_easy: difference to dense"] == "– (it is what the others are compared with)"
 
 
@@ -780,7 +780,7 @@ def test_verdicts_on_tasks_need_all_of_them_as_good_as_dense() -> None:
 def test_a_verdict_needs_a_speed_that_can_be_trusted() -> None:
     flag = {"foreign_load": Flag(raised=True, detail="other processes used 80% of the cores")}
     found = verdicts([*alike("dense", 0.7), *alike("griffin", 0.7, flags=flag), *alike("tda", 0.5, flags=flag)])
-    assert found == {"griffin 0.5": "cannot tell: speed not trusted (foreign load)", "tda 0.5": "not: worse on t"}
+    assert found == {"griffin 0.5": "cannot tell: speed not trusted (background load)", "tda 0.5": "not: worse on t"}
 
 
 def test_a_task_that_failed_says_why_in_the_table(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ LOADED = {"foreign_load": Flag(raised=True, detail="others used 20%")}
         ({"rounds": 4}, "cannot tell: fewer than 5 rounds"),
         ({"documents": 4}, "cannot tell: fewer than 5 documents"),
         ({"control": False}, "cannot tell: no A/A control"),
-        ({"flags": LOADED}, "cannot tell: speed not trusted (foreign load)"),
+        ({"flags": LOADED}, "cannot tell: speed not trusted (background load)"),
         ({"flags": LOADED, "loss": 0.2}, "not: ΔNLL above 0.05"),
         ({"execution": "masked"}, "cannot tell: no speed (masked execution and the oracle skip nothing)"),
     ],

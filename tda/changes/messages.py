@@ -39,10 +39,10 @@ def speed_sentence(change: Change, subject: str, among: Iterable[Case]) -> str:
     head = f"{WHAT[change.split]} {direction} {where(change.pair)} ({subject}): {size}"
     if change.scope == "everything":
         along = " and prefill" if "prefill" in change.along else ""
-        return f"{head}, everything alike{along and f' ({change.split}{along})'}."
+        return f"{head}, in all cases{along and f' ({change.split}{along})'}."
     if change.scope == "dense":
         note = "ratios to dense look worse" if not worse else "ratios to dense look better"
-        return f"{head}, dense alone; methods did not move, so their {note} for that reason only."
+        return f"{head}, dense only; methods did not change, and their {note} for that reason."
     return f"{head}, only {named(change.cases, among)}."
 
 
@@ -50,8 +50,8 @@ def warning_sentence(suspect: Suspect, among: Iterable[Case]) -> str:
     """A suspect that was not confirmed; `among` as for `speed_sentence`."""
     size = relative(suspect.effect.size)
     return (
-        f"{WHAT[suspect.key.split]} of {named([suspect.key.case], among)} moved by {size} {where(suspect.pair)} "
-        "in the first blocks; fresh blocks did not confirm it."
+        f"{WHAT[suspect.key.split]} of {named([suspect.key.case], among)} changed by {size} {where(suspect.pair)} "
+        "in the first blocks; new blocks did not confirm it."
     )
 
 

@@ -24,8 +24,8 @@ def bench(
     ctx: typer.Context,
     config: BenchConfig,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; a rerun completes it.")] = Path("results"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell models, bytes and hours alone.")] = False,
-    cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print models, bytes and hours only.")] = False,
+    case_timeout: o.CaseTimeout = o.CASE_TIMEOUT,
     memory: o.MemoryLimit = None,
     max_loss: o.MaxLoss = DEFAULT.max_loss_nats,
     min_speedup: o.MinSpeedup = DEFAULT.min_speedup,
@@ -50,7 +50,7 @@ def bench(
         tell_plan(plan, out, config, as_json=as_json and dry_run)
     if not dry_run:
         command = f"tda bench --out {shlex.quote(str(out))} {without_budget(config, plan).arguments()}"
-        records = measure(plan, out, command, limits=o.limits(cell_timeout, memory), since=ctx.obj)
+        records = measure(plan, out, command, limits=o.limits(case_timeout, memory), since=ctx.obj)
         tell_results([records], out, cases=plan.documents > 0, as_json=as_json, wide=wide, rule=rule)
 
 
@@ -155,9 +155,9 @@ def tell_results(
     for doubt in doubts(*machines):
         typer.echo(f"tda: {doubt}", err=True)
     for item in left_out:
-        typer.echo(f"tda: left out: {item}", err=True)
+        typer.echo(f"tda: skipped: {item}", err=True)
     for command in dict.fromkeys(item.command for item in left_out):
-        typer.echo(f"tda: this measures what was left out: {command}", err=True)
+        typer.echo(f"tda: to measure what was skipped: {command}", err=True)
     if not records:
         why = (
             "the budget left no time: give a longer one"

@@ -113,7 +113,7 @@ def evaluate_tasks(
         plan = replace(plan, methods=tuple(fitted_with(artifact, list(plan.build()))))
     tell_plan(plan, out, config, as_json=False)
     command = f"tda eval --out {shlex.quote(str(out))} {config.arguments()}"
-    records = measure(plan, out, command, limits=o.limits(o.CELL_TIMEOUT, None), since=since)
+    records = measure(plan, out, command, limits=o.limits(o.CASE_TIMEOUT, None), since=since)
     tell_results([records], out, cases=plan.documents > 0, as_json=as_json)
 
 

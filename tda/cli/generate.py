@@ -29,7 +29,7 @@ def generate(
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Write text with a method attached; what it left out is told at the end."""
+    """Write text with a method attached; print at the end what it left out."""
     import torch
     from transformers import TextStreamer
 

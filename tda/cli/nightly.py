@@ -23,16 +23,18 @@ def nightly(
     decisions: Annotated[Path, typer.Option(metavar="TOML", help="Accepted and acknowledged alarms.")] = DECISIONS,
     repo: o.Repo = Path("."),
     commit: Annotated[str, typer.Option(help="Measure up to this commit.")] = "HEAD",
-    since: Annotated[str | None, typer.Option(help="First night: the commit to begin with, the anchor.")] = None,
+    since: Annotated[str | None, typer.Option(help="First nightly run: the baseline commit to begin with.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where nightly.md goes.")] = Path("reports/out"),
     work: o.Work = o.WORK,
     init: Annotated[bool, typer.Option("--init", help="Only write settings to begin with into the checkout.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only check that a night has ended lately.")] = False,
-    max_age_hours: Annotated[float, typer.Option(help="With --check: how old the last night may be.")] = 36.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that a nightly run has finished recently.")
+    ] = False,
+    max_age_hours: Annotated[float, typer.Option(help="With --check: how old the last nightly run may be.")] = 36.0,
 ) -> None:
-    """Measure new commits as installed builds in alternating processes; exit 1 if a night raises an alarm.
+    """Measure new commits as installed builds in alternating processes; exit 1 if it raises an alarm.
 
-    A night that was interrupted or killed goes on with the same command.
+    The same command continues a run that was interrupted or killed.
     """
     from tda.history.branch import open_history
     from tda.history.repository import Repository

@@ -52,8 +52,8 @@ Units = Annotated[
 Work = Annotated[Path, typer.Option("--work", metavar="DIR", help="Builds and children's files; safe to delete.")]
 BlockCount = Annotated[int, typer.Option(min=4, help="Fresh processes of each build.")]
 UnitTimeout = Annotated[float, typer.Option("--unit-timeout-s", help="A process that takes longer is ended.")]
-CELL_TIMEOUT = "30m"
-CellTimeout = Annotated[
+CASE_TIMEOUT = "30m"
+CaseTimeout = Annotated[
     str, typer.Option(metavar="TIME", help="A worker that makes no progress for so long is ended: 90s, 30m, none.")
 ]
 MemoryLimit = Annotated[
@@ -134,7 +134,7 @@ def one_method(text: str, sparsity: float | None) -> "Method":
     return build(spec, [] if sparsity is None else [sparsity])[0]
 
 
-def limits(cell_timeout: str, memory: str | None) -> "Limits":
+def limits(case_timeout: str, memory: str | None) -> "Limits":
     """What a worker process may take, as it is asked for.
 
     Raises
@@ -145,7 +145,7 @@ def limits(cell_timeout: str, memory: str | None) -> "Limits":
     from tda.bench.budget import parse_bytes, parse_seconds
     from tda.bench.worker_limits import Limits
 
-    return Limits(parse_seconds(cell_timeout, "a cell's time"), None if memory is None else parse_bytes(memory))
+    return Limits(parse_seconds(case_timeout, "the time of a case"), None if memory is None else parse_bytes(memory))
 
 
 def tell_interrupted(out: Path) -> None:

@@ -25,7 +25,7 @@ def sweep(
     config: BenchConfig,
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Results folder that all machines share; a rerun completes it."),
+        typer.Option(metavar="DIR", help="Results folder that all machines can reach; a rerun completes it."),
     ] = Path("results"),
     ray_address: Annotated[
         str | None,
@@ -45,8 +45,8 @@ def sweep(
     past: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Results whose times help to plan; repeatable.")
     ] = None,
-    cell_timeout: o.CellTimeout = o.CELL_TIMEOUT,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell groups, bytes and hours alone.")] = False,
+    case_timeout: o.CaseTimeout = o.CASE_TIMEOUT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print groups, bytes and hours only.")] = False,
     max_loss: o.MaxLoss = DEFAULT.max_loss_nats,
     min_speedup: o.MinSpeedup = DEFAULT.min_speedup,
     wide: o.Wide = False,
@@ -70,7 +70,7 @@ def sweep(
     rule = WorthRule(max_loss, min_speedup)
     resources = dict(map(_resource, resource or ()))
     memory_bytes = None if memory is None else parse_bytes(memory)
-    silence_s = parse_seconds(cell_timeout, "a cell's time")
+    silence_s = parse_seconds(case_timeout, "the time of a case")
     plan = plan_of(config)
     groups = handed_over(groups_of(plan, _past(out, past or ())))
     if dry_run:
@@ -78,7 +78,7 @@ def sweep(
         return
     check_folder(out)
     asked = {"--ray-address": ray_address, "--cpus": cpus, "--memory": memory}
-    words = ["tda", "sweep", "--out", str(out), "--cell-timeout", cell_timeout]
+    words = ["tda", "sweep", "--out", str(out), "--case-timeout", case_timeout]
     words += [word for flag, value in asked.items() if value is not None for word in (flag, str(value))]
     words += [word for name in resource or () for word in ("--resource", name)]
     command = f"{shlex.join(words)} {config.model_copy(update={'budget': None}).arguments()}"

@@ -13,7 +13,7 @@ def check_sparsity(sparsity: object) -> float:
     """
     number = check_number("sparsity", sparsity)
     if not 0 <= number < 1:
-        raise ValueError(f"sparsity is the share of neurons left out, 0 <= sparsity < 1; got {sparsity}")
+        raise ValueError(f"sparsity is the fraction of neurons left out, 0 <= sparsity < 1; got {sparsity}")
     return float(number)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tda.doctor.checkup import Checkup
 from tda.doctor.noise import BLOCKS, Noise
+from tda.records import flag_words
 
 BLIND = 0.2
 """A change of this size should be seen: a machine that needs a larger one is too noisy."""
@@ -79,7 +80,7 @@ def rows(found: Checkup) -> list[dict[str, str]]:
         ("products on the CPU", machine.products or "not recorded"),
         ("NVIDIA driver", found.driver),
         *((f"GPU {number}", _words(gpu)) for number, gpu in enumerate(found.gpus)),
-        *((name.replace("_", " "), flag.detail) for name, flag in found.flags.items()),
+        *((flag_words(name), flag.detail) for name, flag in found.flags.items()),
         (f"stream bandwidth, {found.device}", f"{found.stream_gb_per_s:.1f} GB/s"),
         *((f"matmul {name}, {found.device}", f"{rate:.3g} TFLOP/s") for name, rate in found.matmul_tflop_per_s.items()),
         *(

@@ -48,7 +48,7 @@ class Finding(Frozen):
     night: str
     back: str | None = Field(default=None, description="earlier commit whose quality it is again, exactly")
     sentence: str = Field(description="what a person reads first")
-    reproduce: str = Field(description="the command that shows it again")
+    reproduce: str = Field(description="the command that reproduces it")
 
     @property
     def key(self) -> str:

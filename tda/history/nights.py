@@ -118,7 +118,7 @@ class History:
             known = self._labelled(path.stem, labels)
             lost = ", ".join(sorted(map(repr, labels - known.keys())))
             if lost:
-                told = f"a finding is left out, since no unit of the night has {lost}: {finding['sentence']}"
+                told = f"a finding is skipped, because no process of the nightly run has {lost}: {finding['sentence']}"
                 problems.append(f"{path}: {told}")
             else:
                 yield finding | {"cases": [known[c] if isinstance(c, str) else c for c in finding["cases"]]}

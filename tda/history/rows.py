@@ -66,7 +66,7 @@ class HistoryReader:
         """Records whose GPU, if any, is a real one."""
         good = [record for record in records if FAKE not in (record.machine.gpu or "")]
         if len(good) < len(records):
-            self.problems.append(f"{path}: {len(records) - len(good)} records refused, whose GPU is a stand-in")
+            self.problems.append(f"{path}: {len(records) - len(good)} records refused, whose GPU is a simulated device")
         return good
 
 

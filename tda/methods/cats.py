@@ -19,7 +19,7 @@ class CATS(ThresholdMethod):
     Attributes
     ----------
     sparsity : float
-        Share of neurons left out in each layer, on average.
+        Fraction of neurons left out in each layer, on average.
     """
 
     name: ClassVar[str] = "cats"

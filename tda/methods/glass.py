@@ -28,7 +28,7 @@ class GLASS(PromptMethod):
     Attributes
     ----------
     sparsity : float
-        Share of neurons left out.
+        Fraction of neurons left out.
     weight : float
         Weight of the prompt's ranks, 0 <= weight <= 1: 1 is the prompt alone, 0 the calibration text alone.
     statistic : {"relative", "contribution"}
@@ -46,7 +46,7 @@ class GLASS(PromptMethod):
         super().__post_init__()
         check_choice("statistic", self.statistic, ("relative", "contribution"))
         if not 0 <= check_number("weight", self.weight) <= 1:
-            raise ValueError(f"weight is the prompt's share, 0 <= weight <= 1; got {self.weight}")
+            raise ValueError(f"weight is the prompt's fraction, 0 <= weight <= 1; got {self.weight}")
 
     @property
     def knows_unseen(self) -> bool:

@@ -23,7 +23,7 @@ class Griffin(PriorMethod):
     Attributes
     ----------
     sparsity : float
-        Share of neurons left out.
+        Fraction of neurons left out.
     rows : {"per_row", "shared"}
         One set per batch row, or one for all rows from Σ_b s_b/√T_b.
     prior_tokens : float

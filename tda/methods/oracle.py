@@ -22,7 +22,7 @@ class Oracle(TokenMethod):
     Attributes
     ----------
     sparsity : float
-        Share of neurons left out.
+        Fraction of neurons left out.
     """
 
     name: ClassVar[str] = "oracle"

@@ -23,7 +23,7 @@ class Random(PromptMethod):
     Attributes
     ----------
     sparsity : float
-        Share of neurons left out.
+        Fraction of neurons left out.
     seed : int
         Seed of the sets.
     """

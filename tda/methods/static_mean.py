@@ -22,7 +22,7 @@ class StaticMean(PromptMethod):
     Attributes
     ----------
     sparsity : float
-        Share of neurons left out.
+        Fraction of neurons left out.
     """
 
     name: ClassVar[str] = "static_mean"

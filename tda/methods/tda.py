@@ -29,9 +29,10 @@ class TDA(ErrorControlled, PriorMethod):
     Attributes
     ----------
     statistic : {"contribution", "relative", "l2", "max"}
-        The reading of "relative magnitudes (L2 over the prompt)": "contribution" is each token's share of the norm of
-        its contributions n, root mean square over the prompt; "relative" the same of its activations z; "l2" the plain
-        L2 norm of z over the prompt, scaled to RMS 1 over neurons; "max" the largest share of z over the prompt.
+        The reading of "relative magnitudes (L2 over the prompt)": "contribution" is each token's fraction of the norm
+        of its contributions n, root mean square over the prompt; "relative" the same of its activations z; "l2" the
+        plain L2 norm of z over the prompt, scaled to RMS 1 over neurons; "max" the largest fraction of z over the
+        prompt.
     source : {"z", "gate", "up"}
         The activation whose magnitude counts: z, act(gate x), or up x.
     rows : {"per_row", "shared"}

@@ -27,7 +27,7 @@ class TEAL(TokenMethod):
     Attributes
     ----------
     sparsity : float
-        Share of the *weights* of each block that is left out, on average.
+        Fraction of the *weights* of each block that is left out, on average.
     allocation : {"greedy", "uniform"}
         How the linears of a block share it: step by step to the one whose next step changes the block's output least,
         or the same share for each.
@@ -47,7 +47,7 @@ class TEAL(TokenMethod):
         super().__post_init__()
         check_choice("allocation", self.allocation, ("greedy", "uniform"))
         if not 0 < check_number("step", self.step) <= 1:
-            raise ValueError(f"step is a share of a linear's weights, 0 < step <= 1; got {self.step}")
+            raise ValueError(f"step is a fraction of a linear's weights, 0 < step <= 1; got {self.step}")
 
     def check(self, ffn: FFN) -> None:
         """Raise ValueError if this method is not defined for such an FFN."""

@@ -60,7 +60,7 @@ class NightRun:
             night = self._unfinished() or self._new()
             if night is None:
                 return None
-            self.say(f"night {night.id}: {len(night.commits)} commits, anchor {night.anchor[:10]}")
+            self.say(f"nightly run {night.id}: {len(night.commits)} commits, baseline commit {night.anchor[:10]}")
             builds = Builds(self.repository, self.work / "builds")
             night = self._measured(night, builds)
             self.history.write(night)
@@ -108,7 +108,7 @@ class NightRun:
         judge = Judge(self.history, night, self.config, self.repository)
         wanted = judge.to_confirm()
         if wanted:
-            self.say(f"suspects at {', '.join(commit[:10] for commit in wanted)}: measuring again")
+            self.say(f"candidates at {', '.join(commit[:10] for commit in wanted)}: measuring again")
             again: list[tuple[Build, Role]] = [(builds.install(commit), "commit") for commit in wanted]
             fresh: list[Task] = []
             for grid in grids:
@@ -135,7 +135,7 @@ class NightRun:
         try:
             builds.install(night.anchor)
         except BuildFailedError as error:
-            told = f"the anchor {night.anchor[:10]} no longer builds ({error})"
+            told = f"the baseline commit {night.anchor[:10]} no longer builds ({error})"
         else:
             return night
         measured = [commit.hash for commit in night.commits if commit.status == "measured"]

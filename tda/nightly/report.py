@@ -52,8 +52,9 @@ def _head(night: Night, raised: Sequence[Alarm]) -> str:
     many = "no alarm" if not raised else "1 alarm" if len(raised) == 1 else f"{len(raised)} alarms"
     measured = sum(commit.status == "measured" for commit in night.commits)
     return (
-        f"# Night {night.id}: {many}\n\n"
-        f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; anchor `{short(night.anchor)}`."
+        f"# Nightly run {night.id}: {many}\n\n"
+        f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; "
+        f"baseline commit `{short(night.anchor)}`."
         + "".join(f"\n\n**{_cell(note[0].upper() + note[1:])}.**" for note in night.notes)
     )
 
@@ -69,8 +70,8 @@ def _alarm(alarm: Alarm) -> str:
         f"## {_what(alarm)}\n\n"
         f"- alarm `{alarm.id}`{reopened}, split **{finding.split}**, {finding.shape}, {span}{floor}{chance}\n"
         f"- cases: {_cell(named(finding.cases))}\n"
-        f"- again: `{finding.reproduce}`\n\n"
-        "Intended, or known? Commit to `benchmarks/decisions.toml`:\n\n"
+        f"- reproduce with: `{finding.reproduce}`\n\n"
+        "If this is intended or known, commit to `benchmarks/decisions.toml`:\n\n"
         f"```toml\n{decision}\n```"
     )
 
@@ -95,7 +96,7 @@ def _explained(finding: Finding, profiles: Profiles) -> str:
     lines += [f"- {_cell(headline(compared, phase))}" for phase in phases]
     changes = main_changes(finding, compared, TOLD_ROWS)
     if changes:
-        lines += ["", "| phase | part | kernel | | before → after (ms) | share of the phase's change |"]
+        lines += ["", "| phase | part | kernel | | before → after (ms) | fraction of the phase's change |"]
         lines.append("|---|---|---|---|---|---|")
     certain = {one.phase for one in compared.phases if one.certain}
     for change in changes:
@@ -121,7 +122,7 @@ def _seen(seen: Sequence[Seen]) -> list[str]:
         f"{'cannot tell' if one.floor is None else f'{one.floor:.1%}'} |"
         for one in seen
     ]
-    head = ["## What this night could not have seen: changes below\n", "| case | grid | what | change |"]
+    head = ["## Smallest change that this run could find\n", "| case | grid | what | change |"]
     return ["\n".join([*head, "|---|---|---|---|", *rows])]
 
 

@@ -123,7 +123,7 @@ class Profile(Frozen):
     matmul_tflop_per_s: float = Field(description="peak of this machine in the case's dtype")
     event_us: dict[str, float] = Field(description="estimated cost of recording one event, by kind")
     timed: Timed
-    flags: dict[FlagName, Flag] = Field(default_factory=dict, description="doubts about the timing pass")
+    flags: dict[FlagName, Flag] = Field(default_factory=dict, description="warnings about the timing pass")
     phases: dict[str, PhaseTime]
     kernels: tuple[KernelRow, ...]
     modules: tuple[ModuleRow, ...]

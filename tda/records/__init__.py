@@ -16,7 +16,7 @@ from tda.records.measurements import (
     measurement_kind,
 )
 from tda.records.origin import BUILD_STAMP, FAKE, Commit, Machine
-from tda.records.record import Flag, FlagName, LeftOut, Record, TaskFacts, json_schema
+from tda.records.record import Flag, FlagName, LeftOut, Record, TaskFacts, flag_words, json_schema
 from tda.records.rounds import few_samples, join_flags, merge, turn
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Status",
     "TaskFacts",
     "few_samples",
+    "flag_words",
     "join_flags",
     "json_schema",
     "measurement_kind",

@@ -74,14 +74,16 @@ MEASUREMENTS: dict[str, MeasurementKind] = {
     "bytes_per_token": _kind("B", "lower", "bytes that one decode step must read: weights and KV cache", speed=True),
     "stream_gb_per_s": _kind("GB/s", "higher", "stream bandwidth just before and just after the decode steps"),
     "selection_digest": _kind("hash", None, "hash of the kept sets, as the integer of 48 of its bits"),
-    "gpu_utilization_percent": _kind("%", "higher", "share of time in which some kernel ran"),
+    "gpu_utilization_percent": _kind("%", "higher", "fraction of time in which some kernel ran"),
     "gpu_memory_bytes": _kind("B", "lower", "device memory in use, as the driver reports it"),
     "power_w": _kind("W", "lower", "board power, the driver's one-second mean"),
     "energy_j_per_token": _kind("J", "lower", "energy counter difference over decode, per token", speed=True),
     "perplexity": _kind("ratio", "lower", "exp of nll_nats of one document"),
     "nll_nats": _kind("nats/token", "lower", "mean negative log likelihood of one document's sparse tokens"),
     "kl_to_dense_nats": _kind("nats/token", "lower", "mean KL(dense || method) of one document's sparse tokens"),
-    "top1_disagreement": _kind("share", "lower", "share of sparse tokens whose most likely token differs from dense"),
+    "top1_disagreement": _kind(
+        "share", "lower", "fraction of sparse tokens whose most likely token differs from dense"
+    ),
 }
 SPEED = tuple(name for name, kind in MEASUREMENTS.items() if kind.speed)
 """Measurements of speed: a masked execution has none of them."""

@@ -20,8 +20,13 @@ FlagName = Literal[
 ]
 
 
+def flag_words(name: FlagName) -> str:
+    """What people read in place of a stored name."""
+    return "background load" if name == "foreign_load" else name.replace("_", " ")
+
+
 class Flag(Frozen):
-    """One doubt about a record: raised, cleared, or (null) not observable here."""
+    """One warning about a record: raised, cleared, or (null) not observable here."""
 
     raised: bool | None
     detail: str
@@ -30,14 +35,14 @@ class Flag(Frozen):
 class TaskFacts(Frozen):
     """What the scores of a task are of: equal facts, and only those, may be compared."""
 
-    digest: str = Field(description="of the items as they were asked, few-shot examples and chat template included")
+    digest: str = Field(description="of the items as they were prompted, few-shot examples and chat template included")
     items: int
     shots: int = Field(description="examples before the question")
     protocol: str = Field(description="which tokens are computed sparsely, as for `tda.score`")
     source: str = Field(description="the data set's hub id, or the local file's name")
     harness: str = Field(description="version of lm-eval and of its task")
     sparse_share: float | None = Field(
-        default=None, ge=0, le=1, description="share of the scored or generated tokens that was computed sparsely"
+        default=None, ge=0, le=1, description="fraction of the scored or generated tokens that was computed sparsely"
     )
     failure: Told | None = Field(default=None, description="why there are no scores")
 
@@ -60,7 +65,7 @@ class Record(Frozen):
     reason: Told | None = None
     failure: Failure | None = Field(default=None, description="how it failed; null where it did not, or is not known")
     achieved_sparsity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
-        default=(), description="share left out in decode, per layer"
+        default=(), description="fraction left out in decode, per layer"
     )
     execution: str | None = Field(default=None, description="the execution that really ran")
     backend: str | None = Field(default=None, description="the kernels that really ran")
@@ -119,7 +124,7 @@ class Record(Frozen):
 
     def raised(self) -> list[str]:
         """Names and details of the raised flags."""
-        return [f"{name}: {flag.detail}" for name, flag in self.flags.items() if flag.raised]
+        return [f"{flag_words(name)}: {flag.detail}" for name, flag in self.flags.items() if flag.raised]
 
 
 class LeftOut(Frozen):

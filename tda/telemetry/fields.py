@@ -12,8 +12,8 @@ class Field(NamedTuple):
 
 
 CPU_FIELDS: Mapping[str, Field] = {
-    "own_percent": Field("%", "share of the cores it may run on that this process used since the reading before"),
-    "foreign_percent": Field("%", "share of them that others used, or that a hypervisor gave to other guests"),
+    "own_percent": Field("%", "fraction of the cores it may run on that this process used since the reading before"),
+    "foreign_percent": Field("%", "fraction of them that others used, or that a hypervisor gave to other guests"),
     "rss_bytes": Field("B", "resident set of this process"),
     "minor_faults": Field("faults", "page faults of this process that memory served, since it began"),
     "major_faults": Field("faults", "page faults of this process that a disk served, since it began"),
@@ -25,8 +25,8 @@ CPU_FIELDS: Mapping[str, Field] = {
 GPU_FIELDS: Mapping[str, Field] = {
     "energy_j": Field("J", "energy counter, since the driver was loaded"),
     "power_w": Field("W", "board power, the driver's mean over about a second"),
-    "utilization_percent": Field("%", "share of the driver's last sample period in which some kernel ran"),
-    "memory_utilization_percent": Field("%", "share of that period in which device memory was read or written"),
+    "utilization_percent": Field("%", "fraction of the driver's last sample period in which some kernel ran"),
+    "memory_utilization_percent": Field("%", "fraction of that period in which device memory was read or written"),
     "memory_bytes": Field("B", "device memory in use, by whomever"),
     "unexplained_memory_bytes": Field("B", "device memory in use that no process which the driver names holds"),
     "foreign_processes": Field("processes", "other processes on the device"),

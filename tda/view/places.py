@@ -83,7 +83,7 @@ class FFN:
         return self.up.weight.device
 
     def reach(self, rows: int) -> float:
-        """Share of it that a step of so many rows reads: of an expert, how likely a row reaches it."""
+        """Fraction of it that a step of so many rows reads: of an expert, how likely a row reaches it."""
         return 1.0 if self.experts is None else self.experts.reach(rows)
 
     @property
@@ -214,7 +214,7 @@ class LinearInput:
         return self.linear.in_features
 
     def reach(self, rows: int) -> float:
-        """Share of it that a step of so many rows reads."""
+        """Fraction of it that a step of so many rows reads."""
         return 1.0
 
     @property

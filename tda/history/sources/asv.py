@@ -73,7 +73,7 @@ def _asv_results(reading: HistoryReader, path: Path, benchmarks: Any) -> list[_A
     file = Results.load(str(path), machine_name=path.parent.name)
     facts = file.params
     if FAKE in facts["machine"].upper():
-        reading.skip(path, "its GPU is a stand-in")
+        reading.skip(path, "its GPU is a simulated device")
         return []
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     common = {
@@ -86,7 +86,7 @@ def _asv_results(reading: HistoryReader, path: Path, benchmarks: Any) -> list[_A
     fresh = sorted(file.get_result_keys(benchmarks))
     stale = len(file.get_all_result_keys()) - len(fresh)
     if stale:
-        reading.problems.append(f"{path}: {stale} results left out, whose benchmark is gone or has another version")
+        reading.problems.append(f"{path}: {stale} results skipped, whose benchmark is gone or has another version")
     return [_AsvResult(**common, **cell) for name in fresh for cell in _asv_cells(file, name, benchmarks[name])]
 
 

@@ -70,7 +70,7 @@ def _micro_files(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[_Mic
             reading.skip(path, error)
             continue
         if FAKE in (file.machine_info.tda.gpu or ""):
-            reading.skip(path, "its GPU is a stand-in")
+            reading.skip(path, "its GPU is a simulated device")
             continue
         yield file
 

@@ -43,7 +43,7 @@ def _own_records(reading: HistoryReader, path: Path, unit: Unit) -> list[Record]
     own = [record for record in unit.records if record.commit.hash in (unit.commit, None)]
     foreign = len(unit.records) - len(own)
     if foreign:
-        reading.problems.append(f"{path}: {foreign} records of another commit left out of a process of {unit.commit}")
+        reading.problems.append(f"{path}: {foreign} records of another commit skipped in a process of {unit.commit}")
     return own
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from tda.cases import CONTROLS, Case, describe
 from tda.derived import UNLIKE, Derived, Missing, above_limit, derive, unlike_kernels
+from tda.records import flag_words
 from tda.statistics import (
     Estimate,
     finite,
@@ -110,7 +111,7 @@ class Comparison(ScoredCase):
     def doubts(self) -> dict[str, str]:
         """What speaks against its numbers: kinds of doubt, most general first, each with its detail."""
         found = {A_A: self.spoiled} if self.spoiled else {}
-        found |= {name.replace("_", " "): flag.detail for name, flag in self.record.flags.items() if flag.raised}
+        found |= {flag_words(name): flag.detail for name, flag in self.record.flags.items() if flag.raised}
         ratio, limit = self.speedup if self.timed else None, self.limit
         above = above_limit(ratio.value, limit, self.floor or 0.0) if ratio is not None and limit is not None else None
         scored = len(self.groups("nll_nats"))

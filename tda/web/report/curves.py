@@ -88,7 +88,7 @@ def over_sparsity(
 
 def sparsity_axis(axes: Axes, model: str, y: str) -> None:
     """Make x the asked sparsity of a model, equal in all panels, and name y."""
-    label_axes(axes, f"Asked sparsity of {model} (share left out)", y)
+    label_axes(axes, f"Sparsity of {model} (fraction left out)", y)
     axes.set_xlim(0, 1)
     plain_ticks(axes, "x", [0, 0.25, 0.5, 0.75, 1])
 

@@ -99,7 +99,9 @@ def _without_fakes(records: Iterable[Record], path: Path) -> tuple[list[Record],
             fakes[record.machine.gpu] += 1
         else:
             good.append(record)
-    return good, [f"{path}: {count} records refused, whose GPU {name!r} is a stand-in" for name, count in fakes.items()]
+    return good, [
+        f"{path}: {count} records refused, whose GPU {name!r} is a simulated device" for name, count in fakes.items()
+    ]
 
 
 def _repeats(folders: Iterable[Sequence[Record]]) -> list[str]:

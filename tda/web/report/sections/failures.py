@@ -87,17 +87,17 @@ def _failed(line: Record, tries: Sequence[Record], case: str) -> Failed:
 
 
 def _lead(lines: Sequence[Record]) -> str:
-    """How many cells failed, and how."""
+    """How many cases failed, and how."""
     failed = [line for line in lines if line.status != "ok"]
     ways = {(line.series, _way(line)) for line in failed}
     counts = Counter(way for _, way in ways)
     told = listed([f"{counts[way]} {words}" for way, words in COUNTED.items() if counts[way]])
-    cells, every = len({line.series for line in failed}), len({line.series for line in lines})
-    sentences = [f"{cells} of {every} cells failed in some round: {told}."]
+    cases, every = len({line.series for line in failed}), len({line.series for line in lines})
+    sentences = [f"{cases} of {every} cases failed in some round: {told}."]
     missing = {_place(line) for line in failed} - {_place(line) for line in lines if line.status == "ok"}
     left = len({place[:-1] for place in missing})
     sentences.append(
-        f"In the end rounds of {left} cell{'s' * (left != 1)} are missing."
+        f"In the end rounds of {left} case{'s' * (left != 1)} are missing."
         if left
         else "All was measured when repeated."
     )

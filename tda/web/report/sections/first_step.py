@@ -102,7 +102,7 @@ def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
         Plot(
             f"saved-{share(sparsity)}",
             _saved_figure(setting, [case for case in sparse if case.sparsity in (sparsity, None)], sparsity),
-            f"Share of the dense time saved at sparsity {share(sparsity)}, from prompt to the n-th token, out of "
+            f"Fraction of the dense time saved at sparsity {share(sparsity)}, from prompt to the n-th token, out of "
             f"means over rounds; right of the dotted line it is extrapolated.{setting.doubt}",
             f"Sparsity {share(sparsity)}",
         )

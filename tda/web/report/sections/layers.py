@@ -19,7 +19,7 @@ def layers_section(group: Group) -> Content | None:
     """One figure per setting."""
     blocks = [Block(setting.title, plots=(_plot(setting),)) for setting in group.settings if _cases(setting)]
     lead = (
-        "Thresholds are made offline and meet other text here, and some methods share the sparsity out unevenly on "
+        "Thresholds are calibrated on other text, and some methods give each layer another sparsity on "
         "purpose. Dashed is what was asked of the model as a whole."
     )
     return Content(lead, tuple(blocks)) if blocks else None
@@ -56,9 +56,9 @@ def _plot(setting: Setting) -> Plot:
             axes.plot(range(len(shares)), shares, **curve_style(case.method, variant=case.variant) | {"markersize": 5})
     layers = max(len(case.record.achieved_sparsity) for case in cases)
     _asked(axes, sorted({case.record.case.sparsity or 0.0 for case in cases}), layers)
-    label_axes(axes, f"Layer of {setting.model}", "Share of neurons left out")
+    label_axes(axes, f"Layer of {setting.model}", "Fraction of neurons left out")
     legend(figure, [Line2D([], [], color=INK, linewidth=1, linestyle="--", label="asked"), *handles.values()])
-    caption = f"Share of neurons left out in each layer of {setting.model}, one line per asked sparsity."
+    caption = f"Fraction of neurons left out in each layer of {setting.model}, one line per asked sparsity."
     if exact:
         caption += f" As asked in every layer, and not drawn: {listed(exact)}."
     return Plot("layers", figure, caption)

@@ -32,7 +32,7 @@ METRICS = (
     QualityMetric("delta-nll", "ΔNLL to dense", "nats per token", lambda case: case.delta_nll, "symlog"),
     QualityMetric("kl", "KL(dense ‖ method)", "nats per token", lambda case: case.mean("kl_to_dense_nats"), "symlog"),
     QualityMetric(
-        "top1", "Top-1 disagreement", "share of tokens", lambda case: case.mean("top1_disagreement"), "linear"
+        "top1", "Top-1 disagreement", "fraction of tokens", lambda case: case.mean("top1_disagreement"), "linear"
     ),
     QualityMetric("perplexity", "Perplexity", "exp of nats per token, logarithmic", _perplexity, "log"),
 )

@@ -21,7 +21,7 @@ from tda.web.theme.formatting import interval, listed, number, share, shortened
 LEAD = (
     "A score is a mean over a task's items ± its standard error, with a 95% interval in brackets (Wilson's where an "
     "item is right or wrong). A difference to dense is paired over the same items (Tango's interval, or t). “As good "
-    f"as dense” means that its interval lies within ±{MARGIN:g} (one point of a share); “better” and “worse” that it "
+    f"as dense” means that its interval lies within ±{MARGIN:g} (0.01 of a fraction); “better” and “worse” that it "
     "holds no zero. “–” is missing: hover over it or tap it for the reason."
 )
 
@@ -94,7 +94,7 @@ def _task_columns(setting: Setting, task: str) -> list[Column]:
         ),
         Column(
             f"task_{task}_sparse_share",
-            f"{task}: tokens computed sparsely (share)",
+            f"{task}: tokens computed sparsely (fraction)",
             lambda case: case.record.tasks[task].sparse_share if task in case.tasks else None,
             lambda case: case.score_missing(task),
         ),
