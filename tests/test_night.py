@@ -373,7 +373,7 @@ def test_a_night_in_which_nothing_builds_ends(scene: Scene) -> None:
     assert night is not None
     assert night.finished
     assert [commit.status for commit in night.commits] == ["build failed"]
-    assert f"the anchor {first[:10]} no longer builds" in night.notes[0]
+    assert f"{first[:10]} no longer builds" in night.notes[0]
 
 
 def test_old_units_are_thinned_and_accounts_stay(scene: Scene) -> None:

@@ -181,7 +181,7 @@ def test_gaps_between_kernels_are_a_piece_of_their_own() -> None:
 
 def test_without_dense_no_saving_is_told(tmp_path: Path) -> None:
     html = build_profile_report(folder(tmp_path, "griffin")).index.read_text()
-    assert "no saving can be told" in html
+    assert "no dense profile of this setting" in html
 
 
 def test_other_machines_and_commits_are_groups_of_their_own(tmp_path: Path) -> None:

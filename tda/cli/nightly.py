@@ -38,15 +38,13 @@ def nightly(
     """
     from tda.history.branch import open_history
     from tda.history.repository import Repository
-    from tda.nightly.config import load_config, write_settings
+    from tda.nightly.config import load_config
     from tda.nightly.night import NightRun
     from tda.nightly.publish import write_account
 
     repository = Repository(repo)
     if init:
-        paths = repository.folder / o.NIGHTLY, repository.folder / o.CASES
-        write_settings(*paths)
-        typer.echo("\n".join(map(str, paths)))
+        _begin(repository.folder)
         return
     place = open_history(repository, history)
     if check:
@@ -66,6 +64,14 @@ def nightly(
     typer.echo(str(told.path))
     if night is not None and told.raised:
         raise typer.Exit(1)
+
+
+def _begin(checkout: Path) -> None:
+    from tda.nightly.config import write_settings
+
+    paths = checkout / o.NIGHTLY, checkout / o.CASES
+    write_settings(*paths)
+    typer.echo("\n".join(map(str, paths)))
 
 
 def _check(history: "History", hours: float) -> None:
