@@ -179,7 +179,7 @@ def write_settings(folder: Path) -> Path:
     path = folder / "asv.conf.json"
     settings = {"version": 1, "project": "tda", "project_url": "#", "repo": "repo", "branches": ["main"],
                 "show_commit_url": "tda/commit/", "results_dir": "history/asv", "html_dir": "html",
-                "benchmark_dir": "suite", "plugins": ["tda.web.asv_plugin"]}  # fmt: skip
+                "benchmark_dir": "suite", "plugins": [".tda.web.asv_plugin"]}  # fmt: skip
     path.write_text(json.dumps(settings))
     return path
 
@@ -262,7 +262,7 @@ def test_alarms(page: Browser, site: Site) -> None:
                   "+15% [+14, +16]", "+0.050 [+0.049, +0.051] nats per token", "being looked at", "build failed",
                   "SyntaxError on line 3 <script>alert(1)</script>", "a night is missing"):  # fmt: skip
         assert words in shown
-    page.click(".finding a", "figure over time")
+    page.click(".finding a", "Figure over time")
     page.find("figure:target svg")
     assert page.ask("document.querySelector('figure:target').getBoundingClientRect().height") > 100
 
@@ -417,13 +417,13 @@ def test_a_history_without_anything_is_published_too(browser: Browser, tmp_path:
 
 
 def test_the_check_sees_complaints_and_foreign_requests(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "bad.html").write_text(
+    (tmp_path / "index.html").write_text(
         "<script src='http://libraries.example/x.js'></script><script>console.error('told'); missing();</script>"
     )
     browser.complaints.clear()
     browser.requests.clear()
     with serving(tmp_path) as address:
-        browser.open(f"{address}/bad.html")
+        browser.open(f"{address}/index.html")
         browser.ask("1")
     assert "http://libraries.example/x.js" in browser.requests
     for words in ("told", "missing is not defined", "ERR_NAME_NOT_RESOLVED"):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,7 +51,14 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
+    """Answers many connections at once."""
+
     request_queue_size = 128  # a browser opens many connections at once, and the default of 5 makes some wait a second
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print an error, but not that a browser went away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
