@@ -245,8 +245,8 @@ def build(folder: Path, sizes: Sizes, plants: Sequence[Planted]) -> list[tuple[s
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "records", "*.pyc")
-            shutil.copytree(source, folder / name, ignore=ignored)
+            large = ("records",) if name == "benchmarks" else ()
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", *large))
         else:
             shutil.copy(source, folder / name)
     (folder / "tda" / "planted.py").write_text(WORK)

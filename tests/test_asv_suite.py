@@ -348,9 +348,8 @@ class New(Magnitude):
 
 def copied(folder: Path) -> Path:
     """The tree's own files, as they are now."""
-    ignore = shutil.ignore_patterns("__pycache__", "records", "*.egg-info")
-    for name in ("tda", "benchmarks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name, large in (("tda", ()), ("benchmarks", ("records",))):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", *large))
     for name in ("asv.conf.json", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     return folder
