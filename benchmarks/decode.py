@@ -8,6 +8,7 @@ not asked for stay in the record as they are. Each machine has a record of its o
 """
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from tda.statistics import MIN_GROUPS, Estimate, fieller, paired_ratio
 
 SPARSITIES = [0.25, 0.5, 0.75, 0.9]
 STEPS = {"models": ["shape:1b"], "sparsities": SPARSITIES, "prompt_tokens": 128, "new_tokens": 64}
-HALF = {"methods": ["griffin", "tda"], "sparsities": [0.5]}
+HALF: dict[str, Any] = {"methods": ["griffin", "tda"], "sparsities": [0.5]}
 RUNS: dict[str, dict[str, Any]] = {
     "griffin": {**STEPS, "methods": ["griffin"]},
     "tda": {**STEPS, "methods": ["tda"]},
@@ -283,7 +284,8 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     for row in table.itertuples():
         bounds = f"{row.must:g} | {row.strive:g}"
-        interval = "" if pd.isna(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
+        low, high = float(str(row.low)), float(str(row.high))
+        interval = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
         method = row.method if row.method == "dense" else f"{row.method} {row.sparsity:g}"
         where = f"{row.model}, {row.prompt_tokens}+{row.new_tokens}"
         rounds = f"{row.rounds} of {row.rounds_measured}"

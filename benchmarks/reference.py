@@ -164,12 +164,12 @@ def axes(records: list[Record], wide: ReferenceQuality) -> Iterator[str]:
         cells = [MISSING if one is None else interval(one, signed=one is case.delta_nll) for one in found]
         yield f"| {case.label} | {size(_bytes(case.record))} | {' | '.join(cells)} | {'; '.join(case.warnings)} |"
     for record in records:
-        case = record.case
-        if case.method == "dense" and case.control is None and (case.model, case.dtype) in SMALLER:
-            model = load_model(case.model, dtype=case.dtype).model
+        measured = record.case
+        if measured.method == "dense" and measured.control is None and (measured.model, measured.dtype) in SMALLER:
+            model = load_model(measured.model, dtype=measured.dtype).model
             read = size(sum(weights.nbytes for weights in model.parameters()))
             cells = [*[MISSING] * 4, interval(wide.dense_difference(record.measurements["nll_nats"]), signed=True)]
-            yield f"| {case.model}, dense, {case.dtype} | {read} | {' | '.join(cells)} | |"
+            yield f"| {measured.model}, dense, {measured.dtype} | {read} | {' | '.join(cells)} | |"
 
 
 def _bytes(record: Record) -> float:

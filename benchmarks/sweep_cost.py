@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tda.device import commit, machine
 from tda.models import load_model
@@ -62,10 +62,10 @@ def idle_share(folder: Path) -> tuple[float, float]:
     """Share of the workers' time from the first begin to the last end that no group takes, and how long a group is."""
     models = []
     for number in range(EQUAL):
-        model, tokenizer = load_model("ref:swiglu")
+        loaded: Any = load_model("ref:swiglu")
         models.append(folder / f"model-{number}")
-        model.save_pretrained(models[-1])
-        tokenizer.save_pretrained(models[-1])
+        loaded.model.save_pretrained(models[-1])
+        loaded.tokenizer.save_pretrained(models[-1])
     words = [word for one in models for word in ("-m", str(one))]
     run("sweep", [*words, *METHODS, *SIZES, *LONGER], folder / "out")
     done, _ = read_lines(folder / "out" / GROUPS, Done)

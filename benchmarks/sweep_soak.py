@@ -63,7 +63,7 @@ class Soak:
         before: Counter[tuple[str, str, int]] = Counter()
         last = "nothing"
         while True:
-            words = [*MODELS, *sweeps.TIMED, "--ray-address", self.cluster.address, "--out", out]
+            words: list[str | Path] = [*MODELS, *sweeps.TIMED, "--ray-address", self.cluster.address, "--out", out]
             with sweeps.start(words, self.cluster.mark) as process:
                 while process.poll() is None:
                     if self.kills.total() >= wanted:
@@ -96,7 +96,9 @@ class Soak:
                 if what == "worker":
                     worker.kill()
                 elif what == "task":
-                    worker.parent().kill()
+                    parent = worker.parent()
+                    assert parent is not None, "a worker has the task that started it"
+                    parent.kill()
                 else:
                     self.cluster.kill(self.cluster.raylet_of(worker))
                     self.cluster.nodes.append(self.cluster.add())

@@ -83,7 +83,8 @@ class CostRounds:
 
 def measure(blocks: CostRounds, rounds: int) -> pd.DataFrame:
     """Seconds of each condition, one row a round; rounds in which others used the cores are done again."""
-    order, rows = random.Random(0), []
+    order = random.Random(0)
+    rows: list[dict[str, float]] = []
     while len(rows) < rounds:
         row, whole = {}, Watch(blocks.device)
         for condition in order.sample(list(CONDITIONS), len(CONDITIONS)):

@@ -125,9 +125,14 @@ class Sizes:
 def _products_per_percent(run: Callable[[], object], work: Callable[[int], None], products: int = 200) -> float:
     """How many products make something a percent slower, with and without them in turn."""
     plain, laden = [], []
+
+    def both_of() -> None:
+        work(products)
+        run()
+
     for _ in range(60):
         plain.append(_ms(run))
-        laden.append(_ms(lambda: (work(products), run())))
+        laden.append(_ms(both_of))
     alone, both = statistics.median(plain), statistics.median(laden)
     if both <= alone:
         raise RuntimeError("the machine is too busy to measure what extra work costs")

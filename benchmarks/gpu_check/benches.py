@@ -84,7 +84,7 @@ def contexts(setting: CheckSetting) -> Iterator[Figure]:
             yield figure.model_copy(update={"note": figure.note + told})
 
 
-def _bench(setting: CheckSetting, model: Any, name: str, **sizes: int) -> list[Record]:
+def _bench(setting: CheckSetting, model: Any, name: str, **sizes: Any) -> list[Record]:
     return tda.run_bench(
         setting.folder / name, models=[model], methods=["griffin"], sparsities=[0.5], **sizes, **setting.request
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import DTYPE, MODEL, PROMPT_TOKENS, Clock, Subject
+from parts import DTYPE, MODEL, PROMPT_TOKENS, Clock, MicroModel
 
 import tda
 from tda import device as facts
@@ -39,16 +39,17 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 
 
 @pytest.fixture(scope="session")
-def subject() -> Subject:
+def subject() -> MicroModel:
     """The measured model, loaded once; a commit that does not know it is skipped."""
     device = _device()
     try:
-        model, _ = tda.load_model(MODEL, dtype=DTYPE, device=device)
+        loaded: Any = tda.load_model(MODEL, dtype=DTYPE, device=device)
     except ValueError as error:
         pytest.skip(f"this commit has no {MODEL}: {error}")
     generator = torch.Generator().manual_seed(0)
+    model, _ = loaded
     prompt = torch.randint(1, model.config.vocab_size, (1, PROMPT_TOKENS), generator=generator)
-    return Subject(model, prompt.to(device))
+    return MicroModel(model, prompt.to(device))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ class MicroModel:
     @functools.cached_property
     def ffns(self) -> list[Any]:
         """Its FFNs, as their family declares them."""
-        return part("tda.families", "find_ffns")(self.model)
+        return cast(list[Any], part("tda.families", "find_ffns")(self.model))
 
     @functools.cached_property
     def z(self) -> Tensor:
@@ -96,7 +96,8 @@ class MicroModel:
     @functools.cached_property
     def exact_logits(self) -> Tensor:
         """What the prompt's last token gives in float32, without the engine: [1, 1, V]."""
-        return copy.deepcopy(self.model).float()(self.prompt, use_cache=False).logits[:, -1:]
+        exact = copy.deepcopy(self.model).float()(self.prompt, use_cache=False)
+        return cast(Tensor, exact.logits[:, -1:])
 
     @functools.cached_property
     def _seen(self) -> tuple[Tensor, Tensor]:
@@ -130,7 +131,7 @@ class MicroModel:
             self._fitted[chosen] = chosen.with_thresholds(made)
         return self._fitted[chosen]
 
-    def attach(self, chosen: Any, execution: str = "auto") -> AbstractContextManager[Any]:
+    def attach(self, chosen: Any, execution: Any = "auto") -> AbstractContextManager[Any]:
         """The model with a method attached."""
         return tda.attach(self.model, self.fitted(chosen), execution=execution)
 
@@ -195,7 +196,7 @@ def reference(ffn: Any, x: Tensor, kept: Tensor) -> Tensor:
     """FFN output over kept neurons, in float64 and without the engine: [1, 1, D]."""
     gate, up, down = (linear.weight.double() for linear in ffn.linears)
     z = ffn.act(x.double() @ gate.T) * (x.double() @ up.T)
-    return (z * kept) @ down.T
+    return cast(Tensor, (z * kept) @ down.T)
 
 
 def check_close(found: Tensor, expected: Tensor) -> None:
@@ -207,6 +208,5 @@ def check_close(found: Tensor, expected: Tensor) -> None:
 
 def ffn_bytes(ffn: Any, reads: Iterable[bool], share: float) -> float:
     """Weight bytes of a layer, of which the named projections are read for a share of the neurons only."""
-    return sum(
-        linear.weight.nbytes * (share if sparse else 1.0) for linear, sparse in zip(ffn.linears, reads, strict=True)
-    )
+    pairs = zip(ffn.linears, reads, strict=True)
+    return sum(float(linear.weight.nbytes) * (share if sparse else 1.0) for linear, sparse in pairs)

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from parts import PROMPT_TOKENS, SPARSITIES, Clock, Subject, each, methods, part
+from parts import PROMPT_TOKENS, SPARSITIES, Clock, MicroModel, each, methods, part
 
 PER_PROMPT = methods("prompt")
 STATISTICS = [method for method in PER_PROMPT if method.sparsity == SPARSITIES[0]]
 """A statistic does not depend on the sparsity."""
 
 
-def statistic_of(subject: Subject, method: Any) -> Any:
+def statistic_of(subject: MicroModel, method: Any) -> Any:
     """A method's statistic over the prompt."""
     statistic = method.new_statistic(subject.ffns[0])
     statistic.add(subject.z, torch.ones(1, PROMPT_TOKENS, dtype=torch.bool, device=subject.device))
@@ -20,7 +20,7 @@ def statistic_of(subject: Subject, method: Any) -> Any:
 
 @each(STATISTICS)
 @pytest.mark.benchmark(group="statistic")
-def test_statistic(clock: Clock, subject: Subject, method: Any) -> None:
+def test_statistic(clock: Clock, subject: MicroModel, method: Any) -> None:
     """The sum over all tokens of a prompt."""
     z = subject.z
     statistic = clock(lambda: statistic_of(subject, method), rounds=100)
@@ -35,7 +35,7 @@ def test_statistic(clock: Clock, subject: Subject, method: Any) -> None:
 
 @each(PER_PROMPT)
 @pytest.mark.benchmark(group="selection")
-def test_selection(clock: Clock, subject: Subject, method: Any) -> None:
+def test_selection(clock: Clock, subject: MicroModel, method: Any) -> None:
     """From the statistic to the kept set: the largest scores, or those at a threshold."""
     tokens = torch.tensor([PROMPT_TOKENS], device=subject.device)
     prompt = part("tda.contracts", "Prompt")(tokens=tokens, key=lambda row: row)
@@ -51,7 +51,7 @@ def test_selection(clock: Clock, subject: Subject, method: Any) -> None:
 
 @each(methods("token"))
 @pytest.mark.benchmark(group="threshold")
-def test_threshold(clock: Clock, subject: Subject, method: Any) -> None:
+def test_threshold(clock: Clock, subject: MicroModel, method: Any) -> None:
     """The kept set of one token, from the activation that the method looks at."""
     method, ffn = subject.fitted(method), subject.ffns[0]
     a = subject.z[:, -1:]

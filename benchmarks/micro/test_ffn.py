@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from parts import Clock, Subject, check_close, each, ffn_bytes, methods, part, reference
+from parts import Clock, MicroModel, check_close, each, ffn_bytes, methods, part, reference
 from torch import Tensor
 
 EXECUTIONS = [
@@ -14,7 +14,7 @@ EXECUTIONS = [
 ]
 
 
-def in_decode(subject: Subject, verb: Callable[[Any, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def in_decode(subject: MicroModel, verb: Callable[[Any, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Run a verb on layer 0's FFN where a decode step of the model reaches it: FFN input and the verb's result.
 
     The step is asked for hidden states, so that it goes layer by layer where it could be a single call.
@@ -35,7 +35,7 @@ def in_decode(subject: Subject, verb: Callable[[Any, Tensor], Tensor]) -> tuple[
 
 @each(EXECUTIONS)
 @pytest.mark.benchmark(group="ffn")
-def test_ffn(clock: Clock, subject: Subject, method: Any, execution: str) -> None:
+def test_ffn(clock: Clock, subject: MicroModel, method: Any, execution: str) -> None:
     """One token. Masked execution does dense arithmetic: its time is no speed of the method."""
     with subject.attach(method, execution) as run:
         x, y = in_decode(subject, lambda ffn, x: clock(lambda: ffn(x), rounds=200))
@@ -54,7 +54,7 @@ def test_ffn(clock: Clock, subject: Subject, method: Any, execution: str) -> Non
 
 @each(methods("prompt"))
 @pytest.mark.benchmark(group="gather")
-def test_gather(clock: Clock, subject: Subject, method: Any) -> None:
+def test_gather(clock: Clock, subject: MicroModel, method: Any) -> None:
     """Weights of one layer's kept neurons, read and written once per prompt."""
     prefill = part("tda.engine.phases", "prefill")
     with subject.attach(method, "compact") as run:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import PROMPT_TOKENS, SPARSITIES, Clock, Subject, each, methods, part
+from parts import PROMPT_TOKENS, SPARSITIES, Clock, MicroModel, each, methods, part
 
 import tda
 
@@ -23,7 +23,7 @@ def some_records() -> list[Any]:
 
 @each(CALIBRATED)
 @pytest.mark.benchmark(group="calibration")
-def test_calibrate(clock: Clock, subject: Subject, method: Any) -> None:
+def test_calibrate(clock: Clock, subject: MicroModel, method: Any) -> None:
     """One batch of eight documents, and the search of the thresholds."""
     batches = [{"input_ids": subject.text(8)}]
     thresholds = clock(lambda: tda.calibrate(subject.model, method, batches, progress=False), rounds=5)

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from parts import NEW_TOKENS, PROMPT_TOKENS, Clock, Subject, check_close, each, methods, part
+from parts import NEW_TOKENS, PROMPT_TOKENS, Clock, MicroModel, check_close, each, methods, part
 
 
 @each(methods())
 @pytest.mark.benchmark(group="prefill")
-def test_prefill(clock: Clock, subject: Subject, method: Any) -> None:
+def test_prefill(clock: Clock, subject: MicroModel, method: Any) -> None:
     """The prompt's pass with the method attached, its statistic included."""
     prefill = part("tda.engine.phases", "prefill")
     with subject.attach(method) as run, run.prefill():
@@ -20,7 +20,7 @@ def test_prefill(clock: Clock, subject: Subject, method: Any) -> None:
 
 @each(methods())
 @pytest.mark.benchmark(group="decode")
-def test_decode(clock: Clock, subject: Subject, method: Any) -> None:
+def test_decode(clock: Clock, subject: MicroModel, method: Any) -> None:
     """One step a round, on a cache that grows by it."""
     prefill, decode = part("tda.engine.phases", "prefill"), part("tda.engine.phases", "decode")
     decode_traffic = part("tda.bench.traffic", "decode_traffic")
