@@ -620,7 +620,7 @@ def test_recall_has_a_section_where_it_was_measured(tmp_path: Path, one_model_re
 
 
 def test_sections_are_found_by_discovery() -> None:
-    orders = [part.order for part in SECTIONS.values()]
+    orders = [entry.order for entry in SECTIONS.values()]
     assert len(orders) == len(set(orders))
     assert {"conditions", "tradeoff", "latency", "first_step", "layers", "memory", "quality", "recall", "table"} <= set(
         SECTIONS

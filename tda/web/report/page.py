@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from jinja2 import Environment
 from markupsafe import Markup
 
+from tda.web.navigation import NavigationEntry
 from tda.web.report.gather import Group
 from tda.web.report.items import tasks_side_by_side
-from tda.web.report.sections import SECTIONS, Block, Content, Section
+from tda.web.report.sections import SECTIONS, Block, Content, OfEachGroup, RenderAll
 from tda.web.report.verdicts import CAUTION, explained, verdict_blocks
 from tda.web.theme import pages
 from tda.web.theme.figures import inline, to_png, to_svg
@@ -59,31 +60,31 @@ class Page:
 
     def render(self) -> str:
         """The page's HTML."""
-        sections = sorted(SECTIONS.items(), key=lambda entry: entry[1].order)
+        of_each = [entry for entry in SECTIONS.entries() if isinstance(entry.render, OfEachGroup)]
+        of_all = [entry for entry in SECTIONS.entries() if entry not in of_each]
         parts = [
             {
                 "group": group,
                 "verdicts": verdict_blocks(group.settings, self.rule),
-                "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
+                "sections": list(self._sections([group], of_each)),
             }
             for group in self.groups
         ]
-        ending = list(self._sections(self.groups, [entry for entry in sections if entry[1].once]))
+        ending = list(self._sections(self.groups, of_all))
         return self._environment.get_template("page.html").render(
             parts=parts, ending=ending, rule=f"{explained(self.rule)} {CAUTION}"
         )
 
     def _sections(
-        self, groups: Sequence[Group], sections: Sequence[tuple[str, Section]]
+        self, groups: Sequence[Group], sections: Sequence[NavigationEntry[RenderAll]]
     ) -> Iterator[dict[str, object]]:
-        for name, part in sections:
-            content = part.render(groups)
+        for entry in sections:
+            content = entry.render(groups)
             if content is not None:
-                slug = f"{name}-{groups[0].number}"
+                slug = f"{entry.name}-{groups[0].number}"
                 yield {
                     "id": slug,
-                    "name": name,
-                    "title": part.title,
+                    "entry": entry,
                     "lead": content.lead,
                     "blocks": [self._block(f"{slug}-{n}", block) for n, block in enumerate(content.blocks, start=1)],
                     "extra": self._extra(content, slug),
