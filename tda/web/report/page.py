@@ -12,7 +12,7 @@ from tda.web.report.items import tasks_side_by_side
 from tda.web.report.sections import SECTIONS, Block, Content, OfEachGroup, RenderAll
 from tda.web.report.verdicts import CAUTION, explained, verdict_blocks
 from tda.web.theme import pages
-from tda.web.theme.figures import inline, to_png, to_svg
+from tda.web.theme.figures import inline
 from tda.worth import DEFAULT, WorthRule
 
 
@@ -94,11 +94,8 @@ class Page:
         pictures = []
         for plot in block.plots:
             stem = f"{slug}-{plot.name}"
-            svg = to_svg(plot.figure, stem)
-            self.files[f"{stem}.svg"] = svg.encode()
-            self.files[f"{stem}.png"] = to_png(plot.figure)
             variant = None if plot.variant is None else block.variants.index(plot.variant)
-            pictures.append(Picture(stem, Markup(inline(svg)), plot.caption, variant))
+            pictures.append(Picture(stem, inline(plot.figure, stem, self.files), plot.caption, variant))
         return {"id": slug, "block": block, "pictures": pictures}
 
     def _extra(self, content: Content, slug: str) -> Markup:
