@@ -497,7 +497,7 @@ def test_conditions_are_said(tmp_path: Path) -> None:
 def test_one_thread_is_one(tmp_path: Path) -> None:
     alone = MACHINE.model_copy(update={"threads": 1})
     _, html = report_of(tmp_path, [record.model_copy(update={"machine": alone}) for record in dense_only()])
-    assert "Test CPU, 2 cores, 1 thread, 32 MB last-level cache" in html
+    assert "Test CPU, 2 cores, 1 thread, " in html
 
 
 def test_unlike_machines_and_commits_are_never_mixed(tmp_path: Path) -> None:

@@ -16,28 +16,6 @@ from tda.web.theme.figures import inline
 from tda.worth import DEFAULT, WorthRule
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A rendered figure.
-
-    Attributes
-    ----------
-    stem : str
-        File name without suffix.
-    svg : Markup
-        To stand in the page.
-    caption : str
-        Caption and text alternative.
-    variant : int or None
-        Number of the switch's setting under which it is shown.
-    """
-
-    stem: str
-    svg: Markup
-    caption: str
-    variant: int | None
-
-
 def environment() -> Environment:
     """Templates of the report."""
     return pages.environment("tda.web.report")
@@ -95,7 +73,8 @@ class Page:
         for plot in block.plots:
             stem = f"{slug}-{plot.name}"
             variant = None if plot.variant is None else block.variants.index(plot.variant)
-            pictures.append(Picture(stem, inline(plot.figure, stem, self.files), plot.caption, variant))
+            svg = inline(plot.figure, stem, self.files)
+            pictures.append({"stem": stem, "svg": svg, "caption": plot.caption, "variant": variant})
         return {"id": slug, "block": block, "pictures": pictures}
 
     def _extra(self, content: Content, slug: str) -> Markup:
