@@ -165,6 +165,25 @@ class TestFolders:
         with pytest.raises(ValueError, match="cannot load model"):
             load_model(str(path))
 
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("nowhere", "no such folder"),
+            ("empty", "no config.json"),
+            ("file", "a file"),
+            ("./nowhere", "no such folder"),
+        ],
+    )
+    def test_a_place_without_a_model(
+        self, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Said at once, and not in words about hub ids."""
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "file").touch()
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=said):
+            load_model(name if name.startswith(".") else str(tmp_path / name))
+
     def test_damaged_weights(self, folder: Path, tmp_path: Path) -> None:
         path = tmp_path / "damaged"
         shutil.copytree(folder, path)
