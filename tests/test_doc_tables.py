@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.doc_tables.pages import PAGES, filled, stale
-from benchmarks.doc_tables.reference import phrases
-from benchmarks.doc_tables.source import RECORDS, ROOT, TABLES, csv_of, told
-from benchmarks.doc_tables.studies import SLICED, SLICES
 from tda.statistics import Estimate
+from tools.doc_tables.pages import PAGES, filled, stale
+from tools.doc_tables.reference import phrases
+from tools.doc_tables.source import RECORDS, ROOT, TABLES, csv_of, told
+from tools.doc_tables.studies import SLICED, SLICES
 
 
 @pytest.fixture
