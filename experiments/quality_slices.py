@@ -4,7 +4,7 @@ Griffin, TDA, CATS, TT and the control static_mean at 0.5 on the reference model
 
     python -m experiments.quality_slices --out benchmarks/records/slices
 
-The folder then holds slices.csv, of which docs/quality.md is made (`python -m tools.doc_tables`).
+The folder then holds slices.csv, of which docs/results/quality.md is made (`python -m tools.doc_tables`).
 """
 
 import argparse

@@ -8,8 +8,8 @@ from experiments.reference import table
 from tools.doc_tables.reference import phrases
 from tools.doc_tables.source import ROOT, TABLES
 
-PAGES = ("README.md", "docs/curve.md", "docs/priors.md", "docs/quality.md", "docs/reference-models.md",
-         "docs/sweep.md")  # fmt: skip
+PAGES = ("README.md", "docs/results/curve.md", "docs/results/priors.md", "docs/results/quality.md",
+         "docs/results/reference-models.md", "docs/guide/sweep.md")  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -142,7 +142,7 @@ def phrases() -> dict[str, list[str]]:
     bound = f"Dense reads its weights at {mbu} of the stream bandwidth"
     return {
         "README.md": [bound, f"within the A/A floor of {floor} says nothing"],
-        "docs/curve.md": [
+        "docs/results/curve.md": [
             bound,
             f"within the A/A floor of {floor} says nothing",
             f"in bfloat16 reads 52.2 MB and loses {told(wide.dense_difference(half), signed=True)} nats",
