@@ -111,7 +111,7 @@ class TestShapes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny model with a byte tokenizer."""
-    from tda.reference.train import byte_tokenizer
+    from experiments.train import byte_tokenizer
 
     path = tmp_path_factory.mktemp("model")
     tiny.build("llama", vocab_size=300).save_pretrained(path)
