@@ -638,7 +638,7 @@ def test_frontier_has_a_part_per_machine_and_shows_the_newest(pages: dict[str, P
 def test_frontier_says_how_each_case_moved(evidence: Evidence) -> None:
     block = block_of(evidence, NEWER, "ref:swiglu")
     journey = Journey(block, VIEWS[0], tuple(block.stops))
-    rows = {row["facts"].label: row for row in frontier_module._told(evidence, journey, 1)["rows"]}  # type: ignore[attr-defined]
+    rows = {row["facts"].label: row for row in frontier_module._stop_values(evidence, journey, 1)["rows"]}  # type: ignore[attr-defined]
     (ratio, _), _, (delta, change), _ = rows["tda 0.5 on ref:swiglu"]["cells"]
     assert change.startswith("+0.050")
     assert delta.startswith("+0.")
