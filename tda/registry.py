@@ -65,7 +65,7 @@ class Registry(Mapping[str, T]):
 
         return file
 
-    def plug_in(self, entry: T) -> str | None:
+    def plug_in(self, entry: object) -> str | None:
         """The distribution of the plug-in that an entry's module belongs to, as ``"NAME VERSION"``; else None."""
         self._discover()
         root = str(getattr(entry, "__module__", "")).partition(".")[0]

@@ -196,6 +196,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("dashboard")
     hashes = scratch_repository(folder / "repo")
     path = write_settings(folder)
+    (folder / "reports").mkdir()
+    (folder / "reports" / "dashboard.toml").write_text('title = "Desk"\n')
     config = Config.load(str(path))
     config.results_dir = str(folder / "history" / "asv")
     write_nights(folder / "history", hashes)
@@ -247,6 +249,7 @@ def test_navigation_leads_there_and_back(page: Browser, site: Site) -> None:
     page.find("#summarygrid-display canvas")
     page.click("#nav-li-tda-alarms a", "Alarms")
     page.find(".headline")
+    assert page.ask("document.title") == "Alarms – Desk"
     page.click("#nav a", "Regressions")
     page.until("document.querySelectorAll('#regressions-body tbody tr').length === 2")
 

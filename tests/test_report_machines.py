@@ -184,9 +184,9 @@ def test_a_method_that_gains_otherwise_on_one_machine_is_told_and_one_that_does_
     ratio = found["cats 0.5"].ratio
     assert ratio is not None
     assert (ratio.low, ratio.high) == pytest.approx((np.exp(bounds.low), np.exp(bounds.high)))
-    assert any(sentence.startswith("cats 0.5 gains otherwise on B") for sentence in table.told)
-    assert any(sentence.startswith("1 of 2 ratios of speed-ups are alike") for sentence in table.told)
-    assert any("this ratio is the machine's" in sentence for sentence in table.told)
+    assert any(sentence.startswith("cats 0.5 gains otherwise on B") for sentence in table.messages)
+    assert any(sentence.startswith("1 of 2 ratios of speed-ups are alike") for sentence in table.messages)
+    assert any("this ratio is the machine's" in sentence for sentence in table.messages)
 
 
 def test_a_faster_machine_alone_is_no_interaction() -> None:
@@ -239,14 +239,14 @@ def test_three_machines_are_held_against_the_first() -> None:
 
 def test_equal_quality_is_told_and_the_largest_difference_where_it_is_not() -> None:
     equal = the_table(HERE, THERE)
-    assert "Quality is equal up to rounding in every case that two machines scored." in equal.told
+    assert "Quality is equal up to rounding in every case that two machines scored." in equal.messages
     tiny = the_table(HERE, taken_on(OTHER, HERE, nll=2e-5))
-    assert tiny.told[-1] == equal.told[-1]
+    assert tiny.messages[-1] == equal.messages[-1]
     assert [one.largest for row in tiny.rows for one in row.quality] == pytest.approx([2e-5] * 5)
     apart = the_table(HERE, taken_on(OTHER, HERE, nll=0.25))
     words = "NLL differs by at most 0.25 nats/token (1 of 12 documents by more than rounding)"
-    assert f"Quality is not equal: griffin 0.5, {words}." in apart.told
-    assert "Quality is equal up to rounding in every case that two machines scored." not in apart.told
+    assert f"Quality is not equal: griffin 0.5, {words}." in apart.messages
+    assert "Quality is equal up to rounding in every case that two machines scored." not in apart.messages
 
 
 def test_scores_of_tasks_are_compared_item_by_item_where_they_were_asked_alike() -> None:

@@ -24,7 +24,7 @@ from tda.derived import DERIVED, NO_DENSE, Missing, derive, unlike_kernels
 from tda.records import Commit, Flag, Machine, Measurement, Record, merge
 from tda.results import append
 from tda.statistics import Estimate, bootstrap, paired_difference, speedup
-from tda.web.report import Report, build_report, doubts, summary_rows
+from tda.web.report import Report, build_report, summary_rows, warning_lines
 from tda.web.report.comparison import Comparison
 from tda.web.report.curves import draw_curves, over_sparsity
 from tda.web.report.gather import gather
@@ -469,13 +469,13 @@ def test_speed_without_any_quality_is_shown_alone(tmp_path: Path) -> None:
     assert not list((report.index.parent / "figures").glob("*projection*"))
 
 
-def test_doubts_for_a_terminal() -> None:
+def test_warnings_for_a_terminal() -> None:
     """The rounds of a case are one case of it."""
     flag = {"cache_resident": Flag(raised=True, detail="9 MB of weights"), "clocks": Flag(raised=False, detail="")}
     lines = [a_line(a_case("m", "griffin", 0.5), number_, {}, flags=flag) for number_ in (1, 2)]
     others = [a_line(a_case("m", "dense", 0.0), 1, {})]
-    assert doubts([*others, *lines]) == ["cache resident in 1 of 2 cases, e.g. m, griffin 0.5: 9 MB of weights"]
-    assert doubts(others) == []
+    assert warning_lines([*others, *lines]) == ["cache resident in 1 of 2 cases, e.g. m, griffin 0.5: 9 MB of weights"]
+    assert warning_lines(others) == []
 
 
 # Conditions.
@@ -492,6 +492,12 @@ def test_conditions_are_said(tmp_path: Path) -> None:
                   "20 to 20 GB/s", "others used 20%",
                   "m, dense (A/A control)", "±"):  # fmt: skip
         assert words in html
+
+
+def test_one_thread_is_one(tmp_path: Path) -> None:
+    alone = MACHINE.model_copy(update={"threads": 1})
+    _, html = report_of(tmp_path, [record.model_copy(update={"machine": alone}) for record in dense_only()])
+    assert "Test CPU, 2 cores, 1 thread, " in html
 
 
 def test_unlike_machines_and_commits_are_never_mixed(tmp_path: Path) -> None:
@@ -620,7 +626,7 @@ def test_recall_has_a_section_where_it_was_measured(tmp_path: Path, one_model_re
 
 
 def test_sections_are_found_by_discovery() -> None:
-    orders = [part.order for part in SECTIONS.values()]
+    orders = [entry.order for entry in SECTIONS.values()]
     assert len(orders) == len(set(orders))
     assert {"conditions", "tradeoff", "latency", "first_step", "layers", "memory", "quality", "recall", "table"} <= set(
         SECTIONS
@@ -762,7 +768,7 @@ def test_a_speed_up_between_unlike_kernels_is_in_doubt_wherever_it_is_shown(tmp_
     assert rows["griffin"]["speed-up (×)"].endswith(", not trusted")
     assert rows["griffin"]["break-even (tokens)"].endswith(", not trusted")
     assert "trusted" not in rows["griffin"]["roofline speed-up (×)"] + rows["dense"]["speed-up (×)"]
-    (doubt,) = [line for line in doubts(of_kernels(TORCH_ROWS, IN_C)) if line.startswith("unlike kernels")]
+    (doubt,) = [line for line in warning_lines(of_kernels(TORCH_ROWS, IN_C)) if line.startswith("unlike kernels")]
     assert "in 1 of 3 cases" in doubt
     assert "products of 4 rows" in doubt
     assert "kernels in C" in doubt
@@ -779,7 +785,7 @@ def test_a_speed_up_between_unlike_kernels_is_in_doubt_wherever_it_is_shown(tmp_
 def test_a_table_of_like_kernels_says_nothing_of_them(tmp_path):
     records = of_kernels(IN_C, IN_C)
     build_report([write(tmp_path / "alike", records)], tmp_path / "page")
-    assert "unlike" not in str(summary_rows(records)) + str(doubts(records))
+    assert "unlike" not in str(summary_rows(records)) + str(warning_lines(records))
     assert "unlike kernels:" not in (tmp_path / "page" / "index.html").read_text()
 
 

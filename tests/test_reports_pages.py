@@ -33,7 +33,7 @@ from tda.web.dashboard import profiled as profiled_module
 from tda.web.dashboard.blocks import DELTA, RATIO, SETS, Block, CaseFacts, Level, Run, Stop, is_quality
 from tda.web.dashboard.evidence import Evidence
 from tda.web.dashboard.formatting import change_text, level_text
-from tda.web.dashboard.pages import PAGES, navigation
+from tda.web.dashboard.pages import PAGES
 from tda.web.dashboard.pages import frontier as frontier_module
 from tda.web.dashboard.pages import over_time as over_time_module
 from tda.web.dashboard.pages.frontier import VIEWS, FrontierPoint, Journey, dominator, frontiers
@@ -638,7 +638,7 @@ def test_frontier_has_a_part_per_machine_and_shows_the_newest(pages: dict[str, P
 def test_frontier_says_how_each_case_moved(evidence: Evidence) -> None:
     block = block_of(evidence, NEWER, "ref:swiglu")
     journey = Journey(block, VIEWS[0], tuple(block.stops))
-    rows = {row["facts"].label: row for row in frontier_module._told(evidence, journey, 1)["rows"]}  # type: ignore[attr-defined]
+    rows = {row["facts"].label: row for row in frontier_module._stop_values(evidence, journey, 1)["rows"]}  # type: ignore[attr-defined]
     (ratio, _), _, (delta, change), _ = rows["tda 0.5 on ref:swiglu"]["cells"]
     assert change.startswith("+0.050")
     assert delta.startswith("+0.")
@@ -887,8 +887,8 @@ def test_failed_cases_are_shown_with_their_reason(tmp_path: Path) -> None:
 
 def test_one_file_is_one_page() -> None:
     files = {path.stem for path in Path(frontier_module.__file__).parent.glob("*.py")} - {"__init__"}
-    assert {name.removesuffix(".html") for name in (entry.path for entry in navigation())} == files
-    assert [entry.label for entry in navigation()] == [
+    assert {entry.name for entry in PAGES.entries()} == files
+    assert [entry.title for entry in PAGES.entries()] == [
         "Alarms",
         "Frontier",
         "Over time",
@@ -1051,7 +1051,7 @@ def test_a_library_without_a_copy_is_an_error() -> None:
 
 def test_our_pages_stand_in_the_navigation_of_asv() -> None:
     html = publisher.linked('<head></head><nav><ul>\n  <li id="nav-li-graphdisplay"></li></ul></nav>')
-    assert re.findall(r'href="(tda/\w+\.html)"', html) == [f"tda/{entry.path}" for entry in navigation()]
+    assert re.findall(r'href="(tda/\w+\.html)"', html) == [f"tda/{entry.name}.html" for entry in PAGES.entries()]
     with pytest.raises(UserError, match="navigation"):
         publisher.linked("<head></head>")
 

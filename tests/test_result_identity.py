@@ -28,7 +28,7 @@ from tda.models.digest import weights_digest
 from tda.process import alone
 from tda.records import Failure, Record
 from tda.results import append_lines, load
-from tda.web.report import build_report, doubts, verdict_rows
+from tda.web.report import build_report, verdict_rows, warning_lines
 from tda.web.report.gather import gather
 from tda.web.report.setting import settings
 from tda.web.report.table import frame
@@ -444,7 +444,7 @@ def loaded(lines: list[dict], folder: Path, rounds: int = 6) -> list[Record]:
 def test_a_speed_up_over_its_limit_is_not_a_headline(lines: list[dict], tmp_path: Path) -> None:
     """1.40 of a possible 1.35 was printed without a word."""
     found = loaded([timed(line, 0.5 if of(line, "griffin") else 5.0) for line in lines], tmp_path)
-    (told,) = doubts(found)
+    (told,) = warning_lines(found)
     assert "a speed-up of 10 is more than the bytes allow" in told
     (row,) = verdict_rows(found, DEFAULT)
     assert row["verdict"].startswith("cannot tell: speed not trusted (above its roofline)")
@@ -452,13 +452,13 @@ def test_a_speed_up_over_its_limit_is_not_a_headline(lines: list[dict], tmp_path
 
 def test_a_control_that_leaves_one_out_speaks_over_the_setting(lines: list[dict], tmp_path: Path) -> None:
     off = [timed(line, 5.375 if of(line, "dense", "a_a") else 5.0) for line in lines]
-    (told,) = doubts(loaded(off, tmp_path))
+    (told,) = warning_lines(loaded(off, tmp_path))
     assert told.startswith("A/A control in ")
     assert "dense is 0.93 [0.93, 0.93] times as fast as itself" in told
 
 
 def test_what_is_in_order_raises_no_doubt(lines: list[dict], tmp_path: Path) -> None:
-    assert doubts(loaded([timed(line, 5.0) for line in lines], tmp_path)) == []
+    assert warning_lines(loaded([timed(line, 5.0) for line in lines], tmp_path)) == []
 
 
 def test_inputs_that_are_not_told_are_no_inputs_of_their_own() -> None:

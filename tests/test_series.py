@@ -28,7 +28,7 @@ from tda.records import Commit, Record
 from tda.results import append
 from tda.web.dashboard.blocks import RATIO, Stop
 from tda.web.dashboard.evidence import Evidence
-from tda.web.dashboard.pages.alarms import card
+from tda.web.dashboard.pages.alarms import finding_status
 from tda.web.dashboard.trends import trends
 from tests import nights
 from tests.test_judge import Line
@@ -266,7 +266,7 @@ def test_variants_of_a_method_are_told_apart_in_words(
     assert "tda 0.5 (statistic=max) on shape:25m" in finding.sentence
     kept.write(night.model_copy(update={"findings": (finding,)}))
     evidence = Evidence.load(kept.folder)
-    assert card(evidence, finding)["cases"] == "tda 0.5 (statistic=max) on shape:25m"
+    assert finding_status(evidence, finding)["cases"] == "tda 0.5 (statistic=max) on shape:25m"
 
 
 def test_every_option_of_a_grid_is_in_the_command(asked: Callable[[str], BenchConfig]) -> None:

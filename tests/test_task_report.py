@@ -511,7 +511,7 @@ def test_items_without_dense_or_of_another_question_are_not_marked(tmp_path: Pat
     (sheet,) = sheets(with_items(tmp_path / "other", answers))
     assert [item["number"] for item in sheet["items"]] == [0, 1, 2]
     assert [item["changed"] for item in sheet["items"]] == [False, False, False]
-    assert sheet["items"][0]["answers"][1]["asked"] is False
+    assert sheet["items"][0]["answers"][1]["same_question"] is False
     assert sheet["items"][1]["answers"][1] is None
 
 

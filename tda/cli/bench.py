@@ -142,7 +142,7 @@ def tell_results(
         With exit code 1 if something failed, or there is nothing to tell.
     """
     from tda.results import load
-    from tda.web.report import doubts
+    from tda.web.report import warning_lines
 
     left_out = load(out).left_out
     records = [record for own in machines for record in own]
@@ -152,8 +152,8 @@ def tell_results(
         _print(machines, rule, cases=cases, wide=wide)
     if records:
         write_report([out], out, rule)
-    for doubt in doubts(*machines):
-        typer.echo(f"tda: {doubt}", err=True)
+    for warning in warning_lines(*machines):
+        typer.echo(f"tda: {warning}", err=True)
     for item in left_out:
         typer.echo(f"tda: skipped: {item}", err=True)
     for command in dict.fromkeys(item.command for item in left_out):

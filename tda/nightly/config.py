@@ -112,7 +112,22 @@ def reproduce(pair: Pair, config: NightlyConfig, grid: str, cases: Sequence[Case
 
 
 def load_config(path: Path) -> NightlyConfig:
-    """Read the settings of a night.
+    """Read the settings of a night. Raises as `read_settings`."""
+    return read_settings(path, NightlyConfig)
+
+
+def load_profiles(path: Path) -> ProfilesConfig:
+    """Read what is profiled. Raises as `read_settings`."""
+    return read_settings(path, ProfilesConfig)
+
+
+def load_decisions(path: Path) -> tuple[Decision, ...]:
+    """Read the committed decisions about alarms; no file means none. Raises as `read_settings`."""
+    return read_settings(path, Decisions).decision if path.is_file() else ()
+
+
+def read_settings(path: Path, kind: type[Settings]) -> Settings:
+    """Read a TOML file of settings.
 
     Raises
     ------
@@ -121,20 +136,6 @@ def load_config(path: Path) -> NightlyConfig:
     OSError
         If it cannot be read.
     """
-    return _load(path, NightlyConfig)
-
-
-def load_profiles(path: Path) -> ProfilesConfig:
-    """Read what is profiled. Raises as `load_config`."""
-    return _load(path, ProfilesConfig)
-
-
-def load_decisions(path: Path) -> tuple[Decision, ...]:
-    """Read the committed decisions about alarms; no file means none. Raises as `load_config`."""
-    return _load(path, Decisions).decision if path.is_file() else ()
-
-
-def _load(path: Path, kind: type[Settings]) -> Settings:
     try:
         return kind.model_validate(tomllib.loads(path.read_text()))
     except tomllib.TOMLDecodeError as error:

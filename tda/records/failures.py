@@ -20,21 +20,29 @@ FailureKind = Literal["host_memory", "gpu_memory", "crash", "killed", "lost", "h
 
 
 class FailureMeaning(Frozen):
-    """What a kind of failure stands for: the status that records of it have, and what it is called."""
+    """What a kind of failure stands for: the status that records of it have, and what it and a number of it are called.
+
+    `words` stands by itself, `counted` behind a number: "3 crashed".
+    """
 
     status: Status
     words: str
+    counted: str
+
+
+def _meaning(status: Status, words: str, counted: str = "") -> FailureMeaning:
+    return FailureMeaning(status=status, words=words, counted=counted or words)
 
 
 FAILURES: Mapping[FailureKind, FailureMeaning] = {
-    "host_memory": FailureMeaning(status="oom", words="did not fit into host memory"),
-    "gpu_memory": FailureMeaning(status="oom", words="did not fit into GPU memory"),
-    "crash": FailureMeaning(status="crash", words="its process crashed"),
-    "killed": FailureMeaning(status="crash", words="its process was killed from outside"),
-    "lost": FailureMeaning(status="crash", words="its machine or its worker was lost"),
-    "hang": FailureMeaning(status="timeout", words="it hung: its process used no processor time any more"),
-    "timeout": FailureMeaning(status="timeout", words="it was still computing at the end of its time"),
-    "error": FailureMeaning(status="error", words="it raised an error"),
+    "host_memory": _meaning("oom", "did not fit into host memory"),
+    "gpu_memory": _meaning("oom", "did not fit into GPU memory"),
+    "crash": _meaning("crash", "its process crashed", "crashed"),
+    "hang": _meaning("timeout", "it hung: its process used no processor time any more", "hung"),
+    "timeout": _meaning("timeout", "it was still computing at the end of its time", "ran out of time"),
+    "error": _meaning("error", "it raised an error", "raised an error"),
+    "killed": _meaning("crash", "its process was killed from outside", "killed from outside"),
+    "lost": _meaning("crash", "its machine or its worker was lost", "lost with a machine or worker"),
 }
 """By kind. Only the first two say that a case does not fit; killed and lost say nothing of the case at all."""
 NOT_ITS_FAULT: frozenset[FailureKind] = frozenset({"killed", "lost"})

@@ -1,7 +1,7 @@
 """asv's plugin: its own page made to work offline, and our pages beside it with links both ways."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from asv.publishing import OutputPublisher
 from asv.util import UserError
 
 from tda.web.asv_libraries import copy_libraries
-from tda.web.dashboard.pages import navigation
+from tda.web.dashboard.pages import PAGES
+from tda.web.dashboard.settings import load_dashboard
 from tda.web.dashboard.site import FOLDER
 from tda.web.publish import write_dashboard
 from tda.web.theme.npm import PackageError
 
 LIBRARIES = "vendor"
+HERE = Path()
+"""asv works in the folder of its settings."""
 _OUTSIDE = re.compile(r'<(?:script|link)\b[^>]*\b(?:src|href)="(?P<address>https?://[^"]*)"[^>]*>')
 _FOR_CDN = re.compile(r' (?:integrity|crossorigin|referrerpolicy)="[^"]*"')
 _LAST_ENTRY = re.compile(r'\s*<li id="nav-li-graphdisplay">')
@@ -45,14 +48,16 @@ class Dashboard(OutputPublisher):  # type: ignore[misc]
         """Write into ``conf.html_dir``; the history is the folder that holds ``conf.results_dir``."""
         html = Path(conf.html_dir)
         try:
-            libraries = copy_libraries(html / LIBRARIES)
-        except PackageError as error:
+            libraries, settings = copy_libraries(html / LIBRARIES), load_dashboard(HERE)
+        except (PackageError, ValueError) as error:
             raise UserError(str(error)) from None
         index = html / "index.html"
-        index.write_text(linked(offline(index.read_text(), libraries)))
+        index.write_text(linked(offline(index.read_text(), libraries), settings.pages))
         write_dashboard(
+            HERE,
             Path(conf.results_dir).parent,
             html,
+            settings,
             repo=_checkout(conf.repo),
             order=_line(conf, repo),
             tags=repo.get_tags(),
@@ -98,8 +103,8 @@ def _plain(name: str) -> str:
     return re.sub(r"-[\d.]+(?=\.)|\.min(?=\.)", "", name)
 
 
-def linked(html: str) -> str:
-    """Add our pages to the navigation of asv's page.
+def linked(html: str, pages: Sequence[str] = ()) -> str:
+    """Add our pages, all unless some are named, to the navigation of asv's page.
 
     Raises
     ------
@@ -107,9 +112,9 @@ def linked(html: str) -> str:
         If its navigation is not where it was.
     """
     entries = "".join(
-        f'\n\t<li id="nav-li-{FOLDER}-{page.label.lower().replace(" ", "-")}">'
-        f'<a href="{FOLDER}/{page.path}" title="{escape(page.question)}">{escape(page.label)}</a></li>'
-        for page in navigation()
+        f'\n\t<li id="nav-li-{FOLDER}-{page.name.replace("_", "-")}">'
+        f'<a href="{FOLDER}/{page.name}.html" title="{escape(page.question)}">{escape(page.title)}</a></li>'
+        for page in PAGES.entries(pages)
     )
     html, done = _LAST_ENTRY.subn(lambda found: entries + found[0], html, count=1)
     if not done:

@@ -4,11 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 from tda import git
 from tda.history.repository import Repository
 from tda.web.dashboard.evidence import Evidence
+from tda.web.dashboard.settings import DashboardConfig, load_dashboard
 from tda.web.dashboard.site import FOLDER, write_site
 from tda.web.profile.viewer import speedscope
 from tda.web.theme.npm import PackageError
@@ -16,10 +18,10 @@ from tda.web.theme.npm import PackageError
 ASV = "asv.conf.json"
 HISTORY, HTML = Path("results/history"), Path("reports/out/html")
 BY_HAND = Path("profiles/out")
-"""Profiles that were captured by hand; those of nights are in the history."""
+"""Profiles of a checkout that were captured by hand; those of nights are in the history."""
 Warn = Callable[[str], object]
 START = (
-    '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>tda</title>'
+    '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{1}</title>'
     '<meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Dashboard</a></html>\n'
 )
 
@@ -30,7 +32,7 @@ def publish(repo: Path, history: Path, html: Path, warn: Warn) -> None:
     Parameters
     ----------
     repo : Path
-        A checkout whose commits are shown.
+        A checkout whose commits are shown, as its `reports/dashboard.toml` says.
     history, html : Path
         Folder of the history, and where to write.
     warn : callable
@@ -39,18 +41,22 @@ def publish(repo: Path, history: Path, html: Path, warn: Warn) -> None:
     Raises
     ------
     ValueError
-        If there is no history yet, or `repo` is no whole git checkout.
+        If there is no history yet, `repo` is no whole git checkout, or its settings are wrong.
     """
     repository = Repository(repo)
     if not history.is_dir():
         raise ValueError(f"no history at {history} yet: `tda nightly` writes one")
-    pages = write_dashboard(history, html, repo=repo, order=repository.line("HEAD"), tags=repository.tags(), warn=warn)
-    (html / "index.html").write_text(START.format(pages[0].relative_to(html).as_posix()))
+    settings = load_dashboard(repo)
+    order, tags = repository.line("HEAD"), repository.tags()
+    pages = write_dashboard(repo, history, html, settings, repo=repo, order=order, tags=tags, warn=warn)
+    (html / "index.html").write_text(START.format(pages[0].relative_to(html).as_posix(), escape(settings.title)))
 
 
 def write_dashboard(
+    root: Path,
     history: Path,
     html: Path,
+    settings: DashboardConfig,
     *,
     repo: Path | None,
     order: Sequence[str],
@@ -59,8 +65,12 @@ def write_dashboard(
     letters: int = 8,
     asv: bool = False,
 ) -> list[Path]:
-    """Write our pages into ``html/tda``; parameters as of `Evidence.load`, and whether asv's page is beside them."""
-    found = Evidence.load(history, repo=repo, order=order, tags=tags, letters=letters, stores=(BY_HAND,))
+    """Write our pages into ``html/tda``.
+
+    Parameters are those of `Evidence.load`, the folder `root` whose ``profiles/out`` is read too, what is shown, and
+    whether asv's page is beside them.
+    """
+    found = Evidence.load(history, repo=repo, order=order, tags=tags, letters=letters, stores=(root / BY_HAND,))
     for problem in found.problems:
         warn(problem)
     viewer = None
@@ -69,7 +79,7 @@ def write_dashboard(
             viewer = speedscope(fetch=True)
         except PackageError as error:
             warn(f"traces are published without a viewer: {error}")
-    return write_site(replace(found, speedscope=viewer), html / FOLDER, asv=asv)
+    return write_site(replace(found, speedscope=viewer), html / FOLDER, settings, asv=asv)
 
 
 def publish_with_asv(config: Path) -> Path:

@@ -111,7 +111,7 @@ class CaseFacts:
     method : str
         Its method.
     sparsity : float or None
-        The asked one.
+        The requested one.
     """
 
     series: str

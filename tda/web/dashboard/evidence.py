@@ -205,11 +205,11 @@ def _read_alarms(path: Path, nights: Iterable[Night]) -> tuple[tuple[Alarm, ...]
     held = {finding.key: finding for night in nights for finding in night.findings}
     found, problems = [], []
     try:
-        for told in json.loads(path.read_bytes())["alarms"]:
+        for stored in json.loads(path.read_bytes())["alarms"]:
             try:
-                found.append(Alarm.model_validate(told | {"finding": held.get(told["id"], told["finding"])}))
+                found.append(Alarm.model_validate(stored | {"finding": held.get(stored["id"], stored["finding"])}))
             except ValidationError as error:
-                problems.append(f"{path}: alarm {told['id']} skipped: {first_problem(error)}")
+                problems.append(f"{path}: alarm {stored['id']} skipped: {first_problem(error)}")
     except (OSError, ValueError, TypeError, LookupError) as error:
         problems.append(f"{path} skipped: {str(error).splitlines()[0]}")
     return tuple(found), problems
@@ -233,9 +233,9 @@ def _profiled(profiles: Profiles, subjects: Mapping[str, CommitFacts]) -> dict[s
     """Commits that were profiled, as far as anything tells of them."""
     found: dict[str, dict[str, Any]] = {}
     for commit in profiles.by_commit:
-        told = subjects.get(commit)
-        date = pd.NaT if told is None else pd.to_datetime(told.date, utc=True, errors="coerce")
-        found[commit] = {"date": date, "subject": told.subject if told else "", "status": "profiled"}
+        facts = subjects.get(commit)
+        date = pd.NaT if facts is None else pd.to_datetime(facts.date, utc=True, errors="coerce")
+        found[commit] = {"date": date, "subject": facts.subject if facts else "", "status": "profiled"}
     return found
 
 
@@ -253,17 +253,17 @@ def _commits(
             date = pd.NaT if row.date is None else row.date
             facts.setdefault(row.commit, {"date": date, "subject": row.subject or ""})
     for night in nights:
-        for told in night.commits:
-            held = facts.setdefault(told.hash, {})
-            if "status" in held and told.status == "skipped":
+        for tried in night.commits:
+            held = facts.setdefault(tried.hash, {})
+            if "status" in held and tried.status == "skipped":
                 continue
-            date = pd.to_datetime(told.date, utc=True, errors="coerce")
-            held |= {"date": date, "subject": told.subject, "status": told.status, "reason": told.reason}
-            held["parent"] = told.parent or held.get("parent")
+            date = pd.to_datetime(tried.date, utc=True, errors="coerce")
+            held |= {"date": date, "subject": tried.subject, "status": tried.status, "reason": tried.reason}
+            held["parent"] = tried.parent or held.get("parent")
     for commit, known in profiled.items():
         facts.setdefault(commit, known)
-    listed = list(dict.fromkeys(told.hash for night in nights for told in night.commits))
-    ordered = _in_order({commit: told["date"] for commit, told in facts.items()}, order or listed, listed)
+    listed = list(dict.fromkeys(tried.hash for night in nights for tried in night.commits))
+    ordered = _in_order({commit: known["date"] for commit, known in facts.items()}, order or listed, listed)
     names = {commit: tuple(sorted(tag for tag, at in tags.items() if at == commit)) for commit in ordered}
     shorts = _shortened(ordered, letters)
     return tuple(
@@ -302,4 +302,4 @@ def _failures(rows: Iterable[Any]) -> dict[str, tuple[str, ...]]:
         if row.commit and row.metric is None and row.case is None:
             where = f"night {row.night}, {row.grid}, {row.stage} block {row.block}"
             found.setdefault(row.commit, []).append(f"{where}: {row.missing}")
-    return {commit: tuple(told) for commit, told in found.items()}
+    return {commit: tuple(texts) for commit, texts in found.items()}

@@ -21,6 +21,7 @@ from tda.web.dashboard.blocks import (
     is_quality,
     paired,
 )
+from tda.web.report.measured import NO_SPEED
 
 
 def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
@@ -66,8 +67,7 @@ def _file(block: Block, row: Any) -> None:
 def _run(row: Any) -> Run:
     process = (row.night, row.grid, row.stage, row.block)
     if row.metric in SPEED and (row.execution == "masked" or row.method == "oracle"):
-        reason = "masked execution and the oracle skip nothing: no speed"
-        return Run(process, Measurement.absent(row.metric, reason), None)
+        return Run(process, Measurement.absent(row.metric, NO_SPEED), None)
     samples, groups = tuple(map(float, row.samples)), tuple(map(int, row.groups))
     missing = None if samples else row.missing or "not measured"
     measurement = Measurement(unit=row.unit, better=row.better, samples=samples, groups=groups, missing=missing)

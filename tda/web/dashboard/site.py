@@ -9,7 +9,8 @@ from jinja2 import Environment
 
 from tda.results import write_whole
 from tda.web.dashboard.evidence import Evidence
-from tda.web.dashboard.pages import File, Sheet, navigation
+from tda.web.dashboard.pages import PAGES, File, Sheet
+from tda.web.dashboard.settings import DashboardConfig
 from tda.web.theme.figures import STYLE
 from tda.web.theme.formatting import number
 from tda.web.theme.pages import environment
@@ -22,8 +23,10 @@ FOLDER = "tda"
 """Name of the pages' folder beside asv's own page."""
 
 
-def write_site(evidence: Evidence, folder: Path, *, asv: bool = False) -> list[Path]:
-    """Write every page.
+def write_site(
+    evidence: Evidence, folder: Path, settings: DashboardConfig | None = None, *, asv: bool = False
+) -> list[Path]:
+    """Write the pages of the navigation, and those beside it that they link to: all that are built in.
 
     Parameters
     ----------
@@ -31,6 +34,8 @@ def write_site(evidence: Evidence, folder: Path, *, asv: bool = False) -> list[P
         What is shown; with nothing in it the pages say so.
     folder : Path
         Where to write.
+    settings : DashboardConfig, optional
+        What is shown; else all pages.
     asv : bool
         Whether asv's page is ``../index.html``, so that the navigation leads there too.
 
@@ -40,15 +45,18 @@ def write_site(evidence: Evidence, folder: Path, *, asv: bool = False) -> list[P
         The sheets, in the order of the navigation.
     """
     made, written = environment("tda.web.dashboard", moment=_moment, number=number), []
-    made.globals |= {"pages": navigation(), "asv": asv}
+    settings = settings or DashboardConfig()
+    shown = PAGES.entries(settings.pages)
+    beside = [entry for entry in PAGES.entries() if entry not in shown and PAGES.plug_in(entry.render) is None]
+    made.globals |= {"pages": shown, "asv": asv, "site_title": settings.title}
     with matplotlib.rc_context(STYLE):
-        for page in navigation():
-            for part in page.render(evidence):
+        for entry in (*shown, *beside):
+            for part in entry.render(evidence):
                 path = folder / part.path
                 if isinstance(part, File):
                     write_whole(path, part.content if isinstance(part.content, bytes) else part.content.read_bytes())
                 else:
-                    write_whole(path, _render(made, part, evidence, page.path))
+                    write_whole(path, _render(made, part, evidence, entry.name))
                     written.append(path)
     for package, names in STATIC.items():
         for name in names:

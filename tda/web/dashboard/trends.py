@@ -95,8 +95,8 @@ class Trend:
         if old not in known or new not in known:
             return "machine changed"
         before, after = known[old].model_dump(), known[new].model_dump()
-        told = [f"{name} {before[name]} → {after[name]}" for name in before if before[name] != after[name]]
-        return ", ".join(told[:2]) + (f" and {len(told) - 2} more" if len(told) > 2 else "")
+        changes = [f"{name} {before[name]} → {after[name]}" for name in before if before[name] != after[name]]
+        return ", ".join(changes[:2]) + (f" and {len(changes) - 2} more" if len(changes) > 2 else "")
 
     def unit(self, metric: str) -> str:
         """Unit of a metric; empty where nothing was measured."""

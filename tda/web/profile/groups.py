@@ -1,12 +1,12 @@
 """Profiles in groups that may be compared, and a decode step in as many pieces as a reader can hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tda.cases import describe
+from tda.cases import Case, describe
 from tda.derived import above_limit, unlike_kernels
 from tda.profiler.parts import FFN_PARTS, WEIGHT_PARTS
 from tda.profiler.records import GAPS, KernelRow, Profile
@@ -157,12 +157,26 @@ def gather_profiles(folder: Path) -> list[Group]:
 def together(found: Sequence[tuple[Path, Profile]]) -> tuple[ShownProfile, ...]:
     """Profiles of one setting and the folders they lie in, told from one another, in the order of legends."""
     beside = tuple(profile for _, profile in found)
-    return tuple(sorted((ShownProfile(place, profile, beside) for place, profile in found), key=_order))
+    shown = [ShownProfile(place, profile, beside) for place, profile in found]
+    return tuple(sorted(shown, key=lambda one: order(one.profile.case)))
 
 
-def _order(shown: ShownProfile) -> tuple[tuple[int, str], float]:
-    case = shown.profile.case
-    return rank(case.method), case.sparsity or 0.0
+def order(case: Case) -> tuple[int, str, float]:
+    """Sorting key: methods in the order of legends, then sparsity."""
+    return (*rank(case.method), case.sparsity or 0.0)
+
+
+def piece_rows(group: Group) -> Iterator[dict[str, Any]]:
+    """A row for each piece of a decode step: ms of every case, and the difference to dense."""
+    dense = None if group.dense is None else group.dense.pieces()
+    for piece, colour in PIECES.items():
+        values = [shown.pieces()[piece] for shown in group.shown]
+        if any(values):
+            cells = [
+                (value, None if dense is None or shown is group.dense else value - dense[piece])
+                for value, shown in zip(values, group.shown, strict=True)
+            ]
+            yield {"name": piece, "colour": colour, "cells": cells}
 
 
 def step_rows(profiles: Sequence[Profile]) -> list[dict[str, Any]]:

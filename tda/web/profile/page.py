@@ -7,7 +7,6 @@ from statistics import median
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from tda.profiler.records import KernelRow, ModuleRow, Profile
@@ -17,8 +16,8 @@ from tda.profiler.store import KERNELS, MODULES
 from tda.results import write_whole
 from tda.spans import PHASES
 from tda.web.profile.figures import gap_figure, roofline_figure, step_figure
-from tda.web.profile.groups import PIECES, Group, ShownProfile, gather_profiles, piece_of, verdicts
-from tda.web.theme.figures import STYLE, inline, to_png, to_svg
+from tda.web.profile.groups import PIECES, Group, ShownProfile, gather_profiles, piece_of, piece_rows, verdicts
+from tda.web.theme.figures import STYLE, inline
 from tda.web.theme.formatting import MISSING, listed, number, size
 from tda.web.theme.pages import environment
 
@@ -83,7 +82,7 @@ class _Page:
             "findings": list(_findings(group)),
             "step": self._picture(f"step-{group.number}", step_figure(group)),
             "labels": [shown.label for shown in group.shown],
-            "pieces": _pieces(group),
+            "pieces": piece_rows(group),
             "gaps": [
                 {
                     "label": shown.label,
@@ -121,10 +120,7 @@ class _Page:
         }
 
     def _picture(self, stem: str, figure: Figure) -> dict[str, Any]:
-        svg = to_svg(figure, stem)
-        self.files[f"{stem}.svg"] = svg.encode()
-        self.files[f"{stem}.png"] = to_png(figure)
-        return {"stem": stem, "svg": Markup(inline(svg))}
+        return {"stem": stem, "svg": inline(figure, stem, self.files)}
 
 
 def _findings(group: Group) -> Iterator[str]:
@@ -137,8 +133,8 @@ def _findings(group: Group) -> Iterator[str]:
     whole = sum(pieces.values())
     largest = sorted(pieces, key=lambda piece: -pieces[piece])[:3]
     if not dense.warnings:
-        told = listed([f"{piece} {pieces[piece] / whole:.0%}" for piece in largest])
-        yield f"A dense decode step takes {number(dense.decode_ms)} ms: {told}."
+        shares = listed([f"{piece} {pieces[piece] / whole:.0%}" for piece in largest])
+        yield f"A dense decode step takes {number(dense.decode_ms)} ms: {shares}."
     for shown, gap in group.gaps:
         if dense.warnings or shown.warnings:
             continue
@@ -153,23 +149,6 @@ def _findings(group: Group) -> Iterator[str]:
         if added:
             sentence += ", and adds " + listed([f"{number(changed[piece])} ms in {piece}" for piece in added])
         yield sentence + "."
-
-
-def _pieces(group: Group) -> list[dict[str, Any]]:
-    """Rows of the table of pieces: ms of every case, and the difference to dense."""
-    dense = group.dense
-    rows = []
-    for piece in PIECES:
-        values = [shown.pieces()[piece] for shown in group.shown]
-        if not any(values):
-            continue
-        base = None if dense is None else dense.pieces()[piece]
-        cells = [
-            (value, None if base is None or shown is dense else value - base)
-            for value, shown in zip(values, group.shown, strict=True)
-        ]
-        rows.append({"piece": piece, "colour": PIECES[piece], "cells": cells})
-    return rows
 
 
 def _phases(profile: Profile) -> Iterator[dict[str, Any]]:
@@ -212,9 +191,7 @@ def _telemetry(profile: Profile) -> Iterator[dict[str, Any]]:
             "name": name.rpartition("/")[2],
             "device": series.device,
             "unit": series.unit,
-            "summary": f"{number(median(values))} ({number(min(values))} to {number(max(values))})"
-            if values
-            else MISSING,
+            "summary": _spread(values) if values else MISSING,
             "missing": series.missing,
         }
 

@@ -271,7 +271,7 @@ def _threads(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Bar]]:
     return {**{thread: host[thread] for thread in busiest}, **dict(sorted(device.items()))}
 
 
-def _evented(told: str, bars: list[Bar], begin: float, frames: dict[str, int]) -> dict[str, Any]:
+def _evented(name: str, bars: list[Bar], begin: float, frames: dict[str, int]) -> dict[str, Any]:
     """Openings and closings in order; a bar ends with what it lies in, whatever rounding says."""
     events: list[dict[str, Any]] = []
     around: list[tuple[int, float]] = []
@@ -291,7 +291,7 @@ def _evented(told: str, bars: list[Bar], begin: float, frames: dict[str, int]) -
     close_until(float("inf"))
     return {
         "type": "evented",
-        "name": told,
+        "name": name,
         "unit": "microseconds",
         "startValue": events[0]["at"],
         "endValue": max(event["at"] for event in events),

@@ -18,9 +18,9 @@ from tda.web.report.scored import ScoredCase
 
 A_A = CONTROLS["a_a"]
 ABOVE_LIMIT, FEW_DOCUMENTS = "above its roofline", "few documents"
-"""Kinds of doubt that stand in no record: they follow from comparing."""
+"""Kinds of warning that stand in no record: they follow from comparing."""
 OF_QUALITY = frozenset({FEW_DOCUMENTS, "built in text"})
-"""Doubts about a case's quality; all others are about its speed."""
+"""Warnings about a case's quality; all others are about its speed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Comparison(ScoredCase):
     Attributes
     ----------
     among : tuple of Case
-        The cases that it must be told from.
+        The cases that its label must differ from.
     shared : frozenset of int
         Documents on which every case of the setting was scored.
     documents : int
@@ -39,7 +39,7 @@ class Comparison(ScoredCase):
         What ratios of the setting stay within when nothing changes.
     spoiled : str
         Why no ratio of the setting can be trusted; empty where nothing says so.
-    told : str
+    suffix : str
         What else tells it from others of its case: the calibration.
     """
 
@@ -48,17 +48,17 @@ class Comparison(ScoredCase):
     documents: int = 0
     floor: float | None = None
     spoiled: str = ""
-    told: str = ""
+    suffix: str = ""
 
     @property
     def series(self) -> str:
         """What its curve is called: the method, and what tells it from other cases of the method."""
-        return describe(self.record.case, self.among, sparsity=False, model=False) + self.told
+        return describe(self.record.case, self.among, sparsity=False, model=False) + self.suffix
 
     @property
     def label(self) -> str:
         """Series and sparsity, e.g. ``"griffin 0.5"``."""
-        return describe(self.record.case, self.among, model=False) + self.told
+        return describe(self.record.case, self.among, model=False) + self.suffix
 
     @cached_property
     def variant(self) -> int:
@@ -108,8 +108,8 @@ class Comparison(ScoredCase):
         return unlike_kernels(self.record.backend, dense.record.backend)
 
     @cached_property
-    def doubts(self) -> dict[str, str]:
-        """What speaks against its numbers: kinds of doubt, most general first, each with its detail."""
+    def warning_details(self) -> dict[str, str]:
+        """What speaks against its numbers: kinds of warning, most general first, each with its detail."""
         found = {A_A: self.spoiled} if self.spoiled else {}
         found |= {flag_words(name): flag.detail for name, flag in self.record.flags.items() if flag.raised}
         ratio, limit = self.speedup if self.timed else None, self.limit
@@ -123,7 +123,7 @@ class Comparison(ScoredCase):
     @property
     def warnings(self) -> list[str]:
         """Why its numbers cannot be trusted; empty where nothing is known against them."""
-        return [f"{kind} ({detail})" for kind, detail in self.doubts.items()]
+        return [f"{kind} ({detail})" for kind, detail in self.warning_details.items()]
 
     @cached_property
     def delta_nll(self) -> Estimate | None:

@@ -65,10 +65,10 @@ def over_sparsity(
     value: Callable[[Comparison], Estimate | None],
     limit: Callable[[Comparison], float | None] = lambda case: None,
 ) -> list[Point]:
-    """Points over the asked sparsity, 0 where none was; curves stand a little apart, so that whiskers can be told."""
+    """Points over the asked sparsity, 0 where none was; curves stand a little apart, so that whiskers can be seen."""
     names = list(dict.fromkeys(case.series for case in cases))
-    asked = sorted({case.sparsity for case in cases if case.sparsity is not None})
-    gap = min((after - before for before, after in pairwise(asked)), default=1.0)
+    requested = sorted({case.sparsity for case in cases if case.sparsity is not None})
+    gap = min((after - before for before, after in pairwise(requested)), default=1.0)
     step = min(DODGE_SHARE * gap / max(len(names), 1), MOST_DODGE)
     shift = {series: (place - (len(names) - 1) / 2) * step for place, series in enumerate(names)}
     return [

@@ -116,5 +116,5 @@ def _repeats(folders: Iterable[Sequence[Record]]) -> list[str]:
         }
     )
     repeated = sum(count - 1 for count in counts.values())
-    told = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"
-    return [told] if repeated else []
+    text = f"{repeated} records repeat a case and round of the same machine and commit; of each the last counts"
+    return [text] if repeated else []

@@ -69,23 +69,23 @@ def _sheet(title: str, held: Sequence[_Answered], problems: Sequence[str]) -> di
 
 
 def _item(place: int, held: Sequence[_Answered], dense: _Answered | None) -> dict[str, Any]:
-    asked = dense.items.get(place) if dense is not None else None
-    first = asked or next(one.items[place] for one in held if place in one.items)
-    answers = [_answer(one.items.get(place), None if one is dense else asked, first) for one in held]
+    reference = dense.items.get(place) if dense is not None else None
+    first = reference or next(one.items[place] for one in held if place in one.items)
+    answers = [_answer(one.items.get(place), None if one is dense else reference, first) for one in held]
     changed = any(answer is not None and answer["changed"] for answer in answers)
     return {"number": place, "prompt": first.prompt, "target": first.target, "answers": answers, "changed": changed}
 
 
-def _answer(item: Item | None, dense: Item | None, asked: Item) -> dict[str, Any] | None:
+def _answer(item: Item | None, dense: Item | None, question: Item) -> dict[str, Any] | None:
     """One answer in parts that are as dense's or not; one to another question is not held against it."""
     if item is None:
         return None
-    is_same_question = (item.prompt, item.target) == (asked.prompt, asked.target)
+    is_same_question = (item.prompt, item.target) == (question.prompt, question.target)
     changed = dense is not None and is_same_question and item.output != dense.output
     return {
         "parts": marked(dense.output, item.output) if dense is not None and changed else [("same", item.output)],
         "changed": changed,
-        "asked": is_same_question,
+        "same_question": is_same_question,
         "scores": "\n".join(f"{name} {number(value)}" for name, value in item.scores.items()),
         "likelihoods": "\n".join(number(value) for value in item.likelihoods),
         "tokens": f"{item.sparse_tokens} of {item.tokens}",

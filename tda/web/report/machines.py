@@ -54,10 +54,10 @@ def differing_facts(machines: Sequence[Machine]) -> list[tuple[str, list[str]]]:
 
 def _sizes(counts: Sequence[int | None]) -> list[str]:
     """Sizes in words; in full where unlike ones would read the same."""
-    told = ["not recorded" if count is None else size(count) for count in counts]
-    if len(set(told)) < len(set(counts)):
+    texts = ["not recorded" if count is None else size(count) for count in counts]
+    if len(set(texts)) < len(set(counts)):
         return ["not recorded" if count is None else f"{count:,} B" for count in counts]
-    return told
+    return texts
 
 
 # A case on several of them.
@@ -84,8 +84,8 @@ class Between:
     verdict: str
 
     def __str__(self) -> str:
-        told = "" if self.ratio is None else f" {interval(self.ratio, unit='×')}"
-        return f"{self.name}/{self.first}{told}: {self.verdict}"
+        ratio = "" if self.ratio is None else f" {interval(self.ratio, unit='×')}"
+        return f"{self.name}/{self.first}{ratio}: {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Row:
         level = max(level_of(case.record), level_of(reference.record))
         level = 1 - (1 - level) / (1 if self.is_baseline else self.comparisons)
         ratio = unpaired_ratio(mine, theirs, level)
-        doubt = "; not trusted" if not self.is_baseline and (case.warnings or reference.warnings) else ""
-        return Between(name, first, ratio, self._verdict(ratio) + _kernels({first: reference, name: case}) + doubt)
+        warning = "; not trusted" if not self.is_baseline and (case.warnings or reference.warnings) else ""
+        return Between(name, first, ratio, self._verdict(ratio) + _kernels({first: reference, name: case}) + warning)
 
     def _verdict(self, ratio: Estimate) -> str:
         if self.is_baseline:
@@ -158,10 +158,10 @@ def _steps(case: Comparison, *, baseline: bool) -> list[float]:
 
 def _kernels(cases: Mapping[str, Comparison]) -> str:
     """What is to be known of a ratio of machines that ran a case on unlike kernels."""
-    told = {name: (case.record.backend or "").split(" (")[0] for name, case in cases.items()}
-    if "" in told.values() or len(set(told.values())) == 1:
+    backends = {name: (case.record.backend or "").split(" (")[0] for name, case in cases.items()}
+    if "" in backends.values() or len(set(backends.values())) == 1:
         return ""
-    return f"; kernels differ ({', '.join(f'{backend} on {name}' for name, backend in told.items())})"
+    return f"; kernels differ ({', '.join(f'{backend} on {name}' for name, backend in backends.items())})"
 
 
 # Its quality.
@@ -191,9 +191,9 @@ class Apart:
     each: str
 
     def __str__(self) -> str:
-        told = f"{self.what} differs by at most {number(self.largest, 2)} {self.unit}" if self.largest else ""
-        told = told or f"{self.what} is equal"
-        return told + (f" ({self.unequal} of {self.of} {self.each} by more than rounding)" if self.unequal else "")
+        text = f"{self.what} differs by at most {number(self.largest, 2)} {self.unit}" if self.largest else ""
+        text = text or f"{self.what} is equal"
+        return text + (f" ({self.unequal} of {self.of} {self.each} by more than rounding)" if self.unequal else "")
 
 
 def _quality(cases: Mapping[str, Comparison]) -> Iterator[Apart]:
@@ -249,7 +249,7 @@ class SideBySide:
     rows: tuple[Row, ...]
 
     @property
-    def told(self) -> list[str]:
+    def messages(self) -> list[str]:
         """What the machines differ by, and what methods do: sentences."""
         found = [
             f"{row.label} decodes a step on {one.name} in {interval(one.ratio, unit='×')} of its time on {one.first}: "
@@ -275,10 +275,10 @@ class SideBySide:
             found.append(
                 f"{alike} of {len(judged)} ratios of speed-ups are {ALIKE} (each at a level of {level} or more)."
             )
-        return found + self._told_of_quality
+        return found + self._quality_messages
 
     @property
-    def _told_of_quality(self) -> list[str]:
+    def _quality_messages(self) -> list[str]:
         scored = [row for row in self.rows if row.quality]
         unequal = [(row, one) for row in scored for one in row.quality if one.unequal]
         if scored and not unequal:
@@ -294,13 +294,13 @@ def side_by_side(groups: Sequence[Group]) -> list[SideBySide]:
         states.setdefault(_state(group), []).append(group)
     found = []
     for state in states.values():
-        told = f" · commit {(state[0].commit.hash or 'unknown')[:10]}" if len(states) > 1 else ""
-        found += [replace(one, title=one.title + told) for one in _shared(state, names)]
+        commit = f" · commit {(state[0].commit.hash or 'unknown')[:10]}" if len(states) > 1 else ""
+        found += [replace(one, title=one.title + commit) for one in _shared(state, names)]
     return found
 
 
 def _state(group: Group) -> tuple[object, ...]:
-    """What ran: outside a checkout, where no commit is told, the version of this package stands for it."""
+    """What ran: outside a checkout, where no commit is known, the version of this package stands for it."""
     version = group.machine.tda if group.commit.hash is None else None
     return group.commit, group.lines[0].inputs.change, version
 

@@ -11,6 +11,8 @@ from tda.records import SPEED, Record
 from tda.statistics import Estimate, bootstrap, by_group, finite, item_score, standard_error, typical
 from tda.web.report.tasks import headline, task_scores
 
+NO_SPEED = "masked execution and the oracle skip nothing: no speed"
+
 
 @dataclass(frozen=True)
 class MeasuredCase:
@@ -32,8 +34,8 @@ class MeasuredCase:
     @property
     def sparsity(self) -> float | None:
         """Asked sparsity, or the mean achieved one where an error level was asked; None where nothing is left out."""
-        asked = self.record.case.sparsity
-        return asked if asked is not None else self.achieved or None
+        requested = self.record.case.sparsity
+        return requested if requested is not None else self.achieved or None
 
     @property
     def is_dense(self) -> bool:
@@ -84,7 +86,7 @@ class MeasuredCase:
         if not finite(self.record, name):
             return NOT_FINITE
         if found is not None and name in SPEED:
-            return "masked execution and the oracle skip nothing: no speed"
+            return NO_SPEED
         return self.record.reason or "not measured"
 
     def groups(self, name: str) -> dict[int, float]:

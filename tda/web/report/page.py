@@ -6,35 +6,14 @@ from dataclasses import dataclass, field
 from jinja2 import Environment
 from markupsafe import Markup
 
+from tda.web.navigation import NavigationEntry
 from tda.web.report.gather import Group
 from tda.web.report.items import tasks_side_by_side
-from tda.web.report.sections import SECTIONS, Block, Content, Section
+from tda.web.report.sections import SECTIONS, Block, Content, OfEachGroup, RenderAll
 from tda.web.report.verdicts import CAUTION, explained, verdict_blocks
 from tda.web.theme import pages
-from tda.web.theme.figures import inline, to_png, to_svg
+from tda.web.theme.figures import inline
 from tda.worth import DEFAULT, WorthRule
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A rendered figure.
-
-    Attributes
-    ----------
-    stem : str
-        File name without suffix.
-    svg : Markup
-        To stand in the page.
-    caption : str
-        Caption and text alternative.
-    variant : int or None
-        Number of the switch's setting under which it is shown.
-    """
-
-    stem: str
-    svg: Markup
-    caption: str
-    variant: int | None
 
 
 def environment() -> Environment:
@@ -59,31 +38,31 @@ class Page:
 
     def render(self) -> str:
         """The page's HTML."""
-        sections = sorted(SECTIONS.items(), key=lambda entry: entry[1].order)
+        of_each = [entry for entry in SECTIONS.entries() if isinstance(entry.render, OfEachGroup)]
+        of_all = [entry for entry in SECTIONS.entries() if entry not in of_each]
         parts = [
             {
                 "group": group,
                 "verdicts": verdict_blocks(group.settings, self.rule),
-                "sections": list(self._sections([group], [entry for entry in sections if not entry[1].once])),
+                "sections": list(self._sections([group], of_each)),
             }
             for group in self.groups
         ]
-        ending = list(self._sections(self.groups, [entry for entry in sections if entry[1].once]))
+        ending = list(self._sections(self.groups, of_all))
         return self._environment.get_template("page.html").render(
             parts=parts, ending=ending, rule=f"{explained(self.rule)} {CAUTION}"
         )
 
     def _sections(
-        self, groups: Sequence[Group], sections: Sequence[tuple[str, Section]]
+        self, groups: Sequence[Group], sections: Sequence[NavigationEntry[RenderAll]]
     ) -> Iterator[dict[str, object]]:
-        for name, part in sections:
-            content = part.render(groups)
+        for entry in sections:
+            content = entry.render(groups)
             if content is not None:
-                slug = f"{name}-{groups[0].number}"
+                slug = f"{entry.name}-{groups[0].number}"
                 yield {
                     "id": slug,
-                    "name": name,
-                    "title": part.title,
+                    "entry": entry,
                     "lead": content.lead,
                     "blocks": [self._block(f"{slug}-{n}", block) for n, block in enumerate(content.blocks, start=1)],
                     "extra": self._extra(content, slug),
@@ -93,11 +72,9 @@ class Page:
         pictures = []
         for plot in block.plots:
             stem = f"{slug}-{plot.name}"
-            svg = to_svg(plot.figure, stem)
-            self.files[f"{stem}.svg"] = svg.encode()
-            self.files[f"{stem}.png"] = to_png(plot.figure)
             variant = None if plot.variant is None else block.variants.index(plot.variant)
-            pictures.append(Picture(stem, Markup(inline(svg)), plot.caption, variant))
+            svg = inline(plot.figure, stem, self.files)
+            pictures.append({"stem": stem, "svg": svg, "caption": plot.caption, "variant": variant})
         return {"id": slug, "block": block, "pictures": pictures}
 
     def _extra(self, content: Content, slug: str) -> Markup:

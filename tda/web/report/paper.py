@@ -121,11 +121,11 @@ class Paper:
         """Methods in the paper's order, each at every sparsity that some method was run at."""
         held = [case for model in self.models for case in model.cases.values()]
         sparsities = {case.record.case.sparsity for case in held if case.method != "dense"}
-        asked = sorted(sparsity for sparsity in sparsities if sparsity is not None)
+        requested = sorted(sparsity for sparsity in sparsities if sparsity is not None)
         found: list[str] = []
         for method in METHODS:
             own = sorted((case for case in held if case.method == method), key=lambda case: case.sparsity or 0.0)
-            plain = ["dense"] if method == "dense" else [f"{method} {share(sparsity)}" for sparsity in asked]
+            plain = ["dense"] if method == "dense" else [f"{method} {share(sparsity)}" for sparsity in requested]
             found += dict.fromkeys([*plain, *(case.label for case in own)])
         return found
 
@@ -169,8 +169,8 @@ class Paper:
         for task in self.tasks:
             held = [(model.name, facts) for model in self.models if (facts := model.facts(task)) is not None]
             (first, known), *others = held
-            told = [f"{name}: {'; '.join(words)}" for name, facts in others if (words := apart(facts, known, first))]
-            found += [f"{task} was not asked alike of all models ({'; '.join(told)})."] if told else []
+            notes = [f"{name}: {'; '.join(words)}" for name, facts in others if (words := apart(facts, known, first))]
+            found += [f"{task} was not asked alike of all models ({'; '.join(notes)})."] if notes else []
         return found
 
     def latency(self) -> list[tuple[str, ...]]:

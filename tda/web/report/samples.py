@@ -120,8 +120,8 @@ def _delta_nll(case: Comparison) -> Derived:
     return case.delta_nll or Missing("no dense score" if case.samples("nll_nats") else case.missing("nll_nats"))
 
 
-def _row(metric: str | None, kind: MeasurementKind | Measurement | None, **told: Any) -> dict[str, Any]:
+def _row(metric: str | None, kind: MeasurementKind | Measurement | None, **facts: Any) -> dict[str, Any]:
     """Columns of a sample or of a number."""
     unit, better = (None, None) if kind is None else (kind.unit, kind.better)
     columns = dict.fromkeys(("sample", "group", "value", "low", "high", "missing"))
-    return {"metric": metric, "unit": unit, "better": better, **columns, **told}
+    return {"metric": metric, "unit": unit, "better": better, **columns, **facts}

@@ -13,8 +13,8 @@ from tda.web.theme.formatting import MISSING, interval, number
 def task_levels(records: Iterable[Record]) -> str:
     """What the intervals of differences in the table are, for each model."""
     scored = [setting for setting in settings(records) if setting.tasks]
-    told = [f"{setting.name_among(scored)}: {multiplicity(setting)}" for setting in scored]
-    return " ".join(told) if len(told) > 1 else "".join(multiplicity(setting) for setting in scored)
+    sentences = [f"{setting.name_among(scored)}: {multiplicity(setting)}" for setting in scored]
+    return " ".join(sentences) if len(sentences) > 1 else "".join(multiplicity(setting) for setting in scored)
 
 
 def task_rows(records: Iterable[Record]) -> list[dict[str, str]]:
@@ -61,5 +61,5 @@ def _cells(case: Comparison, task: str) -> dict[str, str]:
     }
 
 
-def _shown(estimate: Estimate | None, doubt: str = "") -> str:
-    return MISSING if estimate is None else interval(estimate) + doubt
+def _shown(estimate: Estimate | None, warning: str = "") -> str:
+    return MISSING if estimate is None else interval(estimate) + warning

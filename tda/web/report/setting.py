@@ -19,12 +19,12 @@ class Setting:
     ----------
     cases : tuple of Comparison
         In the order of methods, then sparsity.
-    told : str
+    details : str
         Seed and text, where another setting has the same model and sizes.
     """
 
     cases: tuple[Comparison, ...]
-    told: str = ""
+    details: str = ""
 
     @property
     def model(self) -> str:
@@ -36,7 +36,7 @@ class Setting:
         """Model and sizes, e.g. ``"shape:0.3b · cpu, bfloat16, batch 1, 128 prompt + 16 new tokens"``."""
         case = self.cases[0].record.case
         sizes = f"{case.prompt_tokens} prompt + {case.new_tokens} new tokens"
-        words = [*([f"text {self.text}"] if self.scored else []), *([self.told] if self.told else [])]
+        words = [*([f"text {self.text}"] if self.scored else []), *([self.details] if self.details else [])]
         return " · ".join([case.model, f"{case.device}, {case.dtype}, batch {case.batch}, {sizes}", *words])
 
     @property
@@ -110,7 +110,7 @@ class Setting:
         return max((len(case.groups("nll_nats")) for case in self.cases), default=0)
 
     @property
-    def doubt(self) -> str:
+    def warning(self) -> str:
         """What a caption adds about numbers that cannot be trusted; nothing where there are none."""
         found = [case.label for case in self.timed if case.warnings and not case.is_dense]
         return f" Grey, since it cannot be trusted (see the flags): {', '.join(found)}." if found else ""
@@ -129,8 +129,8 @@ def settings(records: Iterable[Record]) -> list[Setting]:
     found = [_setting(members) for members in held.values()]
     alike: dict[str, list[tuple[str, ...]]] = {}
     for setting in found:
-        alike.setdefault(setting.title, []).append(_told(setting))
-    return [replace(setting, told=_differing(_told(setting), alike[setting.title])) for setting in found]
+        alike.setdefault(setting.title, []).append(_details(setting))
+    return [replace(setting, details=_differing(_details(setting), alike[setting.title])) for setting in found]
 
 
 def _differing(words: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
@@ -138,7 +138,7 @@ def _differing(words: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str
     return ", ".join(word for word, *seen in zip(words, *others, strict=True) if len(set(seen)) > 1)
 
 
-def _told(setting: Setting) -> tuple[str, ...]:
+def _details(setting: Setting) -> tuple[str, ...]:
     record = setting.cases[0].record
     return f"seed {record.case.seed}", str(record.inputs), _state(record)
 
@@ -161,7 +161,7 @@ def _setting(members: Sequence[Record]) -> Setting:
     cases = []
     for record in members:
         several = len({one.inputs.calibration for one in members if one.case == record.case}) > 1
-        told = record.inputs.calibrated if several else ""
+        suffix = record.inputs.calibrated if several else ""
         cases.append(
             Comparison(
                 record,
@@ -171,7 +171,7 @@ def _setting(members: Sequence[Record]) -> Setting:
                 documents=documents,
                 floor=floor,
                 spoiled=spoiled,
-                told=told,
+                suffix=suffix,
             )
         )
     compared = max(sum(case.compared_tasks for case in cases), 1)

@@ -40,8 +40,8 @@ class Column:
     scale : float
         What a plain number is divided by before it is shown; the CSV keeps base units.
     ratio : bool
-        Whether values follow from the times of dense too, so that what speaks against them is told beside them.
-    told : callable
+        Whether values follow from the times of dense too, so that what speaks against them stands beside them.
+    text : callable
         How the text of a value is completed for a case.
     """
 
@@ -53,13 +53,13 @@ class Column:
     signed: bool = False
     scale: float = 1.0
     ratio: bool = False
-    told: Callable[[Comparison, str], str] = lambda case, text: text
+    text: Callable[[Comparison, str], str] = lambda case, text: text
 
     def cell(self, case: Comparison) -> "Cell":
         """The value of a case as it is shown; a ratio that cannot be trusted says so."""
         cell = self._plain_cell(case)
         if cell.text != MISSING:
-            cell = replace(cell, text=self.told(case, cell.text))
+            cell = replace(cell, text=self.text(case, cell.text))
         if not self.ratio or not case.warnings or case.is_dense or cell.sort is None:
             return cell
         return replace(cell, text=f"{cell.text}, not trusted", tooltip="; ".join(case.warnings))
@@ -79,7 +79,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, the number that it is sorted by, and a tooltip: why the value is missing or in doubt."""
+    """Text, the number that it is sorted by, and a tooltip: why the value is missing or not trusted."""
 
     text: str
     sort: float | None
@@ -234,7 +234,7 @@ def _task_columns(cases: Sequence[Comparison]) -> list[Column]:
         found.append(difference_column(task, f"{task}, difference to dense, holds for all comparisons"))
     if found:
         heading = "comparisons that differences to dense hold for"
-        found.append(Column("task_comparisons", heading, _comparisons, lambda case: "", told=_whole))
+        found.append(Column("task_comparisons", heading, _comparisons, lambda case: "", text=_whole))
     return found
 
 

@@ -11,7 +11,7 @@ _PROMPTS = "other items or another prompt"
 
 
 def task_scores(record: Record) -> dict[str, list[str]]:
-    """Names of the measurements of each task whose facts are told, ``task_<name>_<score>``."""
+    """Names of the measurements of each task whose facts are known, ``task_<name>_<score>``."""
     found: dict[str, list[str]] = {name: [] for name in record.tasks}
     for measurement in record.measurements:
         owners = [name for name in found if measurement.startswith(f"task_{name}_")]
@@ -41,5 +41,5 @@ def unlike(facts: TaskFacts, dense: TaskFacts) -> str | None:
 
 def apart(facts: TaskFacts, others: TaskFacts, name: str) -> list[str]:
     """In what a task was asked differently of a model called `name`; its prompts may differ by their template."""
-    told = [(word, getattr(facts, field), getattr(others, field)) for field, word in _FIELDS.items()]
-    return [f"{word} {mine}, {name} {theirs}" for word, mine, theirs in told if mine != theirs]
+    values = [(word, getattr(facts, field), getattr(others, field)) for field, word in _FIELDS.items()]
+    return [f"{word} {mine}, {name} {theirs}" for word, mine, theirs in values if mine != theirs]

@@ -28,10 +28,10 @@ SPARE = (
 def judged_rows(records: Sequence[Record], rule: WorthRule) -> list[dict[str, str | None]]:
     """Rows of all cases with the verdicts on them, None for those that no verdict is about: for JSON."""
     found = settings(records)
-    told = {id(case): worth(case, rule) for setting in found for case in judged(setting)}
+    verdicts = {id(case): worth(case, rule) for setting in found for case in judged(setting)}
     rows: list[dict[str, str | None]] = []
     for row, case in zip(summary_rows(records), (case for setting in found for case in setting.cases), strict=True):
-        one = told.get(id(case))
+        one = verdicts.get(id(case))
         verdict = {"verdict": None, "why": None} if one is None else {"verdict": one.word, "why": one.why}
         rows.append({**row, "A/A noise": noise(case.floor), **verdict})
     return rows

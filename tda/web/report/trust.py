@@ -8,16 +8,16 @@ from tda.web.report.setting import settings
 
 
 def raised_flags(cases: Iterable[Comparison]) -> dict[str, list[str]]:
-    """Doubts by kind, flags of records and what follows from comparing, each with its cases and details."""
+    """Warnings by kind, flags of records and what follows from comparing, each with its cases and details."""
     held: dict[str, list[str]] = {}
     for case in cases:
-        for kind, detail in case.doubts.items():
+        for kind, detail in case.warning_details.items():
             held.setdefault(kind, []).append(f"{case.record.case.model}, {case.label}: {detail}")
     return held
 
 
-def doubts(*machines: Iterable[Record]) -> list[str]:
-    """A line for each kind of doubt, for a terminal: in how many cases, and one of them."""
+def warning_lines(*machines: Iterable[Record]) -> list[str]:
+    """A line for each kind of warning, for a terminal: in how many cases, and one of them."""
     cases = [case for records in machines for setting in settings(records) for case in setting.cases]
     return [
         f"{name} in {len(sentences)} of {len(cases)} cases, e.g. {sentences[0]}"

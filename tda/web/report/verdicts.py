@@ -66,14 +66,14 @@ def _all(sides: Sequence[Judgement]) -> Judgement:
 
 
 def _speed(case: Comparison, rule: WorthRule) -> Judgement:
-    doubts = [kind for kind in case.doubts if kind not in OF_QUALITY]
+    warnings = [kind for kind in case.warning_details if kind not in OF_QUALITY]
     ratio, noise = case.speedup, case.floor
     if not case.timed or ratio is None:
         return None, f"no speed ({_short(case.missing('decode_ms'))})"
     if ratio.low is None or ratio.high is None:
         return None, f"fewer than {MIN_GROUPS} rounds"
-    if doubts:
-        return None, f"speed not trusted ({', '.join(doubts)})"
+    if warnings:
+        return None, f"speed not trusted ({', '.join(warnings)})"
     if noise is None:
         return None, f"no {A_A}"
     low, high = ratio.low / (1 + noise), ratio.high * (1 + noise)
@@ -85,13 +85,13 @@ def _speed(case: Comparison, rule: WorthRule) -> Judgement:
 
 
 def _quality(case: Comparison, rule: WorthRule) -> Judgement:
-    doubts = [kind for kind in case.doubts if kind in OF_QUALITY]
+    warnings = [kind for kind in case.warning_details if kind in OF_QUALITY]
     sides = [_likelihood(case.delta_nll, rule)] if case.delta_nll is not None else []
     sides += [_task(case, task) for task in case.tasks]
     if not sides:
         return None, f"no quality ({_short(case.missing('nll_nats'))})"
-    if doubts:
-        return None, f"quality not trusted ({', '.join(doubts)})"
+    if warnings:
+        return None, f"quality not trusted ({', '.join(warnings)})"
     return _all(sides)
 
 

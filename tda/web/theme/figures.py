@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -113,10 +114,13 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def inline(svg: str) -> str:
-    """Make an SVG document a part of a page: its size is the page's matter."""
+def inline(figure: Figure, name: str, files: dict[str, bytes] | None = None) -> Markup:
+    """Draw as a part of a page, whose matter its size is; `files` gets ``<name>.svg`` and ``<name>.png`` too."""
+    svg = to_svg(figure, name)
+    if files is not None:
+        files |= {f"{name}.svg": svg.encode(), f"{name}.png": to_png(figure)}
     head, rest = svg.split(">", 1)
-    return _NAMESPACE.sub("", _SIZE.sub("", head)) + ">" + rest
+    return Markup(_NAMESPACE.sub("", _SIZE.sub("", head)) + ">" + rest)
 
 
 def case_axes(title: str, labels: Sequence[str]) -> tuple[Figure, Axes]:

@@ -18,6 +18,11 @@ def size(count: float) -> str:
     return f"{number(count)} B"
 
 
+def counted(count: int, word: str) -> str:
+    """A number of things: ``"1 thread"``, ``"2 threads"``."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 def shortened(words: str, letters: int) -> str:
     """Cut a name that would not fit, and mark the cut."""
     return words if len(words) <= letters else f"{words[: letters - 1]}…"

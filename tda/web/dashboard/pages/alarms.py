@@ -14,8 +14,8 @@ from tda.web.dashboard.formatting import ACTIVE, COLOURS, percent, size_text, st
 from tda.web.dashboard.pages import Sheet, page
 from tda.web.dashboard.profiled import kernels_of, pair_of
 from tda.web.dashboard.trends import FAILED, place_of
-from tda.web.theme.figures import INK, case_axes, inline, label_axes, plain_ticks, to_svg
-from tda.web.theme.formatting import listed
+from tda.web.theme.figures import INK, case_axes, inline, label_axes, plain_ticks
+from tda.web.theme.formatting import counted, listed
 
 STATES = ("open", "reopened", "acknowledged", "accepted", "fixed")
 LATE_HOURS = 36
@@ -32,9 +32,9 @@ def alarms_page(evidence: Evidence) -> Iterator[Sheet]:
         "alarms.html",
         {
             "headline": _headline(alarms),
-            "active": [card(evidence, alarm.finding) for alarm in alarms if alarm.state in ACTIVE],
-            "settled": [card(evidence, alarm.finding) for alarm in alarms if alarm.state not in ACTIVE],
-            "warnings": [card(evidence, finding) for finding in _beside_alarms(evidence)],
+            "active": [finding_status(evidence, alarm.finding) for alarm in alarms if alarm.state in ACTIVE],
+            "settled": [finding_status(evidence, alarm.finding) for alarm in alarms if alarm.state not in ACTIVE],
+            "warnings": [finding_status(evidence, finding) for finding in _beside_alarms(evidence)],
             "sizes": _sizes([alarm for alarm in alarms if alarm.finding.unit == "ratio"]),
             "nights": [_night(evidence, night) for night in last_nights(evidence)],
             "late_hours": LATE_HOURS,
@@ -44,14 +44,14 @@ def alarms_page(evidence: Evidence) -> Iterator[Sheet]:
 
 def _headline(alarms: Sequence[Alarm]) -> str:
     counts = {state: sum(alarm.state == state for alarm in alarms) for state in STATES}
-    told = [f"{count} {state}" for state, count in counts.items() if count and state in ACTIVE]
-    if not told:
+    texts = [f"{count} {state}" for state, count in counts.items() if count and state in ACTIVE]
+    if not texts:
         return "No alarm waits for anybody."
     total = sum(counts[state] for state in ACTIVE)
-    return f"{total} alarm{'s' if total > 1 else ''} to look at: {listed(told)}."
+    return f"{counted(total, 'alarm')} to look at: {listed(texts)}."
 
 
-def card(evidence: Evidence, finding: Finding) -> dict[str, object]:
+def finding_status(evidence: Evidence, finding: Finding) -> dict[str, object]:
     """A finding as it is shown: its state, its size in words, and where else it is seen."""
     alarm = evidence.states.get(finding.key)
     left = finding.model_copy(update={"size": alarm and alarm.remains, "low": None, "high": None})
@@ -121,4 +121,4 @@ def _sizes(alarms: Sequence[Alarm]) -> Markup | None:
     axes.margins(x=0.08)
     label_axes(axes, "Change (%)")
     plain_ticks(axes, "x")
-    return Markup(inline(to_svg(figure, "alarm-sizes")))
+    return inline(figure, "alarm-sizes")

@@ -6,7 +6,7 @@ from tda.web.dashboard.blocks import SETS, Block, Stop, is_quality
 from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.formatting import change_text, headed, level_text, standing
 from tda.web.dashboard.pages import Sheet, page
-from tda.web.dashboard.pages.alarms import card
+from tda.web.dashboard.pages.alarms import finding_status
 from tda.web.dashboard.profiled import page_of, shown
 from tda.web.theme.formatting import MISSING
 
@@ -41,8 +41,8 @@ def _values(evidence: Evidence, commit: KnownCommit, place: int) -> dict[str, ob
         "commit": commit,
         "older": evidence.commits[place - 1] if place else None,
         "newer": evidence.commits[after] if after < len(evidence.commits) else None,
-        "cards": [card(evidence, finding) for finding in own],
-        "around": [card(evidence, finding) for finding in evidence.findings
+        "changes": [finding_status(evidence, finding) for finding in own],
+        "around": [finding_status(evidence, finding) for finding in evidence.findings
                    if finding.commit != commit.hash and _inside(evidence, finding.good, place, finding.commit)],
         "failures": evidence.failures.get(commit.hash, ()),
         "profile": page_of(commit) if commit in shown(evidence) else None,
@@ -85,8 +85,8 @@ def _cell(block: Block, case: str, metric: str, stop: Stop, old: Stop | None) ->
         return _sets(block, case, stop, old)
     level = block.level(case, metric, stop)
     change = None if old is None else block.change(case, metric, stop, old)
-    told = None if change is None else change_text(change, relative=not is_quality(metric))
-    return {"text": level_text(level), "change": told, "missing": level.missing}
+    text = None if change is None else change_text(change, relative=not is_quality(metric))
+    return {"text": level_text(level), "change": text, "missing": level.missing}
 
 
 def _sets(block: Block, case: str, stop: Stop, old: Stop | None) -> dict[str, str | None]:

@@ -32,7 +32,6 @@ from tda.web.theme.figures import (
     plain_ticks,
     settle,
     symlog,
-    to_svg,
 )
 from tda.web.theme.style import rank
 
@@ -157,14 +156,14 @@ def _part(evidence: Evidence, block: Block) -> dict[str, object] | None:
         "slug": slug,
         "machine": block.machine_label,
         "title": block.title,
-        "stops": [_told(evidence, paths[0], place) for place in range(len(stops))],
+        "stops": [_stop_values(evidence, paths[0], place) for place in range(len(stops))],
         "tags": [(place, tag) for place, stop in enumerate(stops) for tag in evidence.by_hash[stop.commit].tags],
         "figures": [_figure(evidence, path, f"{slug}-{path.view.slug}") for path in paths],
         "small": _multiples(evidence, paths[0], slug),
     }
 
 
-def _told(evidence: Evidence, path: Journey, place: int) -> dict[str, object]:
+def _stop_values(evidence: Evidence, path: Journey, place: int) -> dict[str, object]:
     """What the table beside the figure says of one stop."""
     block, stop, before = path.block, path.stops[place], path.before(place)
     old = None if before is None else path.stops[before]
@@ -196,8 +195,8 @@ def _row(
 
 
 def _figure(evidence: Evidence, path: Journey, slug: str) -> dict[str, object]:
-    svg = inline(to_svg(draw(evidence, path), slug))
-    return {"slug": slug, "name": path.view.name, "svg": Markup(_layered(svg, len(path.stops) - 1))}
+    svg = _layered(inline(draw(evidence, path), slug), len(path.stops) - 1)
+    return {"slug": slug, "name": path.view.name, "svg": Markup(svg)}
 
 
 def _layered(svg: str, shown: int) -> str:
@@ -322,5 +321,5 @@ def _small(evidence: Evidence, path: Journey, place: int, slug: str) -> dict[str
     axes.tick_params(labelsize=7)
     if stop.dirty:
         axes.text(0.98, 0.98, "DIRTY TREE", transform=axes.transAxes, ha="right", va="top", color="#c9302c", fontsize=7)
-    svg = Markup(inline(to_svg(figure, slug)))
+    svg = inline(figure, slug)
     return {"commit": evidence.by_hash[stop.commit], "dirty": stop.dirty, "svg": svg, "place": place}

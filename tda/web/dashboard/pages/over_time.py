@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.formatting import ACTIVE, COLOURS, heading, meaning, shown_unit, size_text, standing
 from tda.web.dashboard.pages import Sheet, page
 from tda.web.dashboard.trends import FAILED, WINDOW, Dot, Trend, trends
-from tda.web.theme.figures import INK, MUTED, WIDTH, inline, to_svg
+from tda.web.theme.figures import INK, MUTED, WIDTH, inline
 from tda.web.theme.style import look
 
 PANEL, HEAD, FOOT, LEFT, RIGHT = 0.86, 0.42, 0.62, 0.62, 0.1
@@ -67,7 +66,7 @@ def _plot(trend: Trend, metric: str) -> dict[str, object]:
         "heading": heading(metric),
         "unit": shown_unit(metric, trend.unit(metric)),
         "meaning": meaning(metric),
-        "svg": Markup(inline(to_svg(draw(trend, metric), slug))),
+        "svg": inline(draw(trend, metric), slug),
         "dirty": sorted(trend.evidence.by_hash[commit].short for commit in dirty),
     }
 

@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tda.cases import Case
 from tda.changes.messages import named
 from tda.history.profiles import ProfileComparison, StoredProfile
 from tda.nightly.explain import headline, name_of
@@ -19,10 +17,9 @@ from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.pages import File, Sheet, page
 from tda.web.dashboard.profiled import NEWEST, CommitPair, alike, page_of, pairs, profiled, shown, standing_for
 from tda.web.profile.figures import step_figure
-from tda.web.profile.groups import PIECES, Group, piece_of, together
+from tda.web.profile.groups import PIECES, Group, order, piece_of, piece_rows, together
 from tda.web.profile.viewer import VIEWER, viewer_page
-from tda.web.theme.figures import INK, case_axes, inline, label_axes, plain_ticks, row_text, to_svg
-from tda.web.theme.style import rank
+from tda.web.theme.figures import INK, case_axes, inline, label_axes, plain_ticks, row_text
 
 TOP = 12
 """Rows of a kernel table and bars of a figure; the CSV holds all."""
@@ -112,17 +109,13 @@ class _Files:
 def _commit(
     evidence: Evidence, commit: KnownCommit, compared: Sequence[CommitPair], files: _Files
 ) -> dict[str, object]:
-    groups = [sorted(found, key=lambda one: _order(one.profile.case)) for found in standing_for(evidence, commit)]
+    groups = [sorted(found, key=lambda one: order(one.profile.case)) for found in standing_for(evidence, commit)]
     return {
         "commit": commit,
         "pairs": [pair for pair in compared if pair.new == commit],
         "later": [pair for pair in compared if pair.old == commit],
         "groups": [_group(evidence, commit, number, kept, files) for number, kept in enumerate(groups, start=1)],
     }
-
-
-def _order(case: Case) -> tuple[object, ...]:
-    return (*rank(case.method), case.sparsity or 0.0)
 
 
 def _group(
@@ -138,10 +131,10 @@ def _group(
         "title": f"{case.model} · {case.device}, {case.dtype}, batch {case.batch}, {case.prompt_tokens} prompt, "
         f"{case.new_tokens} new tokens",
         "dirty": bool(group.first.commit.dirty),
-        "figure": Markup(inline(to_svg(step_figure(group), slug))),
+        "figure": inline(step_figure(group), slug),
         "labels": [one.label for one in group.shown],
-        "told": list(_told(group)),
-        "pieces": list(_pieces(group)),
+        "messages": list(_messages(group)),
+        "pieces": list(piece_rows(group)),
         "phases": list(_phases(group)),
         "cases": [
             {"label": seen.label, "files": files.of(one), "kernels": _kernels(one), "process": one.folder.parent.name}
@@ -150,7 +143,7 @@ def _group(
     }  # fmt: skip
 
 
-def _told(group: Group) -> Iterator[str]:
+def _messages(group: Group) -> Iterator[str]:
     """What each method saved of a timed decode step, and where."""
     dense = group.dense
     for one in group.shown:
@@ -165,19 +158,6 @@ def _told(group: Group) -> Iterator[str]:
         if most > 0:
             sentence += f"; it adds {most:.3g} ms in {saved[-1]}"
         yield f"{sentence}."
-
-
-def _pieces(group: Group) -> Iterator[dict[str, object]]:
-    """A row for each piece of a decode step: ms of every case, and the difference to dense."""
-    dense = None if group.dense is None else group.dense.pieces()
-    for piece, colour in PIECES.items():
-        values = [one.pieces()[piece] for one in group.shown]
-        if any(values):
-            cells = [
-                (value, None if dense is None or one is group.dense else value - dense[piece])
-                for value, one in zip(values, group.shown, strict=True)
-            ]
-            yield {"name": piece, "colour": colour, "cells": cells}
 
 
 def _phases(group: Group) -> Iterator[dict[str, object]]:
@@ -200,7 +180,7 @@ def _kernels(kept: StoredProfile) -> list[tuple[KernelRow, str]]:
 def _difference(evidence: Evidence, pair: CommitPair, files: _Files) -> dict[str, object]:
     found = evidence.profiles.compare(pair.old.hash, pair.new.hash)
     alarmed = {case for finding in pair.findings for case in finding.cases}
-    found.sort(key=lambda one: (one.case not in alarmed, one.case.model, _order(one.case)))
+    found.sort(key=lambda one: (one.case not in alarmed, one.case.model, order(one.case)))
     among = [one.case for one in found]
     return {
         "pair": pair,
@@ -245,7 +225,7 @@ def _phase(compared: ProfileComparison, whole: PhaseChange, slug: str) -> dict[s
             "delta_ms": sum(change.delta_ms for change in rest),
             "share": share_text(whole, sum(change.share for change in rest)),
         },
-        "figure": Markup(inline(to_svg(draw(whole, changes[:TOP]), slug))) if changes else None,
+        "figure": inline(draw(whole, changes[:TOP]), slug) if changes else None,
     }
 
 

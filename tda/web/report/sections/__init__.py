@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tda.registry import Registry
+from tda.web.navigation import Navigation
 from tda.web.report.gather import Group
 from tda.web.report.table import Cell, Column
 
@@ -98,45 +98,27 @@ RenderAll = Callable[[Sequence[Group]], Content | None]
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the page.
+class OfEachGroup:
+    """A section that is shown for each group by itself; one of all groups stands at the page's end."""
 
-    Attributes
-    ----------
-    order : int
-        Its place.
-    title : str
-        Its heading.
-    render : callable
-        Its content for groups of records; None where it has nothing to say.
-    once : bool
-        Whether it is shown once at the page's end, for all groups, instead of for each.
-    """
+    render: RenderGroup
 
-    order: int
-    title: str
-    render: RenderAll
-    once: bool
+    def __call__(self, groups: Sequence[Group]) -> Content | None:
+        """Content for the only group."""
+        (group,) = groups
+        return self.render(group)
 
 
-SECTIONS: Registry[Section] = Registry("report section", "tda.web.report.sections", group="tda.sections")
+SECTIONS: Navigation[RenderAll] = Navigation("report section", "tda.web.report.sections", group="tda.sections")
+section_of_all = SECTIONS.add
+"""Decorator of a function that makes a section of all groups; None where it has nothing to say."""
 
 
-def section(name: str, order: int, title: str) -> Callable[[RenderGroup], RenderGroup]:
-    """Return a decorator that makes a function of a group a section of the report."""
+def section(name: str, order: int, title: str, question: str = "") -> Callable[[RenderGroup], RenderGroup]:
+    """Return a decorator of a function that makes a section of each group; None where it has nothing to say."""
 
     def file(render: RenderGroup) -> RenderGroup:
-        SECTIONS.register(name)(Section(order, title, lambda groups: render(groups[0]), once=False))
-        return render
-
-    return file
-
-
-def section_of_all(name: str, order: int, title: str) -> Callable[[RenderAll], RenderAll]:
-    """Return a decorator that makes a function of all groups a section at the page's end."""
-
-    def file(render: RenderAll) -> RenderAll:
-        SECTIONS.register(name)(Section(order, title, render, once=True))
+        SECTIONS.add(name, order, title, question)(OfEachGroup(render))
         return render
 
     return file

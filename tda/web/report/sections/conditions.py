@@ -10,7 +10,7 @@ from tda.web.report.sections import Content, section
 from tda.web.report.setting import Setting
 from tda.web.report.trust import raised_flags
 from tda.web.report.verdicts import noise
-from tda.web.theme.formatting import number, size
+from tda.web.theme.formatting import counted, number, size
 
 
 @section("conditions", 10, "Conditions")
@@ -34,7 +34,7 @@ def _machine(group: Group) -> list[tuple[str, str]]:
     cache = f", {size(machine.cache_bytes)} last-level cache" if machine.cache_bytes else ""
     gpu = f"{machine.gpu}, driver {machine.driver or 'unknown'}" if machine.gpu else "none used"
     return [
-        ("CPU", f"{machine.cpu}, {machine.cores_told}, {machine.threads} threads{cache}"),
+        ("CPU", f"{machine.cpu}, {machine.cores_told}, {counted(machine.threads, 'thread')}{cache}"),
         ("Memory", size(machine.memory_bytes)),
         ("GPU", gpu),
         ("System", machine.system),
@@ -53,8 +53,8 @@ def _run(group: Group) -> list[tuple[str, str]]:
     return [
         ("Measured", f"{_moment(started[0])} to {_moment(started[-1])}"),
         ("Load average (1 min)", _range(load)),
-        ("Kernels", "; ".join(_told(group.lines, "kernels")) or "not recorded"),
-        ("Generation", "; ".join(_told(group.lines, "generation")) or "not recorded"),
+        ("Kernels", "; ".join(_texts(group.lines, "kernels")) or "not recorded"),
+        ("Generation", "; ".join(_texts(group.lines, "generation")) or "not recorded"),
         ("Inputs", "; ".join(dict.fromkeys(_inputs(record) for record in group.lines))),
         ("Stream bandwidth", f"{_range(stream)} GB/s over rounds" if stream else "not measured"),
     ]
@@ -70,11 +70,11 @@ def _inputs(record: Record) -> str:
         "documents": inputs.documents,
         "uncommitted change": inputs.change,
     }
-    told = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
-    return f"{record.case.model}: {told or 'not recorded'}"
+    text = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
+    return f"{record.case.model}: {text or 'not recorded'}"
 
 
-def _told(lines: Iterable[Record], name: str) -> list[str]:
+def _texts(lines: Iterable[Record], name: str) -> list[str]:
     """Different values of a condition."""
     return list(dict.fromkeys(value for line in lines if isinstance(value := line.conditions.get(name), str)))
 
@@ -115,11 +115,11 @@ def _methods(cases: Iterable[Comparison]) -> list[tuple[str, str]]:
     """Options of each method as they ran; several values of one option are all named."""
     held: dict[str, dict[str, list[str]]] = {}
     for case in cases:
-        told = dict(case.record.case.options)
-        quantization = told.pop("quantization", None)
+        given = dict(case.record.case.options)
+        quantization = given.pop("quantization", None)
         name = case.method if quantization is None else f"{case.method} on {quantization} weights"
         options = held.setdefault(name, {})
-        for name, value in told.items():
+        for name, value in given.items():
             if str(value) not in options.setdefault(name, []):
                 options[name].append(str(value))
     return [

@@ -1,25 +1,18 @@
 """What failed: every failed line by name, how it ended, and whether it was measured in the end."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tda.cases import describe
-from tda.records import NOT_ITS_FAULT, Record
+from tda.records import FAILURES, NOT_ITS_FAULT, Record
 from tda.web.report.gather import Group
 from tda.web.report.sections import Content, section
-from tda.web.theme.formatting import listed
+from tda.web.theme.formatting import counted, listed
 
-COUNTED = {
-    "host_memory": "did not fit into host memory",
-    "gpu_memory": "did not fit into GPU memory",
+COUNTED: Mapping[str, str] = {
     "oom": "did not fit into memory",
-    "crash": "crashed",
-    "hang": "hung",
-    "timeout": "ran out of time",
-    "error": "raised an error",
-    "killed": "killed from outside",
-    "lost": "lost with a machine or worker",
+    **{kind: meaning.counted for kind, meaning in FAILURES.items()},
 }
 """What is counted, by kind of a failure, or by status where an older record tells no kind; in this order."""
 MEASURED, GIVEN_UP, ONCE = "repeated, and measured", "given up", "not measured"
@@ -91,15 +84,13 @@ def _lead(lines: Sequence[Record]) -> str:
     failed = [line for line in lines if line.status != "ok"]
     ways = {(line.series, _way(line)) for line in failed}
     counts = Counter(way for _, way in ways)
-    told = listed([f"{counts[way]} {words}" for way, words in COUNTED.items() if counts[way]])
+    counted_ways = listed([f"{counts[way]} {words}" for way, words in COUNTED.items() if counts[way]])
     cases, every = len({line.series for line in failed}), len({line.series for line in lines})
-    sentences = [f"{cases} of {every} cases failed in some round: {told}."]
+    sentences = [f"{cases} of {every} cases failed in some round: {counted_ways}."]
     missing = {_place(line) for line in failed} - {_place(line) for line in lines if line.status == "ok"}
     left = len({place[:-1] for place in missing})
     sentences.append(
-        f"In the end rounds of {left} case{'s' * (left != 1)} are missing."
-        if left
-        else "All was measured when repeated."
+        f"In the end rounds of {counted(left, 'case')} are missing." if left else "All was measured when repeated."
     )
     if counts.keys() & NOT_ITS_FAULT:
         sentences.append("To be killed from outside, or lost with a machine, says nothing of a case.")

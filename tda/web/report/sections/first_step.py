@@ -60,7 +60,7 @@ def _before(setting: Setting, cases: list[Comparison]) -> Plot:
     plain_ticks(axes, "x")
     caption = (
         f"Prefill of {setting.model}, and selection (full colour) after it; text: what prefill takes over dense's, "
-        f"what selection takes, and the tokens that repay both.{setting.doubt}"
+        f"what selection takes, and the tokens that repay both.{setting.warning}"
     )
     return Plot("first-step", figure, caption)
 
@@ -97,16 +97,16 @@ def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
     if setting.baseline is None or setting.baseline.decode_ms is None:
         return []
     sparse = [case for case in cases if not case.is_dense]
-    asked = sorted({case.sparsity for case in sparse if case.sparsity is not None})
+    requested = sorted({case.sparsity for case in sparse if case.sparsity is not None})
     return [
         Plot(
             f"saved-{share(sparsity)}",
             _saved_figure(setting, [case for case in sparse if case.sparsity in (sparsity, None)], sparsity),
             f"Fraction of the dense time saved at sparsity {share(sparsity)}, from prompt to the n-th token, out of "
-            f"means over rounds; right of the dotted line it is extrapolated.{setting.doubt}",
+            f"means over rounds; right of the dotted line it is extrapolated.{setting.warning}",
             f"Sparsity {share(sparsity)}",
         )
-        for sparsity in asked
+        for sparsity in requested
     ]
 
 

@@ -38,8 +38,8 @@ def _cases(setting: Setting) -> list[Comparison]:
 
 
 def _is_exact(case: Comparison) -> bool:
-    asked = case.record.case.sparsity or 0.0
-    return all(abs(part - asked) < CLOSE for part in case.record.achieved_sparsity)
+    requested = case.record.case.sparsity or 0.0
+    return all(abs(part - requested) < CLOSE for part in case.record.achieved_sparsity)
 
 
 def _plot(setting: Setting) -> Plot:
@@ -55,7 +55,7 @@ def _plot(setting: Setting) -> Plot:
             shares = case.record.achieved_sparsity
             axes.plot(range(len(shares)), shares, **curve_style(case.method, variant=case.variant) | {"markersize": 5})
     layers = max(len(case.record.achieved_sparsity) for case in cases)
-    _asked(axes, sorted({case.record.case.sparsity or 0.0 for case in cases}), layers)
+    _requested(axes, sorted({case.record.case.sparsity or 0.0 for case in cases}), layers)
     label_axes(axes, f"Layer of {setting.model}", "Fraction of neurons left out")
     legend(figure, [Line2D([], [], color=INK, linewidth=1, linestyle="--", label="asked"), *handles.values()])
     caption = f"Fraction of neurons left out in each layer of {setting.model}, one line per asked sparsity."
@@ -64,7 +64,7 @@ def _plot(setting: Setting) -> Plot:
     return Plot("layers", figure, caption)
 
 
-def _asked(axes: Axes, levels: list[float], layers: int) -> None:
+def _requested(axes: Axes, levels: list[float], layers: int) -> None:
     for level in levels:
         axes.axhline(level, color=INK, linewidth=1, linestyle="--", zorder=1.5)
         axes.annotate(

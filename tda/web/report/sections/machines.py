@@ -12,7 +12,7 @@ LEAD = (
     "Cases that several machines measured with one state of the code. Every speed-up is over dense of the same "
     "machine. Rounds of two machines are not paired, so a ratio between them has Welch's interval on logarithms, over "
     "the rounds of each; what differs between processes of one machine is not in it. The ratio of the dense step is "
-    "the machine's. A method is told as “method × machine” where the interval of the ratio of its speed-ups excludes "
+    "the machine's. A method is shown as “method × machine” where the interval of the ratio of its speed-ups excludes "
     "1, at a level that holds for all such ratios of a table together (Bonferroni). Documents and items are the same "
     "everywhere, so quality must be equal up to rounding."
 )

@@ -27,8 +27,8 @@ def recall_section(group: Group) -> Content | None:
 def _plot(setting: Setting, name: str) -> Plot:
     what, unit = ("Recall", "fraction of items right") if name == ACCURACY else ("NLL of the name", "nats per token")
     figure, axes = new_axes(f"{what} of {setting.model}", height=3.7)
-    asked = [case for case in setting.cases if not case.is_dense and case.samples(name)]
-    points = over_sparsity(setting.with_gaps(asked), lambda case: case.mean(name))
+    recalling = [case for case in setting.cases if not case.is_dense and case.samples(name)]
+    points = over_sparsity(setting.with_gaps(recalling), lambda case: case.mean(name))
     handles = draw_curves(axes, points)
     if name == ACCURACY:
         axes.set_ylim(-0.05, 1.06)

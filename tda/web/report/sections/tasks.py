@@ -53,7 +53,7 @@ def _columns(setting: Setting) -> list[Column]:
     found = [Column("case", "case", lambda case: case.label, lambda case: "", numeric=False)]
     for task in setting.tasks:
         found += _task_columns(setting, task)
-    latency = Column("decode_ms", "decode latency (ms/token)", lambda case: case.decode_ms, _no_latency, told=_resident)
+    latency = Column("decode_ms", "decode latency (ms/token)", lambda case: case.decode_ms, _no_latency, text=_resident)
     energy = [column for column in named("energy_j_per_token") if any(column.value(case) for case in setting.cases)]
     return [*found, *named("delta_nll_nats"), latency, *named("speedup", "peak_memory_bytes"), *energy]
 
@@ -72,7 +72,7 @@ def _task_columns(setting: Setting, task: str) -> list[Column]:
         return []
     score = f"{task}: {name.removeprefix(f'task_{task}_')}"
 
-    def told(case: Comparison, text: str) -> str:
+    def with_error(case: Comparison, text: str) -> str:
         error, estimate = case.score_error(name), case.score(name)
         if error is None or estimate is None:
             return text
@@ -83,7 +83,7 @@ def _task_columns(setting: Setting, task: str) -> list[Column]:
     is_share = any(case.is_share(name) for case in setting.cases)
     margin = f"margin ±{MARGIN:g}" if is_share else "no margin"
     return [
-        Column(column.name, score, column.value, column.missing, told=told),
+        Column(column.name, score, column.value, column.missing, text=with_error),
         difference_column(task, f"{task}: difference to dense"),
         Column(
             f"task_{task}_verdict",
@@ -118,9 +118,9 @@ class _Drawing:
         cases = [case for case in setting.cases if not case.is_control]
         name = next(filter(None, (case.headline(task) for case in cases)), "")
         facts = next((case.record.tasks[task] for case in cases if task in case.tasks), None)  # dense's come first
-        told = [(case, _not_drawn(case, task, name, facts)) for case in cases]
-        kept = tuple(case for case, reason in told if reason is None)
-        return cls(task, name, kept, tuple((case.label, reason) for case, reason in told if reason is not None))
+        reasons = [(case, _not_drawn(case, task, name, facts)) for case in cases]
+        kept = tuple(case for case, reason in reasons if reason is None)
+        return cls(task, name, kept, tuple((case.label, reason) for case, reason in reasons if reason is not None))
 
     @property
     def reasons(self) -> str:

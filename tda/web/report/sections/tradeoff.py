@@ -140,7 +140,7 @@ def _joint(tradeoff: Tradeoff, axis: SpeedAxis) -> Plot:
     caption = (
         f"{axis.name} of {speed} against ΔNLL of {quality} to dense, one curve per method; labels are asked sparsity."
     )
-    caption = (caption if tradeoff.joint else f"{warning}. {caption}") + tradeoff.speed.doubt
+    caption = (caption if tradeoff.joint else f"{warning}. {caption}") + tradeoff.speed.warning
     name = f"tradeoff-{'joint' if tradeoff.joint else 'projection'}-{axis.slug}"
     return Plot(name, figure, caption, axis.name)
 
@@ -224,7 +224,7 @@ def _speed_panel(setting: Setting, axis: SpeedAxis) -> Plot:
     plain_ticks(axes, "y")
     sparsity_axis(axes, setting.model, axis.label(setting.model))
     legend(figure, handles)
-    return Plot(f"tradeoff-{axis.slug}", figure, f"{caption}.{setting.doubt}", axis.name)
+    return Plot(f"tradeoff-{axis.slug}", figure, f"{caption}.{setting.warning}", axis.name)
 
 
 def _short(sparsity: float | None) -> str:

@@ -29,8 +29,8 @@ const answerRow = (label, answer) => {
   const words = make("td", "", ...answer.parts.map(([kind, text]) => make(TAGS[kind], text)));
   words.className = "answer";
   const row = make("tr", "", name, words, ...[answer.scores, answer.likelihoods, answer.tokens].map((text) => make("td", text || "–")));
-  row.className = answer.changed ? "changed" : answer.asked ? "" : "other";
-  if (!answer.asked) words.append(make("div", "(another prompt or target: not compared)"));
+  row.className = answer.changed ? "changed" : answer.same_question ? "" : "other";
+  if (!answer.same_question) words.append(make("div", "(another prompt or target: not compared)"));
   return row;
 };
 
