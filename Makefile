@@ -35,22 +35,22 @@ lint: $(READY)  ## style, format, types, and what is recorded: measuring code, t
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m benchmarks.version_lint
-	$(BIN)/python -m benchmarks.doc_tables --check
+	$(BIN)/python -m tools.version_lint
+	$(BIN)/python -m tools.doc_tables --check
 
 asv: export TDA_PRESET := $(TDA_PRESET)
 asv: export VIRTUAL_ENV := $(abspath $(VENV))
 asv: $(READY)  ## the asv suite on this commit, with the grid of TDA_PRESET; says first how long it takes
-	$(BIN)/python -m benchmarks.asv.estimate $(TDA_PRESET)
+	$(BIN)/python -m tools.forecast_asv $(TDA_PRESET)
 	$(BIN)/asv run --record-samples --show-stderr --machine "$$($(BIN)/python -m benchmarks.asv.machine)" HEAD
 
 micro: $(READY)  ## the pytest-benchmark suite on this tree; says first how long it takes
 	mkdir -p $(OUT)
-	$(BIN)/python -m benchmarks.forecast micro
+	$(BIN)/python -m tools.forecast micro
 	$(BIN)/python -m pytest benchmarks/micro -q --benchmark-json $(OUT)/micro.json
 
 profiles: $(READY)  ## profile this commit's fixed cases as an installed build; says first how long it takes
-	$(BIN)/python -m benchmarks.forecast profiles
+	$(BIN)/python -m tools.forecast profiles
 	$(BIN)/tda history profile
 
 nightly: $(READY)  ## new commits: measure, judge, publish; fails on an alarm

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from experiments.train import SEED, Log, Recipe, byte_tokenizer, fit, held_out_tokens, save
 from tda import load_model
 from tda.families import find_ffns
 from tda.models.packed import Bits, pack, pack_state, unpack, unpack_state
 from tda.models.widen import wider_config, wider_state
 from tda.reference import WEIGHTS
-from tda.reference.train import SEED, Log, Recipe, byte_tokenizer, fit, held_out_tokens, save
 
 START = "ref:swiglu"
 BATCH = 8
@@ -81,7 +81,7 @@ def correlation_of_copies(model: nn.Module, tokens: Tensor) -> float:
         total = unit.sum(1).square().sum(0)  # sum over all pairs of copies, each with itself too
         found.append(float(((total - NEURONS) / (NEURONS * (NEURONS - 1))).mean()))
 
-    hooks = [ffn.down.register_forward_pre_hook(watch) for ffn in find_ffns(model)]
+    hooks = [ffn.down.module.register_forward_pre_hook(watch) for ffn in find_ffns(model)]
     try:
         model(input_ids=tokens, use_cache=False)
     finally:

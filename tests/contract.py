@@ -1,6 +1,7 @@
 """What tda says that it can do: methods, executions, types of model and number, shapes of requests, kinds of weights.
 
-`tests/shapes.py` plays each claim, `tests/test_contract.py` runs them, and `docs/supported.md` is written from here:
+`tests/shapes.py` plays each claim, `tests/test_contract.py` runs them, and `docs/guide/supported.md` is written from
+here:
 
     python -m tests.contract
 """
@@ -19,7 +20,7 @@ from tda.families import FAMILIES
 from tda.methods import METHODS as REGISTERED
 from tda.methods import build
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "supported.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "guide" / "supported.md"
 EXECUTIONS = ("masked", "compact", "indexed", "auto")
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_TYPES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3", "opt")
@@ -267,7 +268,7 @@ WEIGHTS: dict[str, Weights] = {
         "another model type",
         "refused",
         "unsupported architecture",
-        "[declare a family](development/adding.md#a-model-family)",
+        "[declare a family](../development/adding.md#a-model-family)",
     ),
     "moved": Weights(
         "moved, converted or compiled while a method is attached",
@@ -376,7 +377,7 @@ NOTE = "<!-- Written by `python -m tests.contract`; a test fails where it is sta
 
 
 def page() -> str:
-    """`docs/supported.md`."""
+    """`docs/guide/supported.md`."""
     sections = [
         NOTE,
         "# What is supported",
@@ -389,7 +390,7 @@ def page() -> str:
         "scale in float32, 0.05 in bfloat16 and 0.005 in float16. Where a request is refused or warned about, the "
         "message is tested.",
         "**All cases ran on CPUs. None of them has run on a GPU yet**, see [devices](#devices), "
-        "and [what has run on a GPU](gpu.md) otherwise.",
+        "and [what has run on a GPU](../results/gpu.md) otherwise.",
         "## Methods and executions, on a CPU",
         _table(
             ("method", *EXECUTIONS, "needs"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.peers.job import Engine, Job, OnToken
+from experiments.peers.job import Engine, Job, OnToken
 
 
 def make(job: Job, *, file: Path, broken: bool = False) -> None:

@@ -1,6 +1,6 @@
 """A scratch history with planted changes: real commits of a copy of this package, real extra work.
 
-``python -m tests.planted FOLDER`` makes the repository; `benchmarks/nightly/proof.py` runs nights over it. Extra work
+``python -m tests.planted FOLDER`` makes the repository; `experiments/nightly/proof.py` runs nights over it. Extra work
 is products with the model's own weights, as many as make the asked share of a step on this machine.
 """
 

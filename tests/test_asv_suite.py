@@ -26,8 +26,7 @@ from asv_runner.benchmarks.track import TrackBenchmark
 from asv_runner.statistics import compute_stats
 from conftest import ROOT
 
-from benchmarks import forecast, version_lint
-from benchmarks.asv import environment, estimate, grid, machine, run, suite
+from benchmarks.asv import environment, grid, machine, run, suite
 from benchmarks.asv.cells import RunTable, tabulate
 from tda.bench.plan import unasked
 from tda.bench.planning import plan_of
@@ -35,6 +34,7 @@ from tda.bench.presets import PRESETS
 from tda.cases import Case
 from tda.config import BenchConfig
 from tda.records import MEASUREMENTS, Commit, Machine, Measurement, Record
+from tools import forecast, forecast_asv, version_lint
 
 HOST = Machine(
     cpu="Some CPU (R) @ 2.0", cores=2, threads=2, memory_bytes=1, python="3.11", torch="2.13.0+cpu",
@@ -378,7 +378,7 @@ def test_reading_a_value_loads_nothing_heavy() -> None:
     )
     assert suite.GRID  # made by now
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "benchmarks.asv.estimate" in done.stdout.split()
+    assert "benchmarks.asv.machine" in done.stdout.split()
     assert not {"torch", "transformers", "pydantic", "pandas"} & set(done.stdout.split())
 
 
@@ -607,8 +607,8 @@ def test_a_grid_costs_what_it_cost_here(tmp_path: Path) -> None:
         stored(tmp_path, name, [None], commit="d" * 40, date=3),
         stored(tmp_path, "smoke.Grid.track_seconds", [6.0], commit="e" * 40, date=4),
     ]
-    assert estimate.past("nightly", results) == (603.0, "b" * 40)
-    assert estimate.past("paper", results) is None
+    assert forecast_asv.past("nightly", results) == (603.0, "b" * 40)
+    assert forecast_asv.past("paper", results) is None
 
 
 def test_a_pilot_stands_for_all_cells() -> None:
@@ -626,7 +626,7 @@ def test_a_pilot_stands_for_all_cells() -> None:
     lines = [*quality, *memory, *rounds]
     wall = 8.0 + sum(line["seconds"] for line in lines)
     expected = 8.0 + (2 + 3 * 4 + 1) + (0.5 + 3 * 0.25) + 7 * (10 + 3 * 12 + 11)
-    assert forecast.whole(wall, estimate.pieces(cells, lines)) == expected
+    assert forecast.whole(wall, forecast_asv.pieces(cells, lines)) == expected
 
 
 def test_every_value_that_asv_reads_is_counted() -> None:
@@ -634,23 +634,23 @@ def test_every_value_that_asv_reads_is_counted() -> None:
     found = [kind for kind in vars(suite).values() if isinstance(kind, type) and hasattr(kind, "params")]
     names = [(kind, name) for kind in found for name in vars(kind) if name.startswith("track_")]
     asked = sum(len(list(itertools.product(*kind.params))) for kind, _ in names)  # asv starts those it skips too
-    assert estimate.values(cells) == asked > 50
+    assert forecast_asv.values(cells) == asked > 50
 
 
 def test_the_estimate_says_what_it_rests_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(estimate, "RESULTS", tmp_path)
-    monkeypatch.setattr(estimate, "this", lambda: "m")
-    monkeypatch.setattr(estimate, "pilot", lambda preset, cells: 120.0)
-    estimate.main("smoke")
+    monkeypatch.setattr(forecast_asv, "RESULTS", tmp_path)
+    monkeypatch.setattr(forecast_asv, "this", lambda: "m")
+    monkeypatch.setattr(forecast_asv, "pilot", lambda preset, cells: 120.0)
+    forecast_asv.main("smoke")
     assert capsys.readouterr().out.splitlines() == [
         "smoke was never measured here; a pilot tells how long it takes ...",
         "smoke, once the commit is installed: about 2.0 min, with this machine as busy as it was in the pilot",
     ]
     asv.results.util.write_json(str(tmp_path / "m" / "machine.json"), {"machine": "m"}, 1)
     stored(tmp_path, "smoke.Grid.track_seconds", [87.0])
-    estimate.main("smoke")
+    forecast_asv.main("smoke")
     assert capsys.readouterr().out == "smoke: about 1.5 min, as for commit aaaaaaaaaa on this machine\n"
 
 
@@ -750,10 +750,11 @@ def test_the_same_version_needs_a_reason(measuring: Path) -> None:
 
 
 def test_the_command(measuring: Path) -> None:
-    shutil.copy(ROOT / "benchmarks/version_lint.py", measuring / "benchmarks")
+    (measuring / "tools").mkdir()
+    shutil.copy(ROOT / "tools/version_lint.py", measuring / "tools")
 
     def lint(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "benchmarks.version_lint", *words]
+        command = [sys.executable, "-m", "tools.version_lint", *words]
         return subprocess.run(command, cwd=measuring, capture_output=True, text=True)
 
     assert lint().returncode == 0

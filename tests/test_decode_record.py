@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks import decode
-from benchmarks.decode import DecodeGoal, TimedCase, figure, gap_markdown, gaps, markdown, pairs, rows
+from experiments import decode
+from experiments.decode import DecodeGoal, TimedCase, figure, gap_markdown, gaps, markdown, pairs, rows
 from tda.device import machine
 from tda.kernels import backend
 from tda.profiler.split import COMPONENTS

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.doc_tables.pages import PAGES, filled, stale
-from benchmarks.doc_tables.reference import phrases
-from benchmarks.doc_tables.source import RECORDS, ROOT, TABLES, csv_of, told
-from benchmarks.doc_tables.studies import SLICED, SLICES
 from tda.statistics import Estimate
+from tools.doc_tables.pages import PAGES, filled, stale
+from tools.doc_tables.reference import phrases
+from tools.doc_tables.source import RECORDS, ROOT, TABLES, csv_of, told
+from tools.doc_tables.studies import SLICED, SLICES
 
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
     """A copy of the pages."""
     for page in PAGES:
-        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / page, tmp_path / page)
     return tmp_path
 
@@ -65,18 +65,18 @@ def test_a_number_that_is_changed_by_hand_is_seen(pages: Path, page: str) -> Non
 
 
 def test_a_row_that_is_gone_is_seen(pages: Path) -> None:
-    page = pages / "docs/curve.md"
+    page = pages / "docs/results/curve.md"
     lines = page.read_text().splitlines(keepends=True)
     page.write_text("".join(line for line in lines if not line.startswith("| Griffin 0.75")))
     (told_stale,) = stale(pages)
-    assert "docs/curve.md holds\n  | TDA 0.75" in told_stale
+    assert "docs/results/curve.md holds\n  | TDA 0.75" in told_stale
 
 
 def test_a_sentence_that_says_another_number_is_seen(pages: Path) -> None:
-    page = pages / "docs/curve.md"
+    page = pages / "docs/results/curve.md"
     page.write_text(page.read_text().replace("times as much as Griffin", "times as much as griffin"))
     (told_stale,) = stale(pages)
-    assert told_stale.startswith("docs/curve.md must say\n  random loses 16 times as much as Griffin")
+    assert told_stale.startswith("docs/results/curve.md must say\n  random loses 16 times as much as Griffin")
 
 
 def test_sentences_are_of_pages() -> None:

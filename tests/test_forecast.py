@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import forecast
+from tools import forecast
 
 
 def test_each_piece_counts_as_often_as_the_whole_runs_it() -> None:

@@ -23,8 +23,8 @@ from benchmarks.gpu_check.figures import Figure, at_least, at_most
 from benchmarks.gpu_check.parts import PARTS, Part
 from benchmarks.gpu_check.setting import CheckSetting
 from benchmarks.gpu_check.summary import Summary
-from benchmarks.peers.contestants import Contestant
-from benchmarks.peers.job import Job, PeerReport, PeerRow, Served
+from experiments.peers.contestants import Contestant
+from experiments.peers.job import Job, PeerReport, PeerRow, Served
 from tda.records import MEASUREMENTS, Measurement
 from tests import nights
 

@@ -106,7 +106,7 @@ def test_what_cannot_take_a_method_is_refused() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A saved tiny GPT-J with a byte tokenizer."""
-    from tda.reference.train import byte_tokenizer
+    from experiments.train import byte_tokenizer
 
     tiny.build("gptj", vocab_size=300).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")

@@ -111,7 +111,7 @@ class TestShapes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny model with a byte tokenizer."""
-    from tda.reference.train import byte_tokenizer
+    from experiments.train import byte_tokenizer
 
     path = tmp_path_factory.mktemp("model")
     tiny.build("llama", vocab_size=300).save_pretrained(path)
@@ -164,6 +164,25 @@ class TestFolders:
         (path / missing).unlink()
         with pytest.raises(ValueError, match="cannot load model"):
             load_model(str(path))
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("nowhere", "no such folder"),
+            ("empty", "no config.json"),
+            ("file", "a file"),
+            ("./nowhere", "no such folder"),
+        ],
+    )
+    def test_a_place_without_a_model(
+        self, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Said at once, and not in words about hub ids."""
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "file").touch()
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=said):
+            load_model(name if name.startswith(".") else str(tmp_path / name))
 
     def test_damaged_weights(self, folder: Path, tmp_path: Path) -> None:
         path = tmp_path / "damaged"

@@ -577,5 +577,5 @@ def test_wrong_settings_are_named(tmp_path: Path, text: str, message: str) -> No
 
 def test_the_committed_settings_are_right() -> None:
     root = Path(__file__).resolve().parent.parent
-    for name in ("benchmarks/nightly.toml", "benchmarks/nightly/proof.toml"):
+    for name in ("benchmarks/nightly.toml", "experiments/nightly/proof.toml"):
         assert load_config(root / name).grids

@@ -21,12 +21,12 @@ import pytest
 import torch
 
 import tda
-from benchmarks.peers import __main__ as command
-from benchmarks.peers import blocks, child, gathered, huggingface, llama_weights, ours, vllm_engine
-from benchmarks.peers.child import ChildOrder
-from benchmarks.peers.contestants import CONTESTANTS, Contestant, Made, on_device
-from benchmarks.peers.job import Engine, Job, OnToken, PeerPlan, PeerReport, PeerRow, Served
-from benchmarks.peers.table import BASES, GOALS, contestant_rows, markdown, speedup
+from experiments.peers import __main__ as command
+from experiments.peers import blocks, child, gathered, huggingface, llama_weights, ours, vllm_engine
+from experiments.peers.child import ChildOrder
+from experiments.peers.contestants import CONTESTANTS, Contestant, Made, on_device
+from experiments.peers.job import Engine, Job, OnToken, PeerPlan, PeerReport, PeerRow, Served
+from experiments.peers.table import BASES, GOALS, contestant_rows, markdown, speedup
 from tda.engine.phases import prefill
 from tda.process import alone, finish
 from tda.records import Commit
@@ -299,7 +299,7 @@ class TestContestants:
         contestant = CONTESTANTS[name]
         for call in [contestant.call, *([contestant.file.call] if contestant.file is not None else [])]:
             module, _, function = call.partition(":")
-            found = importlib.util.find_spec(module, "benchmarks.peers")
+            found = importlib.util.find_spec(module, "experiments.peers")
             assert found is not None
             assert found.origin is not None
             assert f"\ndef {function}(" in Path(found.origin).read_text()
@@ -395,7 +395,7 @@ class TestWeights:
 LOGPROBS = """
 import json, sys
 from pathlib import Path
-from benchmarks.peers import llama_cpp
+from experiments.peers import llama_cpp
 file, prompt, new_tokens = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 server = llama_cpp.server(file, len(prompt) + new_tokens, 1)
 request = {"prompt": prompt, "max_tokens": new_tokens, "logprobs": 20, **llama_cpp.GREEDY}
@@ -458,7 +458,7 @@ class TestLlamaCpp:
             pytest.importorskip(package, reason=f"{package} is not installed; the extra `peers` brings it")
 
     def write(self, model: Any, kind: str, file: Path) -> None:
-        from benchmarks.peers import gguf_file
+        from experiments.peers import gguf_file
 
         with torch.no_grad():
             gguf_file.write(model, kind, file)
@@ -516,7 +516,7 @@ class TestLlamaCpp:
         place = tmp_path / "report.json"
         order = ChildOrder(call=".llama_cpp:serve", job=job, file=tmp_path / "model.gguf", report=place)
         environment = {**os.environ, "PYTHONPATH": str(blocks.ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "benchmarks.peers.child", order.model_dump_json()]
+        command = [sys.executable, "-m", "experiments.peers.child", order.model_dump_json()]
         ended = finish(command, tmp_path, environment, 60)
         assert ended.status == "ok", ended.reason
         report = PeerReport.model_validate_json(place.read_bytes())
@@ -524,7 +524,7 @@ class TestLlamaCpp:
         assert [served.tokens for served in report.served] == [expected, expected]
 
     def test_refuses_a_process_with_torch(self, tmp_path: Path) -> None:
-        from benchmarks.peers import llama_cpp
+        from experiments.peers import llama_cpp
 
         with pytest.raises(RuntimeError, match="torch is loaded"), llama_cpp.serve(JOB, file=tmp_path / "model.gguf"):
             pass

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tda
+from experiments.train import BOS, byte_tokenizer
 from tda.engine.score import Scores
 from tda.methods import Griffin
 from tda.metrics import METRICS
@@ -27,7 +28,6 @@ from tda.quality import (
     recall_questions,
 )
 from tda.quality.documents import encode, read_jsonl
-from tda.reference.train import BOS, byte_tokenizer
 from tda.selection import Selection
 
 

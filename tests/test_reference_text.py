@@ -114,9 +114,9 @@ def test_recall_reaches_back(distance: int) -> None:
 
 
 def test_recall_questions_in_tokens() -> None:
+    from experiments.train import byte_tokenizer
     from tda.quality import recall_questions
     from tda.quality.recall import DISTANCE_TOKENS, LONGEST_TOKENS
-    from tda.reference.train import byte_tokenizer
 
     tokenizer = byte_tokenizer()
     for question in recall_questions(tokenizer, 20):

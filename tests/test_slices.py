@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tda
+from experiments.train import BOS, byte_tokenizer
 from tda.contracts import Method
 from tda.quality import Document, Evaluator, calibration_batches, evaluation_documents, recall, recall_questions, slices
 from tda.quality.losses import Slice
 from tda.quality.slices import GROUPS, RECALL, cut, lengths, positions
 from tda.reference.text import KINDS
-from tda.reference.train import BOS, byte_tokenizer
 from tda.statistics import paired_difference
 
 PROMPT, NEW, COUNT = 70, 20, 12

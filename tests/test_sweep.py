@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sweep_soak
+from experiments import sweep_soak
 from tda.records import Record
 from tda.sweep.node import look
 from tda.web.report import build_report

@@ -20,7 +20,7 @@ from .grid import grid
 from .run import RESULTS, run
 
 VERSION = "9"
-"""Raised when measuring changes the numbers of unchanged code; `python -m benchmarks.version_lint` watches over it."""
+"""Raised when measuring changes the numbers of unchanged code; `python -m tools.version_lint` watches over it."""
 PRESET = os.environ.get("TDA_PRESET", "smoke")
 GRID = grid(PRESET)
 HANG_S = 24 * 3600

@@ -5,9 +5,9 @@ from statistics import median
 
 from benchmarks.gpu_check.figures import Figure, at_least
 from benchmarks.gpu_check.setting import CheckSetting
-from benchmarks.peers.blocks import run
-from benchmarks.peers.contestants import CONTESTANTS, Contestant, on_device
-from benchmarks.peers.job import Job, PeerPlan, PeerRow
+from experiments.peers.blocks import run
+from experiments.peers.contestants import CONTESTANTS, Contestant, on_device
+from experiments.peers.job import Job, PeerPlan, PeerRow
 from tda.device import commit, machine
 from tda.models.shapes import shape_config
 from tda.quality import random_documents

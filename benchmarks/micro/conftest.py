@@ -53,7 +53,7 @@ def subject() -> MicroModel:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """With it each benchmark runs once; the file is for `benchmarks.forecast`."""
+    """With it each benchmark runs once; the file is for `tools.forecast`."""
     parser.addoption("--pilot", metavar="FILE", help="write seconds of one round, and rounds, of each benchmark")
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -109,11 +110,24 @@ def _configuration(name: str, path: str, hub: dict[str, Any], reference: Referen
     from transformers import AutoConfig, PreTrainedConfig
 
     with _loading(name):
+        _check_folder(path)
         check_fields(PreTrainedConfig.get_config_dict(path, revision=hub["revision"])[0])
     with _loading(name, "its config.json makes no model: "):
         config = AutoConfig.from_pretrained(path, **hub)
         config = reference.config(config) if reference else config
         return config, parameters(config, trust_remote_code=hub["trust_remote_code"])
+
+
+def _check_folder(path: str) -> None:
+    """Raise OSError if a name can be no hub id and is no folder of a model either."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError("the folder has no config.json")
+    elif folder.exists():
+        raise NotADirectoryError("it is a file")
+    elif folder.is_absolute() or path.startswith((".", "~")):
+        raise FileNotFoundError("there is no such folder")
 
 
 def _tokenizer(name: str, path: str, vocabulary: int, hub: dict[str, Any]) -> Any:

@@ -1,1 +1,0 @@
-"""tda against its peers, each in a fresh process of every block: see `benchmarks.peers.__main__`."""
