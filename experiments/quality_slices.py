@@ -8,6 +8,8 @@ The folder then holds slices.csv, of which docs/results/quality.md is made (`pyt
 """
 
 import argparse
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -30,7 +32,7 @@ def rows(name: str, documents: int) -> Iterator[dict[str, Any]]:
     """A row for each slicing, method and slice of a model."""
     subject = Subject(name, prompt_tokens=PROMPT_TOKENS, new_tokens=NEW_TOKENS, speed=False)
     plan = Plan((subject,), methods=METHODS, sparsities=(SPARSITY,), documents=documents)
-    prepared = prepare(plan, subject, say=print)
+    prepared = prepare(plan, subject)
     methods = [method for method, _ in prepared.methods]
     for over in get_args(Over):
         found = slices(
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--model", action="append", help="repeatable; else every reference model")
     options = parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("tda").setLevel(logging.INFO)
     found: list[dict[str, Any]] = []
     for name in options.model or [PREFIX + name for name in shipped()]:
         found += rows(name, options.documents)

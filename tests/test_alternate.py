@@ -245,29 +245,28 @@ def test_units_are_kept_as_they_end_and_an_interrupted_run_goes_on() -> None:
     kept: list[Unit] = []
     first, second = Played(stop_after=4), Played()
     with pytest.raises(KeyboardInterrupt):
-        measure(TASKS, first, [], kept.append, lambda sentence: None)
+        measure(TASKS, first, [], kept.append)
     assert names(first.ran) == "abcc"
     assert len(kept) == 4
-    units = measure(TASKS, second, kept, kept.append, lambda sentence: None)
+    units = measure(TASKS, second, kept, kept.append)
     assert names(first.ran) + names(second.ran) == names(TASKS)
     assert [unit.place for unit in units] == [one.place for one in TASKS]
     third = Played()
-    assert measure(TASKS, third, kept, kept.append, lambda sentence: None) == units
+    assert measure(TASKS, third, kept, kept.append) == units
     assert third.ran == []
 
 
-def test_a_commit_that_fails_again_is_left_alone() -> None:
+def test_a_commit_that_fails_again_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     kept: list[Unit] = []
-    said: list[str] = []
     runner = Played(fails="b")
-    units = measure(TASKS, runner, [], kept.append, said.append)
+    units = measure(TASKS, runner, [], kept.append)
     assert names(runner.ran) == "abccbaac"
     assert alternate.GIVE_UP == 2
     assert sum(unit.status == "crash" for unit in units) == 2
     assert len(units) == 8
-    assert sum("crash" in sentence for sentence in said) == 2
+    assert sum("crash" in sentence for sentence in caplog.messages) == 2
     again = Played(fails="b")
-    measure(TASKS, again, kept, kept.append, said.append)  # failures of an earlier run count
+    measure(TASKS, again, kept, kept.append)  # failures of an earlier run count
     assert again.ran == []
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(tda.__file__).parent
 # Part after part may import the ones before it; a floor is what the floors above it may rely on.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "cache", "names", "cases", "config", "process", "schedule", "git", "interrupts", "registry", "worth"),
-    ("records", "results", "statistics", "digits", "derived", "thresholds", "spans"),
+    ("logs", "records", "results", "statistics", "digits", "derived", "thresholds", "spans"),
     (
         "as_built",
         "quantizers",

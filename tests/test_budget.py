@@ -1,5 +1,6 @@
 """A bench within a time: what fits, what is dropped first, when a case is measured enough; the clock is played."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,14 +98,13 @@ class Played:
     folder: object
     clock: Clock
     order: list[str]
-    said: list[str]
     plan: Plan
 
     def run(self, seconds: float | None) -> float:
         """Run with a budget; the seconds that it took."""
         started = self.clock.now
         deadline = Deadline(started + seconds, self.clock) if seconds is not None else Deadline()
-        console = SimpleNamespace(print=self.said.append, is_terminal=False)
+        console = SimpleNamespace(is_terminal=False)
         Bench(self.plan, self.folder, console=console, deadline=deadline, command="again").run()
         return self.clock.now - started
 
@@ -187,7 +187,7 @@ def play(monkeypatch, tmp_path):
             **plan,
         }
         made = Plan((Subject("ref:swiglu", **sizes),), **options)
-        return Played(tmp_path / "out", clock, order, [], made)
+        return Played(tmp_path / "out", clock, order, made)
 
     return make
 
@@ -196,10 +196,11 @@ ESSENTIAL = [("dense", 0.0), ("griffin", 0.5), ("magnitude", 0.5)]
 
 
 @pytest.mark.parametrize("seconds", [30, 120, 600])
-def test_a_bench_ends_within_its_budget_and_gives_what_it_promised(play, seconds):
+def test_a_bench_ends_within_its_budget_and_gives_what_it_promised(play, seconds, caplog):
+    caplog.set_level(logging.INFO, "tda")
     bench = play(1.0)
     assert bench.run(seconds) <= seconds
-    promise = next(line for line in bench.said if "rounds of" in line)
+    promise = next(line for line in caplog.messages if "rounds of" in line)
     rounds, cases, _ = (int(word) for word in promise.split() if word.isdigit())
     timed = [record for record in merge(bench.records) if record.samples("decode_ms")]
     assert len(timed) == cases
@@ -258,12 +259,13 @@ def test_rounds_go_where_intervals_are_wide(play):
     assert len(counts) > 1
 
 
-def test_without_a_budget_every_case_gets_the_rounds_that_were_asked(play):
+def test_without_a_budget_every_case_gets_the_rounds_that_were_asked(play, caplog):
+    caplog.set_level(logging.INFO, "tda")
     bench = play(100.0, budget_s=None)
     bench.run(None)
     assert {bench.rounds(name, sparsity) for name, sparsity in ESSENTIAL} == {5}
     assert not load(bench.folder).left_out
-    assert not any("time for" in line for line in bench.said)
+    assert not any("time for" in line for line in caplog.messages)
 
 
 def test_a_second_run_without_a_budget_completes_the_first(play):

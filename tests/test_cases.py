@@ -327,7 +327,7 @@ class TestIdentity:
         assert one.series != other.series
         assert [found.series for found in merge([one, other])] == [one.series, other.series]
         with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder), [], Folder(Path(folder), print))
+            store = Store(Path(folder), [], Folder(Path(folder)))
             store.keep([one])
             place = RecordPlace(other.case, other.inputs, other.round)
             assert store.missing(place)

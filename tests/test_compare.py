@@ -914,7 +914,7 @@ def test_a_floor_is_measured_within_its_time(
         return []
 
     monkeypatch.setattr(Workbench, "run", run)
-    Workbench(out=tmp_path, work=tmp_path, say=lambda told: None).run_for("n", [], None, 8, 60.0)
+    Workbench(out=tmp_path, work=tmp_path).run_for("n", [], None, 8, 60.0)
     assert ran == list(range(1, blocks + 1))
     assert clock[0] <= max(60.0, each)
 
@@ -937,7 +937,7 @@ def test_settings_share_the_time_of_a_floor(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         Workbench, "run_for", lambda self, name, builds, grid, most, seconds: given.append(seconds) or []
     )
-    bench_ = Workbench(out=tmp_path, work=tmp_path, say=lambda told: None)
+    bench_ = Workbench(out=tmp_path, work=tmp_path)
     measure_floor(bench_, *map(CommitResults.read, paths), 8)
     assert given == [60.0, 60.0]
 

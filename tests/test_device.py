@@ -177,7 +177,7 @@ def test_a_device_that_is_not_there_is_refused_everywhere(
         lambda: tda.load_model("shape:25m", device=name),
         lambda: tda.run_bench(tmp_path / "bench", preset="smoke", device=name),
         lambda: run_profile(tmp_path / "profile", device=name),
-        lambda: check_up(name, lambda sentence: None),
+        lambda: check_up(name),
     ]
     for taker in takers:
         with pytest.raises(ValueError, match=f"^{re.escape(REFUSED[gpus, name])}$"):

@@ -150,7 +150,7 @@ def tda(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int
     return functools.partial(command, "doctor")
 
 
-def no_processes(device: str, budget: Budget, say: object) -> tuple[Noise, ...]:
+def no_processes(device: str, budget: Budget) -> tuple[Noise, ...]:
     raise NotMeasuredError("not in this test")
 
 
@@ -169,7 +169,7 @@ def test_beside_a_busy_loop_it_says_that_the_machine_is_loaded(tda, monkeypatch:
 
 
 def test_it_prints_a_table_and_sentences(tda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tda.doctor.check_up", lambda device, say: found())
+    monkeypatch.setattr("tda.doctor.check_up", lambda device: found())
     code, out, _ = tda()
     assert code == 0
     assert "stream bandwidth, cpu" in out
@@ -252,7 +252,7 @@ class Processes:
 def seek(monkeypatch: pytest.MonkeyPatch, played: Processes) -> tuple[Budget, tuple[Noise, ...]]:
     monkeypatch.setattr("tda.changes.workbench.Runner", played.runner)
     budget = Budget(100.0)
-    return budget, measure_noise("cpu", budget, lambda sentence: None)
+    return budget, measure_noise("cpu", budget)
 
 
 @pytest.mark.parametrize(

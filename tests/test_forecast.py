@@ -1,6 +1,7 @@
 """What a suite will take, told before it runs: a pilot's pieces, each as often as the whole runs it."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ def test_the_pilot_of_the_profiles_is_dense(monkeypatch: pytest.MonkeyPatch, tmp
 
     asked: dict[str, Any] = {}
 
-    def run_profile(out: str, say: Any, **options: Any) -> None:
+    def run_profile(out: str, **options: Any) -> None:
         asked.update(options)
         for sentence in ("ref:a: loading", "ref:a: timing, round 1 of 5", "ref:a: profiling dense"):
-            say(sentence)
+            logging.getLogger("tda.bench.profile").info(sentence)
 
     monkeypatch.setattr(tda, "run_profile", run_profile)
     options = {"model": ["ref:a"], "method": ["griffin", "tt"], "sparsity": [0.5, 0.75], "prompt_tokens": 8}

@@ -214,7 +214,7 @@ def test_equals_a_loop_token_by_token(
 ) -> None:
     chosen, requests = fitted(name), choices(items[:3])
     model = arithmetic(loaded[0], chosen)
-    lm = TDALM.of(model, loaded[1], chosen, protocol=protocol, batch_size=5, say=lambda sentence: None)
+    lm = TDALM.of(model, loaded[1], chosen, protocol=protocol, batch_size=5)
     found = lm.loglikelihood(requests, disable_tqdm=True)
     for request, answer, (context, continuation) in zip(requests, found, pairs(lm, requests), strict=True):
         wanted = loop(model, chosen, context, continuation, protocol)
@@ -228,7 +228,7 @@ def test_equals_a_loop_token_by_token(
 def test_equals_a_loop_on_all_items(name: str, items: Any, loaded: Any, fitted: Callable[[str], Method]) -> None:
     chosen, requests = fitted(name), choices(items)
     model = arithmetic(loaded[0], chosen)
-    lm = TDALM.of(model, loaded[1], chosen, batch_size=16, say=lambda sentence: None)
+    lm = TDALM.of(model, loaded[1], chosen, batch_size=16)
     found = lm.loglikelihood(requests, disable_tqdm=True)
     assert sum(lm.tally.achieved_sparsity) / 5 == pytest.approx(0.5, abs=0.2)
     right = [CHOICES * document + gold for document, (_, gold, _) in enumerate(items)]  # a loop is slow: one of four
@@ -505,17 +505,16 @@ def test_an_empty_context_is_the_prefix_token(small: Any) -> None:
     assert found[0] == pytest.approx(math.fsum(wanted), abs=1e-4)
 
 
-def test_a_long_context_is_cut_on_the_left_and_told_once(small: Any) -> None:
+def test_a_long_context_is_cut_on_the_left_and_told_once(small: Any, caplog: pytest.LogCaptureFixture) -> None:
     """As lm-eval's class does: the model reads the last tokens before the answer's last one."""
-    told: list[str] = []
-    lm = made(small, say=told.append)
+    lm = made(small)
     context, continuation = tiny.text(1, 200, vocabulary=300)[0].tolist(), [30, 31, 12]
     requests = [(None, context, continuation), (None, context[:50], continuation), (None, context[:127], continuation)]
     found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     for (_, whole, _), (value, _) in zip(requests, found, strict=True):
         wanted = loop(small[0], lm.method, whole[-126:], continuation, "all_sparse")
         assert value == pytest.approx(math.fsum(wanted), abs=1e-4)
-    assert told == [
+    assert caplog.messages == [
         "2 of 3 requests are longer than the model's context of 128 tokens: their contexts lack up to 74 tokens on the "
         "left"
     ]
@@ -633,14 +632,13 @@ def fitted_on_words(folder: str, place: Path) -> tuple[TDALM, list[str]]:
     return TDALM(folder, method="tt:sparsity=0.5", new_tokens=8, **sizes), documents
 
 
-def test_lengths_beyond_calibration_are_told_once(small: Any) -> None:
+def test_lengths_beyond_calibration_are_told_once(small: Any, caplog: pytest.LogCaptureFixture) -> None:
     chosen = tda.TDA(sparsity=0.5).fit(small[0], [{"input_ids": tiny.text(4, 32, seed=5, vocabulary=300)}])
-    told: list[str] = []
-    lm = made(small, chosen, say=told.append)
+    lm = made(small, chosen)
     context = tiny.text(1, 60, vocabulary=300)[0].tolist()
     lm._loglikelihood_tokens([(None, context, [7]), (None, context[:50], [8]), (None, context[:20], [8])], True)
-    assert len(told) == 1
-    assert "2 of 3 contexts have 50 to 60 tokens" in told[0]
+    (told,) = caplog.messages
+    assert "2 of 3 contexts have 50 to 60 tokens" in told
 
 
 # Memory.
@@ -668,22 +666,24 @@ def little_memory(small: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
 
 
 @pytest.mark.parametrize("chosen", [tda.Griffin(sparsity=0.5), tda.Dense()], ids=["griffin", "dense"])
-def test_a_batch_without_memory_is_halved(chosen: Method, small: Any, little_memory: Any) -> None:
+def test_a_batch_without_memory_is_halved(
+    chosen: Method, small: Any, little_memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     requests = [scored(one, " quick brown dog", number) for number, one in enumerate(sentences(9))]
     asked = [generated(one, number, max_gen_toks=4) for number, one in enumerate(sentences(9))]
     whole = made(small, chosen, batch_size=2)
     wanted, texts = whole.loglikelihood(requests, True), whole.generate_until(asked, True)
-    rows, told = little_memory(2), []
-    lm = made(small, chosen, batch_size=8, say=told.append)
+    rows = little_memory(2)
+    lm = made(small, chosen, batch_size=8)
     found = lm.loglikelihood(requests, True)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=1e-4)
     assert [count for count in rows if count > 2] == [8, 4]
-    assert told == [
+    assert caplog.messages == [
         "8 rows do not fit into memory; going on with 4 at a time",
         "4 rows do not fit into memory; going on with 2 at a time",
     ]
     lm.loglikelihood([scored(one, " lazy", number) for number, one in enumerate(sentences(9))], True)
-    assert len(told) == 2  # remembered
+    assert len(caplog.messages) == 2  # remembered
     assert lm.generate_until(asked, True) == texts
 
 
@@ -699,8 +699,10 @@ def test_a_request_without_memory_is_named(small: Any, little_memory: Any) -> No
 # Journal.
 
 
-def test_a_journal_answers_what_it_holds(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, told = tmp_path / "answers.jsonl", []
+def test_a_journal_answers_what_it_holds(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "answers.jsonl"
     requests = [scored(one, " quick brown dog", number) for number, one in enumerate(sentences(5))]
     requests.append(scored(sentences(1)[0], " quick brown dog", 5))  # the first one again
     asked = [generated(one, number, max_gen_toks=4) for number, one in enumerate(sentences(3))]
@@ -715,7 +717,7 @@ def test_a_journal_answers_what_it_holds(small: Any, tmp_path: Path, monkeypatch
     lines = path.read_text().splitlines()
     assert len({json.loads(line)["key"] for line in lines}) == len(lines)
     path.write_text("\n".join([*lines[:2], "{damaged", *lines[2:]])[:-9])
-    again = made(small, **options, say=told.append)
+    again = made(small, **options)
     assert again.tally.told == {}
     with monkeypatch.context() as patch:
         passes: list[int] = []
@@ -727,7 +729,7 @@ def test_a_journal_answers_what_it_holds(small: Any, tmp_path: Path, monkeypatch
         first.tally.told,
         pytest.approx(first.tally.achieved_sparsity),
     )
-    assert len(told) == 2  # a line that was damaged, and the last, which was cut
+    assert len(caplog.messages) == 2  # a line that was damaged, and the last, which was cut
     assert len(passes) <= 4  # one window, and what attaching tries
     assert len(path.read_text().splitlines()) == len(lines) + 2
     for other in (made(small, tda.Griffin(sparsity=0.25), **options), made(small, protocol="decode", **options)):

@@ -1,6 +1,7 @@
 """A night from end to end over real commits of a fake package; killed anywhere, it ends with the same account."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tda.history.findings import Alarms, Finding
 from tda.history.nights import History, Night
 from tda.history.profiles import PROFILES_FOLDER, ProfileStore
 from tda.history.repository import Repository
+from tda.logs import handled
 from tda.nightly.alarms import raised_in, replay
 from tda.nightly.config import Decision, load_config, load_decisions
 from tda.nightly.night import NightRun
@@ -66,18 +68,10 @@ class Scene:
         self.config = folder / "nightly.toml"
         self.config.write_text(CONFIG)
         self.history = History(folder / "history")
-        self.said: list[str] = []
 
-    def night(self, since: str | None = None, say=None, **config) -> Night | None:  # type: ignore[no-untyped-def]
+    def night(self, since: str | None = None, **config) -> Night | None:  # type: ignore[no-untyped-def]
         settings = load_config(self.config).model_copy(update=config)
-        run = NightRun(
-            Repository(self.repository.folder),
-            self.history,
-            settings,
-            self.folder / "work",
-            since=since,
-            say=say or self.said.append,
-        )
+        run = NightRun(Repository(self.repository.folder), self.history, settings, self.folder / "work", since=since)
         return run.run()
 
     def ran(self) -> Counter[str]:
@@ -181,12 +175,12 @@ def _told(night: Night, made: list[str]) -> list[tuple[object, ...]]:
 def test_interrupted_by_hand_it_goes_on(scene: Scene) -> None:
     made = regression(scene)
 
-    def stop(sentence: str) -> None:
-        if "speed, block 2" in sentence:
+    def stop(record: logging.LogRecord) -> None:
+        if "speed, block 2" in record.getMessage():
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        scene.night(since=made[0], say=stop)
+    with pytest.raises(KeyboardInterrupt), handled("tda", stop):
+        scene.night(since=made[0])
     held = len(scene.history.units(scene.history.nights()[0][0].id)[0])
     assert held
     scene.repository.commit("Merged meanwhile")
@@ -298,12 +292,12 @@ def test_an_alarm_is_explained_by_profiles(scene: Scene) -> None:
 def test_a_night_that_is_stopped_while_it_profiles_goes_on(scene: Scene) -> None:
     made = slower_product(scene)
 
-    def stop(sentence: str) -> None:
-        if "alarm, block 2" in sentence:
+    def stop(record: logging.LogRecord) -> None:
+        if "alarm, block 2" in record.getMessage():
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        scene.night(since=made[0], say=stop, alarm_processes=2)
+    with pytest.raises(KeyboardInterrupt), handled("tda", stop):
+        scene.night(since=made[0], alarm_processes=2)
     assert scene.history.nights()[0][0].finished is None
     night = scene.night(alarm_processes=2)
     assert night is not None
@@ -311,7 +305,8 @@ def test_a_night_that_is_stopped_while_it_profiles_goes_on(scene: Scene) -> None
     assert sum(count for line, count in scene.ran().items() if " profile " in line) == 4
 
 
-def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene) -> None:
+def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tda.nightly")
     made = slower_product(scene)
     scene.night(since=made[0])
     assert not (scene.history.folder / PROFILES_FOLDER).exists()
@@ -324,16 +319,16 @@ def test_profiles_of_an_alarm_are_a_matter_of_settings_and_time(scene: Scene) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpareTime, "explain", at_the_cap)
         scene.night(alarm_processes=2)
-    assert any("no time left to profile what changed at" in sentence for sentence in scene.said)
+    assert any("no time left to profile what changed at" in sentence for sentence in caplog.messages)
     assert not (scene.history.folder / PROFILES_FOLDER).exists()
 
 
-def test_commits_without_profiles_leave_an_alarm_as_it_is(scene: Scene) -> None:
+def test_commits_without_profiles_leave_an_alarm_as_it_is(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     made = regression(scene)
     night = scene.night(since=made[0], alarm_processes=1)
     assert night is not None
     assert night.finished
-    assert any(f"{made[2][:10]}: it has no tda.run_profile" in sentence for sentence in scene.said)
+    assert any(f"{made[2][:10]}: it has no tda.run_profile" in sentence for sentence in caplog.messages)
     told = write_account(scene.history, scene.folder / "none.toml", scene.folder / "out")
     assert "Profiled" not in told.path.read_text()
 
@@ -348,23 +343,25 @@ def test_an_extra_knows_what_its_commit_is_compared_with(scene: Scene) -> None:
     assert {path.name for path in scene.history.folder.glob("*-*")} == {f"{made[0]}-{made[0]}", f"{made[0]}-{made[1]}"}
 
 
-def test_extras_wait_for_a_later_night_when_the_cap_is_near(scene: Scene) -> None:
+def test_extras_wait_for_a_later_night_when_the_cap_is_near(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tda.nightly")
     first = scene.repository.commit("Begin", records())
     scene.config.write_text(
         CONFIG + '[[extras]]\nname = "long"\nminutes = 999\nproduces = "{history}/x"\ncommand = ["false"]\n'
     )
     scene.night(since=first)
-    assert any("no time left for long" in sentence for sentence in scene.said)
+    assert any("no time left for long" in sentence for sentence in caplog.messages)
 
 
 def test_two_nights_at_once_are_refused(scene: Scene) -> None:
     first = scene.repository.commit("Begin", records())
 
-    def again(sentence: str) -> None:
+    def again(record: logging.LogRecord) -> None:
         with pytest.raises(ValueError, match="another measurement is running"):
             scene.night(since=first)
 
-    scene.night(since=first, say=again)
+    with handled("tda", again):
+        scene.night(since=first)
 
 
 def test_a_night_in_which_nothing_builds_ends(scene: Scene) -> None:

@@ -1,5 +1,6 @@
 """Profiles of commits: what their difference names, how they are captured and kept, and what stays of old ones."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tda.changes.builds import Build
 from tda.config import BenchConfig
 from tda.history.nights import History, Unit
 from tda.history.profiles import ACCOUNT, ProfileComparison, ProfileStore, StoredProfile, alarmed, read_stores
+from tda.logs import handled
 from tda.nightly.config import load_profiles
 from tda.nightly.explain import headline
 from tda.nightly.profiling import ProfileRequest, capture
@@ -168,16 +170,13 @@ def ran(folder: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.is_file() else []
 
 
-def take(
-    folder: Path, builds: Sequence[Build], question: ProfileRequest = QUESTION
-) -> tuple[ProfileStore, list[Unit], list[str]]:
-    said: list[str] = []
+def take(folder: Path, builds: Sequence[Build], question: ProfileRequest = QUESTION) -> tuple[ProfileStore, list[Unit]]:
     store = ProfileStore(folder / "profiles")
-    return store, capture(store, question, builds, "machine", said.append), said
+    return store, capture(store, question, builds, "machine")
 
 
 def test_commits_run_in_turn_and_lie_whole(tmp_path: Path) -> None:
-    store, units, _ = take(tmp_path, [build(tmp_path, A), build(tmp_path, B)])
+    store, units = take(tmp_path, [build(tmp_path, A), build(tmp_path, B)])
     assert ran(tmp_path) == ["site-a 1", "site-b 1", "site-b 1", "site-a 1"]
     assert [(unit.commit, unit.block, unit.status) for unit in units] == [
         *((A, 1, "ok"), (B, 1, "ok")),
@@ -195,7 +194,7 @@ def test_commits_run_in_turn_and_lie_whole(tmp_path: Path) -> None:
 
 def test_what_is_whole_is_not_measured_again(tmp_path: Path) -> None:
     builds = [build(tmp_path, A), build(tmp_path, B)]
-    _, first, _ = take(tmp_path, builds)
+    _, first = take(tmp_path, builds)
     assert take(tmp_path, builds)[1] == first
     assert len(ran(tmp_path)) == 4
     take(tmp_path, builds, ProfileRequest("cases", BenchConfig(seed=2), processes=1))
@@ -205,27 +204,27 @@ def test_what_is_whole_is_not_measured_again(tmp_path: Path) -> None:
 def test_a_process_that_was_killed_leaves_nothing_that_counts(tmp_path: Path) -> None:
     made = build(tmp_path, A)
 
-    def stop(sentence: str) -> None:
-        if "block 2" in sentence:
+    def stop(record: logging.LogRecord) -> None:
+        if "block 2" in record.getMessage():
             raise KeyboardInterrupt
 
     store = ProfileStore(tmp_path / "profiles")
-    with pytest.raises(KeyboardInterrupt):
-        capture(store, QUESTION, [made], "machine", stop)
+    with pytest.raises(KeyboardInterrupt), handled("tda", stop):
+        capture(store, QUESTION, [made], "machine")
     (unit,) = store.units()[0]
     part = store.folder / A / f".{unit.night}-2"
     profiles.write(part / "dense", profile())
     assert len(store.read().kept) == 2, "what is not whole is not seen"
-    capture(store, QUESTION, [made], "machine", lambda sentence: None)
+    capture(store, QUESTION, [made], "machine")
     assert len(ran(tmp_path)) == 2
     assert not part.exists()
     assert len(store.read().kept) == 4
 
 
-def test_a_commit_that_is_too_old_is_said_so(tmp_path: Path) -> None:
+def test_a_commit_that_is_too_old_is_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old, new = build(tmp_path, A, "def run_bench(): pass"), build(tmp_path, B)
-    store, units, said = take(tmp_path, [old, new])
-    assert "aaaaaaaaaa: it has no tda.run_profile: it is older than profiles" in said
+    store, units = take(tmp_path, [old, new])
+    assert "aaaaaaaaaa: it has no tda.run_profile: it is older than profiles" in caplog.messages
     assert [unit.commit for unit in units] == [B, B]
     found = store.read()
     assert [unit.commit for unit in found.failed] == [A]
@@ -241,7 +240,7 @@ def test_a_commit_that_is_too_old_is_said_so(tmp_path: Path) -> None:
 )
 def test_a_process_that_fails_says_why_and_is_tried_again(tmp_path: Path, code: str, reason: str) -> None:
     made = build(tmp_path, A, code)
-    store, units, _ = take(tmp_path, [made])
+    store, units = take(tmp_path, [made])
     assert [(unit.status, unit.reason) for unit in units] == [("error", reason)] * 2
     place = store.place(units[0])
     assert [path.name for path in place.iterdir()] == [ACCOUNT]
@@ -310,7 +309,7 @@ def finding(good: str, commit: str) -> object:
 
 
 def test_a_branch_keeps_tables_alone(tmp_path: Path) -> None:
-    store, _, _ = take(tmp_path, [build(tmp_path, A)])
+    store, _ = take(tmp_path, [build(tmp_path, A)])
     run = lambda *words: subprocess.run(["git", "-C", str(store.folder), *words], capture_output=True, text=True)  # noqa: E731
     run("init", "--quiet")
     (store.folder / A / ".part").mkdir()

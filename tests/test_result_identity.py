@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import resource
 import shutil
 import subprocess
@@ -44,10 +45,9 @@ TINY = Plan(
 )
 
 
-def bench(plan: Plan, out: Path) -> tuple[list[Record], str]:
-    """Records of a folder after a bench, and what it said."""
-    console = Console(record=True, quiet=True, width=1000)
-    return Bench(plan, out, console=console).run(), console.export_text()
+def bench(plan: Plan, out: Path) -> list[Record]:
+    """Records of a folder after a bench."""
+    return Bench(plan, out, console=Console(quiet=True)).run()
 
 
 ONCE = replace(TINY, rounds=1)
@@ -88,9 +88,9 @@ def own_copy(measured: Path, tmp_path: Path) -> Path:
 def test_another_text_is_another_result(tmp_path: Path) -> None:
     """A rerun on another text gave the old text's numbers before."""
     plans = [replace(ONCE, text=text(tmp_path / f"{word}.jsonl", word)) for word in ("cat", "dog")]
-    first, _ = bench(plans[0], tmp_path / "out")
-    both, _ = bench(plans[1], tmp_path / "out")
-    alone_on_it, _ = bench(plans[1], tmp_path / "other")
+    first = bench(plans[0], tmp_path / "out")
+    both = bench(plans[1], tmp_path / "out")
+    alone_on_it = bench(plans[1], tmp_path / "other")
     told = {(one.case, one.inputs.text_name): nll(one) for one in both}
     for name, own in (("cat.jsonl", first), ("dog.jsonl", alone_on_it)):
         assert {one.case.key: told.get((one.case, name)) for one in own} == {one.case.key: nll(one) for one in own}
@@ -101,18 +101,18 @@ def test_another_text_is_another_result(tmp_path: Path) -> None:
     }
 
 
-def test_a_rerun_says_what_it_reuses_and_why_not_more(tmp_path: Path) -> None:
-    plan, said = replace(ONCE, text=text(tmp_path / "a.jsonl", "cat")), []
+def test_a_rerun_says_what_it_reuses_and_why_not_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tda")
+    plan = replace(ONCE, text=text(tmp_path / "a.jsonl", "cat"))
     for _ in range(2):
         bench(plan, tmp_path)
     count = kept_lines(tmp_path)
     plan.text.write_text(text(tmp_path / "b.jsonl", "dog").read_text())  # the same name, other words
-    out = Bench(plan, tmp_path, console=Console(quiet=True))
-    out.console.print = lambda told, *_, **__: said.append(str(told))  # type: ignore[method-assign]
-    out.run()
+    caplog.clear()
+    bench(plan, tmp_path)
     assert kept_lines(tmp_path) == 2 * count
-    assert [one.count("reused") for one in said if "reused" in one] == [1], said
-    (told,) = [one for one in said if "reused" in one]
+    (told,) = [one for one in caplog.messages if "reused" in one]
+    assert told.count("reused") == 1
     assert f"0 results of an earlier run are reused; {count} are not" in told
     assert "another text (a.jsonl then, a.jsonl now)" in told
 
@@ -146,7 +146,7 @@ def test_what_a_result_depends_on_is_in_its_key(
         plan = replace(plan, documents=4)
     elif change == "seed":
         plan = replace(plan, seed=1)
-    after, _ = bench(plan, out)
+    after = bench(plan, out)
     new = [one for one in after if one.series not in {record.series for record in load(before).records}]
     changed = {"nothing": set(), "calibration": {"tda"}}.get(change, {"dense", "tda"})
     assert {one.case.method for one in new} == changed
@@ -186,7 +186,7 @@ def test_what_is_measured_later_leaves_a_speed_up_as_it_was(own_copy: Path, monk
     """Rounds of one process were paired with the dense runs of another."""
     monkeypatch.setattr("tda.bench.cells.PROCESS", "another")
     before = {case.label: case.speedup for setting in settings(load(own_copy).records) for case in setting.cases}
-    after, _ = bench(replace(TINY, sparsities=(0.75,)), own_copy)
+    after = bench(replace(TINY, sparsities=(0.75,)), own_copy)
     (setting,) = settings(load(own_copy).records)
     found = {case.label: case.speedup for case in setting.cases}
     assert {**found, **before}.keys() == found.keys() | {"griffin 0.75"}
@@ -251,7 +251,7 @@ def test_true_is_not_one(tmp_path: Path, lines: list[dict]) -> None:
     line = {**line, "case": {**line["case"], "options": {**line["case"]["options"], "max_keep": True}}}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     (record,) = load(tmp_path).records
-    store = Store(tmp_path, [record], Folder(tmp_path, print))
+    store = Store(tmp_path, [record], Folder(tmp_path))
     one = record.case.model_copy(update={"options": {**record.case.options, "max_keep": 1}})
     assert not store.missing(RecordPlace(record.case, record.inputs, record.round))
     assert store.missing(RecordPlace(one, record.inputs, record.round))
@@ -272,7 +272,7 @@ def test_a_folder_is_one_model_with_and_without_a_slash() -> None:
 @pytest.mark.parametrize("marker", [b"\xff\xfe", b"[" * 100_000, b"{}", b"3"])
 def test_a_marker_that_is_garbage_is_no_case(own_copy: Path, marker: bytes) -> None:
     (own_copy / "running.json").write_bytes(marker)
-    assert Folder(own_copy, print).left_running() is None
+    assert Folder(own_copy).left_running() is None
 
 
 # What ends a process.
@@ -292,7 +292,7 @@ def test_a_kill_is_not_the_case_s_fault(own_copy: Path) -> None:
     whole = (own_copy / "results.jsonl").read_text().splitlines()
     for _ in range(2):
         killed_in(own_copy, whole)
-        merged, _ = bench(TINY, own_copy)
+        merged = bench(TINY, own_copy)
     assert all(one.status == "ok" for one in merged)
     (griffin,) = [one for one in merged if one.case.method == "griffin" and one.case.control is None]
     assert len(set(griffin.measurements["decode_ms"].groups)) == 2
@@ -312,7 +312,7 @@ def test_a_case_in_which_runs_end_again_and_again_is_given_up(own_copy: Path) ->
 
 def test_one_bad_model_of_several_is_a_record(tmp_path: Path) -> None:
     bad = Subject(str(tmp_path / "missing"), prompt_tokens=16, new_tokens=4)
-    merged, _ = bench(replace(ONCE, subjects=(bad, *TINY.subjects)), tmp_path / "out")
+    merged = bench(replace(ONCE, subjects=(bad, *TINY.subjects)), tmp_path / "out")
     failed = [one for one in merged if one.status != "ok"]
     assert [(one.case.model, one.status) for one in failed] == [(bad.model, "error")]
     assert "cannot load model" in str(failed[0].reason)

@@ -69,8 +69,8 @@ class Watched:
             self.pids.append(value[2])
         elif kind == "records":
             self.records += value
-        elif kind == "say":
-            self.told.append(value)
+        elif kind == "log":
+            self.told.append(value.getMessage())
         elif kind == "stderr":
             self.stderr += value
         elif kind == "raised":

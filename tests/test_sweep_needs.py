@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,18 +173,20 @@ def test_timed_groups_are_handed_over_together(tmp_path: Path, measured: dict[st
     assert cluster.waiting == {"ref:swiglu": [], "ref:relu": [], "ref:geglu": ["ref:relu"]}
 
 
-def test_what_is_recorded_is_handed_to_the_next_try(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
+def test_what_is_recorded_is_handed_to_the_next_try(
+    tmp_path: Path, measured: dict[str, list[Record]], caplog: pytest.LogCaptureFixture
+) -> None:
     records = measured["ref:swiglu"]
     broken = [*well(records[:1])[:-1], GroupEnd(RuntimeError("the machine is gone"))]
     cluster = Played()
     cluster.scripts = {"ref:swiglu": [broken, well(records[1:])]}
-    found, told = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
+    found, _ = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
     found.run()
     assert cluster.held[0] == []
     assert [one.status for one in cluster.held[1]] == ["ok", "crash"]
     lost = cluster.held[1][1]
     assert (lost.failure.kind, lost.reason) == ("lost", "the machine is gone")
-    assert "the machine is gone" in told.getvalue()
+    assert "the machine is gone" in caplog.text
 
 
 def test_a_group_that_is_lost_again_and_again_is_given_up(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
@@ -244,13 +247,20 @@ def test_a_done_group_is_skipped_as_long_as_its_records_are_there(
     assert cluster.order == ["ref:swiglu"]
 
 
-def test_a_group_without_a_machine_is_told_once(tmp_path: Path, measured: dict[str, list[Record]]) -> None:
+def test_a_group_without_a_machine_is_told_once(
+    tmp_path: Path, measured: dict[str, list[Record]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tda")
     cluster = Played([])
-    say = Message("say", "still here")
-    cluster.scripts = {"ref:swiglu": [[say, say, *well(measured["ref:swiglu"])]]}
-    found, told = sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))
-    found.run()
-    assert told.getvalue().count("waits for one that joins") == 1
+    told = Message(
+        "log", logging.makeLogRecord({"name": "tda.bench.stage", "levelno": logging.INFO, "msg": "still here"})
+    )
+    cluster.scripts = {"ref:swiglu": [[told, told, *well(measured["ref:swiglu"])]]}
+    sweep(tmp_path, cluster, groups_of(replace(PLAN, subjects=PLAN.subjects[:1])))[0].run()
+    waiting, *others = caplog.record_tuples
+    assert waiting[:2] == ("tda.sweep.driver", logging.WARNING)
+    assert "waits for one that joins" in waiting[2]
+    assert others == [("tda.bench.stage", logging.INFO, "still here")] * 2
 
 
 def test_a_group_that_no_machine_could_take_is_refused() -> None:

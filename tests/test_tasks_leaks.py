@@ -158,7 +158,7 @@ def test_real_prompts(chat: bool, tmp_path: Path) -> None:
     ]
     path = write_lines(tmp_path / "items.jsonl", rows[:5])
     write_lines(examples_path(path), rows[5:])
-    (prepared,) = prepare([Ask("piqa", path, shots=2, chat=chat)], tokenizer, say=print)
+    (prepared,) = prepare([Ask("piqa", path, shots=2, chat=chat)], tokenizer)
     task = [prepared.asked]
     assert (system in prepared.asked.items[0].prompt) == chat
     for clean in (system, INSTRUCTION, text("clean", 2000), f"{INSTRUCTION} {text('more', 50)}"):

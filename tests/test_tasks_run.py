@@ -34,8 +34,12 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 
-def silent(sentence: str) -> None:
-    raise AssertionError(f"nothing was to be said: {sentence}")
+@pytest.fixture(autouse=True)
+def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A test that expects records looks at them and clears them."""
+    caplog.set_level(logging.INFO, "tda")
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
 @pytest.fixture
@@ -94,7 +98,7 @@ def test_a_row_of_the_hub_is_asked_and_scored(
     expected, entry = ROWS[name], CATALOGUE[name]
     asked = hub(expected.row)
     for right in (True, False):
-        result = only(evaluate(played_for(name, right), [Ask(name, shots=0)], say=silent))
+        result = only(evaluate(played_for(name, right), [Ask(name, shots=0)]))
         assert result.generated == (entry.kind == "generation")
         (item,) = result.items
         assert item.prompt == expected.prompt
@@ -107,10 +111,10 @@ def test_a_row_of_the_hub_is_asked_and_scored(
     assert set(asked) == {(entry.dataset, entry.subset)}
     assert result.facts.source == " ".join(filter(None, (entry.dataset, entry.subset)))
     local = Ask(name, write_lines(tmp_path / "items.jsonl", [expected.row]), shots=0)
-    again = only(evaluate(played_for(name, False), [local], say=silent))
+    again = only(evaluate(played_for(name, False), [local]))
     assert again.items == result.items
     assert (again.facts.digest, again.facts.source) == (result.facts.digest, "items.jsonl")
-    assert prepare([local], say=silent)[0].asked.items[0].choices == expected.choices
+    assert prepare([local])[0].asked.items[0].choices == expected.choices
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -125,17 +129,17 @@ def test_the_simple_shape_is_asked_and_scored(name: str, tmp_path: Path) -> None
         row = {"prompt": expected.prompt, "answers": answers}
     ask = Ask(name, write_lines(tmp_path / "items.jsonl", [row]), shots=0)
     for right in (True, False):
-        (item,) = only(evaluate(played_for(name, right), [ask], say=silent)).items
+        (item,) = only(evaluate(played_for(name, right), [ask])).items
         assert (item.prompt, item.target) == (expected.prompt, expected.target)
         assert item.scores[entry.headline] == pytest.approx(expected.best if right else 0.0)
         if entry.kind == "choice":
-            assert prepare([ask], say=silent)[0].asked.items[0].choices == tuple(f" {choice}" for choice in choices)
+            assert prepare([ask])[0].asked.items[0].choices == tuple(f" {choice}" for choice in choices)
 
 
 def test_splits_are_those_of_the_definitions(hub: Callable[[dict[str, Any]], Any]) -> None:
     for name, entry in CATALOGUE.items():
         hub(ROWS[name].row)
-        (loaded,) = load(Ask(name, shots=0), say=silent)
+        (loaded,) = load(Ask(name, shots=0))
         assert (loaded.task.config.test_split or loaded.task.config.validation_split) == entry.split
         assert entry.own is None or entry.own.examples != entry.split
         kinds = {"multiple_choice": "choice", "generate_until": "generation"}
@@ -148,7 +152,7 @@ def test_splits_are_those_of_the_definitions(hub: Callable[[dict[str, Any]], Any
 )
 def test_how_answers_end(name: str, stop: list[str], tokens: int, hub: Callable[[dict[str, Any]], Any]) -> None:
     hub(ROWS[name].row)
-    (prepared,) = prepare([Ask(name)], say=silent)
+    (prepared,) = prepare([Ask(name)])
     (request,) = prepared.loaded.task.instances
     assert request.args[1] == {"until": stop, "max_gen_toks": tokens, "do_sample": False}
 
@@ -160,7 +164,7 @@ def test_gsm8k_by_hand(tmp_path: Path) -> None:
     ]
     outputs = {41: " It is 41.", 42: " 6*7\n#### 42", 1043: " #### 1,043 and 7"}
     lm = Played(answer=lambda prompt: outputs[int(prompt.split()[1][:-1])])
-    result = only(evaluate(lm, [Ask("gsm8k", write_lines(tmp_path / "i.jsonl", rows), shots=0)], say=silent))
+    result = only(evaluate(lm, [Ask("gsm8k", write_lines(tmp_path / "i.jsonl", rows), shots=0)]))
     assert [item.scores["exact_match_strict_match"] for item in result.items] == [0.0, 1.0, 1.0]
     assert [item.scores["exact_match_flexible_extract"] for item in result.items] == [1.0, 1.0, 0.0]
     assert [item.output for item in result.items] == list(outputs.values())
@@ -175,7 +179,7 @@ def test_normalised_accuracy_by_hand(tmp_path: Path) -> None:
     """A long choice of -12 is less likely than a short one of -10, and more so by the character: 12/12 against 10/4."""
     row = {"query": "Which?", "choices": ["abcd", "abcdefghijkl"], "gold": 1}
     lm = Played(lambda prompt, choice: -12.0 if len(choice) > 5 else -10.0)
-    result = only(evaluate(lm, [Ask("hellaswag", write_lines(tmp_path / "i.jsonl", [row]))], say=silent))
+    result = only(evaluate(lm, [Ask("hellaswag", write_lines(tmp_path / "i.jsonl", [row]))]))
     assert result.items[0].scores == {"acc": 0.0, "acc_norm": 1.0}
     assert result.items[0].likelihoods == (-10.0, -12.0)
     assert result.items[0].output == "abcd"
@@ -187,7 +191,7 @@ def test_normalised_accuracy_by_hand(tmp_path: Path) -> None:
 def test_examples_come_from_the_file_beside(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "items.jsonl", CHOICES[:2])
     write_lines(examples_path(path), CHOICES[3:])
-    for item in prepare([Ask("hellaswag", path, shots=2)], say=silent)[0].asked.items:
+    for item in prepare([Ask("hellaswag", path, shots=2)])[0].asked.items:
         first, second, question = item.prompt.split("\n\n")
         shown = {f"{row['query']} {row['choices'][row['gold']]}" for row in CHOICES[3:]}
         assert {first, second} < shown
@@ -199,11 +203,11 @@ def test_examples_come_from_the_file_beside(tmp_path: Path) -> None:
 def test_an_item_is_no_example_for_itself(name: str, tmp_path: Path) -> None:
     """With as many examples as there are other items, each item sees all the others, and never itself."""
     ask = Ask(name, write_lines(tmp_path / "items.jsonl", CHOICES), shots=5)
-    for item in prepare([ask], say=silent)[0].asked.items:
+    for item in prepare([ask])[0].asked.items:
         assert item.prompt.count(CHOICES[item.number]["query"]) == 1
         assert all(row["query"] in item.prompt for row in CHOICES)
     with pytest.raises(ValueError, match=r"items\.jsonl has 5 examples for an item, and 6 are asked before it"):
-        prepare([Ask(name, ask.data, shots=6)], say=silent)
+        prepare([Ask(name, ask.data, shots=6)])
 
 
 def test_an_item_of_the_hub_is_no_example_for_itself(
@@ -223,7 +227,7 @@ def test_an_item_of_the_hub_is_no_example_for_itself(
         return own(config={**config, **shape, **where, **scored, "metric_list": metrics})
 
     monkeypatch.setattr(harness, "ConfigurableTask", built)
-    for item in prepare([Ask("xsum", shots=5)], say=silent)[0].asked.items:
+    for item in prepare([Ask("xsum", shots=5)])[0].asked.items:
         assert item.prompt.count(CHOICES[item.number]["query"]) == 1
 
 
@@ -231,26 +235,26 @@ def test_examples_asked_of_tasks_without(hub: Callable[[dict[str, Any]], Any], m
     hub(ROWS["piqa"].row)
     monkeypatch.setattr(harness.ConfigurableTask, "get_config", lambda self, key: 0)
     with pytest.raises(ValueError, match="task piqa is defined without few-shot examples, got 2"):
-        prepare([Ask("piqa", shots=2)], say=silent)
+        prepare([Ask("piqa", shots=2)])
 
 
 def test_gsm8k_has_five_examples_of_its_own(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question: {number}?\nAnswer:", "answers": [f"#### {number}"]} for number in range(8)]
-    (prepared,) = prepare([Ask("gsm8k", write_lines(tmp_path / "items.jsonl", rows))], say=silent)
+    (prepared,) = prepare([Ask("gsm8k", write_lines(tmp_path / "items.jsonl", rows))])
     assert {item.prompt.count("####") for item in prepared.asked.items} == {5}
-    result = only(evaluate(Played(answer=lambda prompt: ""), [prepared], say=silent))
+    result = only(evaluate(Played(answer=lambda prompt: ""), [prepared]))
     assert result.facts.shots == 5
 
 
 def test_prepared_tasks_are_run_again_and_alike(tmp_path: Path) -> None:
     """Whatever random numbers were drawn in between, and equal to what is prepared anew."""
     path = write_lines(tmp_path / "items.jsonl", CHOICES)
-    prepared = prepare([Ask("piqa", path, shots=2, items=4)], say=silent)
+    prepared = prepare([Ask("piqa", path, shots=2, items=4)])
     lm = Played(likelihood_of("first"))
-    first = evaluate(lm, prepared, say=silent)
+    first = evaluate(lm, prepared)
     random.random()
-    assert evaluate(lm, prepared, say=silent) == first
-    assert evaluate(lm, [Ask("piqa", path, shots=2, items=4)], say=silent) == first
+    assert evaluate(lm, prepared) == first
+    assert evaluate(lm, [Ask("piqa", path, shots=2, items=4)]) == first
     assert [item.number for item in first[0].items] == [0, 1, 2, 3]
     assert first[0].facts.items == 4
     assert first[0].items[0].scores["acc"] == 1.0
@@ -259,7 +263,7 @@ def test_prepared_tasks_are_run_again_and_alike(tmp_path: Path) -> None:
 def test_the_digest_is_of_what_is_asked(tmp_path: Path) -> None:
     def digest(rows: list[dict[str, Any]], **how: Any) -> str:
         path = write_lines(tmp_path / "items.jsonl", rows)
-        return prepare([Ask("piqa", path, **how)], say=silent)[0].digest
+        return prepare([Ask("piqa", path, **how)])[0].digest
 
     first = digest(CHOICES)
     changed = [{**CHOICES[0], **change} for change in ({"query": "Other"}, {"gold": 1}, {"choices": ["a", "second"]})]
@@ -269,10 +273,10 @@ def test_the_digest_is_of_what_is_asked(tmp_path: Path) -> None:
 
 
 def test_items_asked_otherwise_than_prepared(tmp_path: Path) -> None:
-    prepared = prepare([Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES))], say=silent)
+    prepared = prepare([Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES))])
     prepared[0].loaded.task.set_config("target_delimiter", ": ")
     with pytest.raises(ValueError, match="task piqa: its items were asked in another way than they were prepared"):
-        evaluate(Played(likelihood_of("first")), prepared, say=silent)
+        evaluate(Played(likelihood_of("first")), prepared)
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +296,8 @@ def model() -> HFLM:
 def test_chat_template(model: HFLM, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "items.jsonl", CHOICES)
     ask = Ask("piqa", path, shots=1, items=2, chat=True)
-    (prepared,) = prepare([ask], model.tokenizer, say=silent)
-    result = only(evaluate(model, [prepared], say=silent))
+    (prepared,) = prepare([ask], model.tokenizer)
+    result = only(evaluate(model, [prepared]))
     turn = "<|im_start|>{}\n{}<|im_end|>\n"
     for item in result.items:
         example = next(row for row in CHOICES if row["query"] in item.prompt and row != CHOICES[item.number])
@@ -304,21 +308,21 @@ def test_chat_template(model: HFLM, tmp_path: Path) -> None:
         counted = sum(len(model.tok_encode(choice)) for choice in prepared.asked.items[item.number].choices)
         assert (item.tokens, item.sparse_tokens) == (counted, 0)
     assert prepared.asked.items[0].choices == ("the first", "second")  # an answer is a turn: no space before it
-    assert only(evaluate(model, [ask], say=silent)) == result
+    assert only(evaluate(model, [ask])) == result
 
 
 def test_no_chat_template(tmp_path: Path) -> None:
     ask = Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES), chat=True)
     with pytest.raises(ValueError, match=r"task piqa is asked as a chat, .* has no chat template"):
-        prepare([ask], tiny_tokenizers.build("qwen"), say=silent)
+        prepare([ask], tiny_tokenizers.build("qwen"))
     with pytest.raises(ValueError, match="no chat template"):
-        evaluate(Played(), [ask], say=silent)
+        evaluate(Played(), [ask])
 
 
 def test_likelihoods_against_the_model_itself(model: HFLM, tmp_path: Path) -> None:
     """Token by token, from logits, on a choice and on a generated answer."""
     path = write_lines(tmp_path / "items.jsonl", CHOICES)
-    (item, *_) = only(evaluate(model, [Ask("piqa", path, items=1)], say=silent)).items
+    (item, *_) = only(evaluate(model, [Ask("piqa", path, items=1)])).items
     for choice, likelihood in zip([" the first", " second"], item.likelihoods, strict=True):
         front, behind = (model.tokenizer(text, add_special_tokens=False).input_ids for text in (item.prompt, choice))
         with torch.no_grad():
@@ -328,20 +332,20 @@ def test_likelihoods_against_the_model_itself(model: HFLM, tmp_path: Path) -> No
 
 
 def test_progress_and_notes_stay_quiet(model: HFLM, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    evaluate(model, [Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES), shots=1)], say=silent)
+    evaluate(model, [Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES), shots=1)])
     assert capfd.readouterr() == ("", "")
 
 
-def test_real_warnings_are_said_once() -> None:
-    said: list[str] = []
+def test_real_warnings_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("lm_eval")
     before = logger.handlers, logger.level, logger.propagate
-    with quiet(said.append):
+    with quiet():
         for _ in range(2):
             logging.getLogger("lm_eval.api.task").warning("a label is\n  wrong")
         logging.getLogger("lm_eval.api.task").warning("x: No `until` specified in `generation_kwargs`!")
         logging.getLogger("lm_eval.evaluator").info("a note")
-    assert said == ["lm-eval: a label is wrong"]
+    assert caplog.record_tuples == [("tda.tasks.quiet", logging.WARNING, "lm-eval: a label is wrong")]
+    caplog.clear()
     assert (logger.handlers, logger.level, logger.propagate) == before
 
 
@@ -349,21 +353,21 @@ def test_real_warnings_are_said_once() -> None:
 
 
 @pytest.mark.usefixtures("few_tasks")
-def test_lm_evals_tasks_by_their_names(tmp_path: Path) -> None:
+def test_lm_evals_tasks_by_their_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Perplexity of answers becomes each answer's likelihood; of rolling text, each document's bits per byte stay."""
     path = write_lines(tmp_path / "words.jsonl", [{"text": "a b c"}, {"text": "d e"}])
-    result = only(evaluate(Played(lambda prompt, word: -2.5), [Ask("lambada_openai", path)], say=silent))
+    result = only(evaluate(Played(lambda prompt, word: -2.5), [Ask("lambada_openai", path)]))
     assert [(item.prompt, item.target, item.scores) for item in result.items] == [
         ("a b", " c", {"nll": 2.5, "acc": 0.0}),
         ("d", " e", {"nll": 2.5, "acc": 0.0}),
     ]
-    said: list[str] = []
     path = write_lines(tmp_path / "pages.jsonl", [{"page": "abcdefgh"}])
-    result = only(evaluate(Played(lambda _, text: -16.0), [Ask("wikitext", path)], say=said.append))
+    result = only(evaluate(Played(lambda _, text: -16.0), [Ask("wikitext", path)]))
     assert result.items[0].scores == {"bits_per_byte": pytest.approx(2.0 / 0.6931471805599453)}
-    assert said == [
+    assert caplog.messages == [
         "task wikitext: left out, no mean over items of which more is better: word_perplexity, byte_perplexity"
     ]
+    caplog.clear()
     assert (result.items[0].prompt, result.items[0].target) == ("", "abcdefgh")
 
 
@@ -378,7 +382,7 @@ def test_choices_within_the_prompt(tmp_path: Path) -> None:
     }
     path = write_lines(tmp_path / "items.jsonl", [row])
     lm = Played(lambda prompt, ending: -1.0 if prompt.endswith("the cat") else -2.0)
-    (item,) = only(evaluate(lm, [Ask("winogrande", path)], say=silent)).items
+    (item,) = only(evaluate(lm, [Ask("winogrande", path)])).items
     beginnings = [f"The cat ate the fish as the {word}" for word in ("cat", "fish")]
     assert json.loads(item.prompt) == beginnings
     assert (item.output, item.target, item.scores["acc"]) == (beginnings[0], beginnings[0], 1.0)
@@ -387,23 +391,23 @@ def test_choices_within_the_prompt(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("few_tasks")
 def test_groups_stand_for_their_tasks(hub: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     hub(ROWS["arc_challenge"].row)
-    found = prepare([Ask("ai2_arc", shots=0)], say=silent)
+    found = prepare([Ask("ai2_arc", shots=0)])
     assert [task.asked.name for task in found] == ["arc_challenge", "arc_easy"]
     with pytest.raises(ValueError, match="ai2_arc is a group of tasks, and local data is one task's"):
-        prepare([Ask("ai2_arc", write_lines(tmp_path / "items.jsonl", CHOICES))], say=silent)
+        prepare([Ask("ai2_arc", write_lines(tmp_path / "items.jsonl", CHOICES))])
     with pytest.raises(ValueError, match="the task arc_easy is asked twice"):
-        prepare([Ask("ai2_arc"), Ask("arc_easy")], say=silent)
+        prepare([Ask("ai2_arc"), Ask("arc_easy")])
 
 
 @pytest.mark.usefixtures("few_tasks")
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"unknown task 'hellaswga'; near it: hellaswag.* By our names: xsum, cnn"):
-        prepare([Ask("hellaswga")], say=silent)
+        prepare([Ask("hellaswga")])
     with pytest.raises(ValueError, match=r"unknown task 'qqqqqqqq'\. By our names"):
-        prepare([Ask("qqqqqqqq")], say=silent)
+        prepare([Ask("qqqqqqqq")])
     for wrong in (Ask("piqa", shots=-1), Ask("piqa", items=0)):
         with pytest.raises(ValueError, match=r"task piqa: .* got"):
-            prepare([wrong], say=silent)
+            prepare([wrong])
 
 
 @pytest.mark.slow
@@ -411,7 +415,7 @@ def test_all_of_lm_evals_names(hub: Callable[[dict[str, Any]], Any]) -> None:
     """The whole index: a group of groups, and that our folders hold what the catalogue says."""
     row = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "x"}
     hub(row)
-    found = prepare([Ask("mmlu", shots=0)], say=silent)
+    found = prepare([Ask("mmlu", shots=0)])
     assert len(found) == 57
     assert all(task.asked.name.startswith("mmlu_") for task in found)
     for entry in CATALOGUE.values():
@@ -432,7 +436,7 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         entry = CATALOGUE[name]
         source = " ".join(filter(None, (entry.dataset, entry.subset)))
         with pytest.raises(ValueError, match=rf"task {name}: its data set {source} cannot .*not answer.* {shape}"):
-            prepare([Ask(name)], say=silent)
+            prepare([Ask(name)])
     assert not datasets.config.HF_HUB_OFFLINE
 
 
@@ -440,7 +444,7 @@ def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"cannot be had from the Hugging Face hub \(ConnectionError: .*Offline"):
-        prepare([Ask("boolq")], say=silent)
+        prepare([Ask("boolq")])
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,20 +459,20 @@ def test_lines_that_do_not_suit(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     write_lines(path, [{**ROWS["hellaswag"].row, "label": "first"}])
     with pytest.raises(ValueError, match=r"items\.jsonl: its lines do not suit the task hellaswag \(ValueError"):
-        prepare([Ask("hellaswag", path)], say=silent)
+        prepare([Ask("hellaswag", path)])
     write_lines(path, [ROWS["hellaswag"].row, {**ROWS["hellaswag"].row, "label": "2"}])
     with pytest.raises(ValueError, match=r"items\.jsonl: the right answer of item 1 is none of its choices"):
-        prepare([Ask("hellaswag", path)], say=silent)
+        prepare([Ask("hellaswag", path)])
     write_lines(path, [{**ROWS["hellaswag"].row, "endings": []}])
     with pytest.raises(ValueError, match=r"items\.jsonl: its lines do not suit the task hellaswag"):
-        prepare([Ask("hellaswag", path)], say=silent)
+        prepare([Ask("hellaswag", path)])
 
 
-def test_copies_are_told(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_copies_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_lines(tmp_path / "items.jsonl", [*CHOICES, *CHOICES[:2]])
-    assert len(prepare([Ask("piqa", path)], say=said.append)[0].asked.items) == 6
-    assert said == [f"{path}: 2 lines hold an item that came before; each item counts once"]
+    assert len(prepare([Ask("piqa", path)])[0].asked.items) == 6
+    assert caplog.messages == [f"{path}: 2 lines hold an item that came before; each item counts once"]
+    caplog.clear()
 
 
 def test_hellaswag_from_the_shared_file(shared_data: Path, tmp_path: Path) -> None:
@@ -477,8 +481,8 @@ def test_hellaswag_from_the_shared_file(shared_data: Path, tmp_path: Path) -> No
     starts = range(0, 6 * 600, 6)
     rows = [{"query": lines[at], "gold": int(lines[at + 1]), "choices": lines[at + 2 : at + 6]} for at in starts]
     path = write_lines(tmp_path / "items.jsonl", rows)
-    prepared: list[PreparedTask] = prepare([Ask("hellaswag", path)], say=silent)
-    items = only(evaluate(Played(lambda prompt, choice: float(len(choice))), prepared, say=silent)).items
+    prepared: list[PreparedTask] = prepare([Ask("hellaswag", path)])
+    items = only(evaluate(Played(lambda prompt, choice: float(len(choice))), prepared)).items
     assert [item.number for item in items] == list(range(600))
     longest = [max(row["choices"], key=len) for row in rows]
     assert [item.output for item in items] == longest

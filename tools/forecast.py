@@ -75,11 +75,13 @@ def profiles() -> str:
 def profile_dense(options: Mapping[str, Any]) -> list[Piece]:
     """Profile dense: seconds of its case on each model, which stand for one of each method and sparsity."""
     import tda
+    from tda.logs import handled
 
     stamps: list[tuple[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         told = {**options, "method": ["dense"]}
-        tda.run_profile(folder, **told, say=lambda sentence: stamps.append((sentence, time.monotonic())))
+        with handled("tda", lambda record: stamps.append((record.getMessage(), time.monotonic()))):
+            tda.run_profile(folder, **told)
     return cases(stamps, time.monotonic(), 1 + len(options["method"]) * len(options["sparsity"]))
 
 

@@ -8,8 +8,8 @@ be at least twice what a night can see (its account tells): `--times` makes all 
 
 import argparse
 import json
+import logging
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,6 @@ class Scratch:
                 self.folder / "work",
                 newest,
                 since=self.planted[0][0],
-                say=lambda text: print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True),
             )
             run.run()
             write_account(self.history, self.folder / "decisions.toml", self.folder / f"night-{number}")
@@ -150,6 +149,8 @@ def main() -> int:
     parser.add_argument("--times", type=float, default=1.0, help="how much larger the plants of `planted` are")
     parser.add_argument("--commits", type=int, default=20, help="of `unchanged`")
     chosen = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("tda").setLevel(logging.INFO)
     folder = chosen.folder or Path("results") / f"proof-{chosen.which}"
     sizes = Sizes.measured(chosen.times)
     plants = history(sizes) if chosen.which == "planted" else unchanged(chosen.commits)

@@ -1,6 +1,7 @@
 """Thresholds of the methods of one model: read where an earlier run left them, else made and kept."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,8 @@ from tda.families import find_ffns
 from tda.quality import calibration_batches, random_documents
 from tda.quality.recall import Question
 from tda.thresholds import WINDOW, Thresholds
+
+logger = logging.getLogger(__name__)
 
 LayerSparsities = Mapping[MethodSpec, Sequence[float]]
 """Achieved sparsity per layer, by method."""
@@ -53,14 +56,15 @@ class Calibration:
     deadline: Deadline
     _cut: dict[Window, tuple[list[dict[str, torch.Tensor]], str]] = field(default_factory=dict)
 
-    def thresholds(self, methods: Sequence[Method], say: Callable[[str], None]) -> dict[str, Thresholds]:
+    def thresholds(self, methods: Sequence[Method]) -> dict[str, Thresholds]:
         """Of each method that needs some, by `thresholds_name`."""
         needed = {thresholds_name(method): method for method in methods if method.needs_fit}
         found = {name: kept for name, method in needed.items() if (kept := self._kept(name, method)) is not None}
         missing = [name for name in needed if name not in found]
         if not missing:
             return found
-        say(f"calibrating {', '.join(sorted({needed[name].name for name in missing}))} for {self.subject.model}")
+        wanted = ", ".join(sorted({needed[name].name for name in missing}))
+        logger.info(f"calibrating {wanted} for {self.subject.model}")
         for window in get_args(Window):
             names = [name for name in missing if needed[name].window == window]
             if not names:

@@ -13,7 +13,7 @@ HEADER = 8
 
 MessageKind = Literal[
     "hello",
-    "say",
+    "log",
     "stage",
     "go_on",
     "advance",
@@ -34,7 +34,7 @@ class Message(NamedTuple):
     Attributes
     ----------
     kind : str
-        ``"hello"``: (Machine, Commit, process id), once per worker; ``"say"``: a sentence; ``"stage"``, ``"go_on"``:
+        ``"hello"``: (Machine, Commit, process id), once per worker; ``"log"``: a LogRecord; ``"stage"``, ``"go_on"``:
         (name, steps) and ``"advance"``: steps, as of `Progress`; ``"running"``: a Place or None; ``"records"``: list of
         Record; ``"left_out"``: list of LeftOut; ``"raised"``: the error that ended a model; ``"stderr"``: bytes.
         ``"asked"`` (the series that the run asked for) and ``"end"`` stay here. A task on a cluster begins

@@ -1,6 +1,7 @@
 """Everything a model needs before it is measured: weights, documents and thresholds."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from tda.view import FFN
 
 if TYPE_CHECKING:
     from tda.tasks.run import PreparedTask as Task
+
+logger = logging.getLogger(__name__)
 
 LOADED_AND_HASHED_S = 10.0
 """Seconds to fill and identify a billion random weights, about."""
@@ -87,7 +90,6 @@ def prepare(
     folder: Path | None = None,
     profile: LayerSparsities | None = None,
     artifact: Thresholds | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
     deadline: Deadline = NO_END,
 ) -> Prepared:
     """Load a subject's model, cut its documents, and calibrate what needs it.
@@ -102,8 +104,6 @@ def prepare(
         Achieved sparsity per layer of another model, which this one's layers are to leave out.
     artifact : Thresholds, optional
         Thresholds to use for the method that they were made for.
-    say : callable
-        Told in a sentence what takes long.
     deadline : Deadline
         When calibration is to have ended.
 
@@ -128,15 +128,15 @@ def prepare(
     scored, timed = _documents(plan, subject, model, tokenizer)
     methods, left_out = _defined(plan, find_ffns(model)[0])
     questions, too_long = _questions(plan, subject, model, tokenizer)
-    tasks = _tasks(plan, subject, model, tokenizer, any(method.needs_fit for method in methods), say)
+    tasks = _tasks(plan, subject, model, tokenizer, any(method.needs_fit for method in methods))
     prepared = Prepared(model, tokenizer, scored, timed, questions, [], left_out + too_long, tasks)
     inputs = _inputs(plan, subject, prepared)
     if artifact is not None:
         if told := artifact.foreign(subject.model, inputs.weights):
-            say(told)
+            logger.warning(told)
         methods = fitted_with(artifact, methods)
     calibration = Calibration(plan, subject, model, tokenizer, questions, inputs, folder, profile, deadline)
-    thresholds = calibration.thresholds(methods, say)
+    thresholds = calibration.thresholds(methods)
     for made in thresholds.values():
         made.check_text([torch.cat([one.prompt, one.continuation]).numpy() for one in scored + timed])
     for method in methods:
@@ -170,16 +170,14 @@ def _questions(plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any) -
     return found, [f"{long} of {len(asked)} recall questions are longer than its context"] if long else []
 
 
-def _tasks(
-    plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any, calibrated: bool, say: Callable[[str], None]
-) -> list["Task"]:
+def _tasks(plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any, calibrated: bool) -> list["Task"]:
     """The plan's tasks with their items, none of which may stand in the calibration text."""
     if not plan.tasks or not subject.quality:
         return []
     check_extra()
     from tda.tasks import leaks, run
 
-    tasks = run.prepare(plan.tasks, tokenizer, say=say)
+    tasks = run.prepare(plan.tasks, tokenizer)
     positions = context_length(text_config(model))
     for task in tasks:
         if positions is not None and task.new_tokens >= positions:

@@ -1,9 +1,10 @@
 """Profile cases: a timing pass over all of them interleaved, then each in passes of its own, never mixed."""
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,8 @@ from tda.records import join_flags
 from tda.schedule import balanced
 from tda.telemetry import Sampler, Telemetry
 
+logger = logging.getLogger(__name__)
+
 ROUNDS = 5
 WINDOW_S = 1.0
 """Length of the telemetry pass: the driver's counters need about a second."""
@@ -48,7 +51,6 @@ def run_profile(
     *,
     models: Sequence[str | nn.Module | tuple[nn.Module, Any]] = (),
     methods: Sequence[str | MethodSpec | Method] = (),
-    say: Callable[[str], None] = lambda sentence: None,
     **options: Any,
 ) -> list[Profile]:
     """Profile a matrix of cases as ``tda profile`` does, without its page: what suites call.
@@ -61,8 +63,6 @@ def run_profile(
         Folder; each case gets one of its own in it, replaced if it is there.
     models, methods, **options
         As of `tda.run_bench`, as far as they ask for cases.
-    say : callable
-        Told in a sentence what is going on.
 
     Returns
     -------
@@ -82,12 +82,10 @@ def run_profile(
     subjects = tuple(replace(subject, quality=False, layer_sparsity_from=None) for subject in plan.subjects)
     plan = replace(plan, subjects=subjects, rounds=ROUNDS)
     if notice := kernels.notice(plan.device):
-        say(notice)
+        logger.warning(notice)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells of its own stages on stderr
     overhead = measure_overhead()
-    return [
-        profile for subject in subjects for profile in _SubjectProfile(plan, subject, Path(out), overhead, say).run()
-    ]
+    return [profile for subject in subjects for profile in _SubjectProfile(plan, subject, Path(out), overhead).run()]
 
 
 @dataclass
@@ -98,7 +96,6 @@ class _SubjectProfile:
     subject: Subject
     out: Path
     overhead: Overhead
-    say: Callable[[str], None]
 
     def run(self) -> list[Profile]:
         """All passes of all cases."""
@@ -108,22 +105,21 @@ class _SubjectProfile:
                 f"a profile decodes {WARM_STEPS} and then {STEPS} tokens after the first, so it needs at least {least} "
                 f"new tokens; got {self.subject.new_tokens}"
             )
-        self.say(f"{self.subject.model}: loading")
+        logger.info(f"{self.subject.model}: loading")
         prepared = prepare(
             self.plan,
             self.subject,
             profile={} if is_shape(self.subject.model) else None,
-            say=self.say,
         )
         for sentence in prepared.left_out:
-            self.say(f"{self.subject.model}: {sentence}; left out")
+            logger.warning(f"{self.subject.model}: {sentence}; left out")
         if told := notice(prepared.model):
-            self.say(f"{self.subject.model}: {told}")
+            logger.warning(f"{self.subject.model}: {told}")
         check_context(prepared.model, self.subject.prompt_tokens, least)
         with shelf(prepared.model):
             profiles = self._profiles(prepared)
         if (told := kernels.untuned()) is not None:
-            self.say(f"{self.subject.model}: {told}")
+            logger.warning(f"{self.subject.model}: {told}")
         return profiles
 
     def _profiles(self, prepared: Prepared) -> list[Profile]:
@@ -132,7 +128,7 @@ class _SubjectProfile:
         peak = matmul_tflop_per_s(device, next(prepared.model.parameters()).dtype)
         profiles = []
         for (method, inputs), timings in zip(prepared.methods, timed, strict=True):
-            self.say(f"{self.subject.model}: profiling {method.name}")
+            logger.info(f"{self.subject.model}: profiling {method.name}")
             profiles.append(self._profile(prepared, method, inputs, timings, peak))
         return profiles
 
@@ -148,7 +144,7 @@ class _SubjectProfile:
         taken: list[list[Timing]] = [[] for _ in prepared.methods]
         cells = list(zip(prepared.methods, taken, strict=True))
         for number in range(1, ROUNDS + 1):
-            self.say(f"{self.subject.model}: timing, round {number} of {ROUNDS}")
+            logger.info(f"{self.subject.model}: timing, round {number} of {ROUNDS}")
             for (method, _), timings in balanced(cells, number, f"{self.plan.seed}/{self.subject.model}"):
                 documents = self._documents(prepared, number - 1)
                 execution = self._execution(method)
@@ -177,7 +173,7 @@ class _SubjectProfile:
                 memory_snapshot(session, folder / MEMORY)
         table = tabulate(folder / TRACE, counter, self.overhead, plain_us, order)
         for sentence in table.untold:
-            self.say(f"{self.subject.model}: {sentence}")
+            logger.warning(f"{self.subject.model}: {sentence}")
         traffic = timings[0].traffic
         profile = Profile(
             case=case,

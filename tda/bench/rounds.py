@@ -2,13 +2,12 @@
 
 import functools
 import itertools
+import logging
 import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-
-from rich.markup import escape
 
 from tda import kernels
 from tda.bench.budget import LEAST_TOKENS, MARGIN, Deadline, take
@@ -20,6 +19,8 @@ from tda.engine.backends.shelf import shelf
 from tda.limits import Stream
 from tda.schedule import balanced
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Rounds:
                 self._attach(cells)
             self._repeat(cells, dense_s)
         if (notice := kernels.untuned()) is not None:
-            self.stage.say(escape(f"{self.stage.subject.model}: {notice}"))
+            logger.info(f"{self.stage.subject.model}: {notice}")
 
     def _attach(self, cells: Sequence[Cell]) -> None:
         """Attach every case once, so that the first round takes as long as the others."""
@@ -88,7 +89,7 @@ class Rounds:
                     attach_once(model, cell.method, stage.execution(cell.method))
             stage.progress.advance()
         seconds = time.monotonic() - begin
-        stage.say(escape(f"{stage.subject.model}: attached {len(cells)} cases in {seconds:.1f} s, for all rounds"))
+        logger.info(f"{stage.subject.model}: attached {len(cells)} cases in {seconds:.1f} s, for all rounds")
 
     def _repeat(self, cells: Sequence[Cell], dense_s: float) -> None:
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
@@ -119,7 +120,7 @@ class Rounds:
                 rounds = min(taken.times + number - 1, plan.most_rounds)
             if self.deadline.is_set and number == 1:
                 fit = f"{rounds} round{'s' * (rounds > 1)} of {len(active)} of {len(cells)} cases"
-                self.stage.say(escape(f"{model}: there is time for {fit}"))
+                logger.info(f"{model}: there is time for {fit}")
             self.stage.progress.go_on(f"{model}: round {number}", max(rounds - number + 1, 1) * len(active))
             started, sampling_s = time.monotonic(), self._records.gpu.seconds
             took = self._round(active, number, rounds)

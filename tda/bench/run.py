@@ -1,6 +1,7 @@
 """Run a plan: every model once, its cases interleaved in rounds, records appended as they come."""
 
 import gc
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from torch import nn
 
 from tda import device as facts
@@ -28,8 +28,11 @@ from tda.bench.worker import order_of
 from tda.bench.worker_limits import SILENCE_S, Limits
 from tda.cases import MethodSpec
 from tda.contracts import Method
+from tda.logs import log_again
 from tda.process import alone
 from tda.records import Failure, LeftOut, Record, merge
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Bench:
     out : Path
         Results folder; an interrupted run's records there are kept and completed.
     console : Console
-        Where progress and notices go.
+        Where progress is shown.
     deadline : Deadline
         When measuring is to have ended; set where the plan has a budget.
     command : str
@@ -76,8 +79,8 @@ class Bench:
 
     def _run(self) -> list[Record]:
         if notice := kernels.notice(self.plan.device):
-            self._warn(notice)
-        folder = Folder(self.out, self._warn)
+            logger.warning(notice)
+        folder = Folder(self.out)
         folder.check_commit(facts.commit())
         folder.check_machine(facts.machine(self.plan.device))
         folder.note_left_out([])
@@ -88,12 +91,6 @@ class Bench:
                 self._measure_apart(folder, progress, self.limits)
         return merge(folder.records)
 
-    def _say(self, told: str) -> None:
-        self.console.print(told)
-
-    def _warn(self, told: str) -> None:
-        self._say(f"[yellow]{escape(told)}")
-
     def _measure_here(self, folder: Folder, progress: Progress) -> None:
         """Measure in this process: if it dies, the next run is told in which case."""
         if (died := folder.left_running()) is not None:
@@ -101,11 +98,11 @@ class Bench:
             folder.keep(
                 [new_record(self.plan, died, "crash", Span.since(time.monotonic()), reason=told, failure=failure)]
             )
-            self._warn(f"{died.case}: {told}")
+            logger.warning(f"{died.case}: {told}")
         store, left_out, subjects = Store(folder.path, folder.records, folder), list[LeftOut](), self.plan.subjects
         for number, subject in enumerate(subjects):
             deadline = self.deadline.part(subject.weight / sum(one.weight for one in subjects[number:]))
-            left_out += measure_model(self.plan, subject, store, progress, self._say, deadline, self.command)
+            left_out += measure_model(self.plan, subject, store, progress, deadline, self.command)
             folder.note_left_out(left_out)
             gc.collect()
 
@@ -123,8 +120,8 @@ class Bench:
         if kind == "hello":
             facts.check_same_code(value[1])
             folder.check_machine(value[0])
-        elif kind == "say":
-            self._say(value)
+        elif kind == "log":
+            log_again(value)
         elif kind in ("stage", "go_on"):
             getattr(progress, kind)(*value)
         elif kind == "advance":

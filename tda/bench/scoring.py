@@ -1,18 +1,19 @@
 """The stage of quality: every cell scored on the same documents, on as many as there is time for."""
 
 import functools
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-
-from rich.markup import escape
 
 from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, OutOfTimeError, Taken, take
 from tda.bench.cells import Cell, essential
 from tda.bench.stage import Stage
 from tda.methods import method as build_method
 from tda.quality import Document, Evaluation, Evaluator, recall
+
+logger = logging.getLogger(__name__)
 
 SCORED_TOGETHER = 8
 """Documents of a batch."""
@@ -72,7 +73,7 @@ class Scoring:
             self.stage.note(f"quality on documents beyond {count} of {len(documents)}", "no time")
         if deadline.is_set:
             fit = f"the quality of {len(chosen)} of {len(cells)} cases on {count} documents"
-            self.stage.say(escape(f"{model}: there is time for {fit}"))
+            logger.info(f"{model}: there is time for {fit}")
         self.stage.progress.stage(f"{model}: quality", len(chosen))
         for number, cell in enumerate(chosen):
             end = self.end if number < kept else deadline

@@ -1,11 +1,10 @@
 """What the stages of one model share: what is measured, where records go, and how failures end."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from rich.markup import escape
 
 from tda.bench.budget import OutOfTimeError
 from tda.bench.cells import Cell, Span, new_record
@@ -24,6 +23,8 @@ from tda.quality import Document
 from tda.quality.documents import built_in_uses
 from tda.records import FAILURES, SPEED, Failure, Flag, FlagName, LeftOut, Measurement
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Stage:
@@ -37,8 +38,6 @@ class Stage:
         Where records go.
     progress : Steps
         Told of every step.
-    say : callable
-        Told, in a sentence, what a user should know.
     command : str
         What measures that which there was no time for.
     left_out : list of LeftOut
@@ -52,7 +51,6 @@ class Stage:
     prepared: Prepared
     store: Store
     progress: Steps
-    say: Callable[[str], None]
     command: str
     left_out: list[LeftOut] = field(default_factory=list)
     attached: bool = False
@@ -98,7 +96,7 @@ class Stage:
         found = first_request(self.prepared.model, cell.method, batch, self.execution(cell.method))
         if not self.attached:
             told = describe(cell.case, [cell.case], model=False)
-            self.say(escape(f"{self.subject.model}: attaching {told} took {found.attach_ms / 1000:.1f} s"))
+            logger.info(f"{self.subject.model}: attaching {told} took {found.attach_ms / 1000:.1f} s")
         self.attached = True
         measured = {"attach_ms": Measurement.of("attach_ms", [found.attach_ms])}
         if found.problem is not None:
@@ -170,4 +168,4 @@ class Stage:
                 self.store.keep(
                     [new_record(self.plan, place, status, Span.since(started), reason=reason, failure=failure)]
                 )
-                self.say(f"[red]{escape(f'{place.case} failed: {reason.splitlines()[0]}')}")
+                logger.error(f"{place.case} failed: {reason.splitlines()[0]}")

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from tda.cases import Case, Inputs
 from tda.records import NOT_ITS_FAULT, Commit, FailureKind, LeftOut, Machine, Record, TaskFacts, json_schema, merge
 from tda.results import LEFT_OUT, append, load, results_path, write_whole
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = "results.schema.json"
 """JSON schema of a line of the results, written beside them."""
@@ -45,8 +48,6 @@ class Folder:
     ----------
     path : Path
         Made if it is missing.
-    say : callable
-        Told, in a sentence, what an earlier run left that cannot be read.
 
     Attributes
     ----------
@@ -61,14 +62,14 @@ class Folder:
         If the folder cannot be written.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         append(path, [])
         write_whole(path / SCHEMA, json.dumps(json_schema(), indent=1) + "\n")
         found = load(path)
         for problem in found.problems:
-            say(f"{problem}; what it held is measured again")
+            logger.warning(f"{problem}; what it held is measured again")
         self.records = list(found.records)
 
     def check_commit(self, commit: Commit) -> None:

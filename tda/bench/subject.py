@@ -2,11 +2,10 @@
 
 import functools
 import gc
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-
-from rich.markup import escape
 
 from tda import device as facts
 from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError, duration
@@ -23,6 +22,8 @@ from tda.engine.plain import notice
 from tda.finite import NotFiniteError
 from tda.records import LeftOut
 
+logger = logging.getLogger(__name__)
+
 
 # long: its parameters are explained
 def measure_model(
@@ -30,7 +31,6 @@ def measure_model(
     subject: Subject,
     store: Store,
     progress: Steps,
-    say: Callable[[str], None],
     deadline: Deadline,
     command: str,
 ) -> list[LeftOut]:
@@ -44,8 +44,6 @@ def measure_model(
         Where records go.
     progress : Steps
         Told of every step.
-    say : callable
-        Told, in a sentence, what a user should know.
     deadline : Deadline
         When this model's measuring is to have ended.
     command : str
@@ -67,7 +65,6 @@ def measure_model(
             subject,
             folder=store.folder / "thresholds",
             profile=_profile(subject, store),
-            say=lambda told: say(escape(told)),
             deadline=deadline,
         )
     except OutOfTimeError:
@@ -79,16 +76,16 @@ def measure_model(
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         dense = RecordPlace(plan.case(subject, next(plan.build())), Inputs(change=facts.commit().change), 0)
         store.keep([new_record(plan, dense, "error", Span.since(started), reason=reason)])
-        say(f"[red]{escape(f'{subject.model} is not measured: {reason}')}")
+        logger.error(f"{subject.model} is not measured: {reason}")
         return []
-    stage = Stage(plan, subject, prepared, store, progress, say, command)
+    stage = Stage(plan, subject, prepared, store, progress, command)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collection before each measurement need not walk it
     try:
         for sentence in prepared.left_out:
-            say(f"[yellow]{escape(f'{subject.model}: {sentence}; left out')}")
+            logger.warning(f"{subject.model}: {sentence}; left out")
         if told := notice(prepared.model):
-            say(f"[yellow]{escape(f'{subject.model}: {told}')}")
+            logger.warning(f"{subject.model}: {told}")
         _run(stage, deadline)
     finally:
         gc.unfreeze()
@@ -114,7 +111,7 @@ def _run(stage: Stage, deadline: Deadline) -> None:
         dense_s = 0.0  # every case that meets it again is a record that tells of it
     cells = by_worth(stage.plan, _cells(stage))
     if told := stage.store.reused((cell.case, cell.inputs) for cell in cells):
-        stage.say(escape(f"{stage.subject.model}: {told}"))
+        logger.info(f"{stage.subject.model}: {told}")
     timed = [cell for cell in cells if stage.is_timed(cell)]
     if stage.scores_documents:
         Scoring(stage, deadline).run(cells, deadline.part(1 / 3) if timed else deadline)

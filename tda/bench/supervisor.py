@@ -5,12 +5,11 @@ pipe; this side keeps both, looks after its memory and its silence, and replaces
 torch: a task on a cluster does the same work beside the worker.
 """
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from rich.markup import escape
 
 from tda.bench.messages import Message, Order
 from tda.bench.store import RecordPlace, too_often
@@ -75,11 +74,11 @@ class _Model:
                 self._before.append(worker.how.kind)
             is_hopeless = where is None and too_often(self._before)
             yield from self._failed(worker.how, worker.said(), is_hopeless)
-            model = escape(self.order.model)
+            model = self.order.model
             if is_hopeless:
-                yield Message("say", f"[red]{model} is given up: its worker ended before a case began, again")
+                yield _logged(logging.ERROR, f"{model} is given up: its worker ended before a case began, again")
                 return
-            yield Message("say", f"{model}: a new worker goes on")
+            yield _logged(logging.INFO, f"{model}: a new worker goes on")
 
     def _attended(self, worker: "Worker") -> Iterator[Message]:
         """Hand on what a worker says until it ends."""
@@ -110,7 +109,7 @@ class _Model:
             if is_hopeless:
                 yield Message("raised", ChildProcessError(told))
             else:
-                yield Message("say", f"[red]{escape(told)}")
+                yield _logged(logging.ERROR, told)
             return
         reason = reason if self._place is not None else f"before any case began: {reason}"
         place = self._place or self.order.dense
@@ -118,7 +117,12 @@ class _Model:
                                time.monotonic() - self._since)  # fmt: skip
         self.known.append(record)
         yield Message("records", [record])
-        yield Message("say", f"[red]{escape(f'{record.case}: {FAILURES[kind].words}: {record.reason}')}")
+        yield _logged(logging.ERROR, f"{record.case}: {FAILURES[kind].words}: {record.reason}")
+
+
+def _logged(level: int, told: str) -> Message:
+    """A record of logging, for whoever takes the messages: that may be another process."""
+    return Message("log", logging.LogRecord(__name__, level, __file__, 0, told, None, None))
 
 
 def failed_record(

@@ -1,22 +1,24 @@
 """The stage of tasks: every cell answers the same items, and each answer is kept as it comes."""
 
+import logging
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.markup import escape
-
 from tda.bench.budget import Deadline, OutOfTimeError
 from tda.bench.cells import Cell, Span, new_record
 from tda.bench.plan import TOGETHER
 from tda.bench.stage import Stage
 from tda.cases import digest_of
+from tda.logs import handled
 from tda.records import TaskFacts
 from tda.tasks import TaskResult
 from tda.tasks.outputs import items_path, save_items
 from tda.tasks.run import PreparedTask, run
+
+logger = logging.getLogger(__name__)
 
 ANSWERS = "answers"
 """Folder of every answer as it came, a file a model: an evaluation that was killed goes on from there."""
@@ -41,12 +43,16 @@ class Tasks:
 
     stage: Stage
     deadline: Deadline
-    _said: set[str] = field(default_factory=set)
+    _logged: set[str] = field(default_factory=set)
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Answer the tasks that cells have no scores of yet: task after task, so that cells can be compared early."""
         cells = [cell for cell in cells if cell.case.control is None]
         self.stage.progress.stage(f"{self.stage.subject.model}: tasks", len(cells) * len(self.stage.prepared.tasks))
+        with handled("tda.tasks", self._log):
+            self._answer_all(cells)
+
+    def _answer_all(self, cells: Sequence[Cell]) -> None:
         for task in self.stage.prepared.tasks:
             for number, cell in enumerate(cells):
                 try:
@@ -74,7 +80,7 @@ class Tasks:
                 raise
             except Exception as error:  # a failing task is told in its record, and the others go on
                 reason = f"{type(error).__name__}: {error}"
-                self.stage.say(f"[red]{escape(f'{cell.case}: task {name} failed: {reason.splitlines()[0]}')}")
+                logger.error(f"{cell.case}: task {name} failed: {reason.splitlines()[0]}")
                 result = TaskResult(name, self._facts(task).model_copy(update={"failure": reason}))
             else:
                 save_items(items_path(self.stage.store.folder, name, cell.case), result.items)
@@ -104,18 +110,16 @@ class Tasks:
             prompt_tokens=subject.prompt_tokens,
             new_tokens=subject.new_tokens,
             journal=answers_path(self.stage.store.folder, subject.model),
-            say=self._say,
             advance=self._advance,
         )
-        return run(model, task, say=self._say)
+        return run(model, task)
 
-    def _say(self, sentence: str) -> None:
-        """Say what a user should know: what differs by its numbers alone, once."""
-        kind = re.sub(r"\d+", "#", sentence)
-        if kind in self._said:
-            return
-        self._said.add(kind)
-        self.stage.say(escape(f"{self.stage.subject.model}: {sentence}"))
+    def _log(self, record: logging.LogRecord) -> None:
+        """Log under the model's name what its tasks log: what differs by its numbers alone, once."""
+        kind = re.sub(r"\d+", "#", record.getMessage())
+        if kind not in self._logged:
+            self._logged.add(kind)
+            logger.log(record.levelno, f"{self.stage.subject.model}: {record.getMessage()}")
 
     def _advance(self) -> None:
         """Called before each batch."""

@@ -1,6 +1,6 @@
 """Choose the blocks of the kernels in Triton for a model on this card, and keep them with what was measured."""
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 from torch import nn
@@ -11,8 +11,10 @@ from tda.engine.backends.triton import TritonBackend
 from tda.engine.overrides import Overrides
 from tda.families import find_ffns
 
+logger = logging.getLogger(__name__)
 
-def tune(model: nn.Module, budget_s: float, say: Callable[[str], None] = lambda sentence: None) -> list[dict[str, Any]]:
+
+def tune(model: nn.Module, budget_s: float) -> list[dict[str, Any]]:
     """Measure every block for every shape of a model's decode, and keep the best for later processes.
 
     Parameters
@@ -21,8 +23,6 @@ def tune(model: nn.Module, budget_s: float, say: Callable[[str], None] = lambda 
         A supported decoder on a CUDA device.
     budget_s : float
         After so many seconds nothing more is tried. What is not measured whole keeps what it had.
-    say : callable
-        Told in a sentence what there was no time for, and where the rest is kept.
 
     Returns
     -------
@@ -57,9 +57,9 @@ def tune(model: nn.Module, budget_s: float, say: Callable[[str], None] = lambda 
             overrides.undo()
         path = tuning.path_of()
         tuning.keep(path, evidence)
-    say(f"blocks of {len(rows)} shapes are kept in {path}")
+    logger.info(f"blocks of {len(rows)} shapes are kept in {path}")
     if late:
-        say(f"no time for {len(late)} shapes, which keep what they had: {'; '.join(late)}")
+        logger.warning(f"no time for {len(late)} shapes, which keep what they had: {'; '.join(late)}")
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import logging
 import os
 import pickle
 import signal
@@ -23,6 +24,7 @@ from tda.bench.plan import Plan
 from tda.bench.store import RecordPlace, Store
 from tda.bench.subject import measure_model
 from tda.cases import Inputs
+from tda.logs import handled
 from tda.records import Record
 
 PR_SET_PDEATHSIG = 1
@@ -97,6 +99,10 @@ class _WorkerLine:
             content += piece
         return content
 
+    def log(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = record.getMessage(), None  # another process may not have what is told of
+        self.tell("log", record)
+
     # As a sink.
 
     def keep(self, records: Sequence[Record]) -> None:
@@ -157,9 +163,8 @@ def _measure(
     deadline = NO_END if left_s is None else Deadline(time.monotonic() + left_s)
     subject = task.plan.subjects[task.number]
     try:
-        left_out = measure_model(
-            task.plan, subject, store, line, lambda said: line.tell("say", said), deadline, task.command
-        )
+        with handled("tda", line.log):
+            left_out = measure_model(task.plan, subject, store, line, deadline, task.command)
         line.tell("left_out", left_out)
     finally:
         line.tell("asked", store.asked)

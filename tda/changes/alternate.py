@@ -4,6 +4,7 @@ In a block every build runs once; odd blocks go forward, even ones backward, so 
 neighbours in time and a linear drift of the machine cancels.
 """
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from tda.process import Ended, call
 from tda.records import Record, merge
 from tda.results import RESULTS, Loaded, load
 from tda.schedule import mirrored
+
+logger = logging.getLogger(__name__)
 
 GIVE_UP = 2
 """A commit whose processes failed this often is not tried again."""
@@ -129,7 +132,6 @@ def measure(
     runner: Runs,
     done: Sequence[Unit],
     keep: Callable[[Unit], None],
-    say: Callable[[str], None],
 ) -> list[Unit]:
     """Run the tasks that are not done yet; each unit is kept the moment its process has ended.
 
@@ -139,8 +141,8 @@ def measure(
     ----------
     done : sequence of Unit
         Units of an earlier, interrupted run.
-    keep, say
-        Told each new unit; told in a sentence what is going on.
+    keep : callable
+        Told each new unit.
 
     Returns
     -------
@@ -153,12 +155,12 @@ def measure(
         commit = task.build.commit
         if task.place in held or failures[commit] >= GIVE_UP:
             continue
-        say(f"{number}/{len(tasks)} {task.stage} {task.grid.name}, block {task.block}: {commit[:10]}")
+        logger.info(f"{number}/{len(tasks)} {task.stage} {task.grid.name}, block {task.block}: {commit[:10]}")
         unit = held[task.place] = runner.run(task)
         keep(unit)
         if unit.status != "ok":
             failures[commit] += 1
-            say(f"{commit[:10]}: {unit.status}: {unit.reason}")
+            logger.warning(f"{commit[:10]}: {unit.status}: {unit.reason}")
     return [held[task.place] for task in tasks if task.place in held]
 
 

@@ -5,6 +5,7 @@ side of the middle between them. The commit that is found is measured once more 
 blocks, which give its size. Commits that do not build or run are passed over for their neighbours.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -19,6 +20,8 @@ from tda.changes.workbench import CommitBench, NotMeasuredError, quality_grid, s
 from tda.config import BenchConfig
 from tda.history.findings import Split
 from tda.history.repository import short
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,12 @@ class Bisect:
         What is followed.
     subject : callable
         First line of a commit's message.
-    say : callable
-        Told in a sentence what is going on.
     """
 
-    def __init__(
-        self, line: Sequence[str], probe: Probe, subject: Callable[[str], str], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, line: Sequence[str], probe: Probe, subject: Callable[[str], str]) -> None:
         self.line = line
         self.probe = probe
         self.subject = subject
-        self.say = say
         self._tried = {line[-1]: replace(probe.change, verdict="bad")}
 
     def run(self) -> Bisected:
@@ -92,7 +90,7 @@ class Bisect:
             row = self.probe.place(commit)
         except NotMeasuredError as error:
             row = Row(self.probe.change.case, self.probe.change.split, verdict=f"skipped: {error}")
-        self.say(f"{short(commit)}: {row.verdict}")
+        logger.info(f"{short(commit)}: {row.verdict}")
         self._tried[commit] = row
         return row.verdict
 
@@ -173,7 +171,7 @@ def bisect(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted:
         probe = follow(bench, good, bad, config, wanted)
     except AlikeError as error:
         return Bisected(None, (), f"{error} between {short(good)} and {short(bad)}.")
-    return Bisect(line, probe, lambda commit: bench.repository.facts(commit).subject, bench.say).run()
+    return Bisect(line, probe, lambda commit: bench.repository.facts(commit).subject).run()
 
 
 class AlikeError(Exception):

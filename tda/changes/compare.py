@@ -3,6 +3,7 @@
 What its two installs differ by is the between-process A/A noise of this very comparison.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from tda.history.nights import Unit
 from tda.history.repository import short
 from tda.records import Record
 from tda.statistics import BLIND, MIN_GROUPS
+
+logger = logging.getLogger(__name__)
 
 RULES = Rules()
 CANNOT_TELL = "cannot tell"
@@ -181,7 +184,7 @@ def compare_commits(bench: CommitBench, old: str, new: str, config: BenchConfig,
     """
     if old == new:
         raise ValueError(f"{short(old)} and {short(new)} are one commit")
-    bench.say(f"{3 * blocks} processes{' for speed, 2 for quality' if quality_grid(config) else ''}")
+    logger.info(f"{3 * blocks} processes{' for speed, 2 for quality' if quality_grid(config) else ''}")
     before, after = (bench.text(commit, config) for commit in (old, new))
     units = bench.against(old, new, config, blocks)
     judged = Judged(units, Pair(new, old), bench.repository.facts(new).subject)

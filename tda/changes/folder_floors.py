@@ -1,5 +1,6 @@
 """What processes of one build differ by in the settings of two folders: as far as it was learnt, or measured now."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from tda.changes.workbench import Workbench, check_measured, speed_grid
 from tda.config import BenchConfig
 from tda.device import machine
 from tda.statistics import BLIND, MIN_GROUPS, is_baseline, noise_floor
+
+logger = logging.getLogger(__name__)
 
 INSTALLED = "installed"
 """What the present installation is called where it is measured against itself."""
@@ -122,7 +125,7 @@ def measure_floor(
             raise ValueError(f"{new.path} was taken on another machine than this one: {differences}")
         grid = speed_grid(config)
         part = seconds / len(configs)
-        bench.say(f"setting {place + 1} of {len(configs)}: processes of dense for {part:.0f} s")
+        logger.info(f"setting {place + 1} of {len(configs)}: processes of dense for {part:.0f} s")
         units = bench.run_for(INSTALLED, builds, grid, blocks, part)
         check_measured(units, INSTALLED)
         bench.learn(grid.name, units, INSTALLED)

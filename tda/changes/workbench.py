@@ -1,7 +1,8 @@
 """Where builds are measured for a comparison or a bisection: what is asked, and processes whose units are kept."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tda.history.nights import History, Role, Stage, Unit
 from tda.history.repository import Repository, short
 from tda.quality.documents import text_facts
 from tda.records import Record
+
+logger = logging.getLogger(__name__)
 
 SPEED_DOCUMENTS = 2
 """Documents scored by a process whose times are wanted: quality is measured once, apart."""
@@ -64,27 +67,24 @@ class Workbench:
         After this a process is ended.
     floors : Floors
         Told what every control shows.
-    say : callable
-        Told in a sentence what is going on.
     """
 
     out: Path
     work: Path
     timeout_s: float = 900.0
     floors: Floors = field(default_factory=Floors)
-    say: Callable[[str], None] = print
 
     def run(self, name: str, builds: Sequence[Build], grid: Grid, blocks: int, stage: Stage = "first") -> list[Unit]:
         """Units of some builds in so many blocks; what an earlier run finished is not paid again, what failed is."""
         history = History(self.out)
         kept, problems = history.units(name)
         for problem in problems:
-            self.say(f"{problem}; what it held is measured again")
+            logger.warning(f"{problem}; what it held is measured again")
         done = [unit for unit in kept if unit.status == "ok"]
         roles: list[tuple[Build, Role]] = [(one, "control" if one.copy == "control" else "commit") for one in builds]
         tasks = list(alternate.design(roles, grid, stage, blocks))
         runner = Runner(name, self.work / "children", self.timeout_s)
-        return alternate.measure(tasks, runner, done, history.keep, self.say)
+        return alternate.measure(tasks, runner, done, history.keep)
 
     def run_for(self, name: str, builds: Sequence[Build], grid: Grid, most: int, seconds: float) -> list[Unit]:
         """Units of some builds in so many blocks at most, as long as the next one will end in time; one at least."""
@@ -94,7 +94,7 @@ class Workbench:
             begin = time.monotonic()
             if blocks > 1 and begin + longest > end:
                 break
-            self.say(f"block {blocks}; {duration(end - begin)} left")
+            logger.info(f"block {blocks}; {duration(end - begin)} left")
             units = self.run(name, builds, grid, blocks)
             longest = max(longest, time.monotonic() - begin)
         return units
@@ -104,7 +104,7 @@ class Workbench:
         try:
             self.floors.learn(source, units, commit)
         except OSError as error:
-            self.say(f"the noise of this machine is not kept: {error}")
+            logger.warning(f"the noise of this machine is not kept: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)

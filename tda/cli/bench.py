@@ -3,14 +3,17 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tda.cli import options as o
+from tda.cli.logs import tell_on
 from tda.cli.report import write_report
 from tda.config import BenchConfig
+from tda.logs import handled
 from tda.worth import DEFAULT, WorthRule
 
 if TYPE_CHECKING:
@@ -93,6 +96,8 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
     since : float
         When the command began, by the monotonic clock.
     """
+    from rich.console import Console
+
     from tda.bench.budget import NO_END, REPORT_STARTS, Deadline
     from tda.bench.run import Bench
     from tda.results import check_folder
@@ -102,8 +107,10 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
     if plan.budget_s is not None:
         page_s = min((time.monotonic() - since) * REPORT_STARTS, plan.budget_s / 4)
         deadline = Deadline(since + plan.budget_s - page_s)
+    console = Console(stderr=True)
     try:
-        return Bench(plan, out, deadline=deadline, command=command, limits=limits).run()
+        with handled("tda", partial(tell_on, console)):
+            return Bench(plan, out, console, deadline, command, limits).run()
     except KeyboardInterrupt:
         o.tell_interrupted(out)
         raise

@@ -37,7 +37,7 @@ def bisect(
     from tda.history.repository import Repository
 
     repository = Repository(repo)
-    bench = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say, repository=repository)
+    bench = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, repository=repository)
     wanted = Wanted(split, blocks, max_blocks)
     with o.measuring(work):
         found = search(bench, repository.resolve(good), repository.resolve(bad), config, wanted)

@@ -54,12 +54,12 @@ def compare(
     if folders:
         if asked := config.options():
             raise ValueError(f"two folders are compared by what they hold; {', '.join(asked)} is for commits")
-        bench = Workbench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say)
+        bench = Workbench(out=out, work=work, timeout_s=unit_timeout_s)
         found = _folders(bench, Path(old), Path(new), blocks if measure_floor else None)
     else:
         if measure_floor:
             raise ValueError("--measure-floor is for folders: commits are compared beside a control of their own")
-        commits = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, say=o.say, repository=Repository(repo))
+        commits = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, repository=Repository(repo))
         found = _commits(commits, old, new, config, blocks)
     _tell(found, as_json=as_json)
 

@@ -13,7 +13,7 @@ def doctor(device: o.DeviceName = "cpu", as_json: o.AsJson = False) -> None:
     """
     from tda.doctor import check_up, rows, verdict
 
-    found = check_up(device, o.say)
+    found = check_up(device)
     if as_json:
         o.print_json({**found.model_dump(mode="json"), "verdict": verdict(found)})
         return

@@ -38,7 +38,7 @@ def profile(
     settings, repository, store = load_profiles(cases), Repository(repo), ProfileStore(out)
     try:
         with alone(work) if lock else nullcontext():
-            whole = profile_commits(repository, commits or ["HEAD"], settings, store, work / "builds", processes, o.say)
+            whole = profile_commits(repository, commits or ["HEAD"], settings, store, work / "builds", processes)
     except KeyboardInterrupt:
         typer.echo("tda: interrupted; what is whole is kept. The same command goes on.", err=True)
         raise

@@ -16,11 +16,13 @@ def lm_eval(ctx: typer.Context) -> None:
     from lm_eval.__main__ import cli_evaluate
     from yaml import YAMLError
 
+    from tda.logs import handled
     from tda.tasks.model import TDALM
 
     sys.argv = ["lm-eval", *ctx.args]
     try:
-        cli_evaluate()
+        with handled("tda", lambda record: typer.echo(record.getMessage(), err=True)):
+            cli_evaluate()
     except (AssertionError, KeyError, TypeError, DatasetsError, TemplateError, YAMLError) as error:
         raise ValueError(f"lm-eval: {type(error).__name__}: {error}") from error
     if TDALM.latest is not None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import typer
 
 from tda import __version__
+from tda.cli.logs import tell
 from tda.cli.signals import ending_as_ctrl_c
 from tda.cores import wait_briefly
+from tda.logs import handled
 
 COMMANDS = (
     "bench",
@@ -54,6 +56,7 @@ def _common(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     ctx.obj = time.monotonic()  # when the command began
+    ctx.with_resource(handled("tda", tell))
 
 
 for _name in COMMANDS:

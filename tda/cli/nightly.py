@@ -51,7 +51,7 @@ def nightly(
         _check(place.history, max_age_hours)
         return
     settings = load_config(config)
-    run = NightRun(repository, place.history, settings, work, commit, since, say=o.say)
+    run = NightRun(repository, place.history, settings, work, commit, since)
     try:
         night = run.run()
     except KeyboardInterrupt:

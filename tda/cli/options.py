@@ -8,7 +8,6 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -154,11 +153,6 @@ def tell_interrupted(out: Path) -> None:
 
     kept = f"{results_path(out)} holds what is done" if results_path(out).is_file() else "nothing was measured yet"
     typer.echo(f"tda: interrupted; {kept}. The same command goes on.", err=True)
-
-
-def say(sentence: str) -> None:
-    """Tell what is going on, with the time of day."""
-    typer.echo(f"{datetime.now(UTC):%H:%M:%S} {sentence}", err=True)
 
 
 def warn(notice: str | None) -> None:

@@ -28,12 +28,12 @@ def profile(
     from tda.web.profile.viewer import page_writer
 
     try:
-        profiles = run_profile(out, say=o.say, **config.options())
+        profiles = run_profile(out, **config.options())
     except KeyboardInterrupt:
         typer.echo(f"tda: interrupted; cases that are whole stay in {out}. The same command begins anew.", err=True)
         raise
     o.print_rows(step_rows(profiles), as_json=as_json)
-    typer.echo(f"report: {build_profile_report(out, page_writer(o.say, fetch=viewer)).index}", err=True)
+    typer.echo(f"report: {build_profile_report(out, page_writer(fetch=viewer)).index}", err=True)
     for sentence in verdicts(gather_profiles(out)):
         typer.echo(f"tda: {sentence}", err=True)
 

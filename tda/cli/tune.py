@@ -30,7 +30,7 @@ def tune(
     if torch_device(device).type != "cuda":
         raise ValueError(f"tune measures kernels of a GPU; got the device {device!r}. The kernels in C need no tuning")
     loaded = load_model(model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
-    rows = measure(loaded.model, float("inf") if seconds is None else seconds, o.say)
+    rows = measure(loaded.model, float("inf") if seconds is None else seconds)
     if as_json:
         o.print_json(rows)
         return

@@ -1,7 +1,7 @@
 """The machine examined: at rest, at its limits, then process after process."""
 
+import logging
 import time
-from collections.abc import Callable
 from contextlib import closing
 
 import torch
@@ -20,6 +20,8 @@ from tda.telemetry.cpu import Neighbour, Neighbours
 from tda.telemetry.gpu import gpu_facts
 from tda.telemetry.nvml import driver_version, gpus
 from tda.telemetry.source import NotReadableError
+
+logger = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """How long the machine is watched while this process rests."""
@@ -51,15 +53,13 @@ class Checkup(Frozen):
     unfinished: tuple[str, ...] = Field(default=(), description="what the time was not enough for")
 
 
-def check_up(device: str, say: Callable[[str], None]) -> Checkup:
+def check_up(device: str) -> Checkup:
     """Examine the machine in less than two minutes: where it is slow or loaded less is done, and `unfinished` says so.
 
     Parameters
     ----------
     device : str
         What is to be measured on it.
-    say : callable
-        Told in a sentence what is going on.
 
     Raises
     ------
@@ -68,15 +68,15 @@ def check_up(device: str, say: Callable[[str], None]) -> Checkup:
     """
     where, budget = torch_device(device), Budget(BUDGET_S)
     runs, missing_kernels = kernels.backend(device), kernels.notice(device)
-    say(f"watching the machine for {LOOK_S:.0f} s")
+    logger.info(f"watching the machine for {LOOK_S:.0f} s")
     watch, neighbours = Watch(where), Neighbours()
     time.sleep(LOOK_S)
     busy, change = neighbours.read(), watch.read()
-    say("bandwidth, matmul, threads")
+    logger.info("bandwidth, matmul, threads")
     bandwidth = stream_gb_per_s(where)
     matmul = {name: matmul_tflop_per_s(where, getattr(torch, name)) for name in DTYPES}
     scaling = limits_by_threads(budget)
-    noise, missing = _noise(device, budget, say)
+    noise, missing = _noise(device, budget)
     found, no_gpu = _gpus()
     return Checkup(
         machine=machine(device),
@@ -111,9 +111,9 @@ def limits_by_threads(budget: Budget) -> list[Scaling]:
     return found
 
 
-def _noise(device: str, budget: Budget, say: Callable[[str], None]) -> tuple[tuple[Noise, ...], str | None]:
+def _noise(device: str, budget: Budget) -> tuple[tuple[Noise, ...], str | None]:
     try:
-        return measure_noise(device, budget, say), None
+        return measure_noise(device, budget), None
     except NotMeasuredError as error:
         return (), str(error)
 

@@ -1,7 +1,6 @@
 """What processes of this machine differ by that measure the same, and so the smallest change that can be seen here."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
@@ -44,7 +43,7 @@ class Noise(Frozen):
     resolved: float = Field(description=f"the same for two builds of {BLOCKS} processes each")
 
 
-def measure_noise(device: str, budget: Budget, say: Callable[[str], None]) -> tuple[Noise, ...]:
+def measure_noise(device: str, budget: Budget) -> tuple[Noise, ...]:
     """Run processes of the present installation, one after the other, and see what they differ by.
 
     Raises
@@ -53,7 +52,7 @@ def measure_noise(device: str, budget: Budget, say: Callable[[str], None]) -> tu
         If they fail, or the time is not enough for them.
     """
     with tempfile.TemporaryDirectory(prefix="tda-doctor-") as folder:
-        units, why = _processes(Path(folder), speed_grid(TINY.model_copy(update={"device": device})), budget, say)
+        units, why = _processes(Path(folder), speed_grid(TINY.model_copy(update={"device": device})), budget)
     check_measured(units, INSTALLED)
     well, wanted = sum(unit.status == "ok" for unit in units), 2 * PAIRS
     if well < MIN_PROCESSES:
@@ -63,7 +62,7 @@ def measure_noise(device: str, budget: Budget, say: Callable[[str], None]) -> tu
     return tuple(map(noise_of, floors_of("doctor", units, INSTALLED)))
 
 
-def _processes(folder: Path, grid: Grid, budget: Budget, say: Callable[[str], None]) -> tuple[list[Unit], str | None]:
+def _processes(folder: Path, grid: Grid, budget: Budget) -> tuple[list[Unit], str | None]:
     """Units of pair after pair, as long as the next pair will end in time; and why there are not all of them."""
     builds = [Build(INSTALLED, copy, Path(__file__).parents[2]) for copy in ("control", "commit")]
     units: list[Unit] = []
@@ -72,7 +71,7 @@ def _processes(folder: Path, grid: Grid, budget: Budget, say: Callable[[str], No
         left = budget.left
         if longest > left:
             return units, f"a pair takes {longest:.0f} s here, and {left:.0f} s of {budget.seconds:.0f} were left"
-        bench = Workbench(out=folder / "units", work=folder / "work", timeout_s=left / len(builds), say=say)
+        bench = Workbench(out=folder / "units", work=folder / "work", timeout_s=left / len(builds))
         units = bench.run(INSTALLED, builds, grid, pairs)
         failed = next((unit for unit in units if unit.status != "ok"), None)
         if failed is not None:

@@ -1,12 +1,15 @@
 """Which commits a night measures."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tda.history.nights import CommitStatus, History, Night, NightCommit
 from tda.history.repository import Repository
 from tda.nightly.config import NightlyConfig
+
+logger = logging.getLogger(__name__)
 
 UNIT_SECONDS = 20.0
 """What a process is expected to take before any has ended on this history."""
@@ -18,7 +21,7 @@ class CommitChoice:
 
     Attributes
     ----------
-    repository, history, config, newest, since, say
+    repository, history, config, newest, since
         As for `tda.nightly.night.NightRun`.
     """
 
@@ -27,7 +30,6 @@ class CommitChoice:
     config: NightlyConfig
     newest: str
     since: str | None
-    say: Callable[[str], None]
 
     def night(self) -> Night | None:
         """A night over what is new and as much of what was left out as fits; None where there is nothing."""
@@ -70,7 +72,7 @@ class CommitChoice:
             return [*fresh, *skipped[: room - len(fresh)]]
         stride = (len(fresh) - 1) / max(room - 1, 1)
         places = {round(len(fresh) - 1 - number * stride) for number in range(room)}
-        self.say(f"{len(fresh)} new commits, time for {room}: the others are left for later nights")
+        logger.info(f"{len(fresh)} new commits, time for {room}: the others are left for later nights")
         return [fresh[place] for place in sorted(places)]
 
     def _room(self) -> int:

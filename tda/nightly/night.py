@@ -4,8 +4,9 @@ Everything that is decided follows from the units and the night's account on dis
 where it stopped and ends as it would have ended.
 """
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tda.nightly.judge import Judge
 from tda.nightly.spare import SpareTime
 from tda.process import alone
 from tda.records import Machine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,8 +44,6 @@ class NightRun:
         Commit up to which to measure.
     since : str or None
         On a first night: the commit to begin with, which becomes the anchor; else only the newest is measured.
-    say : callable
-        Told in a sentence what is going on.
     """
 
     repository: Repository
@@ -51,7 +52,6 @@ class NightRun:
     work: Path
     newest: str = "HEAD"
     since: str | None = None
-    say: Callable[[str], None] = print
 
     def run(self) -> Night | None:
         """Measure and judge; None where there is nothing new."""
@@ -60,11 +60,11 @@ class NightRun:
             night = self._unfinished() or self._new()
             if night is None:
                 return None
-            self.say(f"nightly run {night.id}: {len(night.commits)} commits, baseline commit {night.anchor[:10]}")
+            logger.info(f"nightly run {night.id}: {len(night.commits)} commits, baseline commit {night.anchor[:10]}")
             builds = Builds(self.repository, self.work / "builds")
             night = self._measured(night, builds)
             self.history.write(night)
-            spare = SpareTime(self.repository, self.history, self.config, builds, deadline, self.say)
+            spare = SpareTime(self.repository, self.history, self.config, builds, deadline)
             spare.explain(night)
             spare.run_extras(night)
             night = night.model_copy(update={"finished": now()})
@@ -78,7 +78,7 @@ class NightRun:
         return next((night for night in reversed(nights) if night.finished is None), None)
 
     def _new(self) -> Night | None:
-        choice = CommitChoice(self.repository, self.history, self.config, self.newest, self.since, self.say)
+        choice = CommitChoice(self.repository, self.history, self.config, self.newest, self.since)
         night = choice.night()
         if night is not None:
             self.history.write(night)
@@ -108,7 +108,7 @@ class NightRun:
         judge = Judge(self.history, night, self.config, self.repository)
         wanted = judge.to_confirm()
         if wanted:
-            self.say(f"candidates at {', '.join(commit[:10] for commit in wanted)}: measuring again")
+            logger.info(f"candidates at {', '.join(commit[:10] for commit in wanted)}: measuring again")
             again: list[tuple[Build, Role]] = [(builds.install(commit), "commit") for commit in wanted]
             fresh: list[Task] = []
             for grid in grids:
@@ -125,7 +125,7 @@ class NightRun:
                 try:
                     builds.install(commit.hash)
                 except BuildFailedError as error:
-                    self.say(f"{commit.hash[:10]} does not build: {error}")
+                    logger.warning(f"{commit.hash[:10]} does not build: {error}")
                     commit = commit.model_copy(update={"status": "build failed", "reason": str(error)})
             commits.append(commit)
         return night.model_copy(update={"commits": tuple(commits)})
@@ -141,21 +141,21 @@ class NightRun:
         measured = [commit.hash for commit in night.commits if commit.status == "measured"]
         if measured:
             told += f"; {measured[0][:10]} takes its place, and slow changes are looked for from it on"
-        self.say(told)
+        logger.warning(told)
         update = {"anchor": measured[0] if measured else night.anchor, "notes": (*night.notes, told)}
         night = night.model_copy(update=update)
         self.history.write(night)
         return night
 
     def _measure(self, runner: Runner, night: Night, tasks: Sequence[Task]) -> None:
-        alternate.measure(tasks, runner, self.history.units(night.id)[0], self.history.keep, self.say)
+        alternate.measure(tasks, runner, self.history.units(night.id)[0], self.history.keep)
 
     def _learn(self, night: Night) -> None:
         """Let comparisons of folders know what processes of one build differ by on this machine."""
         try:
             Floors().learn(night.id, self.history.units(night.id)[0], night.anchor)
         except OSError as error:
-            self.say(f"the noise of this machine is not kept: {error}")
+            logger.warning(f"the noise of this machine is not kept: {error}")
 
     def _statuses(self, night: Night) -> Night:
         """What became of each commit, and which measured one it is compared with."""

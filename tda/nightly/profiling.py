@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from tda.history.repository import Repository, short
 from tda.nightly.config import ProfilesConfig
 from tda.process import COMPLAINT, call
 from tda.profiler.store import RECORD
+
+logger = logging.getLogger(__name__)
 
 CALL = "run_profile"
 NAME = "cases"
@@ -73,9 +76,7 @@ class _Profiler:
         return task.unit(self.session, ended)
 
 
-def capture(
-    store: ProfileStore, request: ProfileRequest, builds: Sequence[Build], machine: str, say: Callable[[str], None]
-) -> list[Unit]:
+def capture(store: ProfileStore, request: ProfileRequest, builds: Sequence[Build], machine: str) -> list[Unit]:
     """Profile builds in alternating processes, as far as they are not in the store yet.
 
     Parameters
@@ -88,8 +89,6 @@ def capture(
         In the order of history. One that cannot profile, being too old, is told of and left out.
     machine : str
         Fingerprint of this machine.
-    say : callable
-        Told in a sentence what is going on.
 
     Returns
     -------
@@ -103,10 +102,10 @@ def capture(
     for task in tasks:
         if task.block == 1 and not _can_profile(task.build):
             unit = _too_old(session, task)
-            say(f"{short(unit.commit)}: {unit.reason}")
+            logger.warning(f"{short(unit.commit)}: {unit.reason}")
             store.keep(unit)
     able = [task for task in tasks if _can_profile(task.build)]
-    return measure(able, _Profiler(store, session, request.timeout_s), done, store.keep, say)
+    return measure(able, _Profiler(store, session, request.timeout_s), done, store.keep)
 
 
 def _can_profile(build: Build) -> bool:
@@ -130,7 +129,6 @@ def profile_commits(
     store: ProfileStore,
     builds: Path,
     processes: int | None,
-    say: Callable[[str], None],
 ) -> bool:
     """Install commits and profile them, then prune the store.
 
@@ -148,8 +146,6 @@ def profile_commits(
         Folder of installed builds.
     processes : int or None
         Processes of each commit; else as the settings say, and 1 where there is one commit.
-    say : callable
-        Gets a sentence about what is going on.
 
     Returns
     -------
@@ -164,9 +160,9 @@ def profile_commits(
         try:
             installed.append(Builds(repository, builds).install(commit))
         except BuildFailedError as error:
-            say(f"{short(commit)} does not build: {error}")
+            logger.warning(f"{short(commit)} does not build: {error}")
     here = machine(settings.options.device or "cpu").fingerprint
-    units = capture(store, request, installed, here, say) if installed else []
+    units = capture(store, request, installed, here) if installed else []
     for commit in store.prune(settings.keep_traces):
-        say(f"{short(commit)} is old: its traces are deleted, its tables stay")
+        logger.info(f"{short(commit)} is old: its traces are deleted, its tables stay")
     return len(installed) == len(commits) and all(unit.status == "ok" for unit in units)

@@ -1,9 +1,10 @@
 """What a night measures beside its commits while time is left: profiles of what changed, and extra commands."""
 
+import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tda.nightly.config import Extra, NightlyConfig
 from tda.nightly.explain import explainable, options_of
 from tda.nightly.profiling import ProfileRequest, capture
 
+logger = logging.getLogger(__name__)
+
 PROFILE_SECONDS = 30.0
 """What a process is expected to take that profiles one case beside dense."""
 
@@ -25,7 +28,7 @@ class SpareTime:
 
     Attributes
     ----------
-    repository, history, config, say
+    repository, history, config
         As for `tda.nightly.night.NightRun`.
     builds : Builds
         Installs of its commits.
@@ -38,7 +41,6 @@ class SpareTime:
     config: NightlyConfig
     builds: Builds
     deadline: float
-    say: Callable[[str], None]
 
     def explain(self, night: Night) -> None:
         """Profile both commits of each alarm of time or memory, in turn, until the cap."""
@@ -47,14 +49,14 @@ class SpareTime:
         store = ProfileStore(self.history.folder / PROFILES_FOLDER)
         for finding in filter(explainable, night.findings):
             if time.monotonic() + 2 * self.config.alarm_processes * PROFILE_SECONDS > self.deadline:
-                self.say(f"no time left to profile what changed at {finding.commit[:10]}")
+                logger.info(f"no time left to profile what changed at {finding.commit[:10]}")
                 continue
-            self.say(f"profiling {finding.cases[0]} at {finding.good[:10]} and {finding.commit[:10]}")
+            logger.info(f"profiling {finding.cases[0]} at {finding.good[:10]} and {finding.commit[:10]}")
             question = ProfileRequest(
                 "alarm", options_of(finding), self.config.alarm_processes, self.config.unit_timeout_s
             )
             pair = [self.builds.install(commit) for commit in (finding.good, finding.commit)]
-            capture(store, question, pair, night.machine.fingerprint, self.say)
+            capture(store, question, pair, night.machine.fingerprint)
 
     def run_extras(self, night: Night) -> None:
         """Run the extra commands, newest commit first, until the cap; one that fails is named and not tried again."""
@@ -77,13 +79,13 @@ class SpareTime:
     def _extra(self, extra: Extra, names: Mapping[str, str]) -> None:
         commit = names["commit"][:10]
         if time.monotonic() + 60 * extra.minutes > self.deadline:
-            self.say(f"no time left for {extra.name} of {commit}; a later night runs it")
+            logger.info(f"no time left for {extra.name} of {commit}; a later night runs it")
             return
-        self.say(f"{extra.name} of {commit}")
+        logger.info(f"{extra.name} of {commit}")
         produced = Path(extra.produces.format(**names))
         if "*" not in str(produced.parent):
             produced.parent.mkdir(parents=True, exist_ok=True)
         command = [word.format(**names) for word in extra.command]
         done = subprocess.run(command, cwd=self.repository.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if done.returncode:
-            self.say(f"{extra.name} of {commit} ended with exit code {done.returncode}")
+            logger.warning(f"{extra.name} of {commit} ended with exit code {done.returncode}")

@@ -1,7 +1,8 @@
 """Groups that were measured to their end, kept beside the results: the next sweep does not hand them over again."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tda.cases import Frozen, digest_of
 from tda.records import NOT_ITS_FAULT, Record
 from tda.results import append_lines, read_lines
 from tda.sweep.groups import Group
+
+logger = logging.getLogger(__name__)
 
 GROUPS = "groups.jsonl"
 """File beside the results: a `Done` for each group that was measured to its end."""
@@ -55,11 +58,11 @@ class DoneGroups:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def names(self, groups: Sequence[Group], records: Sequence[Record], warn: Callable[[str], None]) -> set[str]:
+    def names(self, groups: Sequence[Group], records: Sequence[Record]) -> set[str]:
         """Names of groups that are asked as they were when they were measured, and whose records are all there."""
         lines, problems = read_lines(self._path, Done) if self._path.is_file() else ([], [])
         for problem in problems:
-            warn(f"{problem}; its group is looked at again")
+            logger.warning(f"{problem}; its group is looked at again")
         there, asked = _good(records), {(group.name, _asked(group)) for group in groups}
         whole = [line for line in lines if line.places and there >= set(line.places)]
         return {line.group for line in whole if (line.group, line.asked) in asked}

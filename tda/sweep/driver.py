@@ -1,5 +1,6 @@
 """Drive a sweep: hand groups to Ray in their order, append what comes back once, hand over again what was lost."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from tda.bench.supervisor import failed_record
 from tda.bench.worker import order_of
 from tda.bench.worker_limits import Limits
 from tda.bench.worker_process import TAIL
+from tda.logs import log_again
 from tda.process import alone
 from tda.records import FAILURES, Commit, Failure, FailureKind, LeftOut, Machine, Record
 from tda.sweep.cluster import Cluster, GroupEnd, Needs, Node
 from tda.sweep.done import GROUPS, DoneGroups, failures
 from tda.sweep.groups import Group
 from tda.sweep.view import View
+
+logger = logging.getLogger(__name__)
 
 WAIT_S = 0.5
 """Seconds for which the cluster is listened to at a time."""
@@ -54,7 +58,7 @@ class Sweep:
     needs, limits : mapping
         What each group takes of a machine, and what its workers may take; by name.
     view : View
-        Where progress and notices go.
+        Where progress is shown.
     command : str
         The command that goes on with this sweep.
     """
@@ -87,7 +91,7 @@ class Sweep:
             If the folder cannot be written.
         """
         with alone(self.out):
-            self._folder = Folder(self.out, self.view.warn)
+            self._folder = Folder(self.out)
             self._folder.check_commit(facts.commit())
             self._folder.note_left_out([])
             self._skip_done()
@@ -103,7 +107,7 @@ class Sweep:
     # What is done already.
 
     def _skip_done(self) -> None:
-        done = self._done.names(self.groups, self._folder.records, self.view.warn)
+        done = self._done.names(self.groups, self._folder.records)
         self._waiting = [group for group in self._waiting if group.name not in done]
         for name in done & {group.name for group in self.groups}:
             self.view.ended(name, "measured earlier")
@@ -138,7 +142,7 @@ class Sweep:
         for name, attempt in self._attempts.items():
             if attempt.host is None and not any(node.can(self.needs[name]) for node in nodes):
                 if name not in self._stranded:
-                    self.view.warn(f"no machine of the cluster can take {name} now; it waits for one that joins")
+                    logger.warning(f"no machine of the cluster can take {name} now; it waits for one that joins")
                 self._stranded.add(name)
             else:
                 self._stranded.discard(name)
@@ -170,8 +174,8 @@ class Sweep:
             self._fail(attempt, "error", f"{value}")
             if attempt.machine is None:  # no record can tell of it
                 self._give_up(name, f"{value}")
-        elif kind == "say":
-            self.view.say(value)
+        elif kind == "log":
+            log_again(value)
         elif kind == "stage":
             self.view.stage(name, *value)
         elif kind == "go_on":
@@ -218,7 +222,7 @@ class Sweep:
         """Keep a record of what a group was lost in, if its machine has told of itself by then."""
         name = attempt.group.name
         told = f"{name}: {FAILURES[kind].words}: {reason}"
-        self.view.warn(told)
+        logger.warning(told)
         if attempt.machine is None:
             return
         place = attempt.place or order_of(attempt.group.plan, 0, self.out, self.command).dense

@@ -110,14 +110,6 @@ class View:
         took = "" if line.began is None else f", {duration(line.ended - line.began)} on {line.host}"
         self._change(name, f"{how}{took}")
 
-    def say(self, told: str) -> None:
-        """Say a sentence, in rich's markup."""
-        self._console.print(told)
-
-    def warn(self, told: str) -> None:
-        """Say what should not be overlooked."""
-        self._console.print(f"[yellow]{escape(told)}")
-
     # How it is shown.
 
     def _change(self, name: str, told: str) -> None:

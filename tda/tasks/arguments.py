@@ -1,7 +1,8 @@
 """What ``--model_args`` of lm-eval say of a method: its options among others, and what it is fitted with."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tda.methods import METHODS, build, option_names
 from tda.models.digest import weights_digest
 from tda.quality import calibration_batches
 from tda.thresholds import Thresholds
+
+logger = logging.getLogger(__name__)
 
 HARNESS = tuple(inspect.signature(HFLM.__init__).parameters)[1:-1]
 """Arguments of lm-eval's own class for Hugging Face models."""
@@ -75,7 +78,6 @@ def fitted(
     thresholds: str | None,
     text: str | None,
     documents: int,
-    say: Callable[[str], None],
 ) -> Method:
     """The method, fitted with thresholds or on a text where it needs that; `windows` are a prompt and what follows."""
     if not method.needs_fit or method.keeps_all or method.thresholds is not None:
@@ -84,12 +86,12 @@ def fitted(
         artifact = Thresholds.load(thresholds)
         method = method.with_thresholds(artifact)
         if artifact.model.weights and (told := artifact.foreign(model.config._name_or_path, weights_digest(model))):
-            say(told)
+            logger.warning(told)
         return method
     assert text is not None
     assert windows is not None
     length = windows[0] if method.window == "prompt" else sum(windows)
     length = min(length, context_length(text_config(model)) or length)
     batches = calibration_batches(tokenizer, length, documents, text=Path(text))
-    say(f"fitting {method.spec} on {sum(len(one['input_ids']) for one in batches)} documents of {text}")
+    logger.info(f"fitting {method.spec} on {sum(len(one['input_ids']) for one in batches)} documents of {text}")
     return method.with_thresholds(calibrate(model, method, batches, progress=False))

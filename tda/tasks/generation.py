@@ -30,7 +30,7 @@ class GenerationLM(MethodLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated texts, each up to its first stop string."""
-        journal, drawn = self._journal_of_call(), Journal(None, {}, self._say)
+        journal, drawn = self._journal_of_call(), Journal(None, {})
         lengths = [self._check_generation(request) for request in requests]
         self._check_unseen(requests)
         keys, homes = [], []

@@ -2,7 +2,7 @@
 
 import difflib
 import functools
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from tda.tasks.hub import reachable_hub
 from tda.tasks.local import LocalData, read, shapes
 from tda.tasks.quiet import quiet
 from tda.tasks.scores import plain_name
+
+logger = logging.getLogger(__name__)
 
 SEED = 1234
 """lm-eval's own, for few-shot examples."""
@@ -47,7 +49,7 @@ class LoadedTask:
     place: str
 
 
-def load(ask: Ask, *, say: Callable[[str], None]) -> list[LoadedTask]:
+def load(ask: Ask) -> list[LoadedTask]:
     """Tasks that a name stands for, with data and few-shot examples: one, or those of a group.
 
     Raises
@@ -59,15 +61,15 @@ def load(ask: Ask, *, say: Callable[[str], None]) -> list[LoadedTask]:
         raise ValueError(f"task {ask.name}: examples before the question are 0 or more, got {ask.shots}")
     if ask.items is not None and ask.items < 1:
         raise ValueError(f"task {ask.name}: at least one item is asked, got {ask.items}")
-    with quiet(say):
-        found = _local(ask, say) if ask.data is not None else _from_hub(ask.name)
+    with quiet():
+        found = _local(ask) if ask.data is not None else _from_hub(ask.name)
         for loaded in found:
             _check(loaded)
             _set_shots(loaded, ask.shots)
     return found
 
 
-def _local(ask: Ask, say: Callable[[str], None]) -> list[LoadedTask]:
+def _local(ask: Ask) -> list[LoadedTask]:
     """A task on the items of a file."""
     assert ask.data is not None
     entry = CATALOGUE.get(ask.name)
@@ -77,7 +79,7 @@ def _local(ask: Ask, say: Callable[[str], None]) -> list[LoadedTask]:
         kind = None  # what scores an answer reads the data set's own fields
     data = read(ask.data, kind, entry.fields if entry else None)
     if data.copies:
-        say(f"{data.path}: {data.copies} lines hold an item that came before; each item counts once")
+        logger.warning(f"{data.path}: {data.copies} lines hold an item that came before; each item counts once")
     try:
         task = _own_task(ask.name, entry, data) if entry and entry.own else _harness_task(ask.name, entry, config, data)
     except Exception as error:  # whatever a task's functions do on a line that does not suit them

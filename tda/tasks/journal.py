@@ -1,11 +1,14 @@
 """Answers kept as they come: an evaluation that was killed goes on with what it had not answered yet."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tda.cases import Frozen, digest_of
 from tda.results import append_lines, check_writable, read_lines
+
+logger = logging.getLogger(__name__)
 
 
 class Answer(Frozen):
@@ -40,14 +43,12 @@ class Journal:
     Parameters
     ----------
     path : Path or None
-        JSONL file; what it holds counts as answered. None keeps nothing beyond this object.
+        JSONL file; what can be read of it counts as answered. None keeps nothing beyond this object.
     identity : mapping
         What every answer follows from besides its request: model, method, protocol and so on, as JSON can hold it.
-    say : callable
-        Told of lines that cannot be read; their requests are answered anew.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
         self._path = path
         self._identity = digest_of(dict(identity), 32)
         self._answers: dict[str, Answer] = {}
@@ -58,7 +59,7 @@ class Journal:
             lines, problems = read_lines(path, JournalLine)
             self._answers = {line.key: line.answer for line in lines}
             for problem in problems:
-                say(problem)
+                logger.warning(problem)
 
     def key(self, kind: str, *facts: Any) -> str:
         """Hash of a request of a kind, and of all else that its answer follows from."""

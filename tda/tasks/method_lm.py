@@ -37,10 +37,7 @@ from tda.tasks.requests import (
 from tda.tasks.tally import Tally
 from tda.tasks.windows import windows_within
 
-
-def log_warning(sentence: str) -> None:
-    """Log what a user should know, where nobody takes it otherwise."""
-    logging.getLogger(__name__).warning(sentence)
+logger = logging.getLogger(__name__)
 
 
 class MethodLM(HFLM):  # type: ignore[misc]
@@ -65,7 +62,6 @@ class MethodLM(HFLM):  # type: ignore[misc]
         prompt_tokens: int | None = None,
         new_tokens: int | None = None,
         journal: str | Path | None = None,
-        say: Callable[[str], None] = log_warning,
         advance: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
@@ -81,7 +77,6 @@ class MethodLM(HFLM):  # type: ignore[misc]
         if self.mixed_precision_dtype is not None and made != Dense():
             raise ValueError("mixed_precision_dtype is for dense alone; give a method its type by dtype")
         made.check(find_ffns(self.model)[0])
-        self._say = say
         self.protocol, self.execution = protocol, execution
         self.tally = Tally()
         self._is_stock = isinstance(made, Dense)
@@ -95,13 +90,12 @@ class MethodLM(HFLM):  # type: ignore[misc]
             thresholds=thresholds,
             text=calibration_text,
             documents=calibration_documents,
-            say=say,
         )
         size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
         self._fitted_here = made.thresholds is None and self.method.thresholds is not None
         self._text = None if calibration_text is None else Path(calibration_text)
-        self._scoring, self._generating = (Batches.of(made, size, say, advance) for _ in range(2))
-        self._journal = None if journal is None else Journal(Path(journal), self.identity, say)
+        self._scoring, self._generating = (Batches.of(made, size, advance) for _ in range(2))
+        self._journal = None if journal is None else Journal(Path(journal), self.identity)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -170,11 +164,11 @@ class MethodLM(HFLM):  # type: ignore[misc]
                 run.attachment.forget()
 
     def _journal_of_call(self) -> Journal:
-        return Journal(None, {}, self._say) if self._journal is None else self._journal
+        return Journal(None, {}) if self._journal is None else self._journal
 
     def _tell_of_lengths(self, lengths: Sequence[int]) -> None:
         if (told := outside_calibration(self.method, lengths)) is not None:
-            self._say(told)
+            logger.warning(told)
 
     def _cache(self, kind: str, request: Instance, counts: Counts, value: Any) -> None:
         if isinstance(self.cache_hook, Hook):
@@ -203,7 +197,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return digest_of({name: part for name, part in json.loads(backend.to_str()).items() if name not in passing})
 
 
-OBJECTS = ("self", "say", "advance", "options")
+OBJECTS = ("self", "advance", "options")
 """Parameters that no command line can give."""
 OURS = [name for name in inspect.signature(MethodLM.__init__).parameters if name not in OBJECTS]
 """Arguments of the model besides those of lm-eval's class."""

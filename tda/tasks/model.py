@@ -13,7 +13,6 @@ from tda.contracts import Method
 from tda.names import Execution, Protocol
 from tda.tasks.cache import Hook
 from tda.tasks.generation import GenerationLM
-from tda.tasks.method_lm import log_warning
 from tda.tasks.scoring import ScoringLM
 
 
@@ -46,8 +45,6 @@ class TDALM(ScoringLM, GenerationLM):
         256 and 128 where nothing is said, or what its context holds; dense then does as lm-eval's class.
     journal : str or Path, optional
         JSONL file that keeps every answer as it comes; what it holds is not computed again.
-    say : callable
-        Told, in a sentence, what a user should know; else it is logged.
     advance : callable
         Called before each batch; what it raises ends the work, and answers so far are kept.
     batch_size : int or "auto"
@@ -83,7 +80,6 @@ class TDALM(ScoringLM, GenerationLM):
         prompt_tokens: int | None = None,
         new_tokens: int | None = None,
         journal: Path | None = None,
-        say: Callable[[str], None] = log_warning,
         advance: Callable[[], None] = lambda: None,
     ) -> "TDALM":
         """A loaded model under a method, fitted where it needs that; parameters as of the class.
@@ -101,7 +97,6 @@ class TDALM(ScoringLM, GenerationLM):
                 prompt_tokens=prompt_tokens,
                 new_tokens=new_tokens,
                 journal=journal,
-                say=say,
                 advance=advance,
                 softmax_dtype="float32",
             )

@@ -8,6 +8,10 @@ from typing import Any
 
 import datasets
 
+from tda.logs import handled
+
+logger = logging.getLogger(__name__)
+
 WITH_BARS = (
     "lm_eval.api.task",
     "lm_eval.api.model",
@@ -31,23 +35,25 @@ USUAL_WARNINGS = (
 
 
 @contextmanager
-def quiet(say: Callable[[str], None]) -> Iterator[None]:
-    """Without lm-eval's progress bars and notes; each of its warnings that is no usual one is said once."""
-    logger, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    handler = _Warnings(say)
-    before = logger.handlers, logger.propagate, logger.level
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.WARNING)
+def quiet() -> Iterator[None]:
+    """Without lm-eval's progress bars and notes; each of its warnings that is no usual one is logged once."""
+    bars, logged = datasets.are_progress_bars_disabled(), set[str]()
+
+    def warn(record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if text not in logged and not any(usual in text for usual in USUAL_WARNINGS):
+            logged.add(text)
+            logger.warning(f"lm-eval: {text[:300]}")
+
     datasets.disable_progress_bars()
     modules: list[Any] = [sys.modules[name] for name in WITH_BARS if name in sys.modules]
     shown = [(module, module.tqdm) for module in modules]
     for module, bar in shown:
         module.tqdm = _hidden(bar)
     try:
-        yield
+        with handled("lm_eval", warn, logging.WARNING):
+            yield
     finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
         for module, bar in shown:
             module.tqdm = bar
         if not bars:
@@ -57,15 +63,3 @@ def quiet(say: Callable[[str], None]) -> Iterator[None]:
 def _hidden(bar: Callable[..., Any]) -> Callable[..., Any]:
     """A progress bar that is not shown, whatever its caller asks."""
     return lambda *given, **options: bar(*given, **{**options, "disable": True})
-
-
-class _Warnings(logging.Handler):
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.say, self.said = say, set[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
-        if text not in self.said and not any(usual in text for usual in USUAL_WARNINGS):
-            self.said.add(text)
-            self.say(f"lm-eval: {text[:300]}")

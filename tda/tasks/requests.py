@@ -1,5 +1,6 @@
 """Requests on a loaded model under a method: continuations scored, and texts generated until a stop string."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from tda.finite import NotFiniteError
 from tda.names import Protocol
 from tda.quality.evaluate import shares_rows
 from tda.tasks.journal import Answer
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MARGIN_TOKENS = 8
@@ -48,7 +51,7 @@ class TokenRequest:
         return self.context + self.continuation
 
 
-def within(requests: Sequence[TokenRequest], max_length: int, say: Callable[[str], None]) -> list[TokenRequest]:
+def within(requests: Sequence[TokenRequest], max_length: int) -> list[TokenRequest]:
     """Requests whose contexts are cut on the left where they are longer than a model reads.
 
     The last token is fed to no pass, so a request has at most `max_length` + 1 tokens; its context keeps one or more.
@@ -75,7 +78,7 @@ def within(requests: Sequence[TokenRequest], max_length: int, say: Callable[[str
         found.append(replace(request, context=request.context[cut:]))
         cuts += [cut] if cut else []
     if cuts:
-        say(
+        logger.warning(
             f"{len(cuts)} of {len(requests)} requests are longer than the model's context of {max_length} tokens: "
             f"their contexts lack up to {max(cuts)} tokens on the left"
         )
@@ -106,23 +109,20 @@ class Batches:
     ----------
     size : int
         Items of a batch, so far.
-    say : callable
-        Told of a batch that did not fit.
     advance : callable
         Called before each batch; what it raises ends the work.
     """
 
     size: int
-    say: Callable[[str], None]
     advance: Callable[[], None] = lambda: None
 
     @classmethod
-    def of(cls, method: Method, size: int, say: Callable[[str], None], advance: Callable[[], None]) -> "Batches":
+    def of(cls, method: Method, size: int, advance: Callable[[], None]) -> "Batches":
         """Batches of so many rows; of one where all rows of a batch share a set.
 
         Such a set follows from all prompts of the batch, so an answer would depend on which requests came with it.
         """
-        return cls(1 if shares_rows(method) else size, say, advance)
+        return cls(1 if shares_rows(method) else size, advance)
 
     def each(self, items: Sequence[T], run: Callable[[Sequence[T]], None], told: Callable[[T], str]) -> None:
         """Run every batch of some items, in order; `told` says in words how large an item is.
@@ -143,7 +143,7 @@ class Batches:
             if len(batch) == 1:
                 raise DoesNotFitError(f"{told(batch[0])} does not fit into memory, alone in its batch: {problem}")
             self.size = len(batch) // 2
-            self.say(f"{len(batch)} rows do not fit into memory; going on with {self.size} at a time")
+            logger.warning(f"{len(batch)} rows do not fit into memory; going on with {self.size} at a time")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,8 @@ from tda.tasks.harness import SEED, LoadedTask, load
 from tda.tasks.quiet import quiet
 from tda.tasks.scores import is_mean, of_item, score_name
 
+logger = logging.getLogger(__name__)
+
 PROTOCOL: Protocol = "all_sparse"
 """What a model that tells of no protocol is scored under: it is dense."""
 NEW_TOKENS = 256
@@ -32,7 +35,6 @@ NEW_TOKENS = 256
 OTHERS = 100
 """Items from all over a data set that show which words are the task's own."""
 
-Say = Callable[[str], None]
 Template = Callable[..., str]
 """Turns of a chat to a prompt, with the argument `add_generation_prompt`."""
 
@@ -80,7 +82,7 @@ class PreparedTask:
         )
 
 
-def prepare(asks: Sequence[Ask], tokenizer: Any = None, *, say: Say) -> list[PreparedTask]:
+def prepare(asks: Sequence[Ask], tokenizer: Any = None) -> list[PreparedTask]:
     """Everything of tasks that needs no model: names, data, few-shot examples, prompts.
 
     Parameters
@@ -89,8 +91,6 @@ def prepare(asks: Sequence[Ask], tokenizer: Any = None, *, say: Say) -> list[Pre
         The tasks.
     tokenizer : optional
         The model's, for its chat template.
-    say : callable
-        Told what deserves a sentence.
 
     Raises
     ------
@@ -100,15 +100,15 @@ def prepare(asks: Sequence[Ask], tokenizer: Any = None, *, say: Say) -> list[Pre
     prepared = []
     for ask in asks:
         template = _template(ask, tokenizer) if ask.chat else None
-        with quiet(say):
-            prepared += [_prepared(ask, loaded, template) for loaded in load(ask, say=say)]
+        with quiet():
+            prepared += [_prepared(ask, loaded, template) for loaded in load(ask)]
     names = [task.asked.name for task in prepared]
     if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise ValueError(f"the task {twice} is asked twice; a result holds one of a name")
     return prepared
 
 
-def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[PreparedTask], *, say: Say) -> list[TaskResult]:
+def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[PreparedTask]) -> list[TaskResult]:
     """Run tasks on a model of lm-eval, task after task.
 
     Parameters
@@ -119,12 +119,10 @@ def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[PreparedTask], *, say: Say)
         ``lm.protocol`` says which tokens are to be sparse.
     asks : sequence of Ask or of PreparedTask
         The tasks; prepared ones save that work where several methods are asked the same.
-    say : callable
-        Told what deserves a sentence.
     """
     ready = [ask for ask in asks if isinstance(ask, PreparedTask)]
-    ready += prepare([ask for ask in asks if isinstance(ask, Ask)], getattr(lm, "tokenizer", None), say=say)
-    return [run(lm, task, say=say) for task in ready]
+    ready += prepare([ask for ask in asks if isinstance(ask, Ask)], getattr(lm, "tokenizer", None))
+    return [run(lm, task) for task in ready]
 
 
 def _template(ask: Ask, tokenizer: Any) -> Template:
@@ -249,14 +247,14 @@ def _digest(requests: Iterable[Any], items: list[Asked]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def run(lm: Any, prepared: PreparedTask, *, say: Say) -> TaskResult:
+def run(lm: Any, prepared: PreparedTask) -> TaskResult:
     """Run one task on a model; else as `evaluate`."""
     task, name = prepared.loaded.task, prepared.asked.name
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     task.set_fewshot_seed(SEED)
-    with quiet(say):
+    with quiet():
         results = lm_eval.evaluator.evaluate(
             lm=lm,
             task_dict={"tasks": {task.task_name: task}, "groups": {}},
@@ -269,7 +267,7 @@ def run(lm: Any, prepared: PreparedTask, *, say: Say) -> TaskResult:
     if digest != prepared.digest:
         raise ValueError(f"task {name}: its items were asked in another way than they were prepared; prepare it anew")
     told = _told(lm, task.instances)
-    items = _items(task, prepared.asked, results["samples"][task.task_name], told, name, say)
+    items = _items(task, prepared.asked, results["samples"][task.task_name], told, name)
     tokens, sparse = sum(item.tokens for item in items), sum(item.sparse_tokens for item in items)
     facts = prepared.facts(getattr(lm, "protocol", PROTOCOL)).model_copy(
         update={"sparse_share": sparse / tokens if tokens else 0.0}
@@ -296,7 +294,6 @@ def _items(
     samples: list[dict[str, Any]],
     told: dict[tuple[int, int], tuple[int, int]],
     name: str,
-    say: Say,
 ) -> list[Item]:
     """Items with answers and scores, in the order of the data set."""
     scores: dict[int, dict[str, float]] = defaultdict(dict)
@@ -314,7 +311,7 @@ def _items(
             else:
                 scores[sample["doc_id"]][score_name(found[0], sample["filter"])] = found[1]
     if left_out:
-        say(f"task {name}: left out, no mean over items of which more is better: {', '.join(left_out)}")
+        logger.warning(f"task {name}: left out, no mean over items of which more is better: {', '.join(left_out)}")
     answers = dict(_by_item(task.instances))
     return [_item(item, answers[item.number], scores[item.number], told) for item in asked.items]
 

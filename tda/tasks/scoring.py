@@ -86,7 +86,7 @@ class ScoringLM(MethodLM):
             TokenRequest(tuple(context), tuple(continuation), name)
             for (_, context, continuation), name in zip(requests, names, strict=True)
         ]
-        cut = within(whole, self.max_length, self._say)
+        cut = within(whole, self.max_length)
         self._tell_of_lengths([len(request.context) for request in cut])
         journal = self._journal_of_call()
         keys = [journal.key("loglikelihood", request.context, request.continuation) for request in cut]

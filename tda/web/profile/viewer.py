@@ -7,6 +7,7 @@ page's own policy lets it reach nothing. It is told of a trace what its own form
 import base64
 import gzip
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 from tda.profiler.store import TRACE
 from tda.results import write_whole
 from tda.web.theme.npm import Package, PackageError, archives, fetched
+
+logger = logging.getLogger(__name__)
 
 SPEEDSCOPE = Package(
     name="speedscope",
@@ -88,13 +91,11 @@ def speedscope(*, fetch: bool = False) -> Path:
         raise PackageError(f"no viewer: {error}; {ELSEWHERE}") from None
 
 
-def page_writer(say: Callable[[str], None], *, fetch: bool = False) -> Callable[[Path], str | None]:
+def page_writer(*, fetch: bool = False) -> Callable[[Path], str | None]:
     """What `tda.web.profile.build_profile_report` asks for pages of traces.
 
     Parameters
     ----------
-    say : callable
-        Told why there are none.
     fetch : bool
         As for `speedscope`.
 
@@ -106,7 +107,7 @@ def page_writer(say: Callable[[str], None], *, fetch: bool = False) -> Callable[
     try:
         package = speedscope(fetch=fetch)
     except PackageError as error:
-        say(str(error))
+        logger.warning(str(error))
         return lambda folder: None
 
     def write(folder: Path) -> str | None:
