@@ -82,11 +82,13 @@ def test_commands_say_it_once(
 
 
 def test_a_profile_says_it(tmp_path: Path, no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile._SubjectProfile, "run", lambda self: [])
+    monkeypatch.setattr(profile, "prepare", lambda *args, **options: sys.exit())
     monkeypatch.setattr(profile, "measure_overhead", lambda: None)
     told: list[str] = []
-    assert profile.run_profile(tmp_path, say=told.append) == []
-    assert told == [NOTICE]
+    with pytest.raises(SystemExit):
+        profile.run_profile(tmp_path, say=told.append)
+    assert told[0] == NOTICE
+    assert told.count(NOTICE) == 1
 
 
 def test_a_doctor_says_it(

@@ -93,7 +93,7 @@ class Tasks:
         from tda.tasks.model import TDALM
 
         plan, prepared, subject = self.stage.plan, self.stage.prepared, self.stage.subject
-        self._advance()
+        self.advance()
         model = TDALM.of(
             prepared.model,
             prepared.tokenizer,
@@ -105,7 +105,7 @@ class Tasks:
             new_tokens=subject.new_tokens,
             journal=answers_path(self.stage.store.folder, subject.model),
             say=self._say,
-            advance=self._advance,
+            advance=self.advance,
         )
         return run(model, task, say=self._say)
 
@@ -117,7 +117,7 @@ class Tasks:
         self._said.add(kind)
         self.stage.say(escape(f"{self.stage.subject.model}: {sentence}"))
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Called before each batch."""
         if self.deadline.left <= 0:
             raise OutOfTimeError
