@@ -59,13 +59,13 @@ def widens(dtype: torch.dtype) -> bool:
 
 
 def _in_hardware(dtype: torch.dtype) -> bool:
-    if not flags().intersection(HARDWARE[dtype]) or not _library_takes(dtype):
+    if not flags().intersection(HARDWARE[dtype]) or not library_takes(dtype):
         return False
     limits = (os.environ.get(name, "").upper() for name in LIMITS)
     return all(limit in ("", "ALL", "DEFAULT") or any(word in limit for word in ABOVE[dtype]) for limit in limits)
 
 
-def _library_takes(dtype: torch.dtype) -> bool:
+def library_takes(dtype: torch.dtype) -> bool:
     """Whether torch hands products of a type to its matrix library here (``ATEN_CPU_CAPABILITY`` may forbid it)."""
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, name)())

@@ -121,7 +121,7 @@ class Float64:
             y = (activations.z * keep) @ weights.down.T
             return (y if weights.down_bias is None else y + weights.down_bias).view_as(x)
 
-        with _replaced(self.layers, ffn), _in_float64():
+        with _replaced(self.layers, ffn), in_float64():
             logits = self.model(input_ids=tokens.unsqueeze(0), use_cache=False).logits[0]
         return Pass(logits, seen, kept)
 
@@ -135,7 +135,7 @@ class Float64:
 
 
 @contextmanager
-def _in_float64() -> Iterator[None]:
+def in_float64() -> Iterator[None]:
     """Let what a model makes on its way be float64 too."""
     torch.set_default_dtype(torch.float64)
     try:

@@ -259,7 +259,7 @@ def build(folder: Path, sizes: Sizes, plants: Sequence[Planted]) -> list[tuple[s
         with open(folder / path, "a") as file:
             file.write("\n\nfrom tda.planted import work  # noqa: E402\n")
     _dense(sizes).apply(folder)
-    _git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "init", "--quiet", "--initial-branch", "main")
     first = Planted("Begin")
     made = [(_commit(folder, first.subject), first)]
     for number, planted in enumerate(plants):
@@ -273,12 +273,12 @@ def build(folder: Path, sizes: Sizes, plants: Sequence[Planted]) -> list[tuple[s
 
 
 def _commit(folder: Path, subject: str) -> str:
-    _git(folder, "add", "--all")
-    _git(folder, "-c", "user.name=planter", "-c", "user.email=planter@localhost", "commit", "--quiet", "-m", subject)
-    return _git(folder, "rev-parse", "HEAD")
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=planter", "-c", "user.email=planter@localhost", "commit", "--quiet", "-m", subject)
+    return git(folder, "rev-parse", "HEAD")
 
 
-def _git(folder: Path, *words: str) -> str:
+def git(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
     return done.stdout.strip()
 

@@ -49,8 +49,8 @@ class World:
         self.ran: list[Task] = []
         self.paid: list[tuple[str, str, str, str, str, int]] = []
         self.stop_after: int | None = None
-        patch.setattr(Builds, "_build", lambda builds, commit, folder: self._build(commit, folder))
-        patch.setattr(Runner, "run", lambda runner, task: self._run(runner, task))
+        patch.setattr(Builds, "build", lambda builds, commit, folder: self.build(commit, folder))
+        patch.setattr(Runner, "run", lambda runner, task: self.run(runner, task))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.chdir(self.repository.folder)
 
@@ -65,13 +65,13 @@ class World:
         places = (str(place) for place, made in enumerate(self.costs) if made.startswith(commit))
         return next(places, commit)
 
-    def _build(self, commit: str, folder: Path) -> None:
+    def build(self, commit: str, folder: Path) -> None:
         reason = self.costs[commit].broken
         if reason is not None:
             raise BuildFailedError(reason)
         (folder / "site" / "tda").mkdir(parents=True)
 
-    def _run(self, runner: Runner, task: Task) -> Unit:
+    def run(self, runner: Runner, task: Task) -> Unit:
         if self.stop_after is not None and len(self.ran) >= self.stop_after:
             raise KeyboardInterrupt
         self.ran.append(task)

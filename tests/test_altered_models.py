@@ -1047,7 +1047,7 @@ def test_moving_and_converting_inside_the_block_is_refused(change: Callable[[Any
     base = answer(model, GRIFFIN, "masked")[0]
     for use in ALL[::3]:
         before = traces(model)
-        with pytest.raises(ValueError, match="a method is attached, which reads the weights where they lie: leave"):
+        with pytest.raises(ValueError, match=r"a method is attached.*weights"):
             answer(model, use.method, use.execution, inside=functools.partial(change, model))
         assert traces(model) == before
     assert_close(answer(model, GRIFFIN, "auto")[0], base, "afterwards")

@@ -226,7 +226,7 @@ def test_a_quantity_that_a_commit_lacks_is_skipped() -> None:
 def test_what_a_broken_run_did_not_reach_is_null() -> None:
     found = table(line(values={"decode_ms": 4.0}), stopped="ImportError: gone")
     assert samples(found, "decode_ms") == [4.0]
-    with pytest.raises(RuntimeError, match="ended before this cell: ImportError: gone"):
+    with pytest.raises(RuntimeError, match="before this cell: ImportError: gone"):
         ask(found, "decode_ms", ("ref:swiglu", "tda", 0.5))
 
 
@@ -300,12 +300,21 @@ def test_one_model_of_the_grid_has_both_axes(preset: str) -> None:
 
 
 def test_a_grid_is_made_anew_where_the_cache_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    own = grid._digest()
-    assert grid._digest() == own
+    made: list[str] = []
+
+    def child(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        made.append(words[-1])
+        return subprocess.CompletedProcess(words, 0, "{}", "")
+
+    monkeypatch.setattr(grid, "KEPT", tmp_path / "grids")
+    monkeypatch.setattr(subprocess, "run", child)
+    assert grid.grid("smoke") == grid.grid("smoke") == {}
+    assert made == ["smoke"]
     cores = tmp_path / "cores.py"
     cores.write_text("last_level_cache = allowed_cores = lambda *cores: None")
     monkeypatch.setattr(grid, "CORES", cores)
-    assert grid._digest() != own
+    grid.grid("smoke")
+    assert made == ["smoke", "smoke"]
 
 
 def test_the_suite_asks_for_its_grid() -> None:
@@ -315,7 +324,7 @@ def test_the_suite_asks_for_its_grid() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(SystemExit, match=r"TDA_PRESET: preset: .*'smoke', 'default'.*got 'smoky'"):
+    with pytest.raises(SystemExit, match=r"TDA_PRESET: .*'smoke', 'default'.*'smoky'"):
         grid.planned("smoky")
 
 
@@ -323,7 +332,7 @@ def test_a_grid_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(grid, "ROOT", tmp_path)
     monkeypatch.setattr(grid, "KEPT", tmp_path)
-    with pytest.raises(ValueError, match=r"no grid for preset 'smoke': .*No module named 'benchmarks"):
+    with pytest.raises(ValueError, match=r"'smoke': .*No module named 'benchmarks"):
         grid.grid("smoke")
     assert not list(tmp_path.iterdir())
 
@@ -409,7 +418,9 @@ def test_a_run_that_is_killed_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_run_that_is_killed_for_ever_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     body = f"if len(done) < 2: file.write_text('x ' * (len(done) + 1))\n{KILLED}"
-    assert ran(monkeypatch, tmp_path, body) == ("the measuring process was ended by signal 9", ["x"] * 2)
+    stopped, lines = ran(monkeypatch, tmp_path, body)
+    assert "signal 9" in (stopped or "")
+    assert lines == ["x"] * 2
 
 
 def test_a_run_that_fails_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -436,7 +447,7 @@ def test_the_cache_is_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_a_run_that_measured_nothing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(suite, "run", lambda folder, preset: "no module named tda")
-    with pytest.raises(RuntimeError, match="nothing was measured: no module named tda"):
+    with pytest.raises(RuntimeError, match="no module named tda"):
         suite.setup_cache()
 
 
@@ -566,7 +577,7 @@ def test_the_lender_is_an_active_environment_that_has_torch(monkeypatch: pytest.
 
 def test_the_lender_is_named_where_it_lacks_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
-    with pytest.raises(SystemExit, match=r"no torch for Python 3\.\d+ in \S+\.venv; `make asv`"):
+    with pytest.raises(SystemExit, match=r"torch .*Python 3\.\d+ .*\.venv; `make asv`"):
         environment.lender(tmp_path)
 
 
@@ -644,14 +655,13 @@ def test_the_estimate_says_what_it_rests_on(
     monkeypatch.setattr(forecast_asv, "this", lambda: "m")
     monkeypatch.setattr(forecast_asv, "pilot", lambda preset, cells: 120.0)
     forecast_asv.main("smoke")
-    assert capsys.readouterr().out.splitlines() == [
-        "smoke was never measured here; a pilot tells how long it takes ...",
-        "smoke, once the commit is installed: about 2.0 min, with this machine as busy as it was in the pilot",
-    ]
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.search("smoke .*never measured.* pilot", first)
+    assert re.search(r"smoke, .*2\.0 min, .*pilot", second)
     asv.results.util.write_json(str(tmp_path / "m" / "machine.json"), {"machine": "m"}, 1)
     stored(tmp_path, "smoke.Grid.track_seconds", [87.0])
     forecast_asv.main("smoke")
-    assert capsys.readouterr().out == "smoke: about 1.5 min, as for commit aaaaaaaaaa on this machine\n"
+    assert re.fullmatch(r"smoke: .*1\.5 min, .* aaaaaaaaaa .*\n", capsys.readouterr().out)
 
 
 # The lint of VERSION.

@@ -221,13 +221,13 @@ def test_unsupported_architecture_tells_where_the_supported_ones_stand() -> None
     config = OpenAIGPTConfig(**sizes, pad_token_id=0)
     model = AutoModelForCausalLM.from_config(config).eval()
     before = state(model)
-    with pytest.raises(ValueError, match=r"unsupported architecture 'openai-gpt' .* `tda models` lists those that are"):
+    with pytest.raises(ValueError, match=r"architecture 'openai-gpt' .*`tda models`"):
         use(model, tda.Griffin(sparsity=0.5), None, "auto")
     same(before, state(model))
 
 
 def test_no_hugging_face_model() -> None:
-    with pytest.raises(TypeError, match="expected a Hugging Face decoder with a config, got Linear"):
+    with pytest.raises(TypeError, match=r"decoder .*got Linear"):
         use(nn.Linear(2, 2), tda.Griffin(sparsity=0.5), None, "auto")
 
 
@@ -242,7 +242,7 @@ def test_adapted_weights_are_refused() -> None:
 
     model = tiny.build("llama")
     model.model.layers[1].mlp.up_proj.__class__ = Quantised
-    with pytest.raises(ValueError, match=r"layer 1: up is a .*Quantised, not a plain torch\.nn\.Linear"):
+    with pytest.raises(ValueError, match=r"layer 1: up .*Quantised, .*torch\.nn\.Linear"):
         use(model, tda.Griffin(sparsity=0.5), None, "auto")
 
 
@@ -252,7 +252,7 @@ def test_an_ffn_that_does_more_than_its_family_says_is_refused() -> None:
     mlp = model.model.layers[1].mlp
     plain = mlp.forward
     mlp.forward = lambda x: 1.5 * plain(x)
-    with pytest.raises(ValueError, match="layer 1: the output of the FFN with all neurons kept is not what"):
+    with pytest.raises(ValueError, match="layer 1: the output of the FFN"):
         use(model, tda.Griffin(sparsity=0.5), None, "auto")
     del mlp.forward
     use(model, tda.Griffin(sparsity=0.5), None, "auto")
@@ -346,7 +346,7 @@ def test_decode_on_a_foreign_cache(llama: Any) -> None:
     with torch.no_grad():
         cache = prefill(llama, tiny.text(1, 5)).cache
         call = functools.partial(attached, llama, lambda: decode(llama, tiny.text(1, 1), cache))
-        with pytest.raises(ValueError, match=r"did not pass through this attached model.*run\.prefill\(\)"):
+        with pytest.raises(ValueError, match=r"tokens that did not pass .*run\.prefill\(\)"):
             call()
 
 
@@ -360,7 +360,7 @@ def test_selection_before_any_prompt(llama: Any) -> None:
     with torch.no_grad(), tda.attach(llama, tda.TT(), thresholds) as run:
         with run.prefill():
             prefill(llama, tiny.text(1, 4))
-        with pytest.raises(ValueError, match="selects per token, and no decode step ran yet"):
+        with pytest.raises(ValueError, match=r"per token.*no decode step"):
             run.selection()
         with pytest.raises(ValueError, match="no selection per prompt"):
             run.attachment.policy.impose([])

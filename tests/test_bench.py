@@ -280,19 +280,20 @@ def test_each_pass_of_the_prompt_is_a_request_of_its_own(prepared, monkeypatch):
     prompts, _ = rows_of(prepared.timed[:1], torch.device("cpu"))
     monkeypatch.setattr(measure, "MOST_PASSES", 4)
     monkeypatch.setattr(measure, "PASSES_MS", float("inf"))
-    requests = []
-    with attach(prepared.model, method("griffin", 0.5)) as run:
-        session = Session(run, prompts, prompts)
-        session.prefill()
-        once = [layer.clone() for layer in run.selection()]
-        select = run.select
-        monkeypatch.setattr(run, "select", lambda: (select(), requests.append(run.attachment.requests.last)))
-        passes, _ = measure._prefill_passes(session)
-        served = 4 + DROPPED_PASSES
-        assert len(set(map(id, requests))) == served
-        assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * served
-        assert len(passes.prefill) == len(passes.selection) == len(passes.statistic) == 4
-        assert all(torch.equal(a, b) for a, b in zip(once, run.selection(), strict=True))
+    requests, chosen, select = [], [], Session.select
+
+    def noting(session):
+        select(session)
+        requests.append(session.run.attachment.requests.last)
+        chosen.append([layer.clone() for layer in session.run.selection()])
+
+    monkeypatch.setattr(Session, "select", noting)
+    passes = time_case(prepared.model, method("griffin", 0.5), prepared.timed[:1], "auto", keep_logits=False).passes
+    served = 1 + DROPPED_PASSES + 4  # the first is the warm-up's
+    assert len(set(map(id, requests))) == served
+    assert [int(request.prompt().tokens) for request in requests] == [prompts.shape[1]] * served
+    assert len(passes.prefill) == len(passes.selection) == len(passes.statistic) == 4
+    assert all(torch.equal(a, b) for layers in chosen for a, b in zip(chosen[0], layers, strict=True))
 
 
 def test_masked_execution_has_no_speed():
@@ -674,7 +675,7 @@ def test_a_method_of_ones_own_has_a_spec_and_a_name_of_its_own():
     assert str(First(sparsity=0.25).spec) == "first:sparsity=0.25,step=1"
     shape = Subject("shape:25m", quality=False)
     for methods in ((Mine(sparsity=0.5),), ("griffin", Mine(sparsity=0.5))):
-        with pytest.raises(ValueError, match="Mine is named as Griffin is, 'griffin'; give it a name of its own"):
+        with pytest.raises(ValueError, match=r"Mine .*Griffin .*'griffin'"):
             Plan((shape,), methods=methods)
 
 
@@ -736,7 +737,7 @@ def test_a_window_repeats_the_same_steps_on_the_same_selection(name, monkeypatch
 def test_on_a_cpu_there_is_no_window_and_the_record_says_so(finished):
     record = next(r for r in load(finished).records if r.case.method == "griffin" and r.round == 1)
     for quantity in window.GPU_MEASUREMENTS:
-        assert record.measurements[quantity].missing == "the work ran on a CPU"
+        assert record.measurements[quantity].missing.endswith(" CPU")
     machine_flags = {"foreign_load", "oversubscribed", "throttling", "clocks"}
     assert machine_flags | {"few_samples", "cache_resident"} == set(record.flags)
 
@@ -755,7 +756,7 @@ def test_a_failed_telemetry_pass_leaves_the_times(monkeypatch, tmp_path):
     for record in merged:
         assert record.samples("decode_ms")
         reason = record.measurements["energy_j_per_token"].missing
-        assert reason == "the telemetry pass failed: RuntimeError: planted"
+        assert reason.endswith(": RuntimeError: planted")
     assert not (tmp_path / "running.json").exists()
 
 
@@ -800,7 +801,7 @@ def test_where_attachments_leave_something_each_case_is_attached_before_the_roun
     cases = len({record.series for record in load(tmp_path).records})
     assert order[:cases] == ["attached"] * cases
     assert order.count("attached") == cases
-    assert not shelf._SHELVES
+    assert not shelf.SHELVES
     order.clear()
     run(plan, tmp_path)
     assert not order

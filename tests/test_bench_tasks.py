@@ -213,7 +213,7 @@ def test_a_leak_is_refused_before_anything_is_measured(
     else:
         lines(own / "hellaswag.train.jsonl", [{**item, "query": f"An example: {planted}"}])
     lines(own / "hellaswag.jsonl", [item, {**item, "query": "And then?"}])
-    with pytest.raises(ValueError, match=r"calibration text holds what task hellaswag asks in item [01]"):
+    with pytest.raises(ValueError, match=r"calibration .*task hellaswag .*item [01]"):
         run(tmp_path / "out", folder, own, text, tasks=["hellaswag"], shots=1 if where == "example" else 0)
     assert not load(tmp_path / "out").records
 
@@ -241,7 +241,7 @@ def test_what_a_budget_cuts_is_kept_and_named(
         if len(seen) > 6:
             raise stage.OutOfTimeError
 
-    monkeypatch.setattr(stage.Tasks, "_advance", few)
+    monkeypatch.setattr(stage.Tasks, "advance", few)
     run(tmp_path, folder, data, text)
     assert any("task xsum of" in item.what for item in load(tmp_path).left_out)
     answers = len(journal(tmp_path))
@@ -258,7 +258,7 @@ def test_a_task_that_the_model_has_no_room_for_is_refused_first(tmp_path: Path, 
     small = tmp_path / "small"
     shutil.copytree(folder, small)
     (small / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200}))
-    with pytest.raises(ValueError, match=r"task coqa asks for 256 new tokens, and .* has 200 positions"):
+    with pytest.raises(ValueError, match=r"task coqa .* 256 new .* 200 positions"):
         run(tmp_path / "out", str(small), tmp_path, {}, tasks=["coqa"], methods=["griffin"], documents=None)
     assert not load(tmp_path / "out").records
 

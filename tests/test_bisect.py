@@ -175,7 +175,7 @@ def test_a_block_in_which_an_end_failed_does_not_count(
     world: World, bisect: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [world.commit(), world.commit(factors(griffin_decode_ms=1.049)), world.commit(SLOW)]
-    world.noise, run, failed = 0.01, world._run, []
+    world.noise, run, failed = 0.01, world.run, []
 
     def once(runner: Any, task: Any) -> Any:
         unit = run(runner, task)
@@ -219,7 +219,7 @@ def test_a_step_that_fresh_blocks_do_not_show_is_not_named(
     world: World, bisect: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = history(world, 1, SLOW, count=2)
-    slow, run = world.costs[made[1]], world._run
+    slow, run = world.costs[made[1]], world.run
 
     def fades(runner: Any, task: Any) -> Any:
         world.costs[made[1]] = slow if task.stage == "first" else Cost()

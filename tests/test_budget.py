@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -293,7 +294,8 @@ def test_a_calibration_that_takes_too_long_is_cut(play, monkeypatch):
     assert len(begun) == 3
     assert not bench.records
     (left_out,) = load(bench.folder).left_out
-    assert (left_out.what, left_out.reason) == ("everything", "calibration takes longer than there is time")
+    assert left_out.what == "everything"
+    assert left_out.reason.startswith("calibration ")
 
 
 @pytest.mark.parametrize("slow_from", [0, 20, 45])
@@ -364,10 +366,10 @@ def test_a_log_without_a_terminal_gets_lines_with_the_time_left(monkeypatch):
         progress.stage("a model: round 1", 7)
         progress.advance(3)
         while not any("3 of 7" in line for line in lines):
-            progress._ended.wait(0.01)
+            time.sleep(0.01)
         progress.go_on("a model: round 2", 2)
         while not any("round 2" in line for line in lines):
-            progress._ended.wait(0.01)
+            time.sleep(0.01)
     assert any(line == "a model: round 1, 3 of 7; at most 1:30 left" for line in lines)
     assert any(line == "a model: round 2, 3 of 5; at most 1:30 left" for line in lines)
 

@@ -21,7 +21,7 @@ from tda.calibration import calibrate_all
 from tda.contracts import Method
 from tda.families import find_ffns
 from tda.fitting.allocate import ErrorCurve, equal_error
-from tda.fitting.collect import SAMPLE_PROMPTS, Batch, Collector, TokenCollector
+from tda.fitting.collect import SAMPLE_PROMPTS, Batch, TokenCollector
 from tda.fitting.histogram import BINS, Histogram
 from tda.methods import METHODS
 from tda.thresholds import SHORTEST_WINDOW, Thresholds, hash_text
@@ -311,7 +311,7 @@ class TestLengths:
     def test_beyond_the_calibrated_lengths_the_nearest_holds_with_a_warning(self, tokens: int) -> None:
         thresholds = tiny.thresholds("llama", tda.TDA())
         assert thresholds is not None
-        with pytest.warns(UserWarning, match=f"prompt of {tokens} tokens: thresholds were calibrated for 1 to 32"):
+        with pytest.warns(UserWarning, match=f"prompt of {tokens} tokens: .*1 to 32"):
             assert thresholds.cut(0, tokens) == thresholds.cuts[0][-1]
 
     def test_a_run_warns_too(self) -> None:
@@ -399,20 +399,19 @@ class TestBoundedMemory:
     def held_bytes(self, monkeypatch: pytest.MonkeyPatch, prompts: int, tokens: int) -> list[int]:
         """Bytes of all storages that the collectors hold after a calibration."""
         module = importlib.import_module("tda.calibration.calibrate")
-        made: dict[int, Collector] = {}
-        real = module._fitted
+        made: list[Any] = []
+        real = module.Collecting
 
-        def fitted(model: Any, ffns: Any, method: Method, collector: Collector, *rest: Any) -> Method:
-            made[id(collector)] = collector
-            found: Method = real(model, ffns, method, collector, *rest)
-            return found
+        def noting(*parts: Any) -> Any:
+            made.append(real(*parts))
+            return made[-1]
 
-        monkeypatch.setattr(module, "_fitted", fitted)
+        monkeypatch.setattr(module, "Collecting", noting)
         calibrate_all(tiny.model("llama"), CALIBRATED, batches(prompts, tokens), progress=False)
         monkeypatch.undo()
         return [
             sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(c)}.values())
-            for c in made.values()
+            for c in made
         ]
 
     def test_more_text_holds_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,11 +522,11 @@ class TestWrongUse:
 
     @pytest.mark.parametrize("method", [tda.TT(), tda.CATS()], ids=tiny.case_id)
     def test_text_without_a_decode_token(self, llama: Any, method: Method) -> None:
-        with pytest.raises(ValueError, match="no calibration row has a second token; give longer text"):
+        with pytest.raises(ValueError, match=r"calibration row .*second token"):
             tda.calibrate(llama, method, [{"input_ids": tiny.text(3, 1)}], progress=False)
 
     def test_wrong_layer_count(self, llama: Any) -> None:
-        with pytest.raises(ValueError, match="layer_sparsity has 3 entries for 2 layers"):
+        with pytest.raises(ValueError, match=r"layer_sparsity .*3 .*2 layers"):
             tda.calibrate(llama, tda.TDA(), batches(), layer_sparsity=[0.1, 0.2, 0.3])
 
     def test_an_interrupt_leaves_the_model_alone(self, llama: Any) -> None:

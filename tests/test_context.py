@@ -65,7 +65,7 @@ def test_a_score_takes_the_last_position_and_refuses_one_more(name, protocol: Pr
     prompt, new = tiny.text(2, 100), tiny.text(2, 30, seed=1)
     found = tda.score(model, griffin, prompt, new[:, :29], protocol=protocol)
     assert bool(torch.isfinite(found.nll).all())
-    with pytest.raises(ValueError, match=f"100 prompt and 30 new tokens need 129 positions.*has {POSITIONS}.*most 129"):
+    with pytest.raises(ValueError, match=f"100 prompt .*30 new .*129 positions.* {POSITIONS}.*most 129"):
         tda.score(model, griffin, prompt, new, protocol=protocol)
 
 
@@ -78,14 +78,14 @@ def test_padding_takes_no_position(name):
     short[0, 29:] = False
     assert tda.score(model, griffin, prompts, new, prompt_mask=mask, continuation_mask=short).nll.shape == (2, 39)
     short[0, 29] = True
-    with pytest.raises(ValueError, match="100 prompt and 30 new tokens need 129 positions"):
+    with pytest.raises(ValueError, match=r"100 prompt .*30 new .*129 positions"):
         tda.score(model, griffin, prompts, new, prompt_mask=mask, continuation_mask=short)
 
 
 def test_prompts_to_select_on_are_held_to_the_context_too(opt):
     text, dense = tiny.text(1, POSITIONS + 1), tda.Griffin(sparsity=0.5)
     assert tda.score(opt, dense, text[:, :8], text[:, :4], selection_ids=text[:, :POSITIONS]).selection
-    with pytest.raises(ValueError, match=r"129 tokens need as many positions.*has 128"):
+    with pytest.raises(ValueError, match=r"129 tokens .*positions.* 128\b"):
         tda.score(opt, dense, text[:, :8], text[:, :4], selection_ids=text)
 
 
@@ -93,7 +93,7 @@ def test_prompts_to_select_on_are_held_to_the_context_too(opt):
 def test_calibration_text_is_held_to_the_context(name):
     model, static, text = tiny.model(name), tda.StaticMean(sparsity=0.5), tiny.text(2, POSITIONS + 1)
     assert tda.calibrate(model, static, [{"input_ids": text[:, :POSITIONS]}], progress=False).scores
-    with pytest.raises(ValueError, match=r"129 tokens need as many positions.*has 128.*at most 128 tokens"):
+    with pytest.raises(ValueError, match=r"129 tokens .*positions.* 128 .*at most 128 "):
         tda.calibrate(model, static, [{"input_ids": text}], progress=False)
 
 
@@ -118,7 +118,7 @@ def test_bench_measures_at_the_limit_and_refuses_beyond_it_before_it_measures(tm
     short = str(altered.folder(tmp_path, max_position_embeddings=48))
     fits = Bench(plan_on(short, 40, 9), tmp_path / "fits", console=QUIET).run()
     assert {record.status for record in fits} == {"ok"}
-    with pytest.raises(ValueError, match=r"40 prompt and 10 new tokens need 49 positions, and .* has 48"):
+    with pytest.raises(ValueError, match=r"40 prompt .*10 new .*49 positions.* 48\b"):
         Bench(plan_on(short, 40, 10), tmp_path / "beyond", console=QUIET).run()
     assert not (tmp_path / "beyond" / "results.jsonl").read_text()
 
@@ -164,7 +164,7 @@ def test_a_profile_feeds_all_of_its_steps(tmp_path):
     """It decodes eight tokens, as a request of nine new ones does."""
     short = str(altered.folder(tmp_path, max_position_embeddings=48))
     sizes: dict[str, Any] = {"models": [short], "methods": ["dense"], "new_tokens": 9}
-    with pytest.raises(ValueError, match="41 prompt and 9 new tokens need 49 positions"):
+    with pytest.raises(ValueError, match=r"41 prompt .*9 new .*49 positions"):
         run_profile(tmp_path / "beyond", prompt_tokens=41, **sizes)
     assert not (tmp_path / "beyond").exists()
 

@@ -70,7 +70,7 @@ def test_the_page_is_what_is_claimed() -> None:
 def test_indexed_is_refused_in_float16(name: str) -> None:
     model, method = shapes.model_of("llama", "float16"), contract.built(name)
     with (
-        pytest.raises(ValueError, match=rf"execution 'indexed' of '{method.name}' .*: weights are float16"),
+        pytest.raises(ValueError, match=f"'indexed' of '{method.name}' .*: weights are float16"),
         tda.attach(model, method, tiny.thresholds("llama", method), execution="indexed"),
     ):
         pass

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -86,13 +87,11 @@ def found(**changes: object) -> Checkup:
 
 
 def test_a_quiet_machine_is_fit_and_says_for_what() -> None:
-    assert verdict(found()) == [
-        "quiet: other processes used 1% of the cores",
-        "no GPU: no driver: NVML Shared Library Not Found",
-        "2 threads give 1.5 times the bandwidth and 2.0 times the matmul rate of one; torch uses 2",
-        "fit to see decode change by 2.0% between two builds of 8 processes each, 5.0% between two single processes "
-        "(dense on shape:25m, seen in 8 processes)",
-    ]
+    load, gpu, threads, fit = verdict(found())
+    assert re.match("quiet: .* 1% ", load)
+    assert gpu.startswith("no GPU: no driver: ")
+    assert re.search(r"2 threads .*1\.5 times the bandwidth .*2\.0 times the matmul rate .*uses 2$", threads)
+    assert re.match(r"fit .*2\.0% .*8 processes each, 5\.0% .*single processes \(dense on shape:25m, .*8 ", fit)
 
 
 def test_without_a_gpu_it_says_why() -> None:
@@ -100,7 +99,7 @@ def test_without_a_gpu_it_says_why() -> None:
     assert "no GPU: CUDA_VISIBLE_DEVICES='' leaves none of 2" in verdict(hidden)
     machine = MACHINE.model_copy(update={"torch": "2.13.0+cpu"})
     told = verdict(found(gpus=({"name": "FAKE H100"},), driver="FAKE.1", machine=machine))
-    assert "GPUs are here (1), but this torch is built without CUDA" in told
+    assert any(re.search(r"GPUs .*\(1\).* without CUDA", sentence) for sentence in told)
 
 
 def test_a_loaded_machine_names_who_loads_it() -> None:
@@ -109,9 +108,7 @@ def test_a_loaded_machine_names_who_loads_it() -> None:
         Neighbour(name=name, share=share) for name, share in (("python", 0.47), ("sshd", 0.01), ("x", 0.001))
     )
     first = verdict(found(flags={"foreign_load": busy}, neighbours=people))[0]
-    assert first == (
-        "loaded: other processes used 48% of the cores (python 47%, sshd 1%); what is measured now is flagged"
-    )
+    assert re.match(r"loaded: .*48% .*\(python 47%, sshd 1%\); .*flagged$", first)
 
 
 def test_what_cannot_be_told_is_said() -> None:
@@ -124,20 +121,18 @@ def test_what_cannot_be_told_is_said() -> None:
     assert "throttling: heat slowed cores 3 times" in told
     assert "oversubscribed: 8 on 1" in told
     assert "no time for it" in told
-    assert told[-1] == "what it is fit for is not known: it died"
+    assert told[-1].endswith(": it died")
 
 
 def test_a_noisy_machine_is_not_fit() -> None:
     noisy = NOISE.model_copy(update={"resolved": 0.4, "single": 0.9})
-    assert verdict(found(noise=(NOISE, noisy)))[-1].startswith(
-        "not fit for speed as it is now: decode must change by 40.0%"
-    )
+    assert re.match(r"not fit for speed .*40\.0%", verdict(found(noise=(NOISE, noisy)))[-1])
 
 
 def test_gpus_are_told_in_words() -> None:
     gpu = {"name": "FAKE H100", "MIG": "off"}
     told = found(gpus=(gpu,), driver="FAKE.1")
-    assert "GPUs are here (1) and were not tried: --device cuda does" in verdict(told)
+    assert any(re.search(r"GPUs .*\(1\) .*not tried: --device cuda ", sentence) for sentence in verdict(told))
     table = {row["what"]: row["value"] for row in rows(told)}
     assert table["GPU 0"] == "FAKE H100, MIG off"
     assert table["NVIDIA driver"] == "FAKE.1"
@@ -295,7 +290,8 @@ def test_too_few_processes_tell_nothing(
 def test_one_that_fails_late_is_told(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     budget, noise = seek(monkeypatch, Processes(clock, repeat(9.0), fails=6))
     assert {one.processes for one in noise} == {5}
-    assert budget.unfinished == ["the noise is learnt from 5 processes, not from 8: crash: boom"]
+    (unfinished,) = budget.unfinished
+    assert re.search("noise .* 5 processes, .* 8: crash: boom$", unfinished)
 
 
 @settings(max_examples=20)

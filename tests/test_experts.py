@@ -70,7 +70,7 @@ class Reference:
 
             block.forward = forward
         try:
-            with float64._in_float64():
+            with float64.in_float64():
                 yield
         finally:
             for block in self.blocks:
@@ -213,7 +213,7 @@ def test_bytes_of_a_token_are_those_of_its_experts(name: str) -> None:
 def test_what_is_not_there_yet_is_said(name: str) -> None:
     model = tiny.model(name)
     for execution in ("compact", "indexed"):
-        refused = pytest.raises(ValueError, match="only masked execution knows mixtures of experts yet; use 'masked'")
+        refused = pytest.raises(ValueError, match=r"mixtures of experts .*'masked'")
         with refused, tda.attach(model, tda.Griffin(), execution=execution):
             pass
 
@@ -233,7 +233,7 @@ def test_a_forward_of_their_own_stays(name: str) -> None:
 
 def test_layers_with_and_without_experts_are_refused() -> None:
     model = tiny.build("qwen3_moe", mlp_only_layers=[1])
-    with pytest.raises(ValueError, match="some layers of this model are mixtures of experts and others are not"):
+    with pytest.raises(ValueError, match=r"some layers .*mixtures of experts"):
         find_ffns(model)
 
 

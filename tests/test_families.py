@@ -206,7 +206,7 @@ def test_linears_that_the_model_does_not_call_are_refused() -> None:
     """Bloom's pretraining in parts multiplies by slices of the weights itself."""
     model = tiny.build("bloom", pretraining_tp=2, slow_but_exact=True)
     with (
-        pytest.raises(ValueError, match="layer 0: the model does not call its FFN's linears"),
+        pytest.raises(ValueError, match=r"layer 0: .*not call .*linears"),
         tda.attach(model, tda.Griffin()),
     ):
         pass

@@ -84,9 +84,7 @@ class TestTexts:
             tda.TDA().fit(tiny.model("llama"), ["some text"])
 
     def test_one_text_is_not_taken_letter_by_letter(self) -> None:
-        with pytest.raises(
-            TypeError, match=r"give several texts, as method.fit\(model, \[text, ...\], tokenizer\), got"
-        ):
+        with pytest.raises(TypeError, match=r"method\.fit\(model, \[text, \.\.\.\], tokenizer\)"):
             tda.TDA().fit(tiny.model("llama"), "The quick brown fox", self.tokenizer)
 
     def test_one_batch_is_one_batch(self) -> None:
@@ -153,7 +151,7 @@ def test_thresholds_lie_in_the_folder_of_their_method(tmp_path: Path) -> None:
     method = fitted()
     method.save_pretrained(tmp_path)
     assert tda.Thresholds.load(tmp_path) == method.thresholds
-    with pytest.raises(FileNotFoundError, match=r"there is no .*nope; `tda calibrate --out FILE` writes thresholds"):
+    with pytest.raises(FileNotFoundError, match="nope; `tda calibrate --out FILE`"):
         tda.Thresholds.load(tmp_path / "nope")
 
 
@@ -215,7 +213,7 @@ class TestWrongSources:
     def test_thresholds_of_another_method(self, tmp_path: Path) -> None:
         fitted().save_pretrained(tmp_path)
         fitted("tt").fitted.save(tmp_path / "thresholds.json")
-        with pytest.raises(ValueError, match=r"were calibrated for tt\(.*not for tda\("):
+        with pytest.raises(ValueError, match=r"calibrated for tt\(.* tda\("):
             tda.load_method(tmp_path)
 
     def test_an_unknown_name(self) -> None:

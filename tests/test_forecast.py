@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,6 @@ def test_the_pilot_of_the_profiles_is_dense(monkeypatch: pytest.MonkeyPatch, tmp
 def test_it_is_said_in_minutes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(forecast, "pilot", lambda command: (30.0, [(1.0, 61)]))
     forecast.main(["micro"])
-    assert capsys.readouterr().out.splitlines() == [
-        "make micro: a pilot tells how long it takes ...",
-        "make micro: about 1.5 min, with this machine as busy as it was in the pilot",
-    ]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("make micro: ")
+    assert re.match(r"make micro: .*1\.5 min, ", second)

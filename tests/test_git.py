@@ -409,9 +409,9 @@ def test_git_that_is_not_there(
     made.commit("Begin", files={"tda/device.py": "one"})
     monkeypatch.setattr(device, "__file__", str(made.folder / "tda" / "device.py"))
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="git cannot be run: No such file or directory; is it on PATH"):
+    with pytest.raises(ValueError, match=r"git .*No such file or directory.*PATH"):
         Repository(made.folder)
-    with pytest.warns(UserWarning, match="git cannot be run: No such file or directory; is it on PATH"):
+    with pytest.warns(UserWarning, match=r"git .*No such file or directory.*PATH"):
         assert device.commit.__wrapped__() == Commit()
     assert command(monkeypatch, "nightly", "--repo", made.folder, "--history", tmp_path / "history") == 2
     assert "git cannot be run" in capsys.readouterr().err
@@ -497,7 +497,7 @@ def test_history_that_was_rewritten_is_not_called_shallow(made: nights.FakeRepos
     repository = Repository(made.folder)
     assert not repository.is_ancestor(second, third)
     assert not repository.is_ancestor("0" * 40, third)
-    with pytest.raises(ValueError, match="history was rewritten or they diverged"):
+    with pytest.raises(ValueError, match=r"rewritten .*diverged"):
         repository.between(second, third)
 
 
@@ -985,7 +985,6 @@ def test_the_stamp_of_a_build_is_one_that_older_builds_read(
     """They know hash and dirty, and refuse every other field."""
     found = made.commit("Begin", [])
     done = subprocess.CompletedProcess([], 0, "", "")
-    monkeypatch.setattr(Builds, "_build", Builds._build)
     (tmp_path / "made" / "site" / "tda").mkdir(parents=True)
     real = subprocess.run
 
@@ -993,7 +992,7 @@ def test_the_stamp_of_a_build_is_one_that_older_builds_read(
         return done if words[0] == sys.executable else real(words, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "run", run)
-    Builds(Repository(made.folder), tmp_path)._build(found, tmp_path / "made")
+    Builds(Repository(made.folder), tmp_path).build(found, tmp_path / "made")
     stamp = (tmp_path / "made" / "site" / "tda" / "build.json").read_text()
     assert stamp == f'{{"hash":"{found}","dirty":false}}'
     assert stat.S_ISREG((tmp_path / "made" / "source" / "pyproject.toml").stat().st_mode)

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +26,9 @@ from benchmarks.gpu_check.figures import Figure, at_least, at_most
 from benchmarks.gpu_check.parts import PARTS, Part
 from benchmarks.gpu_check.setting import CheckSetting
 from benchmarks.gpu_check.summary import Summary
-from experiments.peers.contestants import Contestant
-from experiments.peers.job import Job, PeerReport, PeerRow, Served
-from tda.records import MEASUREMENTS, Measurement
+from experiments.peers.job import PeerPlan, PeerReport, PeerRow, Served
+from tda.records import MEASUREMENTS, Measurement, Record
+from tda.results import append_lines
 from tests import nights
 
 ABSENT = (
@@ -254,9 +257,7 @@ class TestSuites:
         passed, failed = self.figures(tmp_path, TESTS).values()
         assert (passed.value, passed.note) == (1, "1 skipped")
         assert (failed.value, failed.verdict) == (3, "falls short")
-        assert failed.note == (
-            "pytest ended with exit code -9; test_bad failed; test_broken failed; test_crashes crashed"
-        )
+        assert failed.note.endswith(" -9; test_bad failed; test_broken failed; test_crashes crashed")
 
     def test_of_which_all_pass_hold(self, tmp_path: Path) -> None:
         passed, failed = self.figures(tmp_path, "def test_one(): pass\ndef test_two(): pass\n").values()
@@ -266,9 +267,18 @@ class TestSuites:
         passed, failed = self.figures(tmp_path, "import no_such_package\n").values()
         assert (passed.verdict, failed.value, failed.verdict) == ("falls short", 1, "falls short")
 
-    def test_cut_short_fall_short(self) -> None:
-        (_, failed) = suites._told({"a.py::one": "passed"}, "pytest did not end within 70 s")
-        assert (failed.value, failed.verdict, failed.note) == (1, "falls short", "pytest did not end within 70 s")
+    def test_cut_short_fall_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        lines = [tell.StepLine(test="a.py::one", step=step, outcome="passed") for step in ("setup", "call", "teardown")]
+
+        def slow(words: Sequence[str], **options: Any) -> None:
+            append_lines(tmp_path / suites.LINES, [line.model_dump_json() for line in lines])
+            raise subprocess.TimeoutExpired(words, options["timeout"])
+
+        monkeypatch.setattr(subprocess, "run", slow)
+        setting = CheckSetting(folder=tmp_path, scratch=tmp_path, dry=False, limit_s=75)
+        passed, failed = suites.run_tests(setting, [])
+        assert (passed.value, failed.value, failed.verdict) == (1, 1, "falls short")
+        assert re.search(r"\b(69|70) s", failed.note)
 
     def test_a_test_that_passed_its_setup_alone_crashed(self) -> None:
         lines = [tell.StepLine(test="one", step="start"), tell.StepLine(test="one", step="setup", outcome="passed")]
@@ -309,8 +319,13 @@ def ms(name: str, *rounds: float) -> Measurement:
     return Measurement(unit=kind.unit, better=kind.better, samples=rounds, groups=tuple(range(1, len(rounds) + 1)))
 
 
+WIDEST = "widest interval of prefill, half of it over its value"
+
+
 class TestBenches:
-    def test_a_step_is_told_with_its_bandwidth_and_a_speed_up_with_its_limit(self) -> None:
+    def test_a_step_is_told_with_its_bandwidth_and_a_speed_up_with_its_limit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         dense, griffin = (
             nights.record(method).model_copy(update={"measurements": measured})
             for method, measured in (
@@ -318,26 +333,35 @@ class TestBenches:
                 ("griffin", self.measured(6.0, 9e9)),
             )
         )
-        records = [dense, griffin]
-        step = benches._step(griffin, records)
-        assert (step.name, step.value, step.unit) == ("griffin 0.5: decode step", pytest.approx(6.0), "ms")
-        assert step.note.startswith("1500 GB/s; 0.5 [0.5, 0.5] of the copy bandwidth")
-        (faster,) = benches._speedup(griffin, records, judged=True)
+        found = self.figures(tmp_path, monkeypatch, [dense, griffin])
+        step = found["griffin 0.5: decode step"]
+        assert (step.value, step.unit) == (pytest.approx(6.0), "ms")
+        assert step.note.startswith("1500 GB/s; 0.5 [0.5, 0.5] ")
+        faster = found["griffin 0.5: over our dense"]
         assert (faster.value, faster.verdict) == (pytest.approx(1.5), "holds")
-        assert "the bytes allow 1.67" in faster.note
-        assert list(benches._speedup(dense, records, judged=True)) == []
-        wide = benches._widest(records, "prefill_ms", "prefill")
-        assert (wide.verdict, wide.value) == ("holds", pytest.approx(0.0))
+        assert " 1.67" in faster.note
+        assert [name for name in found if " over our " in name] == [faster.name]
+        assert (found[WIDEST].verdict, found[WIDEST].value) == ("holds", pytest.approx(0.0))
+
+    def figures(self, folder: Path, monkeypatch: pytest.MonkeyPatch, records: list[Record]) -> dict[str, Figure]:
+        """What the preset tells of these records."""
+        monkeypatch.setattr(benches, "run_tda", lambda *words: SimpleNamespace(seconds=1.0))
+        monkeypatch.setattr(benches, "load", lambda out: SimpleNamespace(records=records, left_out=[]))
+        monkeypatch.setattr(benches, "merge", lambda lines: lines)
+        setting = CheckSetting(folder=folder, scratch=folder, dry=False, limit_s=WAIT_S)
+        return {figure.name: figure for figure in benches.preset(setting)}
 
     def measured(self, step_ms: float, weights: float) -> dict[str, Measurement]:
         values = {"decode_ms": step_ms, "weight_bytes_per_token": weights, "bytes_per_token": weights}
         values |= {"stream_gb_per_s": 3000.0, "prefill_ms": 20.0}
         return {name: ms(name, *[value] * 5) for name, value in values.items()}
 
-    def test_without_rounds_enough_a_width_is_not_measured(self) -> None:
+    def test_without_rounds_enough_a_width_is_not_measured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         measured = {**self.measured(9.0, 15e9), "prefill_ms": ms("prefill_ms", 20.0, 21.0)}
         record = nights.record("dense").model_copy(update={"measurements": measured})
-        wide = benches._widest([record], "prefill_ms", "prefill")
+        wide = self.figures(tmp_path, monkeypatch, [record])[WIDEST]
         assert (wide.value, wide.verdict) == (None, "not measured")
 
 
@@ -348,16 +372,18 @@ class TestPeers:
         """What is told of contestants that take so long a step, or fail."""
         monkeypatch.setattr(peer, "machine", lambda device: nights.MACHINE)
 
-        def serve(setting: CheckSetting, job: Job, name: str, contestant: Contestant) -> PeerRow:
+        def serve(out: Path, plan: PeerPlan, contestants: Any, blocks: int, *, timeout_s: float) -> list[PeerRow]:
+            (name,) = plan.contestants
             step = steps[name]
             fields: dict[str, Any] = {"status": "crash", "reason": "exit code -11"}
             if step is not None:
                 served = Served(prefill_ms=30, decode_ms=step, generation_ms=900, tokens=(1, 2))
                 report = PeerReport(served=(served,), settings={}, versions={}, load_s=5, warm_up_s=40)
                 fields = {"status": "ok", "report": report}
-            return PeerRow(contestant=name, block=1, order=0, stream_gb_per_s=3000, started="now", seconds=60, **fields)
+            row = PeerRow(contestant=name, block=1, order=0, stream_gb_per_s=3000, started="now", seconds=60, **fields)
+            return [row]
 
-        monkeypatch.setattr(peer, "_serve", serve)
+        monkeypatch.setattr(peer, "run", serve)
         monkeypatch.setattr(peer, "on_device", lambda contestants, device: (dict.fromkeys(steps), ["vllm is left out"]))
         setting = CheckSetting(folder=folder, scratch=folder, dry=False, limit_s=WAIT_S)
         return {figure.name: figure for figure in peer.peer(setting)}

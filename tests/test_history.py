@@ -1,6 +1,7 @@
 """One table from four sources: every source comes back as it was written, and nothing unreadable stops it."""
 
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -281,9 +282,8 @@ class TestRecords:
         assert (only(again).samples, again.problems) == ((99.0,), ())  # a torn round that was measured again
         table = from_records([written(tmp_path / "one", a_record(1)), written(tmp_path / "two", later)])
         assert only(table).samples == (99.0,)
-        assert table.problems == (
-            "1 records repeat a case and round of the same machine and commit; of each the last counts",
-        )
+        (problem,) = table.problems
+        assert problem.startswith("1 records repeat a case and round")
         failed = a_record(1, status="crash", reason="killed", measurements={})
         assert len(only(from_records([written(tmp_path / "crash", a_record(1), failed)])).samples) == 3
 
@@ -376,12 +376,14 @@ class TestRecords:
         folder = written(tmp_path, a_record(machine=fake), a_record())
         table = from_records([folder])
         assert len(table.frame) == 1
-        assert table.problems == (f"{folder}/results.jsonl: 1 records refused, whose GPU is a simulated device",)
+        (problem,) = table.problems
+        assert re.fullmatch(rf"{folder}/results\.jsonl: 1 records .*GPU .*simulated.*", problem)
         file = micro_file(tmp_path / "micro.json", machine_info={"tda": fake.model_dump(mode="json")})
-        assert from_micro([file]).problems == (f"{file} skipped: its GPU is a simulated device",)
+        (problem,) = from_micro([file]).problems
+        assert re.fullmatch(rf"{file} .*GPU .*simulated.*", problem)
         table = from_asv(asv_folder(tmp_path / "asv", facts={**ASV_FACTS, "machine": "a-cpu-fake-gpu"}))
         assert table.frame.empty
-        assert table.problems[0].endswith("json skipped: its GPU is a simulated device")
+        assert re.search("json .*GPU .*simulated", table.problems[0])
 
 
 class TestNights:
@@ -482,9 +484,8 @@ class TestAsv:
         monkeypatch.setitem(__import__("sys").modules, "asv.benchmarks", None)
         table = from_asv(tmp_path)
         assert table.frame.empty
-        assert table.problems == (
-            f"{tmp_path} skipped: reading asv results needs the extra 'nightly': pip install 'tda-bench[nightly]'",
-        )
+        (problem,) = table.problems
+        assert re.fullmatch(rf"{tmp_path} .*pip install 'tda-bench\[nightly\]'", problem)
 
 
 class TestMicro:

@@ -109,7 +109,7 @@ def test_without_kernels_there_is_a_quality_and_no_speed(monkeypatch: pytest.Mon
     with torch.no_grad(), tda.attach(model, tda.Int8()) as run:
         logits(model, [5])
         assert (run.execution, run.backend) == ("masked", "torch (no compiler)")
-    with pytest.raises(ValueError, match=r"'indexed' of 'int8' cannot run here: no compiler; use 'masked'"):
+    with pytest.raises(ValueError, match=r"'indexed' .*'int8' .*: no compiler; .*'masked'"):
         tda.attach(model, tda.Int8(), execution="indexed").__enter__()
 
 
@@ -235,7 +235,7 @@ def test_where_no_kernel_reads_them_there_is_a_quality_and_no_speed(
         logits(model, [5])
         assert (run.execution, run.backend) == ("masked", "torch (no compiler)")
     for execution in set(method.executions) - {"masked"}:
-        with pytest.raises(ValueError, match=rf"{execution}' of '{method.name}' cannot run here: no compiler"):
+        with pytest.raises(ValueError, match=f"{execution}' of '{method.name}' .*: no compiler"):
             tda.attach(model, ready, execution=execution).__enter__()
 
 
@@ -277,7 +277,7 @@ def test_weights_are_an_option_that_is_unsaid_where_it_is_not_given() -> None:
     assert "quantization" not in tda.Griffin().spec.options
     assert tda.Int8().spec.options == {}
     for text in ("griffin:quantization=int7", "tt:cett=0.2,quantization=int7"):
-        with pytest.raises(ValueError, match="quantization must be one of int8; got 'int7'"):
+        with pytest.raises(ValueError, match=r"quantization .*int8; got 'int7'"):
             tda.load_method(text)
     for text in ("dense:quantization=int8", "int8:quantization=int8"):
         with pytest.raises(ValueError, match="has no option 'quantization'"):

@@ -67,7 +67,9 @@ def test_every_step_is_undone() -> None:
     assert undone == [2, 1, 0]
 
 
-@pytest.mark.parametrize("place", ["quantize._quantized", "attach.NewHooks", "attach._refuse_other_parts"])
+@pytest.mark.parametrize(
+    "place", ["quantize.fresh", "attach.NewHooks", "attach.register_module_parameter_registration_hook"]
+)
 @pytest.mark.parametrize("method", [tda.Griffin(quantization="int8"), tda.Griffin()], ids=["int8", "as it is"])
 def test_a_model_is_whole_after_ctrl_c_in_attach(method: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build("llama")

@@ -406,7 +406,7 @@ def test_noise_moderates_an_error_that_is_small_by_chance() -> None:
 
 
 def test_too_few_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 blocks; an effect needs 4"):
+    with pytest.raises(ValueError, match=r"3 blocks; .*4"):
         effect(np.zeros(3))
 
 

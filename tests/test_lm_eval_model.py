@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -331,7 +332,10 @@ def test_decode_takes_its_first_token_from_the_dense_prefill(small: Any) -> None
     lm = made(small, protocol="decode")
     dense = made(small, tda.Dense())._loglikelihood_tokens([(None, context, [30])], True)
     assert lm._loglikelihood_tokens([(None, context, [30])], True)[0][0] == pytest.approx(dense[0][0], abs=1e-4)
-    assert lm._answers[0].sparse_tokens == 0
+    request = scored("Once upon", " a")
+    assert len(pairs(lm, [request])[0][1]) == 1
+    lm.loglikelihood([request], True)
+    assert lm.tally.told == {("mini", 0, 0): (1, 0)}
 
 
 @pytest.mark.parametrize("name", READS_NO_PROMPT)
@@ -385,7 +389,7 @@ def test_dense_reads_in_given_windows_too(small: Any) -> None:
         for start in range(1, len(whole), 5)
     ]
     assert lm.loglikelihood_rolling([rolled(text)], True) == [pytest.approx(sum(map(sum, wanted)), abs=1e-3)]
-    with pytest.raises(ValueError, match=r"windows of 100 and 60 tokens .* need 159 positions, and the model has 128"):
+    with pytest.raises(ValueError, match=r"100 and 60 .*159 positions.* 128\b"):
         made(small, prompt_tokens=100, new_tokens=60)
 
 
@@ -471,29 +475,23 @@ def test_sampled_texts_are_drawn_each_time(small: Any, tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_named(small: Any) -> None:
     lm, dense = made(small), made(small, tda.Dense())
     for one in (lm, dense):
-        with pytest.raises(ValueError, match=r"mini, document 3, request 0: the continuation is empty"):
+        with pytest.raises(ValueError, match=r"mini, document 3, request 0: .*empty"):
             one.loglikelihood([scored("Once", " upon"), scored("Once", "", 3)], True)
-        with pytest.raises(
-            ValueError, match=r"mini, document 3, request 0: expected Unicode text, got U.D800, half of"
-        ):
+        with pytest.raises(ValueError, match=r"mini, document 3, request 0: .*Unicode .*U\+D800"):
             one.loglikelihood([scored("Once \ud800", " upon", 3)], True)
-        with pytest.raises(
-            ValueError, match=r"mini, document 3, request 0: the continuation has .* tokens, and the mod"
-        ):
+        with pytest.raises(ValueError, match=r"mini, document 3, request 0: the continuation has \d{3} "):
             one.loglikelihood([scored("Once", " upon" * 200, 3)], True)
-        with pytest.raises(ValueError, match=r"request 0: the context has no tokens"):
+        with pytest.raises(ValueError, match=r"request 0: the context .*no tokens"):
             one._loglikelihood_tokens([(None, [], [5])])
-        with pytest.raises(ValueError, match=r"request 0: the continuation has no tokens"):
+        with pytest.raises(ValueError, match=r"request 0: the continuation .*no tokens"):
             one._loglikelihood_tokens([(None, [5], [])])
-        with pytest.raises(
-            ValueError, match=r"written, document 0, request 0 asks for 128 new tokens; expected at lea"
-        ):
+        with pytest.raises(ValueError, match=r"written, document 0, request 0 .* 128 new tokens"):
             one.generate_until([generated("Once", max_gen_toks=128)], True)
-    with pytest.raises(ValueError, match=r"read, document 0, request 0: expected Unicode text"):
+    with pytest.raises(ValueError, match=r"read, document 0, request 0: .*Unicode"):
         lm.loglikelihood_rolling([rolled("a\udfff")], True)
-    with pytest.raises(ValueError, match=r"written, document 0, request 0: the context has no tokens"):
+    with pytest.raises(ValueError, match=r"written, document 0, request 0: .*context .*no tokens"):
         made((small[0], tiny_tokenizers.build("gpt-2"))).generate_until([generated("", max_gen_toks=3)], True)
-    with pytest.raises(ValueError, match=r"griffin on request 0: protocol 'griffin' needs at least two tokens before"):
+    with pytest.raises(ValueError, match=r"request 0: protocol 'griffin' .*two tokens"):
         made(small, protocol="griffin")._loglikelihood_tokens([(None, [5], [6])], True)
 
 
@@ -514,10 +512,8 @@ def test_a_long_context_is_cut_on_the_left_and_told_once(small: Any, caplog: pyt
     for (_, whole, _), (value, _) in zip(requests, found, strict=True):
         wanted = loop(small[0], lm.method, whole[-126:], continuation, "all_sparse")
         assert value == pytest.approx(math.fsum(wanted), abs=1e-4)
-    assert caplog.messages == [
-        "2 of 3 requests are longer than the model's context of 128 tokens: their contexts lack up to 74 tokens on the "
-        "left"
-    ]
+    (once,) = caplog.messages
+    assert re.search("2 of 3 requests .*128 tokens: .* 74 tokens on the left", once)
 
 
 @pytest.mark.parametrize("chosen", [tda.Griffin(sparsity=0.5), tda.Dense()], ids=["griffin", "dense"])
@@ -531,7 +527,7 @@ def test_numbers_that_are_not_finite_are_told(chosen: Method, small: Any, monkey
         return output
 
     monkeypatch.setattr(small[0], "forward", broken)
-    with pytest.raises(FloatingPointError, match=f"{chosen.name} on mini, document 2, request 0: .* float32 ends at"):
+    with pytest.raises(FloatingPointError, match=f"{chosen.name} on mini, document 2, request 0: .* float32 "):
         made(small, chosen).loglikelihood([scored("Once upon", " a time", 2)], True)
 
 
@@ -610,7 +606,7 @@ def test_text_that_a_method_was_fitted_on_is_refused(
     folder: str, tmp_path: Path, ask: Callable[[Any, str], Any]
 ) -> None:
     lm, documents = fitted_on_words(folder, tmp_path)
-    with pytest.raises(ValueError, match=r"the calibration text holds what task (mini|read|written) asks in item 3, "):
+    with pytest.raises(ValueError, match=r"calibration .*task (mini|read|written) .*item 3, "):
         ask(lm, documents[2][:130])
     ask(lm, " ".join(f"{word}9" for word in WORDS)[:100])
 
@@ -678,10 +674,7 @@ def test_a_batch_without_memory_is_halved(
     found = lm.loglikelihood(requests, True)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=1e-4)
     assert [count for count in rows if count > 2] == [8, 4]
-    assert caplog.messages == [
-        "8 rows do not fit into memory; going on with 4 at a time",
-        "4 rows do not fit into memory; going on with 2 at a time",
-    ]
+    assert [re.findall(r"\d+", sentence) for sentence in caplog.messages] == [["8", "4"], ["4", "2"]]
     lm.loglikelihood([scored(one, " lazy", number) for number, one in enumerate(sentences(9))], True)
     assert len(caplog.messages) == 2  # remembered
     assert lm.generate_until(asked, True) == texts
@@ -690,9 +683,7 @@ def test_a_batch_without_memory_is_halved(
 def test_a_request_without_memory_is_named(small: Any, little_memory: Any) -> None:
     lm = made(small)
     little_memory(0)
-    with pytest.raises(
-        DoesNotFitError, match=r"mini, document 4, request 0: a request of 5 tokens does not fit into mem"
-    ):
+    with pytest.raises(DoesNotFitError, match=r"mini, document 4, request 0: .*5 tokens .*memory"):
         lm.loglikelihood([scored("Once upon", " a time", 4)], True)
 
 
@@ -835,16 +826,16 @@ def test_the_cache_tells_what_was_sparse(chosen: Method, small: Any, cached: Any
 
 def test_a_cache_is_of_one_method_and_protocol(small: Any, cached: Any) -> None:
     cached(made(small)).loglikelihood([scored("Once", " upon")])
-    with pytest.raises(ValueError, match=r"griffin:sparsity=0.5.* and not griffin:sparsity=0.25.*another --use_cache"):
+    with pytest.raises(ValueError, match=r"griffin:sparsity=0\.5.* not griffin:sparsity=0\.25.*--use_cache"):
         cached(made(small, tda.Griffin(sparsity=0.25)))
-    with pytest.raises(ValueError, match=r"protocol all_sparse and not decode; give another --use_cache"):
+    with pytest.raises(ValueError, match=r"all_sparse and not decode; .*--use_cache"):
         cached(made(small, protocol="decode"))
     cached(made(small))
 
 
 def test_a_cache_of_nobody_knows_what_is_refused(small: Any, cached: Any, folder: str) -> None:
     cached(HFLM(folder, device="cpu")).loglikelihood([scored("Once", " upon")])
-    with pytest.raises(ValueError, match=r"holds answers, and not of which method and protocol; give another"):
+    with pytest.raises(ValueError, match=r"holds answers, .*which method and protocol"):
         cached(made(small))
 
 

@@ -12,13 +12,12 @@ import tiny
 import tiny_tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, OPTConfig
 
 import tda
 from tda.engine.identity import identify
 from tda.families import FAMILIES, find_ffns
 from tda.models import configuration, describe_models, is_shape, load_model, memory, parameter_count
-from tda.models import shapes as module
 from tda.models.shapes import SHAPES, build_shape, shape_config
 
 # Parameters as the models' own pages and papers give them, in thousands of millions (tied weights once).
@@ -37,12 +36,12 @@ PUBLISHED = {
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GATED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
 SMALL_SHAPES: dict[str, Any] = {
-    "llama": lambda: module._llama(**GATED),
-    "llama-theta": lambda: module._llama(**GATED, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
-    "gemma": lambda: module._gemma(**GATED, head_dim=8),
-    "mistral": lambda: module._mistral(**GATED),
-    "opt": lambda: module._opt(**SMALL, ffn_dim=48, word_embed_proj_dim=32),
-    "opt-post-norm": lambda: module._opt(**SMALL, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "llama": lambda: LlamaConfig(**GATED),
+    "llama-theta": lambda: LlamaConfig(**GATED, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    "gemma": lambda: GemmaConfig(**GATED, head_dim=8),
+    "mistral": lambda: MistralConfig(**GATED),
+    "opt": lambda: OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32),
+    "opt-post-norm": lambda: OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False),
 }
 
 
@@ -305,13 +304,13 @@ class TestConfigurations:
         monkeypatch.setattr(configuration, "family_for", lambda kind: None)
         fields = {"model_type": "own", "hidden_size": 30, "num_attention_heads": 4}
         configuration.check_fields(fields)
-        with pytest.raises(ValueError, match="num_key_value_heads in its config"):
+        with pytest.raises(ValueError, match="num_key_value_heads"):
             configuration.check_fields(fields | {"num_key_value_heads": 3})
 
     def test_weights_of_more_layers_than_it_has(self, folder: Path, tmp_path: Path) -> None:
         """Transformers would leave them out and go on."""
         path = self.changed(folder, tmp_path, {"num_hidden_layers": 1})
-        with pytest.raises(ValueError, match=r"num_hidden_layers is 1, and they hold model\.layers\.1\."):
+        with pytest.raises(ValueError, match=r"num_hidden_layers is 1, .*model\.layers\.1\."):
             load_model(path)
 
 
@@ -335,7 +334,7 @@ class TestTokenizers:
             (path / name).unlink()
         if content is not None:
             (path / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=r"^cannot load model '.*': its tokenizer cannot be loaded: ") as caught:
+        with pytest.raises(ValueError, match=r"^cannot load model '.*': its tokenizer ") as caught:
             load_model(str(path))
         assert reason in str(caught.value)
 
@@ -345,7 +344,7 @@ class TestTokenizers:
         shutil.copytree(folder, path)
         other = tiny_tokenizers.build("llama-2")
         other.save_pretrained(path)
-        with pytest.raises(ValueError, match=f"its tokenizer has {other.vocab_size} tokens; its config.json has 300"):
+        with pytest.raises(ValueError, match=rf"tokenizer has {other.vocab_size} .*config\.json has 300"):
             load_model(str(path))
 
 
@@ -375,9 +374,7 @@ class TestMemory:
         with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
             load_model("shape:llama-3-8b")
         self.available(monkeypatch, 14 << 30)
-        with pytest.raises(
-            ValueError, match=r"need 15\.0 GiB in bfloat16, and 14\.0 GiB of memory are available on cpu$"
-        ):
+        with pytest.raises(ValueError, match=r"15\.0 GiB in bfloat16.* 14\.0 GiB .*cpu$"):
             load_model("shape:llama-3-8b", dtype="bfloat16")
 
     def test_what_fits_exactly_is_loaded(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,15 +384,13 @@ class TestMemory:
             self.available(monkeypatch, size)
             load_model(name, dtype="bfloat16")
             self.available(monkeypatch, size - 1)
-            with pytest.raises(ValueError, match=f"cannot load model '{name}': its .* parameters need"):
+            with pytest.raises(ValueError, match=f"'{name}': .* parameters need"):
                 load_model(name, dtype="bfloat16")
             monkeypatch.undo()
 
     def test_a_folder_that_asks_for_more_than_there_is(self, folder: Path, tmp_path: Path) -> None:
         path = TestConfigurations().changed(folder, tmp_path, {"vocab_size": 2**31 - 1})
-        with pytest.raises(
-            ValueError, match=r"parameters need 384\.0 GiB in float32, and .* in bfloat16 they need 192\.0"
-        ):
+        with pytest.raises(ValueError, match=r"384\.0 GiB in float32.* bfloat16 .*192\.0"):
             load_model(path)
 
     @pytest.mark.parametrize(
@@ -447,7 +442,7 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 
 
 def test_wrong_dtype_and_device() -> None:
-    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16; got 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype .*float32, bfloat16, float16; got 'int8'"):
         load_model("shape:0.1b", dtype="int8")
     with pytest.raises(ValueError, match="dtype must be one of"):
         load_model("shape:0.1b", dtype=torch.int8)

@@ -363,7 +363,7 @@ class TestInstructionSets:
 
     @works
     def test_each_is_a_file_of_its_own(self, home: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(building, "_native_macros", lambda command: MACROS["avx512-bf16"])
+        monkeypatch.setattr(building, "native_macros", lambda command: MACROS["avx512-bf16"])
         for name in MACROS:
             monkeypatch.setenv("TDA_ISA", name)
             path, chosen = build()
@@ -375,15 +375,15 @@ class TestInstructionSets:
         self, no_compiler: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TDA_ISA", "sse9")
-        with pytest.raises(ValueError, match=r"TDA_ISA must be one of x86-64-v2, avx2, .*, native; got 'sse9'"):
+        with pytest.raises(ValueError, match=r"TDA_ISA .*x86-64-v2, avx2, .*, native; got 'sse9'"):
             tda.kernels.backend()
         with pytest.raises(ValueError, match="got 'sse9'"), tda.attach(tiny.model("llama"), tda.Griffin()):
             pass
 
     def test_one_that_the_processor_lacks_is_an_error(self, first_use: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(building, "_native_macros", lambda command: MACROS["avx2"])
+        monkeypatch.setattr(building, "native_macros", lambda command: MACROS["avx2"])
         monkeypatch.setenv("TDA_ISA", "avx512")
-        with pytest.raises(ValueError, match=r"TDA_ISA=avx512: .* accepted here: x86-64-v2, avx2, native$"):
+        with pytest.raises(ValueError, match=r"TDA_ISA=avx512: .*: x86-64-v2, avx2, native$"):
             tda.kernels.backend()
 
 

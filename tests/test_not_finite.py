@@ -81,7 +81,7 @@ def test_a_folder_is_refused_by_the_weight(tmp_path, model, name, value, place):
 def test_a_weight_that_only_the_wanted_type_cannot_hold_is_refused(tmp_path):
     broken = folder(tmp_path, "lm_head.weight", putting(3.4e38, 5, 6))
     assert tda.load_model(str(broken)).model
-    with pytest.raises(ValueError, match=r"the weight lm_head.weight holds inf at \[5, 6\]"):
+    with pytest.raises(ValueError, match=r"weight lm_head\.weight .*inf at \[5, 6\]"):
         tda.load_model(str(broken), dtype="bfloat16")
 
 
@@ -97,7 +97,7 @@ def test_no_command_gives_a_number_of_a_broken_norm(command, tmp_path, words):
     }
     code, stdout, err = command(*words, "-m", broken, *given[words[0]])
     assert code == 1, err
-    assert "the weight model.norm.weight holds nan at [3]" in err
+    assert re.search(r"model\.norm\.weight .*nan at \[3\]", err)
     assert "NaN" not in stdout
     assert not any(file.is_file() and "NaN" in file.read_text() for file in [out, *out.glob("**/*.jsonl")])
 
@@ -188,7 +188,7 @@ def test_logits_are_told_by_row_and_token(odd):
 def test_logits_of_padding_do_not_count():
     logits, inside = torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)
     logits[1, 2, 4] = -INF
-    with pytest.raises(ValueError, match=re.escape("row 1, token 2 of the continuation hold -inf at [4]; all weights")):
+    with pytest.raises(ValueError, match=r"row 1, token 2 .*-inf at \[4\]"):
         check_logits(tiny.model("llama"), logits, inside)
     inside[1, 2] = False
     check_logits(tiny.model("llama"), logits, inside)
@@ -198,7 +198,7 @@ def test_logits_of_padding_do_not_count():
 def test_a_broken_prompt_has_no_likelihood(odd, kind):
     chosen = method(kind)
     thresholds = tiny.thresholds("llama", chosen)
-    with pytest.raises(ValueError, match="the logits of row 1, token 0 of the continuation hold nan"):
+    with pytest.raises(ValueError, match=r"logits of row 1, token 0 .*nan"):
         tda.score(odd, chosen, texts(1, 6), texts(None, 0), thresholds)
 
 
@@ -213,11 +213,11 @@ def test_nothing_is_chosen_by_a_broken_statistic(odd, chosen, execution):
     thresholds = tiny.thresholds("llama", chosen)
     with tda.attach(odd, chosen, thresholds, execution=execution) as run:
         prefill(odd, texts(1, 6))
-        with pytest.raises(ValueError, match=r"layer 0, row 1: the prompt's statistic holds nan at \[\d+\]; the "):
+        with pytest.raises(ValueError, match=r"layer 0, row 1: .*statistic .*nan at \[\d+\]"):
             run.select()
         prefill(odd, texts(None, 0))
         assert all(layer.sum() > 0 for layer in run.selection())
-        with pytest.raises(ValueError, match="layer 0, row 0: the prompt's statistic"):
+        with pytest.raises(ValueError, match=r"layer 0, row 0: .*statistic"):
             odd.generate(texts(0, 1), max_new_tokens=2, do_sample=False)
 
 
@@ -244,7 +244,7 @@ def test_no_thresholds_are_made_of_broken_activations(odd, kind):
 def test_an_evaluation_names_documents_and_method(odd):
     prompts, continuations = texts(None, 0), texts(2, 0)
     documents = [Document(number + 4, "x", *row) for number, row in enumerate(zip(prompts, continuations, strict=True))]
-    with pytest.raises(ValueError, match="griffin on documents 4 to 6: the logits of row 2, token 1 of"):
+    with pytest.raises(ValueError, match=r"griffin .*documents 4 to 6: .*logits of row 2, token 1 "):
         Evaluator(odd, documents).evaluate(tda.Griffin())
 
 
@@ -350,7 +350,7 @@ def test_thresholds_that_are_not_finite_are_refused(tmp_path, value, field):
     text = made.model_dump_json()
     assert number in text
     (tmp_path / "t.json").write_text(text.replace(number, value))
-    with pytest.raises(ValueError, match=rf"t.json is no thresholds artifact: {field}.1.*finite number"):
+    with pytest.raises(ValueError, match=rf"t\.json .*: {field}.1.*finite"):
         tda.Thresholds.load(tmp_path / "t.json")
 
 
@@ -393,7 +393,7 @@ def test_a_case_whose_logits_are_broken_is_a_failed_record(tmp_path, budget):
     records = small_bench(large, tmp_path / "out", budget=budget)
     assert {(record.case.method, record.status) for record in records} == {("dense", "error"), ("griffin", "error")}
     for record in records:
-        assert "the logits of a probe of 8 tokens hold inf at" in record.reason
+        assert re.search("logits of a probe of 8 tokens .*inf at", record.reason)
         assert not record.measurements
 
 
@@ -401,7 +401,8 @@ def test_a_model_that_is_not_finite_is_a_failed_record(tmp_path):
     broken = folder(tmp_path, "model.norm.weight", putting(NAN, 3))
     (record,) = small_bench(broken, tmp_path / "out")
     assert (record.case.method, record.status, record.measurements) == ("dense", "error", {})
-    assert record.reason == f"cannot load model '{broken}': the weight model.norm.weight holds nan at [3]"
+    assert str(broken) in record.reason
+    assert re.search(r"model\.norm\.weight .*nan at \[3\]$", record.reason)
 
 
 def test_a_timed_round_whose_logits_are_broken_is_a_failed_record(monkeypatch, tmp_path):
@@ -411,7 +412,7 @@ def test_a_timed_round_whose_logits_are_broken_is_a_failed_record(monkeypatch, t
     records = small_bench("ref:swiglu", tmp_path)
     failed = [record for record in records if record.round]
     assert {record.status for record in failed} == {"error"}
-    assert all("the logits of row 0, token 1 of the continuation hold nan" in record.reason for record in failed)
+    assert all(re.search("logits of row 0, token 1 .*nan", record.reason) for record in failed)
     assert {record.status for record in records if not record.round} == {"ok"}
 
 

@@ -83,7 +83,7 @@ class TestBlocks:
 
     def test_of_another_run_are_refused(self, tmp_path: Path) -> None:
         run(tmp_path, {"a": fake()}, 1)
-        with pytest.raises(ValueError, match="another contestants; give another folder"):
+        with pytest.raises(ValueError, match="another contestants"):
             run(tmp_path, {"a": fake(), "b": fake()}, 1)
         other = plan("a", job=JOB.model_copy(update={"new_tokens": 8}))
         with pytest.raises(ValueError, match="a run of another job"):
@@ -144,7 +144,7 @@ class TestFiles:
         made = Made("weights.bin", "tests.fake_contestant:make", {"broken": True})
         (row,) = run(tmp_path, {"a": Contestant(FAKE, file=made)}, 1)
         assert row.status == "error"
-        assert row.reason == "weights.bin could not be made: exit code 1: OSError: no room"
+        assert re.fullmatch(r"weights\.bin .*: exit code 1: OSError: no room", row.reason or "")
 
 
 WAIT_S = 300
@@ -531,6 +531,6 @@ class TestLlamaCpp:
 
     def test_gets_no_model_that_the_file_cannot_describe(self, tmp_path: Path) -> None:
         model = tda.load_model("ref:geglu").model
-        with pytest.raises(ValueError, match="only Llamas with plain rotary embedding"):
+        with pytest.raises(ValueError, match="only Llamas"):
             self.write(model, "bf16", tmp_path / "model.gguf")
         assert not list(tmp_path.iterdir())

@@ -44,7 +44,8 @@ def added(layers: int, mask: Tensor | None) -> Counter[str]:
     model, sums = tiny.build("llama", num_hidden_layers=layers), []
     alone = operators(model, mask)
     with tda.attach(model, tda.Griffin(sparsity=0.5)) as run:
-        run.attachment.requests._sweep = lambda *args: bool(sums.append(args)) or True
+        run.attachment.decoding.sweep = lambda *args: bool(sums.append(args)) or True
+        run.attachment.forget()
         found = operators(model, mask)
         run.select()
     assert len(sums) == layers

@@ -36,7 +36,7 @@ def on(monkeypatch, tmp_path):
         if text is not None:
             path.write_text(text)
         monkeypatch.setattr(processor, "CPUINFO", path)
-        monkeypatch.setattr(processor, "_library_takes", lambda dtype: library)
+        monkeypatch.setattr(processor, "library_takes", lambda dtype: library)
         for name in processor.LIMITS:
             monkeypatch.delenv(name, raising=False)
         for name, value in limits.items():

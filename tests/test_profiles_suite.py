@@ -368,7 +368,7 @@ def test_commits_are_captured_from_the_command_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "tda.cli.main", "history", "prune", *words[2:6]],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    assert thinned.stdout == "traces of 0 commits deleted; their tables stay\n"
+    assert thinned.stdout.startswith("traces of 0 commits ")
 
 
 # Planted changes in real commits, large enough to stand out beside other work too.

@@ -127,9 +127,9 @@ class TestDocuments:
 
     def test_too_few(self, tokenizer: Any, tmp_path: Path) -> None:
         path = self.write(tmp_path, "short", "abcdefghijklmnop")
-        with pytest.raises(ValueError, match=r"text\.jsonl: 1 different documents of at least 10 tokens, 2 are needed"):
+        with pytest.raises(ValueError, match=r"text\.jsonl: 1 .*10 tokens, 2 "):
             evaluation_documents(tokenizer, 6, 4, 2, text=path)
-        with pytest.raises(ValueError, match="0 documents of at least 90 tokens, 1 are needed"):
+        with pytest.raises(ValueError, match=r"0 documents .*90 tokens, 1 "):
             calibration_batches(tokenizer, 90, 5, text=path)
 
     @pytest.mark.parametrize("line", ["not json", '{"txt": "a"}', '"text"', '{"text": 3}', "[1]", "null"])
@@ -163,7 +163,7 @@ class TestDocuments:
         path = tmp_path / "text.jsonl"
         path.write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "ab' + escape + '"}\n')
         code = escape[2:6].upper()
-        with pytest.raises(ValueError, match=rf"text\.jsonl, line 2: .* got U\+{code}, .* as character 3"):
+        with pytest.raises(ValueError, match=rf"text\.jsonl, line 2: .*U\+{code}, .*character 3"):
             list(read_jsonl(path))
 
     @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}"], ids=["deep", "long number"])
@@ -184,15 +184,15 @@ class TestDocuments:
         path = tmp_path / "text.jsonl"
         path.write_text("\n \n")
         assert list(read_jsonl(path)) == []
-        with pytest.raises(ValueError, match=r"text\.jsonl: 0 different documents of at least 10 tokens, 2 are needed"):
+        with pytest.raises(ValueError, match=r"text\.jsonl: 0 .*10 tokens, 2 "):
             evaluation_documents(tokenizer, 6, 4, 2, text=path)
 
     def test_what_cannot_be_read_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=rf"no text at {tmp_path}: Is a directory; expected a JSONL file"):
+        with pytest.raises(ValueError, match=f"{tmp_path}: Is a directory; .*JSONL"):
             list(read_jsonl(tmp_path))
         unreadable = Path("/proc/self/mem")  # root too gets an error from it
         if unreadable.exists():
-            with pytest.raises(ValueError, match=r"no text at /proc/self/mem: .*; expected a JSONL file"):
+            with pytest.raises(ValueError, match=r"/proc/self/mem: .*JSONL"):
                 list(read_jsonl(unreadable))
 
     def test_built_in(self, tokenizer: Any) -> None:
@@ -303,7 +303,7 @@ class TestEncode:
 
     @pytest.mark.parametrize("control_words", [True, False])
     def test_half_a_character_is_refused(self, control_words: bool, each_tokenizer: Any) -> None:
-        with pytest.raises(ValueError, match=r"expected Unicode text, got U\+DCE9, .* as character 3"):
+        with pytest.raises(ValueError, match=r"Unicode .*U\+DCE9, .*character 3"):
             encode(each_tokenizer, "ab\udce9", control_words=control_words)
 
 

@@ -182,7 +182,7 @@ class TestReferenceModels:
             update={"lengths": (128,), "cuts": tuple((cuts[-1],) for cuts in thresholds.cuts)}
         )
         bucketed = self.evaluate(reference, chosen.with_thresholds(thresholds), 8)
-        with pytest.warns(UserWarning, match="thresholds were calibrated for 128 to 128"):
+        with pytest.warns(UserWarning, match="calibrated for 128 to 128"):
             drifting = self.evaluate(reference, chosen.with_thresholds(single), 8)
         assert self.mean(bucketed) == pytest.approx(0.5, abs=0.05)
         assert self.mean(drifting) > 0.55

@@ -120,7 +120,7 @@ class TestPlugIns:
 
 def test_a_metric_may_not_take_the_name_of_another_measurement() -> None:
     kind = tda.MeasurementKind(unit="nats/token", better="lower", meaning="entropy of the next token")
-    with pytest.raises(ValueError, match="'decode_ms' is a measurement of another kind"):
+    with pytest.raises(ValueError, match=r"'decode_ms' .*another kind"):
         tda.metric("decode_ms", kind)(lambda method, dense: method.nll)
     assert "decode_ms" not in METRICS
 
@@ -163,13 +163,11 @@ def test_methods_by_name() -> None:
 def test_wrong_methods_by_name() -> None:
     with pytest.raises(ValueError, match="unknown method 'griffon'"):
         method("griffon", 0.5)
-    with pytest.raises(
-        ValueError, match="method 'griffin' has no option 'density'; it has sparsity, quantization, prior_tokens, rows"
-    ):
+    with pytest.raises(ValueError, match=r"'griffin' .*'density'; .*sparsity, quantization, prior_tokens, rows"):
         method("griffin", 0.5, density=0.5)
     with pytest.raises(ValueError, match="0 <= sparsity < 1"):
         method("griffin", 1.5)
-    with pytest.raises(AttributeError, match=r"module 'tda\.methods' has no attribute 'Griffon'"):
+    with pytest.raises(AttributeError, match=r"'tda\.methods' .*'Griffon'"):
         tda.methods.Griffon  # noqa: B018
 
 

@@ -217,7 +217,7 @@ def test_few_rounds_and_failures_give_no_verdict() -> None:
     there = [line for line in rounds(OTHER, 7) if line.case == DENSE]
     (_, cats) = the_table(rounds(MACHINE, 7), [*there, failed]).rows
     assert cats.between[0].ratio is None
-    assert cats.between[0].verdict == "nothing to compare on B (did not fit into GPU memory: 3 GB)"
+    assert cats.between[0].verdict.endswith(" on B (did not fit into GPU memory: 3 GB)")
 
 
 def test_unlike_kernels_of_two_machines_are_named() -> None:
@@ -239,14 +239,14 @@ def test_three_machines_are_held_against_the_first() -> None:
 
 def test_equal_quality_is_told_and_the_largest_difference_where_it_is_not() -> None:
     equal = the_table(HERE, THERE)
-    assert "Quality is equal up to rounding in every case that two machines scored." in equal.messages
+    assert any(sentence.startswith("Quality is equal ") for sentence in equal.messages)
     tiny = the_table(HERE, taken_on(OTHER, HERE, nll=2e-5))
     assert tiny.messages[-1] == equal.messages[-1]
     assert [one.largest for row in tiny.rows for one in row.quality] == pytest.approx([2e-5] * 5)
     apart = the_table(HERE, taken_on(OTHER, HERE, nll=0.25))
     words = "NLL differs by at most 0.25 nats/token (1 of 12 documents by more than rounding)"
     assert f"Quality is not equal: griffin 0.5, {words}." in apart.messages
-    assert "Quality is equal up to rounding in every case that two machines scored." not in apart.messages
+    assert not any(sentence.startswith("Quality is equal ") for sentence in apart.messages)
 
 
 def test_scores_of_tasks_are_compared_item_by_item_where_they_were_asked_alike() -> None:

@@ -440,10 +440,11 @@ def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
 def test_change_without_a_shared_process_has_no_interval(evidence: Evidence) -> None:
     block = block_of(evidence, CPU, "shape:25m")
     case = series(block, "griffin 0.5 on shape:25m")
-    lonely = {key: [run for run in runs if key[2].commit != B or run.process[3] == 1]
-              for key, runs in block._runs.items()}  # fmt: skip
-    other = {key: [run for run in runs if key[2].commit != A or run.process[3] == 2] for key, runs in lonely.items()}
-    apart = Block(block.source, block.machine, block.machine_label, block.setting, _runs=other)
+    apart = Block(block.source, block.machine, block.machine_label, block.setting)
+    for stop, process in ((Stop(A, False), 2), (Stop(B, False), 1)):
+        for run in block.runs(case, "decode_ms", stop):
+            if run.process[3] == process:
+                apart.add(case, "decode_ms", stop, run)
     change = apart.change(case, "decode_ms", Stop(B, False), Stop(A, False))
     assert change is not None
     assert (change.low, change.groups) == (None, 0)
@@ -637,8 +638,11 @@ def test_frontier_has_a_part_per_machine_and_shows_the_newest(pages: dict[str, P
 
 def test_frontier_says_how_each_case_moved(evidence: Evidence) -> None:
     block = block_of(evidence, NEWER, "ref:swiglu")
-    journey = Journey(block, VIEWS[0], tuple(block.stops))
-    rows = {row["facts"].label: row for row in frontier_module._stop_values(evidence, journey, 1)["rows"]}  # type: ignore[attr-defined]
+    (sheet,) = frontier_module.frontier_page(evidence)
+    (part,) = [
+        one for one in sheet.values["parts"] if (one["machine"], one["title"]) == (block.machine_label, block.title)
+    ]
+    rows = {row["facts"].label: row for row in part["stops"][1]["rows"]}
     (ratio, _), _, (delta, change), _ = rows["tda 0.5 on ref:swiglu"]["cells"]
     assert change.startswith("+0.050")
     assert delta.startswith("+0.")
@@ -1045,7 +1049,7 @@ def test_libraries_come_from_beside_the_page() -> None:
 
 
 def test_a_library_without_a_copy_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"loads https://two\.example/a/bootstrap\.min\.css"):
+    with pytest.raises(UserError, match=r"https://two\.example/a/bootstrap\.min\.css"):
         publisher.offline(CDN, ["js/jquery.min.js"])
 
 
@@ -1089,7 +1093,7 @@ def test_other_contents_than_pinned_are_refused(tmp_path: Path, monkeypatch: pyt
 def test_missing_npm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = pinned(tmp_path, monkeypatch)
     (cache / "lib-1.0.tgz").unlink()
-    with pytest.raises(PackageError, match=r"npm is needed once to fetch lib@1\.0.*tarball to .*lib-1\.0\.tgz"):
+    with pytest.raises(PackageError, match=r"npm .*lib@1\.0.*tarball .*lib-1\.0\.tgz"):
         asv_libraries.copy_libraries(tmp_path / "out")
 
 
@@ -1099,7 +1103,7 @@ def test_npm_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'no such package' >&2\nexit 1\n")
     npm.chmod(0o755)
-    with pytest.raises(PackageError, match=r"npm could not deliver lib@1\.0: no such package"):
+    with pytest.raises(PackageError, match=r"lib@1\.0: no such package"):
         asv_libraries.copy_libraries(tmp_path / "out")
 
 

@@ -172,7 +172,7 @@ def test_a_commit_is_installed_once_with_its_stamp(scratch: nights.FakeRepositor
 def test_two_installs_of_a_commit_are_apart(
     scratch: nights.FakeRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Builds, "_build", nights.copy_build)
+    monkeypatch.setattr(Builds, "build", nights.copy_build)
     commit = scratch.commit("Begin", [])
     cache = Builds(Repository(scratch.folder), tmp_path / "builds")
     assert cache.install(commit).site != cache.install(commit, "control").site
@@ -205,7 +205,7 @@ def test_an_installer_that_hangs_is_given_up(
 def test_builds_that_nobody_used_for_long_are_deleted(
     scratch: nights.FakeRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Builds, "_build", nights.copy_build)
+    monkeypatch.setattr(Builds, "build", nights.copy_build)
     cache = Builds(Repository(scratch.folder), tmp_path / "builds")
     old, used, new = (scratch.commit(name, []) for name in ("Old", "Used", "New"))
     for commit in (old, used):

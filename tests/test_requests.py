@@ -143,7 +143,7 @@ class TestSharedPrefix:
                 lambda: decode(model, SUFFIXES[0], cache),
                 lambda: told(run, lambda: decode(model, SUFFIXES[0], cache)),
             ):
-                with pytest.raises(ValueError, match=r"20 tokens that did not pass.*with run\.prefill\(\)"):
+                with pytest.raises(ValueError, match=r"20 tokens that did not pass .*run\.prefill\(\)"):
                     use()
                 assert cache.get_seq_length() == 20
 
@@ -183,7 +183,7 @@ class TestSharedPrefix:
         model = tiny.model("llama")
         with attached(model) as run:
             cache = filled(model, run)
-            with pytest.raises(ValueError, match="the cache holds 20 tokens and the prompt has 20"):
+            with pytest.raises(ValueError, match=r"cache holds 20 .*prompt has 20"):
                 generate(model, PREFIX, **tiny.on(model, cache))
 
     def test_nothing_is_left_on_a_cache(self) -> None:
@@ -233,7 +233,7 @@ class TestSurroundings:
                     run.attachment.policy.impose(wrong)
             run.attachment.policy.impose(good)
             cache = filled(model, run, torch.cat([PREFIX, PREFIX]))
-            with pytest.raises(ValueError, match="imposed sets are of 1 rows, and the batch has 2"):
+            with pytest.raises(ValueError, match=r"imposed .*1 rows, .*2"):
                 decode(model, tiny.text(2, 1), cache)
 
 
@@ -334,7 +334,7 @@ class TestChangedCaches:
                     mine.keys.copy_(theirs.keys)
                 else:
                     mine.keys, mine.values = theirs.keys, theirs.values
-            with pytest.warns(UserWarning, match="keys of the cache are not those.*prefill that prompt inside"):
+            with pytest.warns(UserWarning, match=r"keys of the cache .*prefill"):
                 decode(model, tiny.text(1, 1), one)
             decode(model, tiny.text(1, 1), one)
             assert same(run.selection(), alone("llama", 0))
@@ -345,14 +345,14 @@ class TestChangedCaches:
             one, other = filled(model, run, WHOLE[0]), filled(model, run, tiny.text(2, 27, seed=50))
             for mine, theirs in zip(one.layers, other.layers, strict=True):
                 mine.keys, mine.values = theirs.keys, theirs.values
-            with pytest.raises(ValueError, match="the cache was of 1 rows and is now of 2"):
+            with pytest.raises(ValueError, match=r"cache was of 1 rows .* 2\b"):
                 decode(model, tiny.text(2, 1), one)
 
     def test_a_cache_that_grew_elsewhere_is_refused(self) -> None:
         model = tiny.model("llama")
         with attached(model) as run:
             cache = filled(model, run)
-            with pytest.warns(UserWarning, match="a part of the model was called by itself"):
+            with pytest.warns(UserWarning, match=r"part of the model .*by itself"):
                 model.model(SUFFIXES[0], **tiny.on(model, cache))
             with pytest.raises(ValueError, match="holds 27 tokens, of which 20 passed"):
                 decode(model, tiny.text(1, 1), cache)
@@ -506,7 +506,7 @@ class TestWarnedOf:
             lambda model: model.model.layers[0].mlp(torch.zeros(1, 2, tiny.D)),
         ):
             model = tiny.model("llama")
-            with attached(model), pytest.warns(UserWarning, match="a part of the model was called by itself"):
+            with attached(model), pytest.warns(UserWarning, match=r"part of the model .*by itself"):
                 call(model)
 
     @method_cases
@@ -515,7 +515,7 @@ class TestWarnedOf:
         model, thresholds = tiny.model("llama"), tiny.thresholds("llama", method)
         with attached(model, method, thresholds=thresholds) as run:
             cache = filled(model, run)
-            with pytest.warns(UserWarning, match=r"7 tokens on a filled cache.*run\.prefill\(\).*run\.decode\(\)"):
+            with pytest.warns(UserWarning, match=r"7 tokens .*cache.*run\.prefill\(\).*run\.decode\(\)"):
                 decode(model, SUFFIXES[0], cache)
             decode(model, SUFFIXES[0], cache)
         with attached(model, method, thresholds=thresholds) as run:

@@ -21,7 +21,7 @@ from tda.bench import rounds
 from tda.bench.plan import Plan, Subject
 from tda.bench.planning import plan_for
 from tda.bench.run import Bench
-from tda.bench.store import INNOCENT_ATTEMPTS, Folder, RecordPlace, Store, _is_at
+from tda.bench.store import INNOCENT_ATTEMPTS, Folder, RecordPlace, Store
 from tda.cases import Case, Inputs
 from tda.config import BenchConfig
 from tda.models import load_model
@@ -242,7 +242,7 @@ def test_a_document_counts_once_however_often_a_text_holds_it(tmp_path: Path) ->
     """One document twenty times over gave an interval as narrow as one of twenty documents."""
     line = text(tmp_path / "one.jsonl", "cat", 100).read_text().splitlines()[0]
     (tmp_path / "same.jsonl").write_text(f"{line}\n" * 20)
-    with pytest.raises(ValueError, match="1 different documents of at least 20 tokens, 4 are needed"):
+    with pytest.raises(ValueError, match=r"1 different documents .*20 tokens, 4 "):
         bench(replace(ONCE, text=tmp_path / "same.jsonl"), tmp_path / "out")
 
 
@@ -305,7 +305,8 @@ def test_a_case_in_which_runs_end_again_and_again_is_given_up(own_copy: Path) ->
         bench(TINY, own_copy)
         failed = [one for one in load(own_copy).records if one.status != "ok"]
         assert [(one.status, one.failure) for one in failed] == [("crash", Failure(kind="lost"))] * number
-        there = [one for one in load(own_copy).records if _is_at(one, RecordPlace(died.case, died.inputs, 2))]
+        place = (died.case.key, died.inputs.key, 2)
+        there = [one for one in load(own_copy).records if (one.case.key, one.inputs.key, one.round) == place]
         assert any(one.status == "ok" for one in there) == (number < INNOCENT_ATTEMPTS)
         whole = [*whole, *(one.model_dump_json() for one in failed[-1:])]
 

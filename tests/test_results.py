@@ -186,7 +186,7 @@ class TestMeasurement:
         assert measurement_kind("task_recall_accuracy").better == "higher"
         assert measurement_kind("task_recall_nll").better == "lower"
         assert Measurement.of("decode_ms", [1]).better == "lower"
-        with pytest.raises(ValueError, match="unknown measurement 'speed'; known: prefill_ms"):
+        with pytest.raises(ValueError, match="'speed'; known: prefill_ms"):
             Measurement.of("speed", [1])
 
 
@@ -331,7 +331,7 @@ class TestFile:
         assert [problem.split(" skipped: ")[0] for problem in found.problems] == [f"{tmp_path / LEFT_OUT}, line 2"]
 
     def test_a_missing_file_says_what_writes_it(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no results at .*results\.jsonl; `tda bench --out"):
+        with pytest.raises(FileNotFoundError, match=r"results\.jsonl; `tda bench --out"):
             load(tmp_path / "nowhere")
 
     def test_append_after_a_kill(self, tmp_path: Path) -> None:

@@ -228,14 +228,14 @@ class TestDisjointText:
 
     def test_a_short_document_is_recognised_across_the_cut(self, thresholds: tda.Thresholds) -> None:
         for cut in (1, 10, 19):
-            with pytest.raises(ValueError, match="evaluation document 0 is a calibration document; use other text"):
+            with pytest.raises(ValueError, match="document 0 is a calibration document"):
                 self.score(thresholds, tiny.text(2, 20, seed=8)[1], cut)
 
     @pytest.mark.parametrize("shift", [0, 1, 37])
     def test_a_shared_passage_is_found_at_any_place(self, thresholds: tda.Thresholds, shift: int) -> None:
         calibration, own = tiny.text(1, 130, seed=7)[0], tiny.text(1, 40, seed=10)[0]
         document = torch.cat([own[:shift], calibration[:127], own[shift:]])
-        with pytest.raises(ValueError, match=f"shares the 64 tokens from token {shift} with"):
+        with pytest.raises(ValueError, match=f"64 tokens from token {shift} "):
             self.score(thresholds, document, 60)
 
     def test_a_short_document_is_found_inside_another(self, thresholds: tda.Thresholds) -> None:

@@ -372,7 +372,7 @@ def test_a_copy_of_a_selection_is_of_the_sets_alone() -> None:
         found = run.selection()
         for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
             assert all(map(torch.equal, copied, found))
-            with pytest.raises(ValueError, match="nobody has told on which linears these sets lie"):
+            with pytest.raises(ValueError, match="which linears these sets"):
                 _ = copied.nbytes
 
 

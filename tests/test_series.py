@@ -120,7 +120,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Be
             found.append(config)
             sys.exit()
 
-        monkeypatch.setattr("tda.cli.compare._commits", end)
+        monkeypatch.setattr("tda.history.repository.Repository.resolve", lambda repository, name: name)
+        monkeypatch.setattr("tda.changes.compare.compare_commits", end)
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as ended:
             cli.main()

@@ -108,7 +108,7 @@ def test_torchao_and_the_older_triton_lie_apart(tmp_path: Path) -> None:
 
 
 def test_a_python_that_is_too_old_is_told_so() -> None:
-    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, and /usr/bin/python3 is 3\.9; name another"):
+    with pytest.raises(SystemExit, match=r"Python 3\.11 .*/usr/bin/python3 is 3\.9"):
         environment.check((3, 9), "/usr/bin/python3")
     environment.check((3, 14), "python3")
 

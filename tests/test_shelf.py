@@ -21,6 +21,7 @@ from tda.engine.backends import shelf as shelves
 from tda.engine.backends.shelf import Shelf, shelf
 from tda.engine.backends.triton import TritonBackend
 from tda.engine.phases import prefill
+from tda.families import find_ffns
 
 pytest.importorskip("triton", reason="the kernels need the package triton")
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     monkeypatch.setattr("tda.engine.warm_up.PROMPT_TOKENS", 1)
     monkeypatch.setattr(shelves, "room", played)
     yield played
-    assert not shelves._SHELVES
+    assert not shelves.SHELVES
 
 
 def attached(model: Any, method: Method) -> tuple[Tensor, Any, list[float]]:
@@ -136,18 +137,17 @@ def test_what_was_used_longest_ago_goes_first_then_the_copies(memory: Room) -> N
     with shelf(model) as ours:
         made = {method: attached(model, method)[1] for method in (griffin, cats, dense)}
         attached(model, griffin)
-        assert list(ours._decodings.values()) == [made[cats], made[dense], made[griffin]]
         memory.first = [-1.0]  # until one has gone
-        assert attached(model, griffin)[1] is made[griffin]
-        assert list(ours._decodings.values()) == [made[dense], made[griffin]]
+        assert [attached(model, method)[1] is made[method] for method in (griffin, dense)] == [True, True]
+        assert attached(model, cats)[1] is not made[cats]
         memory.left = -1.0
         found = attached(model, griffin)
         assert found[1] is not made[griffin]
-        assert not ours._rows
-        assert not ours._decodings
+        assert attached(model, griffin)[1] is not found[1]
+        assert ours.rows(find_ffns(model)) is None
         memory.left = 100.0  # room for a step, and none for copies
         assert attached(model, griffin)[1].executors
-        assert not ours._rows
+        assert ours.rows(find_ffns(model)) is None
     close(found[0], attached(model, griffin)[0])
 
 
@@ -163,7 +163,7 @@ def test_also_after_an_exception(memory: Room, error: BaseException) -> None:
 
     with pytest.raises(type(error)):
         body()
-    assert not shelves._SHELVES
+    assert not shelves.SHELVES
     model_state.same(before, model_state.state(model))
 
 

@@ -104,7 +104,7 @@ class TestPosition:
             assert [one.change.low, one.change.high] == pytest.approx(bounds)
 
     def test_a_protocol_with_one_sparse_token_is_refused(self, model: Any, documents: list[Document]) -> None:
-        with pytest.raises(ValueError, match=r"'griffin' computes 1 tokens of a continuation of 20 sparsely"):
+        with pytest.raises(ValueError, match=r"'griffin' .*1 tokens .* 20 "):
             slices("position", model, documents, [GRIFFIN], protocol="griffin")
 
     @given(new_tokens=st.integers(1, 5000))
@@ -159,9 +159,7 @@ class TestLength:
     @pytest.mark.parametrize("prompt", [1, 16])
     def test_a_prompt_with_nothing_to_compare_is_refused(self, model: Any, tokenizer: Any, prompt: int) -> None:
         short = evaluation_documents(tokenizer, prompt, 4, 5)
-        with pytest.raises(
-            ValueError, match=f"from 16 tokens on are compared, so prompts must be longer; got {prompt} "
-        ):
+        with pytest.raises(ValueError, match=f"16 tokens .*prompts .*got {prompt} "):
             slices("length", model, short, [GRIFFIN])
 
 
@@ -226,7 +224,7 @@ class TestKind:
 
 def test_an_unknown_slicing_is_named(model: Any, documents: list[Document]) -> None:
     wrong: Any = "weekday"
-    with pytest.raises(ValueError, match="over must be one of length, position, batch, kind; got 'weekday'"):
+    with pytest.raises(ValueError, match=r"over .*length, position, batch, kind; got 'weekday'"):
         slices(wrong, model, documents, [GRIFFIN])
 
 

@@ -20,7 +20,7 @@ from tda.models import load_model
 from tda.models.sizes import sizes_of
 from tda.records import Commit, Machine, Measurement, Record, TaskFacts
 from tda.results import load
-from tda.sweep.groups import Group, bound, groups_of, plan_rows, total_hours
+from tda.sweep.groups import Group, bound, groups_of, plan_rows, together, total_hours
 from tda.tasks import Ask
 
 MACHINE = Machine(
@@ -97,13 +97,11 @@ class TestTogether:
 
     @given(st.lists(st.none() | st.integers(0, 5), min_size=6, max_size=6))
     def test_every_subject_is_in_one_group_with_whom_it_imitates(self, leads: list[int | None]) -> None:
-        from tda.sweep.groups import _together
-
         subjects = [
             replace(SHAPE, model=f"shape:{place}", layer_sparsity_from=None if lead is None else f"shape:{lead}")
             for place, lead in enumerate(leads)
         ]
-        groups = _together(subjects)
+        groups = together(subjects)
         assert sorted(one.model for group in groups for one in group) == [one.model for one in subjects]
         place = {one.model: number for number, group in enumerate(groups) for one in group}
         for subject in subjects:

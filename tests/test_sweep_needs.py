@@ -233,11 +233,9 @@ def test_a_done_group_is_skipped_as_long_as_its_records_are_there(
     for number in range(3):
         cluster = Played()
         cluster.scripts = {"ref:swiglu": [well(measured["ref:swiglu"])]}
-        found, _ = sweep(tmp_path, cluster, groups)
         if number == 2:  # another question
-            found.groups = [replace(groups[0], plan=replace(groups[0].plan, documents=3))]
-            found._waiting = list(found.groups)
-        found.run()
+            groups = [replace(groups[0], plan=replace(groups[0].plan, documents=3))]
+        sweep(tmp_path, cluster, groups)[0].run()
         assert len(cluster.order) == (number != 1)
     path = tmp_path / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
@@ -265,9 +263,9 @@ def test_a_group_without_a_machine_is_told_once(
 
 def test_a_group_that_no_machine_could_take_is_refused() -> None:
     cluster = Played(NODES)
-    with pytest.raises(ClusterError, match="no machine is large enough for big, which needs CPU 65"):
+    with pytest.raises(ClusterError, match=r"machine .*big, .*CPU 65"):
         cluster.check({"big": Needs(cpus=65)})
-    with pytest.raises(ClusterError, match="has quantum; its resources: CPU, GPU, accelerator_type:H100, mem"):
+    with pytest.raises(ClusterError, match=r"quantum; .*CPU, GPU, accelerator_type:H100, mem"):
         cluster.check({"odd": Needs(resources={"quantum": 1})})
     bare = Played(NODES[2:])
     with pytest.raises(ClusterError, match=json.dumps({HOST: 1}).replace("{", r"\{")):
@@ -284,7 +282,7 @@ def test_the_view_tells_of_every_group(measured: dict[str, list[Record]]) -> Non
     view.advance("ref:swiglu", 3)
     view.recorded("ref:swiglu", 4)
     view.ended("ref:relu", "done")
-    Console(file=told, width=160).print(view._table())
+    Console(file=told, width=160).print(view.table())
     text = told.getvalue()
     assert "1 of 3 groups have ended" in text
     for word in ("host-7", "round 2, 3 of 10", "running", "done", "not yet", "ref:geglu"):

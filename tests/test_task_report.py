@@ -329,7 +329,7 @@ def test_csv_and_terminal_have_every_score(built: tuple[Path, str]) -> None:
     rows = summary_rows(task_lines(items=30, rounds=1), ["method", "task_coqa_f1", "task_comparisons"])
     assert {len(row) for row in rows} == {3}
     assert {row["comparisons that differences to dense hold for"] for row in rows} == {"8"}
-    with pytest.raises(ValueError, match=r"unknown columns task_other_acc; known: .*task_coqa_f1"):
+    with pytest.raises(ValueError, match=r"task_other_acc; known: .*task_coqa_f1"):
         summary_rows(task_lines(items=30, rounds=1), ["task_other_acc"])
 
 
@@ -686,7 +686,8 @@ def test_cells_of_the_paper_are_not_held_against_unlike_questions(tmp_path: Path
     lines = [asked(a_case(model, "dense", 0.0), {"t": {"acc": right(0.5, 50)}}) for model in ("ref:a", "ref:b")]
     lines.append(asked(a_case("ref:b", "tda", 0.5), {"t": {"acc": right(0.5, 50)}}, {"shots": 3}))
     row = rows_of(tmp_path, lines)["t", "ref:b", "tda 0.5"]
-    assert (row["value"], row["note"]) == ("", "not compared with dense: shots 3, dense 0")
+    assert row["value"] == ""
+    assert row["note"].endswith(": shots 3, dense 0")
 
 
 def test_a_slower_generation_says_so(tmp_path: Path) -> None:

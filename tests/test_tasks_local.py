@@ -55,7 +55,7 @@ def test_examples_beside(tmp_path: Path) -> None:
     write_lines(examples_path(path), [example])
     assert read_choice(path).examples == [example]
     write_lines(examples_path(path), [example, CHOICE])
-    with pytest.raises(ValueError, match=r"items\.train\.jsonl, line 2: an example is an item of .*items\.jsonl too"):
+    with pytest.raises(ValueError, match=r"items\.train\.jsonl, line 2: .*an item .*items\.jsonl"):
         read_choice(path)
 
 
@@ -85,10 +85,10 @@ def test_wrong_choice_line(change: dict[str, Any], told: str, tmp_path: Path) ->
 def test_wrong_generation_line(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     write_lines(path, [GENERATION, {**GENERATION, "answers": []}])
-    with pytest.raises(ValueError, match=r"line 2, field 'answers': expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"line 2, field 'answers': .*1, got 0"):
         read(path, "generation", None)
     write_lines(path, [{"prompt": "Say hello."}])
-    with pytest.raises(ValueError, match=r"line 1: there is no field 'answers'; expected \{\"prompt\".*, got prompt"):
+    with pytest.raises(ValueError, match=r"line 1: .*'answers'; expected \{\"prompt\".*, got prompt"):
         read(path, "generation", CATALOGUE["xsum"].fields)
 
 
@@ -118,7 +118,7 @@ def test_wrong_line_of_a_data_set(name: str, change: dict[str, Any], told: str, 
 
 def test_lines_of_two_shapes(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "items.jsonl", [CHOICE, ROWS["hellaswag"].row])
-    with pytest.raises(ValueError, match="line 2: there is no field 'query'; expected"):
+    with pytest.raises(ValueError, match=r"line 2: .*no field 'query'"):
         read_choice(path)
     path = write_lines(tmp_path / "items.jsonl", [{"text": "a b", "id": 1}, {"id": 2}])
     with pytest.raises(ValueError, match="line 2: there is no field 'text'"):
@@ -143,7 +143,7 @@ def test_no_items(content: bytes, told: str, tmp_path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no text at .*none\.jsonl: No such file.*one \{\"query\""):
+    with pytest.raises(ValueError, match=r"none\.jsonl: No such file.*\{\"query\""):
         read_choice(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="no text at"):
         read_choice(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def test_an_item_is_no_example_for_itself(name: str, tmp_path: Path) -> None:
     for item in prepare([ask])[0].asked.items:
         assert item.prompt.count(CHOICES[item.number]["query"]) == 1
         assert all(row["query"] in item.prompt for row in CHOICES)
-    with pytest.raises(ValueError, match=r"items\.jsonl has 5 examples for an item, and 6 are asked before it"):
+    with pytest.raises(ValueError, match=r"items\.jsonl .*5 examples .* 6 "):
         prepare([Ask(name, ask.data, shots=6)])
 
 
@@ -234,7 +235,7 @@ def test_an_item_of_the_hub_is_no_example_for_itself(
 def test_examples_asked_of_tasks_without(hub: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     hub(ROWS["piqa"].row)
     monkeypatch.setattr(harness.ConfigurableTask, "get_config", lambda self, key: 0)
-    with pytest.raises(ValueError, match="task piqa is defined without few-shot examples, got 2"):
+    with pytest.raises(ValueError, match=r"task piqa .*examples, got 2"):
         prepare([Ask("piqa", shots=2)])
 
 
@@ -275,7 +276,7 @@ def test_the_digest_is_of_what_is_asked(tmp_path: Path) -> None:
 def test_items_asked_otherwise_than_prepared(tmp_path: Path) -> None:
     prepared = prepare([Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES))])
     prepared[0].loaded.task.set_config("target_delimiter", ": ")
-    with pytest.raises(ValueError, match="task piqa: its items were asked in another way than they were prepared"):
+    with pytest.raises(ValueError, match=r"task piqa: .*another way"):
         evaluate(Played(likelihood_of("first")), prepared)
 
 
@@ -313,7 +314,7 @@ def test_chat_template(model: HFLM, tmp_path: Path) -> None:
 
 def test_no_chat_template(tmp_path: Path) -> None:
     ask = Ask("piqa", write_lines(tmp_path / "items.jsonl", CHOICES), chat=True)
-    with pytest.raises(ValueError, match=r"task piqa is asked as a chat, .* has no chat template"):
+    with pytest.raises(ValueError, match=r"task piqa .*chat template"):
         prepare([ask], tiny_tokenizers.build("qwen"))
     with pytest.raises(ValueError, match="no chat template"):
         evaluate(Played(), [ask])
@@ -364,9 +365,8 @@ def test_lm_evals_tasks_by_their_names(tmp_path: Path, caplog: pytest.LogCapture
     path = write_lines(tmp_path / "pages.jsonl", [{"page": "abcdefgh"}])
     result = only(evaluate(Played(lambda _, text: -16.0), [Ask("wikitext", path)]))
     assert result.items[0].scores == {"bits_per_byte": pytest.approx(2.0 / 0.6931471805599453)}
-    assert caplog.messages == [
-        "task wikitext: left out, no mean over items of which more is better: word_perplexity, byte_perplexity"
-    ]
+    (once,) = caplog.messages
+    assert re.fullmatch("task wikitext: left out, .*: word_perplexity, byte_perplexity", once)
     caplog.clear()
     assert (result.items[0].prompt, result.items[0].target) == ("", "abcdefgh")
 
@@ -393,7 +393,7 @@ def test_groups_stand_for_their_tasks(hub: Callable[[dict[str, Any]], Any], tmp_
     hub(ROWS["arc_challenge"].row)
     found = prepare([Ask("ai2_arc", shots=0)])
     assert [task.asked.name for task in found] == ["arc_challenge", "arc_easy"]
-    with pytest.raises(ValueError, match="ai2_arc is a group of tasks, and local data is one task's"):
+    with pytest.raises(ValueError, match=r"ai2_arc .*group of tasks"):
         prepare([Ask("ai2_arc", write_lines(tmp_path / "items.jsonl", CHOICES))])
     with pytest.raises(ValueError, match="the task arc_easy is asked twice"):
         prepare([Ask("ai2_arc"), Ask("arc_easy")])
@@ -401,7 +401,7 @@ def test_groups_stand_for_their_tasks(hub: Callable[[dict[str, Any]], Any], tmp_
 
 @pytest.mark.usefixtures("few_tasks")
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown task 'hellaswga'; near it: hellaswag.* By our names: xsum, cnn"):
+    with pytest.raises(ValueError, match=r"'hellaswga'; .*hellaswag\b.*: xsum, cnn"):
         prepare([Ask("hellaswga")])
     with pytest.raises(ValueError, match=r"unknown task 'qqqqqqqq'\. By our names"):
         prepare([Ask("qqqqqqqq")])
@@ -435,7 +435,7 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, shape in (("xsum", r'\{"prompt"'), ("copa", r'\{"query"')):
         entry = CATALOGUE[name]
         source = " ".join(filter(None, (entry.dataset, entry.subset)))
-        with pytest.raises(ValueError, match=rf"task {name}: its data set {source} cannot .*not answer.* {shape}"):
+        with pytest.raises(ValueError, match=rf"task {name}: .*{source} .*not answer.* {shape}"):
             prepare([Ask(name)])
     assert not datasets.config.HF_HUB_OFFLINE
 
@@ -458,20 +458,21 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_that_do_not_suit(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     write_lines(path, [{**ROWS["hellaswag"].row, "label": "first"}])
-    with pytest.raises(ValueError, match=r"items\.jsonl: its lines do not suit the task hellaswag \(ValueError"):
+    with pytest.raises(ValueError, match=r"items\.jsonl: .*task hellaswag \(ValueError"):
         prepare([Ask("hellaswag", path)])
     write_lines(path, [ROWS["hellaswag"].row, {**ROWS["hellaswag"].row, "label": "2"}])
-    with pytest.raises(ValueError, match=r"items\.jsonl: the right answer of item 1 is none of its choices"):
+    with pytest.raises(ValueError, match=r"items\.jsonl: .*answer of item 1 "):
         prepare([Ask("hellaswag", path)])
     write_lines(path, [{**ROWS["hellaswag"].row, "endings": []}])
-    with pytest.raises(ValueError, match=r"items\.jsonl: its lines do not suit the task hellaswag"):
+    with pytest.raises(ValueError, match=r"items\.jsonl: .*task hellaswag"):
         prepare([Ask("hellaswag", path)])
 
 
 def test_copies_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_lines(tmp_path / "items.jsonl", [*CHOICES, *CHOICES[:2]])
     assert len(prepare([Ask("piqa", path)])[0].asked.items) == 6
-    assert caplog.messages == [f"{path}: 2 lines hold an item that came before; each item counts once"]
+    (once,) = caplog.messages
+    assert once.startswith(f"{path}: 2 lines ")
     caplog.clear()
 
 

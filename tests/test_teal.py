@@ -241,7 +241,7 @@ def test_inputs_that_the_whole_cache_passes_again_are_refused(name: str) -> None
     """As where keys and values are made anew of what is cached."""
     model = tiny.build(name)
     method = tda.TEAL(allocation="uniform").fit(model, batches())
-    refused = pytest.raises(ValueError, match=r"layer 0: 10 tokens pass .* where 1 are decoded, the cached ones among")
+    refused = pytest.raises(ValueError, match=r"layer 0: 10 tokens .*1 are decoded")
     with torch.no_grad(), tda.attach(model, method) as run, refused:
         model.generate(tiny.text(1, 9), max_new_tokens=3)
         run.achieved_sparsity()

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -63,15 +64,19 @@ def test_a_trace_becomes_nested_ranges(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=12))
 def test_whatever_overlaps_is_nested_in_order(bars: list[tuple[int, int]]) -> None:
-    made = [viewer.Bar(f"b{place}", float(start), float(start + long)) for place, (start, long) in enumerate(bars)]
-    frames: dict[str, int] = {}
-    told = viewer._evented("thread", made, 0.0, frames)
-    opened_once = stacks(told, [{"name": name} for name in frames])
-    assert len(opened_once) == len(made)
-    moments = [event["at"] for event in told["events"]]
+    events = [
+        {"ph": "X", "cat": "cpu_op", "pid": 1, "tid": 1, "name": f"b{place}", "ts": start, "dur": long}
+        for place, (start, long) in enumerate(bars)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / TRACE).write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode(), 1))
+        told = speedscope_file(Path(folder) / TRACE, "x")
+    (thread,) = told["profiles"]
+    assert len(stacks(thread, told["shared"]["frames"])) == len(bars)
+    moments = [event["at"] for event in thread["events"]]
     assert moments == sorted(moments)
-    assert told["startValue"] == min(bar.start for bar in made)
-    assert told["endValue"] <= max(bar.end for bar in made)
+    assert thread["startValue"] == 0
+    assert thread["endValue"] <= max(start + long for start, long in bars) - min(start for start, _ in bars)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +121,10 @@ def test_without_the_package_it_is_said_how_to_look_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(
-        PackageError, match=r"no viewer: .*--viewer` fetches it with npm; the trace itself opens in Perfetto"
-    ):
+    with pytest.raises(PackageError, match=r"no viewer: .*--viewer` .*Perfetto"):
         viewer.speedscope()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PackageError, match=r"no viewer: npm is needed once .*; the trace itself opens in Perfetto"):
+    with pytest.raises(PackageError, match=r"no viewer: npm .*Perfetto"):
         viewer.speedscope(fetch=True)
 
 
@@ -130,7 +133,7 @@ def test_a_package_by_hand_is_checked(tmp_path: Path, monkeypatch: pytest.Monkey
     kept = archives() / SPEEDSCOPE.tarball
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"something else")
-    with pytest.raises(PackageError, match=r"no viewer: .*is not what is pinned for speedscope@"):
+    with pytest.raises(PackageError, match=r"no viewer: .*pinned for speedscope@"):
         viewer.speedscope()
 
 

@@ -275,12 +275,12 @@ def test_under_autocast(name: str, method: Method) -> None:
 
 @pytest.mark.usefixtures("played")
 def test_a_prompt_whose_statistic_failed_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tda.kernels.triton import statistic
+    from tda.kernels.triton.launch import Kernel
 
     model, cache = tiny.build("llama"), tiny.new_cache(tiny.model("llama"))
     with torch.no_grad(), tda.attach(model, tda.Griffin(sparsity=0.5), execution="indexed"):
         with monkeypatch.context() as patch:
-            patch.setattr(statistic, "_launch", _out_of_memory)
+            patch.setattr(Kernel, "launch", _out_of_memory)
             with pytest.raises(torch.OutOfMemoryError):
                 prefill(model, tiny.text(1, 9), cache=cache)
         with pytest.raises(ValueError, match="the cache holds 9 tokens"):

@@ -79,10 +79,10 @@ class TestWider:
     def test_what_is_not_known_is_refused(self) -> None:
         model = tiny.model("opt-post-norm")
         for call in (wider_config, lambda config: wider_state(config, model.state_dict())):
-            with pytest.raises(ValueError, match="only plain llama, gemma, opt models can be widened; got 'opt'"):
+            with pytest.raises(ValueError, match=r"llama, gemma, opt .*got 'opt'"):
                 call(model.config)
         llama = tiny.model("llama")
-        with pytest.raises(ValueError, match=r"lora\.weight is not a tensor that can be widened"):
+        with pytest.raises(ValueError, match=r"lora\.weight .*widened"):
             wider_state(llama.config, {**llama.state_dict(), "model.lora.weight": torch.ones(1)}, neurons=2)
         with pytest.raises(ValueError, match="1 time or more; got 1 and 0"):
             wider_config(llama.config, neurons=0)
@@ -167,7 +167,7 @@ class TestReferences:
             "ref:swiglu:32x",
             "ref:../swiglu",
         ):
-            with pytest.raises(ValueError, match=r"unknown reference model .*each also with :2x, :4x, :8x, :16x"):
+            with pytest.raises(ValueError, match=r"reference model .*:2x, :4x, :8x, :16x"):
                 tda.load_model(name)
         assert TIMES == (2, 4, 8, 16)
 
@@ -178,7 +178,7 @@ class TestReferences:
         content[-1] ^= 1
         path.write_bytes(content)
         monkeypatch.setattr(reference, "WEIGHTS", tmp_path)
-        with pytest.raises(ValueError, match="is not the file that ships with this version"):
+        with pytest.raises(ValueError, match="not the file that ships"):
             tda.load_model("ref:swiglu")
 
 

@@ -85,9 +85,10 @@ def test_commands_say_it_once(
 def test_a_profile_says_it(
     tmp_path: Path, no_kernels: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(profile._SubjectProfile, "run", lambda self: [])
+    monkeypatch.setattr(profile, "prepare", lambda *args, **options: sys.exit())
     monkeypatch.setattr(profile, "measure_overhead", lambda: None)
-    assert profile.run_profile(tmp_path) == []
+    with pytest.raises(SystemExit):
+        profile.run_profile(tmp_path)
     assert caplog.messages == [NOTICE]
 
 

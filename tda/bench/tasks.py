@@ -99,7 +99,7 @@ class Tasks:
         from tda.tasks.model import TDALM
 
         plan, prepared, subject = self.stage.plan, self.stage.prepared, self.stage.subject
-        self._advance()
+        self.advance()
         model = TDALM.of(
             prepared.model,
             prepared.tokenizer,
@@ -110,7 +110,7 @@ class Tasks:
             prompt_tokens=subject.prompt_tokens,
             new_tokens=subject.new_tokens,
             journal=answers_path(self.stage.store.folder, subject.model),
-            advance=self._advance,
+            advance=self.advance,
         )
         return run(model, task)
 
@@ -121,7 +121,7 @@ class Tasks:
             self._logged.add(kind)
             logger.log(record.levelno, f"{self.stage.subject.model}: {record.getMessage()}")
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Called before each batch."""
         if self.deadline.left <= 0:
             raise OutOfTimeError

@@ -70,11 +70,12 @@ class Builds:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._thin()
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".building-") as name:
-                self._build(commit, Path(name))
+                self.build(commit, Path(name))
                 (Path(name) / "site").rename(site)
         return Build(commit, copy, site)
 
-    def _build(self, commit: str, folder: Path) -> None:
+    def build(self, commit: str, folder: Path) -> None:
+        """Build a commit into `site` of a folder that is there and empty."""
         self.repository.export(commit, folder / "source")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
         command += ["--disable-pip-version-check", "--target", str(folder / "site"), str(folder / "source")]

@@ -67,14 +67,14 @@ def measure_overhead() -> Overhead:
         for _ in range(EVENTS):
             empty()
 
-    stage = 0.0 if problem() else _us(stages)
+    stage = 0.0 if problem() else event_us(stages)
     plain, recorded = [], []
     for _ in range(TURNS):
-        plain.append((_us(operators), _us(calls)))
+        plain.append((event_us(operators), event_us(calls)))
         hooks = around(module, "ffn")
         try:
             with profile(activities=[ProfilerActivity.CPU]), recording(record_function):
-                recorded.append((_us(operators), _us(calls)))
+                recorded.append((event_us(operators), event_us(calls)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -83,7 +83,7 @@ def measure_overhead() -> Overhead:
     return Overhead(op, span, stage)
 
 
-def _us(work: Callable[[], None]) -> float:
+def event_us(work: Callable[[], None]) -> float:
     """Time of one event in the fastest repeat: what others do meanwhile only slows it."""
     times = []
     for _ in range(REPEATS):

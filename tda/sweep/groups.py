@@ -65,7 +65,7 @@ def groups_of(plan: Plan, past: Sequence[Record] = ()) -> list[Group]:
         cases took longer than that. Loading and calibrating always follow from the byte model: no record tells them.
     """
     known = _Past(past)
-    return [_group(replace(plan, subjects=subjects), known) for subjects in _together(plan.subjects)]
+    return [_group(replace(plan, subjects=subjects), known) for subjects in together(plan.subjects)]
 
 
 def plan_rows(groups: Sequence[Group]) -> list[dict[str, str | float | None]]:
@@ -97,7 +97,7 @@ def bound(groups: Sequence[Group], workers: int) -> float:
     return max([total_hours(groups) / workers, *(group.hours for group in groups if group.hours is not None)])
 
 
-def _together(subjects: Sequence[Subject]) -> list[tuple[Subject, ...]]:
+def together(subjects: Sequence[Subject]) -> list[tuple[Subject, ...]]:
     """Subjects by the model whose layers they imitate, this one first."""
     leads = {subject.model: subject.layer_sparsity_from for subject in subjects}
     groups: dict[str, list[Subject]] = {}

@@ -61,7 +61,7 @@ class View:
         if not self._console.is_terminal:
             yield
             return
-        live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2, transient=True)
+        live = Live(get_renderable=self.table, console=self._console, refresh_per_second=2, transient=True)
         with live as self._live:
             yield
 
@@ -129,7 +129,8 @@ class View:
         ended = sum(line.ended is not None for line in self._lines.values())
         return f"{ended} of {len(self._lines)} groups have ended"
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """How each group gets on."""
         table = Table(title=self._counted(), title_justify="left", box=None, pad_edge=False)
         for heading in ("group", "state", "machine", "stage", "records", "time"):
             table.add_column(heading, justify="right" if heading in ("records", "time") else "left")

@@ -27,7 +27,8 @@ RESERVE = 0.1
 """Share of a device's memory that is left to requests: what is on a shelf goes before that is touched."""
 
 ModelState = tuple[object, ...]
-_SHELVES: "weakref.WeakKeyDictionary[nn.Module, Shelf]" = weakref.WeakKeyDictionary()
+SHELVES: "weakref.WeakKeyDictionary[nn.Module, Shelf]" = weakref.WeakKeyDictionary()
+"""Those that are open, by their model."""
 
 
 def room(device: torch.device) -> float | None:
@@ -162,20 +163,20 @@ def shelf(model: nn.Module) -> Iterator[Shelf]:
     Shelf
         What is kept.
     """
-    outer = _SHELVES.get(model)
+    outer = SHELVES.get(model)
     if outer is not None:
         yield outer
         return
     made = Shelf(model)
     try:
-        _SHELVES[model] = made
+        SHELVES[model] = made
         yield made
     finally:
-        _SHELVES.pop(model, None)
+        SHELVES.pop(model, None)
         made.clear()
 
 
 def shelf_of(model: nn.Module) -> Shelf | None:
     """The shelf that an attachment of a model may use now; None where there is none, or no room for it."""
-    found = _SHELVES.get(model)
+    found = SHELVES.get(model)
     return found if found is not None and found.is_open() else None

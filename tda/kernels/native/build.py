@@ -77,7 +77,7 @@ def build() -> Built:
         If ``TDA_ISA`` names no instruction set, or one that this processor does not have.
     """
     name, command = isa.asked(), compiler()
-    macros = _native_macros(command)
+    macros = native_macros(command)
     chosen = isa.choose(name, macros)
     flags = [*chosen.flags, *FLAGS]
     try:
@@ -94,7 +94,7 @@ def build() -> Built:
     return Built(path, chosen.name)
 
 
-def _native_macros(command: list[str]) -> str:
+def native_macros(command: list[str]) -> str:
     """What the compiler defines for this processor: it tells both, and the compiler's version."""
     macros = _run([*command, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
     if "#define " not in macros:

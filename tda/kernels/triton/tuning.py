@@ -35,7 +35,7 @@ def chosen(kernel: Kernel, form: str, dtype: torch.dtype, shape: Iterable[int]) 
     if not torch.cuda.is_available():
         return default
     key = key_of(kernel, form, dtype, shape)
-    kept = _kept(torch.cuda.current_device()).get(key)
+    kept = kept_blocks(torch.cuda.current_device()).get(key)
     if kept in candidates(kernel):
         return kept
     DEFAULTS_TAKEN[key] = None
@@ -48,7 +48,8 @@ def candidates(kernel: Kernel) -> tuple[Tile, ...]:
 
 
 @cache
-def _kept(device: int) -> dict[str, Tile]:
+def kept_blocks(device: int) -> dict[str, Tile]:
+    """The blocks that were measured on a card, by key."""
     return {key: Tile(*found["block"]) for key, found in read(path_of(device)).items()}
 
 
@@ -90,4 +91,4 @@ def keep(path: Path, tuned: dict[str, Any]) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
         json.dump(together, file, indent=1, sort_keys=True)
     os.replace(file.name, path)
-    _kept.cache_clear()
+    kept_blocks.cache_clear()
