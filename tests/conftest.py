@@ -1,6 +1,7 @@
 """Fixtures of all tests. Nothing here opens a connection, and a GPU is used by tests marked `gpu` only."""
 
 import functools
+import gc
 import importlib
 import importlib.util
 import os
@@ -51,15 +52,16 @@ if importlib.util.find_spec("hypothesis") is not None:
     from hypothesis import HealthCheck, settings
 
     # Every run draws the same examples, so that a failure in CI is a failure at the desk. Nor is an example refused for
-    # what the machine does meanwhile.
+    # what the machine does meanwhile. `make test-all` draws many, by --hypothesis-profile.
     settings.register_profile(
-        "repeatable",
+        "few",
         deadline=None,
-        max_examples=50,
+        max_examples=10,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],
     )
-    settings.load_profile("repeatable")
+    settings.register_profile("many", settings.get_profile("few"), max_examples=100)
+    settings.load_profile("few")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -68,6 +70,17 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected lives to the end, so the garbage collector skips it: a bench calls it often."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

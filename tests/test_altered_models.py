@@ -358,10 +358,16 @@ def scaling_forward(module: nn.Module, calls: list[int], factor: float = 1.25) -
 
 OUTSIDE = ("layer.self_attn.v_proj", "layer.self_attn.o_proj", "layer.self_attn", "layer.input_layernorm", "layer")
 OUTSIDE = (*OUTSIDE, "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model", "")
+FEW_OUTSIDE = ("layer.self_attn.v_proj", "layer", "model.norm", "")
+"""A linear, a module with parts, one without weights of two dimensions, and the model."""
 FFN = ("layer.mlp", "layer.mlp.gate_proj", "layer.mlp.up_proj", "layer.mlp.act_fn", "layer.mlp.down_proj")
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path or "itself")
+@pytest.mark.parametrize(
+    "path",
+    [path if path in FEW_OUTSIDE else pytest.param(path, marks=pytest.mark.slow) for path in OUTSIDE],
+    ids=lambda path: path or "itself",
+)
 def test_a_replaced_forward_is_run(path: str, kernels_in_c: None) -> None:
     model = tiny.build("llama")
     assert is_whole(model)
@@ -578,7 +584,11 @@ def answer_hooked(
         handles[0].remove()
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path or "itself")
+@pytest.mark.parametrize(
+    "path",
+    [path if path in FEW_OUTSIDE else pytest.param(path, marks=pytest.mark.slow) for path in OUTSIDE],
+    ids=lambda path: path or "itself",
+)
 def test_hooks_are_called(path: str, kernels_in_c: None) -> None:
     """Those that were set before attach, and those that are set inside the block."""
     model = tiny.build("llama")

@@ -26,7 +26,7 @@ def use(model: Any, method: Method, thresholds: Thresholds | None, execution: An
         model.generate(tiny.text(2, 9), max_new_tokens=4, do_sample=False)
 
 
-@pytest.mark.parametrize("case", tiny.method_cases(), ids=tiny.case_id)
+@pytest.mark.parametrize("case", tiny.sampled(tiny.method_cases()), ids=tiny.case_id)
 def test_after_the_context_the_model_is_what_it_was(case: tuple[str, Method]) -> None:
     name, method = case
     model = tiny.model(name)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import typer
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -236,7 +236,6 @@ class TestCase:
         assert set(FIELDS) == set(Case.model_fields)
         assert set(INPUTS) | {"text_name", "text_bytes", "revision"} == set(Inputs.model_fields)
 
-    @settings(max_examples=300)
     @given(other_than(FIELDS))
     def test_unlike_cases_have_unlike_keys_and_names(self, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
         one, other = (Case(**fields) for fields in pair)
@@ -313,7 +312,6 @@ def record(of: Case, inputs: Inputs = Inputs()) -> Record:  # noqa: B008
 class TestIdentity:
     """Two runs that differ in anything that a number depends on never share a record or a series."""
 
-    @settings(max_examples=100)
     @given(other_than(FIELDS | {f"on_{name}": values for name, values in INPUTS.items()}))
     def test_runs_that_differ_share_nothing(self, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
         assume(pair[0] != pair[1])
@@ -469,10 +467,11 @@ def keys(cases: list[Case]) -> set[str]:
 class TestOnly:
     """A configuration for some cases measures these, and dense."""
 
+    @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)], ids="each {}th".format)
     @pytest.mark.parametrize("preset", PRESETS)
-    def test_every_case_of_every_preset_is_measured_alone(self, preset: Preset) -> None:
+    def test_every_case_of_every_preset_is_measured_alone(self, preset: Preset, step: int) -> None:
         config = BenchConfig(preset=preset)
-        for one in plan_of(config).cases():
+        for one in plan_of(config).cases()[::step]:
             (dense,) = [own for own in own_cases(config, one.model) if own.is_baseline]
             assert keys(own_cases(only(config, [one]), one.model)) == {one.key, dense.key}, str(one)
 

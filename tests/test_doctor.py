@@ -11,7 +11,7 @@ from itertools import repeat
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -294,7 +294,6 @@ def test_one_that_fails_late_is_told(monkeypatch: pytest.MonkeyPatch, clock: Clo
     assert re.search("noise .* 5 processes, .* 8: crash: boom$", unfinished)
 
 
-@settings(max_examples=20)
 @given(takes_s=st.lists(st.floats(0.1, 1000), min_size=8, max_size=8))
 def test_however_long_processes_take_the_time_is_kept(takes_s: list[float]) -> None:
     clock = Clock()

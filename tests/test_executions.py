@@ -62,7 +62,7 @@ def decode_logits(
 @pytest.mark.parametrize(
     "sparsity", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.3, marks=pytest.mark.slow), 0.9]
 )
-@pytest.mark.parametrize("case", FAST_CASES, ids=fast_id)
+@pytest.mark.parametrize("case", tiny.sampled(FAST_CASES), ids=fast_id)
 def test_fast_equals_masked(case: tuple[str, Method, Execution], sparsity: float, lengths: tuple[int, ...]) -> None:
     name, method, fast = case[0], build_method(case[1].name, sparsity), case[2]
     model, thresholds = tiny.model(name), tiny.thresholds(name, method)
@@ -93,7 +93,7 @@ def test_the_backend_of_compact_depends_on_the_rows(rows: int, backend: str) -> 
         assert (run.execution, run.backend) == ("compact", backend)
 
 
-@pytest.mark.parametrize("case", FAST_CASES, ids=fast_id)
+@pytest.mark.parametrize("case", tiny.sampled(FAST_CASES), ids=fast_id)
 def test_bfloat16(case: tuple[str, Method, Execution]) -> None:
     """The same sets; logits apart by the rounding of bfloat16 only. A token's set may differ by neurons at the cut."""
     name, method, fast = case
@@ -115,7 +115,7 @@ def test_bfloat16(case: tuple[str, Method, Execution]) -> None:
         assert equal.double().mean() > 0.95
 
 
-@pytest.mark.parametrize("case", tiny.method_cases(sparsity=0.0), ids=tiny.case_id)
+@pytest.mark.parametrize("case", tiny.sampled(tiny.method_cases(sparsity=0.0)), ids=tiny.case_id)
 def test_sparsity_zero_in_masked_is_dense_bit_for_bit(case: tuple[str, Method]) -> None:
     name, method = case
     model, prompts = tiny.model(name), tiny.prompts(LENGTHS)

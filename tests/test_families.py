@@ -27,7 +27,7 @@ from tda.profiler.parts import named_parts
 from tda.thresholds import Thresholds
 
 NEW = 4
-each = pytest.mark.parametrize("name", tiny.further())
+each = pytest.mark.parametrize("name", tiny.by_family(tiny.further()))
 
 
 def methods(name: str) -> list[Method]:

@@ -10,7 +10,7 @@ import float64
 import pytest
 import torch
 from guarded import Guards
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -33,8 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu_squared": lambda x: float64.ACTIVATIONS["relu"](x) ** 2,
     "identity": lambda x: x,
 }
-EXAMPLES = 50
-"""For each instruction set."""
 TYPES = st.sampled_from([torch.float32, torch.bfloat16])
 THREADS = st.integers(1, 4)
 SHARES = st.sampled_from([0.0, 0.02, 0.3, 0.5, 0.95, 1.0])
@@ -204,7 +202,6 @@ def lists(case: Case, share: float) -> tuple[list[c.FFNStruct], Tensor]:
 
 
 @each_isa
-@settings(max_examples=EXAMPLES)
 @given(SHAPES, SHARES)
 def test_listed_neurons(shape: Shape, share: float) -> None:
     case = Case.make(shape, by_rows=True)
@@ -213,7 +210,6 @@ def test_listed_neurons(shape: Shape, share: float) -> None:
 
 
 @each_isa
-@settings(max_examples=EXAMPLES)
 @given(SHAPES, st.booleans())
 def test_all_neurons_in_both_layouts(shape: Shape, by_rows: bool) -> None:
     case = Case.make(shape, by_rows)
@@ -221,7 +217,6 @@ def test_all_neurons_in_both_layouts(shape: Shape, by_rows: bool) -> None:
 
 
 @each_isa
-@settings(max_examples=EXAMPLES)
 @given(SHAPES, st.sampled_from(["gate", "contribution"]), SHARES, st.booleans())
 def test_thresholds(shape: Shape, rule: str, share: float, weighted: bool) -> None:
     """The kept set is the formula's apart from neurons at the cut; the output is that of the set that is reported."""
@@ -248,7 +243,6 @@ def test_thresholds(shape: Shape, rule: str, share: float, weighted: bool) -> No
 
 
 @each_isa
-@settings(max_examples=EXAMPLES)
 @given(SHAPES, SHARES, st.booleans())
 def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
     """Bit for bit what indexing gives, from weights in either layout, into the layout of torch."""
@@ -272,7 +266,6 @@ def test_gather(shape: Shape, share: float, by_rows: bool) -> None:
 
 
 @each_isa
-@settings(max_examples=EXAMPLES)
 @given(SHAPES)
 def test_linear(shape: Shape) -> None:
     case, library = Case.make(shape, by_rows=True), c.library()
@@ -320,7 +313,6 @@ def test_both_readings(both_readings: list[c.Kernels], rows: int, weights: torch
 
 
 @each_isa
-@settings(max_examples=EXAMPLES)
 @given(
     tokens=st.integers(0, 9),
     n=st.integers(1, 150),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -69,7 +69,6 @@ def numbers(groups: Sequence[Group], machine: Machine) -> dict[tuple[Any, ...], 
     return {(row.model, row.method, row.sparsity, row.control): list(row) for row in own.itertuples(index=False)}
 
 
-@settings(max_examples=12, deadline=None)
 @given(order=st.permutations(range(len(HERE) + len(THERE))))
 def test_shuffled_lines_of_two_machines_give_each_machines_own_numbers(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -214,18 +214,13 @@ def check(drawn: Drawn) -> None:
         torch.testing.assert_close(achieved, left_out / steps, rtol=0, atol=0.5 / tiny.F / steps)
 
 
-few = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-many = settings(few, max_examples=500)
-
-
-@few
 @given(batches())
 def test_a_row_of_any_batch_is_what_it_is_alone(drawn: Drawn) -> None:
     check(drawn)
 
 
 @pytest.mark.slow
-@many
+@settings(max_examples=500)
 @given(batches())
 def test_a_row_of_any_batch_is_what_it_is_alone_500_times(drawn: Drawn) -> None:
     check(drawn)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from task_rows import write_lines
 
@@ -105,7 +105,6 @@ def test_a_short_question_leaks_whole(count: int) -> None:
             leaks.check(around(question), [task])
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_against_a_plain_search(data: st.DataObject) -> None:
     """On few different words, so that runs overlap and repeat: exactly those texts that share a run are refused."""

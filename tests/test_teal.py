@@ -247,7 +247,9 @@ def test_inputs_that_the_whole_cache_passes_again_are_refused(name: str) -> None
         run.achieved_sparsity()
 
 
-@pytest.mark.parametrize("name", sorted({*tiny.names(), *tiny.further()} - {"doge", "minicpm3", "youtu"}))
+@pytest.mark.parametrize(
+    "name", tiny.by_family(sorted({*tiny.names(), *tiny.further()} - {"doge", "minicpm3", "youtu"}))
+)
 def test_it_runs_on_every_other_type(name: str) -> None:
     model = tiny.build(name)
     method = tda.TEAL(allocation="uniform").fit(model, batches())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -39,7 +39,6 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 class TestWider:
-    @settings(max_examples=15, deadline=None)
     @given(
         name=st.sampled_from(NAMES),
         hidden=st.integers(1, 3),
@@ -99,7 +98,6 @@ def by_hand(levels: Tensor, scales: Tensor) -> np.ndarray:
 
 
 class TestPacked:
-    @settings(max_examples=30, deadline=None)
     @given(bits=st.sampled_from([4, 8]), rows=st.integers(1, 3), groups=st.integers(1, 3), seed=st.integers(0, 999),
            size=st.sampled_from([1e-2, 1.0, 100.0]))  # fmt: skip
     def test_it_is_the_nearest_level(self, bits: Any, rows: int, groups: int, seed: int, size: float) -> None:

@@ -6,11 +6,13 @@ right numbers. Here every norm weight differs from 1, every bias from 0, and the
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import contract
 import float64
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -209,6 +211,31 @@ def method_cases(*model_names: str, sparsity: float = 0.5) -> list[tuple[str, Me
     return [
         (name, chosen) for name in model_names or names() for chosen in default_methods(sparsity) if fits(name, chosen)
     ]
+
+
+def sampled(cases: Sequence[Any], step: int = 3) -> list[Any]:
+    """Cases as parameters; by default one in `step` runs, of each model and of each method, and the others are slow.
+
+    Every pair of model and method is run by default in `tests/test_contract.py`.
+    """
+    models, seen, made = list(dict.fromkeys(case[0] for case in cases)), Counter[str](), []
+    for case in cases:
+        runs = (models.index(case[0]) + seen[case[0]]) % step == 0
+        seen[case[0]] += 1
+        made.append(pytest.param(case, marks=() if runs else pytest.mark.slow))
+    return made
+
+
+def by_family(types: Sequence[str]) -> list[Any]:
+    """Types of model as parameters; by default the first of each family runs, and the others are slow."""
+    seen: set[str] = set()
+    made = []
+    for name in types:
+        kind = SPECIAL.get(name, {}).get("model_type", name)
+        family = next(family for family, declared in FAMILIES.items() if kind in declared.model_types)
+        made.append(pytest.param(name, marks=pytest.mark.slow if family in seen else ()))
+        seen.add(family)
+    return made
 
 
 def case_id(value: object) -> str | None:

@@ -90,8 +90,9 @@ def _wrapped(words: str, letters: int) -> str:
 
 def settle(figure: Figure) -> None:
     """Lay the figure out for good, so that every format gets the same layout and it is worked out once."""
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.execute(figure)
         figure.set_layout_engine(None)  # a placeholder would cost each format a draw more
 
 
