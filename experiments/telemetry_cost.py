@@ -1,8 +1,8 @@
 """What telemetry costs the work that it watches: decode steps of one model, alone and watched, in random order.
 
-The timing pass of a bench is bracketed by two readings (`Watch`), the telemetry pass has a thread (`Sampler`).
-In each round a block of decode steps runs under every condition, alone twice: what its two runs differ by is noise. A
-block's number is the sum of its steps' times; a ratio is taken within a round, its interval is over rounds.
+The timing pass of a bench is bracketed by two readings (`ConditionMonitor`), the telemetry pass has a thread
+(`Sampler`). In each round a block of decode steps runs under every condition, alone twice: what its two runs differ by
+is noise. A block's number is the sum of its steps' times; a ratio is taken within a round, its interval is over rounds.
 
     python -m experiments.telemetry_cost --out benchmarks/records/telemetry_cost.csv
 """
@@ -20,12 +20,12 @@ import pandas as pd
 import torch
 
 import tda
-from tda.device import Stopwatch, machine
+from tda.device import Timer, machine
 from tda.engine.phases import decode, prefill
 from tda.results import write_whole
 from tda.statistics import geometric
-from tda.telemetry import Sampler, Watch, flags_of
-from tda.telemetry.watch import sources
+from tda.telemetry import ConditionMonitor, Sampler, flags_of
+from tda.telemetry.conditions import sources
 
 PROMPT = 64
 BLOCK_S = 0.3
@@ -35,9 +35,9 @@ BLOCK_S = 0.3
 @contextmanager
 def bracketed(device: torch.device) -> Iterator[None]:
     """Two readings around a block."""
-    watch = Watch(device)
+    monitor = ConditionMonitor(device)
     yield
-    watch.read()
+    monitor.read()
 
 
 CONDITIONS: dict[str, Callable[[torch.device], AbstractContextManager[Any]]] = {
@@ -72,7 +72,7 @@ class CostRounds:
     def seconds(self) -> float:
         """Sum of the times of one block's steps."""
         vars(self.cache).update(copy.deepcopy(self.fresh))
-        clock, total = Stopwatch(self.device), 0.0
+        clock, total = Timer(self.device), 0.0
         for step in range(self.steps):
             token = self.prompt[:, step % PROMPT : step % PROMPT + 1]
             with clock.timing():
@@ -86,7 +86,7 @@ def measure(blocks: CostRounds, rounds: int) -> pd.DataFrame:
     order = random.Random(0)
     rows: list[dict[str, float]] = []
     while len(rows) < rounds:
-        row, whole = {}, Watch(blocks.device)
+        row, whole = {}, ConditionMonitor(blocks.device)
         for condition in order.sample(list(CONDITIONS), len(CONDITIONS)):
             with CONDITIONS[condition](blocks.device):
                 row[condition] = blocks.seconds()

@@ -135,7 +135,7 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-class Stopwatch:
+class Timer:
     """Milliseconds of what runs inside `timing`: CUDA events on a GPU, the monotonic clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 import torch
 
 from tda.cases import Frozen
-from tda.device import Stopwatch, machine
+from tda.device import Timer, machine
 from tda.processor import widens
 
 STREAM_BYTES = 1 << 28
@@ -56,7 +56,7 @@ def stream_gb_per_s(device: torch.device) -> float:
 
 def _best_per_ms(device: torch.device, amount: float, passes: int, work: Callable[[], object]) -> float:
     """What is got through in a millisecond, where a pass of work gets through `amount`: the best of some passes."""
-    clock = Stopwatch(device)
+    clock = Timer(device)
     best, spent_ms = 0.0, 0.0
     for _ in range(passes):
         with clock.timing():

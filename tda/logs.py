@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class _Handler(logging.Handler):
+class _FunctionHandler(logging.Handler):
     def __init__(self, take: Callable[[logging.LogRecord], None], level: int) -> None:
         super().__init__(level)
         self._take = take
@@ -19,7 +19,7 @@ def handled(name: str, take: Callable[[logging.LogRecord], None], level: int = l
     """Inside, records of a logger and of those below it go to one function alone, from a level on."""
     logger = logging.getLogger(name)
     before = logger.handlers, logger.propagate, logger.level
-    logger.handlers, logger.propagate = [_Handler(take, level)], False
+    logger.handlers, logger.propagate = [_FunctionHandler(take, level)], False
     logger.setLevel(level)
     try:
         yield

@@ -53,7 +53,7 @@ A build of another package than this one, such as a plug-in, is measured by the 
 """
 
 
-class Ended(NamedTuple):
+class ProcessResult(NamedTuple):
     """How a process ended.
 
     Attributes
@@ -74,7 +74,7 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def call(site: Path, name: str, out: Path, options: BenchConfig, timeout_s: float) -> Ended:
+def call(site: Path, name: str, out: Path, options: BenchConfig, timeout_s: float) -> ProcessResult:
     """Have a process with the build in `site` make a public call, ``tda.NAME(out, **options)``.
 
     A build of before version 0.2 calls models, methods and sparsities by one name each, and knows no methods' options.
@@ -87,7 +87,7 @@ def call(site: Path, name: str, out: Path, options: BenchConfig, timeout_s: floa
     return finish(command, out, {**os.environ, "PYTHONPATH": where, BUILD: where}, timeout_s)
 
 
-def finish(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
+def finish(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float) -> ProcessResult:
     """Run a command in a folder to its end, or to the end of its time.
 
     It holds a pipe from us as its standard input, so it can tell when we die. What it complained of stays in
@@ -100,7 +100,7 @@ def finish(command: Sequence[str], folder: Path, environment: Mapping[str, str],
     if status in ("error", "crash"):
         said = last_words(complaint.read_text(errors="replace"), lines=1) or "it said nothing"
         reason = f"{reason}: {said}"
-    return Ended(status, reason, started, round(time.monotonic() - begin, 2))
+    return ProcessResult(status, reason, started, round(time.monotonic() - begin, 2))
 
 
 def _wait(

@@ -72,12 +72,19 @@ def unit(commit: str, records: Sequence[Record], **fields: Any) -> Unit:
 
 
 def night(commits: Sequence[str], **fields: Any) -> Night:
-    """The account of a finished night over commits that were all measured."""
+    """The record of a finished night over commits that were all measured."""
     listed = tuple(
         NightCommit(hash=c, date=f"2026-01-{n + 1:02d}T00:00:00+00:00", subject=f"Commit {n}", status="measured")
         for n, c in enumerate(commits)
     )
-    told = {"id": "n1", "started": "s", "finished": "f", "machine": MACHINE, "anchor": commits[0], "commits": listed}
+    told = {
+        "id": "n1",
+        "started": "s",
+        "finished": "f",
+        "machine": MACHINE,
+        "baseline_commit": commits[0],
+        "commits": listed,
+    }
     return Night(**{**told, **fields})
 
 

@@ -176,7 +176,7 @@ def history(sizes: Sizes) -> list[Planted]:
     )
     sparser = ("decode", "select", "memory")  # fewer neurons are kept
     broken = Edit("pyproject.toml", "[project]\n", "[project\n")
-    crash = Edit("tda/bench/plan.py", "MISSION = ", 'raise RuntimeError("planted crash")\nMISSION = ')
+    crash = Edit("tda/bench/plan.py", "TIMED_METHODS = ", 'raise RuntimeError("planted crash")\nMISSION = ')
     return [
         _docs(1),
         Planted("Griffin checks more in decode", (griffin,), Expected("alarm", "decode", "method")),

@@ -397,7 +397,7 @@ def loop(play: Play, row: Row, *, imposed: bool = False) -> Row:
                         model(tokens[:, start:end], **on, **place)
                     if imposed and row.decoded:
                         after = min(p for p in row.decoded if p >= end - 1)
-                        run.attachment.policy.impose([layer.unsqueeze(0) for layer in row.kept[after]])
+                        run.attachment.policy.set_selection([layer.unsqueeze(0) for layer in row.kept[after]])
                     if row.kinds[end - 1] == "D":
                         run.select()
                         ffn_cache.crop(-1)

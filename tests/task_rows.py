@@ -185,7 +185,7 @@ class Played(LM):
         return [self.likelihood("", request.args[0]) for request in requests if not self._tell(request)]
 
     def _tell(self, request: Instance) -> bool:
-        self.tally.told[request.task_name, request.doc_id, request.idx] = (4, 3)
+        self.tally.by_request[request.task_name, request.doc_id, request.idx] = (4, 3)
         return False
 
 

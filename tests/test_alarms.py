@@ -13,7 +13,7 @@ from tda.history.nights import Night
 from tda.nightly.alarms import raised_in, replay
 from tda.nightly.config import Decision
 from tda.nightly.publish import write_account
-from tda.nightly.report import account
+from tda.nightly.report import nightly_report
 from tests.test_night import Scene, finding, records, told
 from tests.test_night import scene as scene
 
@@ -84,9 +84,9 @@ def test_what_remains_is_told() -> None:
     """10, 20, 15 ms."""
     night = told(change("ab", 1.0, sentence="Twice."), change("cd", -0.25))
     known = replay([night], ())[0]
-    assert "+50.0% remains of +100.0%" in account(night, known, [])
+    assert "+50.0% remains of +100.0%" in nightly_report(night, known, [])
     later = told(name="n2")
-    assert "| Twice. +50.0% remains of +100.0%. |" in account(later, replay([night, later], ())[0], [])
+    assert "| Twice. +50.0% remains of +100.0%. |" in nightly_report(later, replay([night, later], ())[0], [])
 
 
 def test_a_repair_is_held_against_its_uncertainty() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tda.bench.planning import only, plan_of
 from tda.changes import alternate
-from tda.changes.alternate import Grid, Runner, Task, block, design, measure
+from tda.changes.alternate import BenchmarkGrid, Runner, Task, block, design, measure
 from tda.changes.builds import Build
 from tda.config import BenchConfig
 from tda.history.nights import Role, Unit
@@ -38,7 +38,7 @@ def build(folder: Path, code: str, commit: str = "a" * 40) -> Build:
 
 
 def task(made: Build, number: int = 1, **options: object) -> Task:
-    return Task(made, "commit", Grid("speed", BenchConfig.of(options)), "first", number, 0)
+    return Task(made, "commit", BenchmarkGrid("speed", BenchConfig.of(options)), "first", number, 0)
 
 
 def run(folder: Path, code: str, timeout_s: float = 60.0, **options: object) -> Unit:
@@ -204,7 +204,7 @@ def names(tasks: Sequence[Task]) -> str:
 
 
 def test_blocks_go_forward_and_back() -> None:
-    grid = Grid("speed", BenchConfig())
+    grid = BenchmarkGrid("speed", BenchConfig())
     tasks = list(design(BUILDS, grid, "first", 4))
     assert names(tasks) == "abccbaabccba"
     assert [one.order for one in tasks] == [0, 1, 2] * 4
@@ -214,7 +214,7 @@ def test_blocks_go_forward_and_back() -> None:
 
 
 def test_a_grid_that_repeats_exactly_runs_once() -> None:
-    assert names(list(design(BUILDS, Grid("quality", BenchConfig(), repeated=False), "first", 4))) == "abc"
+    assert names(list(design(BUILDS, BenchmarkGrid("quality", BenchConfig(), repeated=False), "first", 4))) == "abc"
 
 
 # The loop.
@@ -238,7 +238,7 @@ class Played(Runner):
         return nights.unit(task.build.commit, [], grid=task.grid.name, **told)
 
 
-TASKS = list(design(BUILDS, Grid("speed", BenchConfig()), "first", 3))
+TASKS = list(design(BUILDS, BenchmarkGrid("speed", BenchConfig()), "first", 3))
 
 
 def test_units_are_kept_as_they_end_and_an_interrupted_run_goes_on() -> None:

@@ -363,7 +363,7 @@ def test_selection_before_any_prompt(llama: Any) -> None:
         with pytest.raises(ValueError, match=r"per token.*no decode step"):
             run.selection()
         with pytest.raises(ValueError, match="no selection per prompt"):
-            run.attachment.policy.impose([])
+            run.attachment.policy.set_selection([])
 
 
 def test_dense_keeps_everything(llama: Any) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from tda import device as facts
 from tda.bench import measure, window
 from tda.bench.measure import DROPPED_PASSES, MOST_PASSES, PASSES, FirstRequest, Passes, Timing, time_case
-from tda.bench.outcome import doubts, speed
+from tda.bench.outcome import speed, validity_flags
 from tda.bench.plan import Plan, Subject
 from tda.bench.planning import plan_for, plan_of
 from tda.bench.prepare import prepare
@@ -26,7 +26,7 @@ from tda.cases import Inputs, MethodSpec
 from tda.config import BenchConfig
 from tda.contracts import Method, PromptMethod
 from tda.engine import attach
-from tda.engine.backends import shelf
+from tda.engine.backends import attachment_cache
 from tda.engine.phases import decode, prefill
 from tda.engine.session import Session
 from tda.families import find_ffns
@@ -303,10 +303,10 @@ def test_masked_execution_has_no_speed():
 
 def test_foreign_load_and_few_rounds_are_flagged():
     busy = replace(fake_timing(), change=others_used(20.0))
-    flags = doubts(busy, "cpu", rounds=4)
+    flags = validity_flags(busy, "cpu", rounds=4)
     assert flags["foreign_load"].raised
     assert flags["few_samples"].raised
-    assert not doubts(fake_timing(), "cpu", rounds=5)["foreign_load"].raised
+    assert not validity_flags(fake_timing(), "cpu", rounds=5)["foreign_load"].raised
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_residence_is_told_by_size_and_by_speed(monkeypatch, megabytes, cache, m
     here = facts.machine("cpu").model_copy(update={"cache_bytes": cache and cache * 10**6})
     monkeypatch.setattr("tda.bench.outcome.machine", lambda device: here)
     timing = replace(fake_timing(ms=ms), traffic=Traffic(megabytes * 1e6, 0.0), streams_gb_per_s=(19.0, 21.0))
-    flag = doubts(timing, "cpu", rounds=5)["cache_resident"]
+    flag = validity_flags(timing, "cpu", rounds=5)["cache_resident"]
     assert flag.raised == is_raised
     assert f"{megabytes:.0f} MB of weights" in flag.detail
     assert f"{megabytes / ms / 20:.2f} of the stream bandwidth" in flag.detail
@@ -795,13 +795,13 @@ def test_what_cannot_be_sampled_keeps_its_reason(monkeypatch, tmp_path):
 def test_where_attachments_leave_something_each_case_is_attached_before_the_rounds(monkeypatch, tmp_path):
     order: list[str] = []
     plan = speed_only(monkeypatch, order)
-    monkeypatch.setattr("tda.engine.backends.shelf.room", lambda device: 1e9)
+    monkeypatch.setattr("tda.engine.backends.attachment_cache.free_bytes", lambda device: 1e9)
     monkeypatch.setattr("tda.bench.rounds.attach_once", lambda model, method, execution: order.append("attached"))
     run(plan, tmp_path)
     cases = len({record.series for record in load(tmp_path).records})
     assert order[:cases] == ["attached"] * cases
     assert order.count("attached") == cases
-    assert not shelf.SHELVES
+    assert not attachment_cache.CACHES
     order.clear()
     run(plan, tmp_path)
     assert not order

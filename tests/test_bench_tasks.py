@@ -181,7 +181,7 @@ def test_a_failing_task_is_told_and_tried_again(
     own: Callable[..., Any] = stage.run
 
     def broken(lm: Any, task: Any, **options: Any) -> Any:
-        if task.asked.name == "xsum" and lm.method.name == "griffin":
+        if task.content.name == "xsum" and lm.method.name == "griffin":
             raise RuntimeError("planted")
         return own(lm, task, **options)
 

@@ -330,7 +330,7 @@ class TestIdentity:
             place = RecordPlace(other.case, other.inputs, other.round)
             assert store.missing(place)
             assert store.found(place) is None
-            assert store.merged(asked=True) == []
+            assert store.merged(requested=True) == []
             assert store.found(RecordPlace(one.case, one.inputs, one.round)) == one
         keys = [set(numbers([found])) for found in (one, other)]
         if {name for name in pair[0] if pair[0][name] != pair[1][name]} <= {"on_change", "on_plug_in"}:
@@ -387,7 +387,7 @@ ASKED: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.fixture(scope="module")
-def asked() -> Callable[[str], BenchConfig]:
+def requested() -> Callable[[str], BenchConfig]:
     """What a command that takes the options gets from a command line."""
     app, got = typer.Typer(), []
 
@@ -407,12 +407,12 @@ def asked() -> Callable[[str], BenchConfig]:
 class TestConfig:
     @given(options=st.fixed_dictionaries({}, optional=ASKED))
     def test_it_comes_back_from_options_and_from_a_command_line(
-        self, asked: Callable[[str], BenchConfig], options: dict[str, Any]
+        self, requested: Callable[[str], BenchConfig], options: dict[str, Any]
     ) -> None:
         config = BenchConfig.of(options)
         assert BenchConfig.of(config.options()) == config
         assert BenchConfig.model_validate_json(config.model_dump_json()) == config
-        assert asked(config.arguments()) == config
+        assert requested(config.arguments()) == config
 
     def test_every_option_is_drawn_and_explained(self) -> None:
         assert set(ASKED) == set(BenchConfig.model_fields)
@@ -430,12 +430,12 @@ class TestConfig:
         )
 
     def test_the_options_of_a_command_line_have_the_names_that_they_had(
-        self, asked: Callable[[str], BenchConfig]
+        self, requested: Callable[[str], BenchConfig]
     ) -> None:
         words = "-m ref:swiglu --model shape:25m --method tda:statistic=max -s 0.5 --sparsity 0.9 --trust-remote-code"
         options = {"models": ["ref:swiglu", "shape:25m"], "methods": ["tda:statistic=max"], "sparsities": [0.5, 0.9]}
-        assert asked(words) == BenchConfig.of(options | {"trust_remote_code": True})
-        assert asked("") == BenchConfig()
+        assert requested(words) == BenchConfig.of(options | {"trust_remote_code": True})
+        assert requested("") == BenchConfig()
 
     @pytest.mark.parametrize(
         ("options", "told"),

@@ -122,14 +122,14 @@ import json, os, sys, time
 os.sched_setaffinity(0, json.loads(sys.argv[1]))
 import torch
 from tda.device import machine
-from tda.telemetry import Watch, flags_of
+from tda.telemetry import ConditionMonitor, flags_of
 from tests.busy import half_of_the_cores
 found = machine("cpu")
 torch.ones(1 << 22).sum()
 with half_of_the_cores():  # they run where this process may
-    watch = Watch(torch.device("cpu"))
+    monitor = ConditionMonitor(torch.device("cpu"))
     time.sleep(0.5)
-    change = watch.read()
+    change = monitor.read()
 flags = {name: flag.raised for name, flag in flags_of(change).items()}
 told = {"machine": found.model_dump(), "fingerprint": found.fingerprint, "flags": flags}
 print(json.dumps({**told, "threads": torch.get_num_threads()}))

@@ -16,7 +16,7 @@ import torch
 import tda
 from tda import device as facts
 from tda.bench.profile import run_profile
-from tda.device import PeakMemory, RangeClock, Stopwatch, commit, machine, torch_device
+from tda.device import PeakMemory, RangeClock, Timer, commit, machine, torch_device
 from tda.doctor import check_up
 from tda.records import Commit
 from tests import nights
@@ -49,7 +49,7 @@ def test_commit_is_that_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_stopwatch_measures_milliseconds() -> None:
-    watch = Stopwatch(CPU)
+    watch = Timer(CPU)
     assert watch.ms != watch.ms  # nothing was timed yet
     before = time.perf_counter()
     with watch.timing():
@@ -86,7 +86,7 @@ def test_on_a_gpu() -> None:
     found = machine("cuda")
     assert found.gpu == torch.cuda.get_device_name()
     assert found.driver is not None
-    watch, peak = Stopwatch(device), PeakMemory(device)
+    watch, peak = Timer(device), PeakMemory(device)
     a = torch.ones(4096, 4096, device=device)
     with watch.timing():
         for _ in range(10):

@@ -26,7 +26,7 @@ from tda.doctor.noise import BLOCKS, Noise, measure_noise, noise_of
 from tda.history.nights import Unit
 from tda.limits import Scaling
 from tda.records import Flag
-from tda.telemetry.cpu import Neighbour
+from tda.telemetry.cpu import BackgroundProcess
 from tests import nights
 from tests.busy import half_of_the_cores
 from tests.nights import MACHINE
@@ -74,7 +74,7 @@ def found(**changes: object) -> Checkup:
         "gpus": (),
         "flags": flags,
         "foreign_percent": 1.0,
-        "neighbours": (Neighbour(name="cron", share=0.001),),
+        "neighbours": (BackgroundProcess(name="cron", share=0.001),),
         "stream_gb_per_s": 20.0,
         "matmul_tflop_per_s": {"float32": 0.1, "bfloat16": 0.2},
         "scaling": (
@@ -105,7 +105,7 @@ def test_without_a_gpu_it_says_why() -> None:
 def test_a_loaded_machine_names_who_loads_it() -> None:
     busy = Flag(raised=True, detail="other processes used 48% of the cores")
     people = tuple(
-        Neighbour(name=name, share=share) for name, share in (("python", 0.47), ("sshd", 0.01), ("x", 0.001))
+        BackgroundProcess(name=name, share=share) for name, share in (("python", 0.47), ("sshd", 0.01), ("x", 0.001))
     )
     first = verdict(found(flags={"foreign_load": busy}, neighbours=people))[0]
     assert re.match(r"loaded: .*48% .*\(python 47%, sshd 1%\); .*flagged$", first)

@@ -480,7 +480,7 @@ def test_a_night_in_a_shallow_clone_is_wrong_use(
 def test_a_night_whose_anchor_is_cut_off_is_wrong_use(
     made: nights.FakeRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The newest commit that was seen is in the clone, and the anchor is not."""
+    """The newest commit that was seen is in the clone, and the baseline commit is not."""
     line = [made.commit(f"Commit {place}", [nights.record()]) for place in range(4)]
     git(tmp_path, "clone", "--quiet", "--depth", "2", f"file://{made.folder}", "shallow")
     nights.history(tmp_path / "history", nights.night(line[:3]), [])

@@ -23,7 +23,7 @@ from scipy import stats
 from tda.cases import Case, Inputs
 from tda.derived import derive
 from tda.history.nights import History, Night, NightCommit, Unit
-from tda.history.table import COLUMNS, Table, from_asv, from_micro, from_records, from_units, load_history
+from tda.history.table import COLUMNS, HistoryTable, from_asv, from_micro, from_records, from_units, load_history
 from tda.records import Commit, Failure, Machine, Measurement, Record, merge
 from tda.results import append
 from tda.statistics import Estimate
@@ -73,7 +73,7 @@ def written(folder: Path, *records: Record) -> Path:
     return folder
 
 
-def only(table: Table, **wanted: Any) -> Any:
+def only(table: HistoryTable, **wanted: Any) -> Any:
     """The one row that has the wanted values."""
     frame = table.frame
     for column, value in wanted.items():
@@ -303,7 +303,7 @@ class TestRecords:
         assert list(frame["dirty"]) == [False, False, False, True, None, False]
         assert list(frame["commit"]) == [HASH, HASH, NEXT, HASH, None, HASH]
         assert list(frame["control"]) == [False] * 5 + [True]
-        assert only(Table(frame), machine=OTHER.fingerprint).machine_label == "A GPU, 4 cores, torch 2.13.0"
+        assert only(HistoryTable(frame), machine=OTHER.fingerprint).machine_label == "A GPU, 4 cores, torch 2.13.0"
 
     def test_a_control_is_no_repeat_of_its_dense_run(self, tmp_path: Path) -> None:
         dense, again = a_case("dense", 0.0), a_case("dense", 0.0, control="a_a")
@@ -387,10 +387,19 @@ class TestRecords:
 
 
 class TestNights:
+    def test_the_baseline_commit_keeps_its_stored_key(self, tmp_path: Path) -> None:
+        history = History(tmp_path)
+        history.write(Night(id="1", started=DAY, baseline_commit=HASH))
+        (path,) = (tmp_path / "nights").iterdir()
+        told = json.loads(path.read_bytes())
+        assert told["anchor"] == HASH
+        assert "baseline_commit" not in told
+        assert history.nights()[0][0].baseline_commit == HASH
+
     def test_round_trip(self, tmp_path: Path) -> None:
         history = History(tmp_path)
         commit = NightCommit(hash=HASH, date=DAY, subject="Faster", status="measured")
-        history.write(Night(id="2026-03-02", started=DAY, machine=MACHINE, anchor=HASH, commits=(commit,)))
+        history.write(Night(id="2026-03-02", started=DAY, machine=MACHINE, baseline_commit=HASH, commits=(commit,)))
         history.keep(a_unit(1))
         history.keep(a_unit(2, role="control", order=3))
         history.keep(a_unit(2, stage="confirm", records=(a_record(), a_record(case=a_case("dense", 0.0)))))
@@ -412,7 +421,7 @@ class TestNights:
 
     def test_a_process_that_failed_has_one_row(self, tmp_path: Path) -> None:
         history = History(tmp_path)
-        history.write(Night(id="2026-03-02", started=DAY, machine=MACHINE, anchor=HASH))
+        history.write(Night(id="2026-03-02", started=DAY, machine=MACHINE, baseline_commit=HASH))
         history.keep(a_unit(1, status="crash", reason="killed by signal 9", records=()))
         row = only(from_units(history))
         assert (row.missing, row.case, row.metric) == ("crash: killed by signal 9", None, None)
@@ -538,7 +547,7 @@ def whole(folder: Path) -> Path:
             id="2026-03-02",
             started=DAY,
             machine=MACHINE,
-            anchor=HASH,
+            baseline_commit=HASH,
             commits=(NightCommit(hash=HASH, date=DAY, subject="Faster", status="measured"),),
         )
     )
@@ -651,7 +660,7 @@ def test_garbage_lines_never_hide_good_ones(lines: list[bytes], place: int) -> N
         path.write_bytes(b"\n".join([*lines[:place], good, *lines[place:]]))
         table = from_records([path])
     griffin = table.frame[table.frame.method == "griffin"]
-    assert only(Table(griffin)).samples == a_record(1).samples("decode_ms")
+    assert only(HistoryTable(griffin)).samples == a_record(1).samples("decode_ms")
     assert all(str(path) in problem for problem in table.problems)
 
 
@@ -665,15 +674,15 @@ def test_a_record_with_an_odd_part_hides_no_good_one(place: str, value: object, 
     (odd["case"] if place in odd["case"] else odd)[place] = value
     (tmp_path / "results.jsonl").write_text(f"{json.dumps(odd)}\n{a_record(1).model_dump_json()}\n")
     table = from_records([tmp_path])
-    assert only(Table(table.frame[table.frame.method == "griffin"])).samples == a_record(1).samples("decode_ms")
+    assert only(HistoryTable(table.frame[table.frame.method == "griffin"])).samples == a_record(1).samples("decode_ms")
     assert len(table.problems) + (table.frame.method == "tt").any() == 1
 
 
 @pytest.mark.parametrize("value", [*ODD, [{"cases": 5}], [{"cases": [None]}], [{"cases": ["x"]}]], ids=str)
 def test_a_night_with_odd_findings_hides_no_good_one(value: object, tmp_path: Path) -> None:
     history = History(tmp_path)
-    history.write(Night(id="1", started=DAY, anchor=HASH))
-    history.write(Night(id="2", started=DAY, anchor=HASH))
+    history.write(Night(id="1", started=DAY, baseline_commit=HASH))
+    history.write(Night(id="2", started=DAY, baseline_commit=HASH))
     path = tmp_path / "nights" / "1.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "findings": value}))
     nights, problems = history.nights()

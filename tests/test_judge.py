@@ -17,7 +17,8 @@ from tda.history.findings import Finding
 from tda.history.repository import CommitFacts, Repository
 from tda.nightly.alarms import replay
 from tda.nightly.config import GridConfig, NightlyConfig
-from tda.nightly.judge import Judge
+from tda.nightly.data import NightData
+from tda.nightly.detector import ChangeDetector
 from tests import nights
 
 BLOCKS = 8
@@ -86,7 +87,7 @@ def units(count: int, levels: Levels, seed: int = 0, **quality: Callable[[int, s
 def findings(folder: Path, count: int, levels: Levels = nothing, **more: object) -> list[Finding]:
     night = nights.night(commits(count))
     history = nights.history(folder, night, units(count, levels, **more))
-    return list(Judge(history, night, CONFIG, Line(commits(count))).findings())
+    return list(ChangeDetector(NightData(history, night, CONFIG, Line(commits(count)))).findings())
 
 
 def sure(found: list[Finding]) -> list[Finding]:
@@ -155,7 +156,7 @@ def test_everything_slower_where_dense_is_too_noisy_to_say(tmp_path: Path) -> No
             blocks.put(Key("decode", moving), (build, "commit"), number, method)
             blocks.put(Key("decode", moving, True), (build, "commit"), number, method / dense)
     found = detect.effects(blocks, pair, {})
-    every = [detect.Suspect(pair, key, one) for key, one in found.items()]
+    every = [detect.Candidate(pair, key, one) for key, one in found.items()]
     named = detect.changes(blocks, detect.confirm(blocks, every, {}), {}, detect.Rules())
     assert [(change.scope, change.split) for change in named] == [("everything", "decode")]
     assert set(named[0].cases) == {still, moving}
@@ -214,7 +215,7 @@ def test_a_burst_in_one_block_is_no_alarm(tmp_path: Path) -> None:
     history = nights.history(
         tmp_path, night, [bad.model_copy(update={"records": tuple(slow)}) if u is bad else u for u in made]
     )
-    assert not sure(list(Judge(history, night, CONFIG, Line(commits(6))).findings()))
+    assert not sure(list(ChangeDetector(NightData(history, night, CONFIG, Line(commits(6)))).findings()))
 
 
 def _slower(record, factor: float) -> dict:  # type: ignore[no-untyped-def,type-arg]
@@ -229,7 +230,7 @@ def test_what_fresh_blocks_do_not_confirm_is_a_warning(tmp_path: Path) -> None:
     calm = units(6, nothing)
     mixed = [u for u in slow if u.stage == "first"] + [u for u in calm if u.stage == "confirm"]
     history = nights.history(tmp_path, night, mixed)
-    found = Judge(history, night, CONFIG, Line(commits(6))).findings()
+    found = ChangeDetector(NightData(history, night, CONFIG, Line(commits(6)))).findings()
     assert [finding.verdict for finding in found] == ["warning"]
     assert "did not confirm" in found[0].sentence
 
@@ -238,7 +239,7 @@ def test_only_suspects_are_measured_again(tmp_path: Path) -> None:
     night = nights.night(commits(8))
     made = units(8, lambda n, m: {"decode_ms": 1.1} if n >= 4 and m == "griffin" else {})
     history = nights.history(tmp_path, night, [u for u in made if u.stage == "first"])
-    assert Judge(history, night, CONFIG, Line(commits(8))).to_confirm() == commits(8)[3:5]
+    assert ChangeDetector(NightData(history, night, CONFIG, Line(commits(8)))).to_confirm() == commits(8)[3:5]
 
 
 def test_quality_alarms_on_sets_and_likelihood(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_a_commit_that_scored_other_cases_is_no_return(tmp_path: Path) -> None:
         made += [nights.unit(commit, [scored], grid="quality")]
     night = nights.night(commits(4))
     history = nights.history(tmp_path, night, made)
-    found = only(list(Judge(history, night, CONFIG, Line(commits(4))).findings()))
+    found = only(list(ChangeDetector(NightData(history, night, CONFIG, Line(commits(4)))).findings()))
     assert (found.verdict, place(found)) == ("alarm", 3)
 
 
@@ -339,7 +340,7 @@ def test_a_commit_that_was_not_measured_is_stepped_over(tmp_path: Path) -> None:
     told = told.model_copy(update={"commits": (*told.commits[:4], broken, *told.commits[5:])})
     made = [u for u in units(8, levels) if u.commit != broken.hash]
     history = nights.history(tmp_path, told, made)
-    finding = only(list(Judge(history, told, CONFIG, Line(commits(8))).findings()))
+    finding = only(list(ChangeDetector(NightData(history, told, CONFIG, Line(commits(8)))).findings()))
     assert (int(finding.good, 16), place(finding)) == (3, 5)
 
 
@@ -356,7 +357,9 @@ def test_machines_are_never_mixed(tmp_path: Path) -> None:
     ]
     rest = [u for u in made if u.commit != commits(5)[3]]
     history = nights.history(tmp_path, nights.night(commits(5)), [*rest, *alien])
-    assert not sure(list(Judge(history, nights.night(commits(5)), CONFIG, Line(commits(5))).findings()))
+    assert not sure(
+        list(ChangeDetector(NightData(history, nights.night(commits(5)), CONFIG, Line(commits(5)))).findings())
+    )
 
 
 @pytest.mark.parametrize("told", [Inputs(), Inputs(documents="d" * 64)], ids=["alike", "told by the later builds"])
@@ -368,13 +371,13 @@ def test_drift_is_seen_across_nights(tmp_path: Path, told: Inputs) -> None:
 
     all_commits, made = commits(9), units(9, levels)
     one = nights.night(all_commits[:5])
-    two = nights.night([*all_commits[4:]], id="n2", anchor=all_commits[0])
+    two = nights.night([*all_commits[4:]], id="n2", baseline_commit=all_commits[0])
     history = nights.history(tmp_path, one, [u for u in made if u.commit in all_commits[:5]])
     late = [u for u in made if u.commit in (all_commits[0], *all_commits[4:]) or u.stage == "confirm"]
     for each in late:
         records = tuple(record.model_copy(update={"inputs": told}) for record in each.records)
         history.keep(each.model_copy(update={"night": "n2", "records": records}))
-    found = sure(list(Judge(history, two, CONFIG, Line(all_commits)).findings()))
+    found = sure(list(ChangeDetector(NightData(history, two, CONFIG, Line(all_commits))).findings()))
     (drifted,) = (finding for finding in found if finding.split == "decode")
     assert drifted.shape == "drift"
     assert 0 < int(drifted.good, 16) < 4, "it began in the first night"
@@ -434,8 +437,8 @@ def test_select_is_statistic_and_selection() -> None:
     assert found[Key("select", nights.case("griffin"))] == 7.5
 
 
-def levels(values: object, night: int = 0) -> list[drift.AnchorChange]:
-    return [drift.AnchorChange(float(value), night) for value in np.asarray(values)]
+def levels(values: object, night: int = 0) -> list[drift.BaselineChange]:
+    return [drift.BaselineChange(float(value), night) for value in np.asarray(values)]
 
 
 def test_change_points_and_shapes() -> None:
@@ -452,7 +455,7 @@ def test_change_points_and_shapes() -> None:
 
 
 def test_the_noise_of_a_night_s_anchor_is_no_step() -> None:
-    """All levels of the second night stand higher by what its anchor happened to be: seen only if that is ignored."""
+    """All levels of the second night stand higher by what its baseline happened to be: seen only if that is ignored."""
     draw = np.random.default_rng(1)
     values = [draw.normal(0, 0.007, 10), draw.normal(0, 0.007, 10) + 0.02]
     assert drift.change_points(np.concatenate(values) / 0.007)
@@ -466,7 +469,7 @@ def test_a_fit_is_the_least_squares_one(commits: int, nights_: int, seed: int) -
     draw = np.random.default_rng(seed)
     values = draw.normal(0, 3, commits)
     night = np.sort(draw.integers(0, nights_, commits))
-    found = drift.shape([drift.AnchorChange(v, int(g)) for v, g in zip(values, night, strict=True)], 2**0.5)
+    found = drift.shape([drift.BaselineChange(v, int(g)) for v, g in zip(values, night, strict=True)], 2**0.5)
     inverse = np.linalg.inv(np.eye(commits) + (night[:, None] == night[None, :]))
 
     def squares(design: np.ndarray) -> float:

@@ -31,7 +31,7 @@ def play(monkeypatch: pytest.MonkeyPatch, times_ms: Sequence[float]) -> Iterator
             self.ms = next(times)
             return nullcontext()
 
-    monkeypatch.setattr(limits, "Stopwatch", Clock)
+    monkeypatch.setattr(limits, "Timer", Clock)
     monkeypatch.setattr(limits, "MATMUL_SIZE", {"cpu": 10})
     return times
 

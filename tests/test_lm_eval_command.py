@@ -145,7 +145,7 @@ def test_generated_tokens_have_no_protocol(command: Run) -> None:
 
     tokenizer = tiny_tokenizers.build("llama-3")
     lm = TDALM.of(tiny.build("llama", vocab_size=len(tokenizer)), tokenizer, tda.Griffin(sparsity=0.5))
-    lm.tally.told = {("read", 0, 0): (1000, 1000), ("written", 0, 0): (4, 3), ("written", 1, 0): (4, 3)}
+    lm.tally.by_request = {("read", 0, 0): (1000, 1000), ("written", 0, 0): (4, 3), ("written", 1, 0): (4, 3)}
     lm.tally.generated = {"written"}
     assert shares(lm) == [
         "read: 100% of 1,000 scored tokens were computed sparsely under griffin 0.5, protocol all_sparse",

@@ -158,7 +158,7 @@ def test_dense_equals_lm_evals_class_to_the_last_digit(items: Any, stories: str)
         own = HFLM(stories, device="cpu", batch_size=batch_size).loglikelihood(requests, disable_tqdm=True)
         lm = TDALM(stories, device="cpu", batch_size=batch_size)
         assert lm.loglikelihood(requests, disable_tqdm=True) == own
-        assert {sparse for _, sparse in lm.tally.told.values()} == {0}
+        assert {sparse for _, sparse in lm.tally.by_request.values()} == {0}
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_equals_a_loop_token_by_token(
         wanted = loop(model, chosen, context, continuation, protocol)
         assert answer[0] == pytest.approx(math.fsum(wanted), abs=1e-4 * len(wanted))
         sparse = {"all_sparse": len(wanted), "decode": len(wanted) - 1, "griffin": 1}[protocol]
-        assert lm.tally.told["hellaswag", request.doc_id, request.idx] == (len(wanted), sparse)
+        assert lm.tally.by_request["hellaswag", request.doc_id, request.idx] == (len(wanted), sparse)
 
 
 @pytest.mark.slow
@@ -335,7 +335,7 @@ def test_decode_takes_its_first_token_from_the_dense_prefill(small: Any) -> None
     request = scored("Once upon", " a")
     assert len(pairs(lm, [request])[0][1]) == 1
     lm.loglikelihood([request], True)
-    assert lm.tally.told == {("mini", 0, 0): (1, 0)}
+    assert lm.tally.by_request == {("mini", 0, 0): (1, 0)}
 
 
 @pytest.mark.parametrize("name", READS_NO_PROMPT)
@@ -377,7 +377,7 @@ def test_rolling_equals_a_loop_over_windows(windows: dict[str, int], small: Any)
             context, continuation = whole[max(0, start - prompt) : start], whole[start : start + new]
             wanted += math.fsum(loop(small[0], lm.method, context, continuation, "all_sparse"))
         assert value == pytest.approx(wanted, abs=1e-3)
-        assert lm.tally.told["read", number, 0] == (len(whole) - 1, len(whole) - 1)
+        assert lm.tally.by_request["read", number, 0] == (len(whole) - 1, len(whole) - 1)
 
 
 def test_dense_reads_in_given_windows_too(small: Any) -> None:
@@ -438,7 +438,7 @@ def test_generates_what_a_loop_does(name: str, batch_size: int, items: Any, load
             whole = whole.split(stop)[0]
         assert text == whole
         sparse = 0 if name == "dense" else len(tokens) - 1
-        assert lm.tally.told["written", number, 0] == (len(tokens), sparse)
+        assert lm.tally.by_request["written", number, 0] == (len(tokens), sparse)
     assert crossed >= 2
     assert lm.tally.generated == {"written"}
 
@@ -709,15 +709,15 @@ def test_a_journal_answers_what_it_holds(
     assert len({json.loads(line)["key"] for line in lines}) == len(lines)
     path.write_text("\n".join([*lines[:2], "{damaged", *lines[2:]])[:-9])
     again = made(small, **options)
-    assert again.tally.told == {}
+    assert again.tally.by_request == {}
     with monkeypatch.context() as patch:
         passes: list[int] = []
         forward = small[0].forward
         patch.setattr(small[0], "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
         found = everything(again)
     assert [pytest.approx(part) if isinstance(part[0], float) else part for part in wanted] == found
-    assert (again.tally.told, again.tally.achieved_sparsity) == (
-        first.tally.told,
+    assert (again.tally.by_request, again.tally.achieved_sparsity) == (
+        first.tally.by_request,
         pytest.approx(first.tally.achieved_sparsity),
     )
     assert len(caplog.messages) == 2  # a line that was damaged, and the last, which was cut
@@ -821,7 +821,7 @@ def test_the_cache_tells_what_was_sparse(chosen: Method, small: Any, cached: Any
     assert held.get_model_info()["sparse_share"] == first.get_model_info()["sparse_share"]
     assert again.tokens == first.tokens
     assert again.tally.generated == {"written"}
-    assert again.tally.told == first.tally.told
+    assert again.tally.by_request == first.tally.by_request
 
 
 def test_a_cache_is_of_one_method_and_protocol(small: Any, cached: Any) -> None:

@@ -19,7 +19,7 @@ from tda.methods import METHODS
 from tda.records import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
-MISSION = ("dense", "tt", "griffin", "tda")
+TIMED_METHODS = ("dense", "tt", "griffin", "tda")
 GROUPS = {
     "test_prefill", "test_decode", "test_ffn", "test_gather", "test_statistic", "test_selection", "test_threshold",
     "test_calibrate", "test_record_write", "test_report_build",
@@ -55,7 +55,7 @@ def test_every_benchmark_is_right() -> None:
     output = run_suite("--benchmark-disable", "-rA")
     passed = [line.split("::")[1] for line in output.splitlines() if line.startswith("PASSED")]
     assert {name.partition("[")[0] for name in passed} == GROUPS
-    for method in MISSION:
+    for method in TIMED_METHODS:
         for benchmark in ("test_prefill", "test_decode", "test_ffn"):
             sparsities = 1 if method == "dense" else 3
             executions = 1 if method == "dense" or benchmark != "test_ffn" else len(METHODS[method]().executions)

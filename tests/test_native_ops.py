@@ -29,13 +29,13 @@ def executor() -> ListedFFN:
 
 def test_the_fake_implementation_is_true_to_the_real_one(executor: ListedFFN) -> None:
     x = torch.randn(2, 3, executor.ffn.D)
-    opcheck(torch.ops.tda.ffn.default, (x, ops.handle(executor)), test_utils=("test_schema", "test_faketensor"))
+    opcheck(torch.ops.tda.ffn.default, (x, ops.register(executor)), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_so_is_that_of_a_linear() -> None:
     linear = nn.Linear(24, 40)
     made = NativeLinear(linear, linear.forward)
-    arguments = (torch.randn(1, 1, 24), ops.handle(made), 40)
+    arguments = (torch.randn(1, 1, 24), ops.register(made), 40)
     opcheck(torch.ops.tda.linear.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

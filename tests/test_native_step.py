@@ -127,7 +127,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_models_own(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "opt-post-norm", "gemma2"])
 def test_scratch_is_exactly_as_large_as_said(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompt, guards = tiny.model(name), tiny.text(1, 9), Guards()
-    monkeypatch.setattr(library, "room", lambda held, floats: guards.empty((floats,)))
+    monkeypatch.setattr(library, "ensure_scratch", lambda held, floats: guards.empty((floats,)))
     before = torch.get_num_threads()
     with torch.no_grad():
         expected = step_logits(model, prefill(model, prompt).cache, tiny.text(1, 4, seed=5))

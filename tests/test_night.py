@@ -1,4 +1,4 @@
-"""A night from end to end over real commits of a fake package; killed anywhere, it ends with the same account."""
+"""A night from end to end over real commits of a fake package; killed anywhere, it ends with the same record."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from tda.nightly.alarms import raised_in, replay
 from tda.nightly.config import Decision, load_config, load_decisions
 from tda.nightly.night import NightRun
 from tda.nightly.publish import write_account
-from tda.nightly.report import account
+from tda.nightly.report import nightly_report
 from tda.nightly.spare import SpareTime
 from tda.profiler.records import KernelRow
 from tda.records import Record
@@ -126,7 +126,7 @@ def test_commits_that_do_not_build_or_run_are_shown_as_such(scene: Scene) -> Non
     alarms = {(f.split, f.good, f.commit) for f in night.findings if f.verdict == "alarm"}
     assert alarms == {("decode", made[0], made[3]), ("failure", made[0], made[2])}
     assert [f.commit for f in night.findings if f.verdict == "improvement"] == [made[3]]  # it runs again
-    told = account(night, Alarms(), [])
+    told = nightly_report(night, Alarms(), [])
     assert "| build failed |" in told
     assert "| crashed |" in told
 
@@ -134,7 +134,7 @@ def test_commits_that_do_not_build_or_run_are_shown_as_such(scene: Scene) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["quality, block 1", "speed, block 2", "confirm speed, block 3"])
 def test_killed_and_restarted_it_ends_the_same(tmp_path: Path, moment: str) -> None:
-    """SIGKILL at three moments: the account is that of an undisturbed night, and no finished unit is paid twice."""
+    """SIGKILL at three moments: the record is that of an undisturbed night, and no finished unit is paid twice."""
     calm, killed = Scene(tmp_path / "calm"), Scene(tmp_path / "killed")
     made = regression(calm)
     undisturbed = calm.night(since=made[0])
@@ -201,7 +201,9 @@ def test_a_time_cap_thins_and_later_nights_fill_in(scene: Scene) -> None:
     made += [scene.repository.commit(f"Nothing more {number}") for number in range(3)]
     units = scene.history.units(scene.history.nights()[0][0].id)[0]
     each = sum(unit.seconds for unit in units) / len(units)
-    cap = {"cap_minutes": each * 5 * 5 / 0.8 / 60 * 1.05}  # room for two commits beside control, anchor and base
+    cap = {
+        "cap_minutes": each * 5 * 5 / 0.8 / 60 * 1.05
+    }  # room for two commits beside control, baseline commit and base
     night = scene.night(**cap)
     assert night is not None
     measured = [commit.hash for commit in night.commits if commit.status == "measured"]
@@ -550,7 +552,7 @@ def test_a_narrower_range_takes_the_place_of_a_wide_one() -> None:
 def test_hostile_subjects_break_no_page() -> None:
     commit = nights.night(["a"]).commits[0].model_copy(update={"subject": "<script>|`x` @everyone\n# Title"})
     night = nights.night(["a"]).model_copy(update={"commits": (commit,)})
-    text = account(night, Alarms(), ["a | b"])
+    text = nightly_report(night, Alarms(), ["a | b"])
     assert "<script>" not in text
     assert "@everyone" not in text
     row = next(line for line in text.splitlines() if "Title" in line)

@@ -1,4 +1,4 @@
-"""What a night saw it tells: failing methods, selection beside a faster decode, what it could not see, a new anchor."""
+"""What a night saw it reports: failing methods, selection with faster decode, what it could not see, a lost build."""
 
 import random
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ from tda.changes.floor import two_modes
 from tda.history.findings import Alarms, Finding
 from tda.nightly.alarms import raised_in, replay
 from tda.nightly.config import load_decisions
-from tda.nightly.judge import Judge
-from tda.nightly.report import account
+from tda.nightly.data import NightData
+from tda.nightly.detector import ChangeDetector
+from tda.nightly.report import nightly_report
 from tda.records import FAILURES, Failure, FailureKind, Record
 from tests import nights
 from tests.test_judge import CONFIG, Line, commits, findings, sure, units
@@ -45,7 +46,7 @@ def test_a_method_that_fails_in_every_process_is_an_alarm(scene: Scene) -> None:
     assert "TypeError: no such kernel" in finding.sentence
     alarms = replay([night], load_decisions(Path("none")))[0]
     assert [one.finding.commit for one in raised_in(alarms, night.id)] == [made[1]]
-    assert "griffin" in account(night, alarms, ())
+    assert "griffin" in nightly_report(night, alarms, ())
     scene.repository.commit("Mends griffin", records())
     second = scene.night()
     assert second is not None
@@ -80,7 +81,7 @@ def ended(record: Record, kind: FailureKind) -> Record:
     return record.model_copy(update=told)
 
 
-def judged(folder: Path, *ways: Mapping[str, FailureKind]) -> Judge:
+def judged(folder: Path, *ways: Mapping[str, FailureKind]) -> ChangeDetector:
     """A night of one commit for each of `ways`: how its methods fail."""
     listed = commits(len(ways))
     made = []
@@ -89,30 +90,30 @@ def judged(folder: Path, *ways: Mapping[str, FailureKind]) -> Judge:
         held = [ended(one, way[one.case.method]) if one.case.method in way else one for one in held]
         made += [nights.unit(commit, held, block=block) for block in (1, 2)]
     night = nights.night(listed)
-    return Judge(nights.history(folder, night, made), night, CONFIG, Line(listed))
+    return ChangeDetector(NightData(nights.history(folder, night, made), night, CONFIG, Line(listed)))
 
 
-def failures(judge: Judge) -> list[Finding]:
-    return [one for one in judge.findings() if one.split == "failure"]
+def failures(detector: ChangeDetector) -> list[Finding]:
+    return [one for one in detector.findings() if one.split == "failure"]
 
 
 @pytest.mark.parametrize("kind", VERBS)
 def test_a_night_tells_how_a_case_fails_that_ran(kind: FailureKind, tmp_path: Path) -> None:
-    judge = judged(tmp_path, {}, {"griffin": kind}, {})
-    alarm, mended = failures(judge)
+    detector = judged(tmp_path, {}, {"griffin": kind}, {})
+    alarm, mended = failures(detector)
     assert (alarm.verdict, mended.verdict) == ("alarm", "improvement")
     assert alarm.sentence.startswith(f"{VERBS[kind]} at {commits(3)[1][:10]} (Commit 1), and ran at")
     assert "no room" in alarm.sentence
-    assert judge.unmeasured() == ()
+    assert detector.unmeasured() == ()
 
 
 @pytest.mark.parametrize(
     ("kind", "why"), [("killed", "its process was killed from outside"), ("lost", "its worker was lost")]
 )
 def test_a_lost_worker_raises_no_alarm_and_is_told(kind: FailureKind, why: str, tmp_path: Path) -> None:
-    judge = judged(tmp_path, {}, {"griffin": kind}, {})
-    assert failures(judge) == []
-    (told,) = judge.unmeasured()
+    detector = judged(tmp_path, {}, {"griffin": kind}, {})
+    assert failures(detector) == []
+    (told,) = detector.unmeasured()
     assert told.startswith("griffin")
     assert told.endswith(f"at {commits(3)[1][:10]} was not measured: {why}")
 
@@ -138,7 +139,7 @@ def test_a_night_notes_what_was_lost_with_a_worker(scene: Scene) -> None:
     assert [one for one in night.findings if one.split == "failure"] == []
     (note,) = night.notes
     assert "its worker was lost" in note
-    assert "its worker was lost" in account(night, Alarms(), ())
+    assert "its worker was lost" in nightly_report(night, Alarms(), ())
 
 
 # F2: selection twice as slow beside a faster decode.
@@ -164,7 +165,7 @@ def test_selection_that_is_slower_as_everything_is_no_change_of_its_own(tmp_path
     assert [one.split for one in sure(findings(tmp_path, 8, levels))].count("select") == 0
 
 
-# F5: an anchor that no longer builds.
+# F5: a baseline commit that no longer builds.
 
 
 def test_an_anchor_that_no_longer_builds_is_replaced_and_named(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +186,9 @@ def test_an_anchor_that_no_longer_builds_is_replaced_and_named(scene: Scene, mon
     night = scene.night()
     assert night is not None
     assert night.finished
-    assert night.anchor == made[1]
+    assert night.baseline_commit == made[1]
     assert [one.commit for one in night.findings if one.verdict == "alarm"] == [made[2]]
-    told = account(night, Alarms(), ())
+    told = nightly_report(night, Alarms(), ())
     assert (
         f"The baseline commit {made[0][:10]} no longer builds (setuptools is too new); {made[1][:10]} takes its place"
         in told
@@ -206,10 +207,10 @@ def test_an_anchor_that_no_longer_builds_is_replaced_and_named(scene: Scene, mon
 def test_a_night_says_what_it_could_not_have_seen(tmp_path: Path) -> None:
     night = nights.night(commits(4))
     history = nights.history(tmp_path, night, units(4, lambda number, method: {}))
-    seen = Judge(history, night, CONFIG, Line(commits(4))).seen()
+    seen = ChangeDetector(NightData(history, night, CONFIG, Line(commits(4)))).seen()
     assert {one.split for one in seen} == {"decode", "prefill", "select", "memory"}
     assert all(one.floor is not None and 0 < one.floor < 0.5 for one in seen)
-    told = account(night.model_copy(update={"seen": seen}), Alarms(), ())
+    told = nightly_report(night.model_copy(update={"seen": seen}), Alarms(), ())
     assert "Smallest change that this run could find" in told
     assert told.count("| griffin 0.5 on shape:25m | speed |") == 4
 
@@ -266,7 +267,7 @@ def test_what_noise_hides_is_cannot_tell(tmp_path: Path) -> None:
             one = nights.record("griffin", decode_ms=8 * np.exp(draw.gauss(0, 1.0)))
             made.append(nights.unit(commits(4)[number], [nights.record(), one], role=role, block=block))
     history = nights.history(tmp_path, night, made)
-    seen = Judge(history, night, CONFIG, Line(commits(4))).seen()
+    seen = ChangeDetector(NightData(history, night, CONFIG, Line(commits(4)))).seen()
     (noisy,) = [one for one in seen if (one.split, one.case.method, one.relative) == ("decode", "griffin", False)]
     assert noisy.floor is None
-    assert "cannot tell" in account(night.model_copy(update={"seen": seen}), Alarms(), ())
+    assert "cannot tell" in nightly_report(night.model_copy(update={"seen": seen}), Alarms(), ())

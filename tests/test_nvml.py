@@ -346,8 +346,8 @@ def test_numbers_among_unlike_gpus_are_not_guessed(driver: Player, environment: 
 
 FLAGS = """
 import torch
-from tda.telemetry import Watch, flags_of
-flags = flags_of(Watch(torch.device("cuda")).read())
+from tda.telemetry import ConditionMonitor, flags_of
+flags = flags_of(ConditionMonitor(torch.device("cuda")).read())
 result = {name: [flag.raised, flag.detail] for name, flag in flags.items()}
 """
 
@@ -455,11 +455,11 @@ def test_without_a_driver_every_field_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.gpu
 def test_a_real_gpu_tells_what_it_does() -> None:
-    from tda.telemetry import Sampler, Watch, flags_of
+    from tda.telemetry import ConditionMonitor, Sampler, flags_of
 
     device = torch.device("cuda")
     a = torch.ones(4096, 4096, device=device)
-    watch = Watch(device)
+    monitor = ConditionMonitor(device)
     with Sampler(device) as sampler:
         for _ in range(300):
             a @ a
@@ -470,4 +470,4 @@ def test_a_real_gpu_tells_what_it_does() -> None:
     assert memory.samples
     assert memory.samples[-1] >= a.nbytes
     assert all(one.samples or one.missing for one in told.series.values())
-    assert flags_of(watch.read())["clocks"].detail
+    assert flags_of(monitor.read())["clocks"].detail

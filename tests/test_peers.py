@@ -253,7 +253,7 @@ class TestTables:
 
 class TestCommand:
     def test_writes_both_tables(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(command, "CONTESTANTS", {"tda dense": fake(), "hf eager": fake(), "other": fake()})
+        monkeypatch.setattr(command, "SYSTEMS", {"tda dense": fake(), "hf eager": fake(), "other": fake()})
         monkeypatch.setattr(blocks, "bandwidth", lambda device: 40.0)
         words = f"--model shape:25m --prompt-tokens 5 --new-tokens 3 --blocks 1 --out {tmp_path / 'out'}"
         peers = ["--peer", "tda dense", "--peer", "hf eager"]
@@ -268,7 +268,7 @@ class TestCommand:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         absent = Contestant(FAKE, package="no_such_package")
-        monkeypatch.setattr(command, "CONTESTANTS", {"tda dense": fake(), "absent": absent})
+        monkeypatch.setattr(command, "SYSTEMS", {"tda dense": fake(), "absent": absent})
         words = f"--model shape:25m --prompt-tokens 5 --new-tokens 3 --blocks 1 --out {tmp_path / 'out'}"
         monkeypatch.setattr(sys, "argv", ["peers", *words.split(), "--record", str(tmp_path / "peers")])
         command.main()

@@ -25,7 +25,7 @@ from tda.records import Commit, Flag, Machine, Measurement, Record, merge
 from tda.results import append
 from tda.statistics import Estimate, bootstrap, paired_difference, speedup
 from tda.web.report import Report, build_report, summary_rows, warning_lines
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.curves import draw_curves, over_sparsity
 from tda.web.report.gather import gather
 from tda.web.report.sections import SECTIONS
@@ -198,7 +198,7 @@ def report_of(tmp_path: Path, records: Iterable[Record]) -> tuple[Report, str]:
     return report, report.index.read_text()
 
 
-def case_of(records: Iterable[Record], method: str, sparsity: float | None = None) -> Comparison:
+def case_of(records: Iterable[Record], method: str, sparsity: float | None = None) -> ComparedCase:
     cases = [case for setting in settings(records) for case in setting.cases]
     return next(case for case in cases if case.method == method and sparsity in (None, case.record.case.sparsity))
 

@@ -23,20 +23,20 @@ from tda.cases import Case
 from tda.history.findings import Alarm, Alarms, Finding
 from tda.history.nights import History, Night, NightCommit, Unit
 from tda.history.profiles import ProfileStore
-from tda.history.table import Table, load_history
+from tda.history.table import HistoryTable, load_history
 from tda.records import Commit, Machine, Measurement, Record
 from tda.results import append, write_whole
 from tda.statistics import Estimate
 from tda.web import asv_libraries
 from tda.web import asv_plugin as publisher
 from tda.web.dashboard import profiled as profiled_module
-from tda.web.dashboard.blocks import DELTA, RATIO, SETS, Block, CaseFacts, Level, Run, Stop, is_quality
+from tda.web.dashboard.blocks import DELTA, RATIO, SETS, CaseFacts, Level, MetricRun, SettingHistory, Stop, is_quality
 from tda.web.dashboard.evidence import Evidence
 from tda.web.dashboard.formatting import change_text, level_text
 from tda.web.dashboard.pages import PAGES
 from tda.web.dashboard.pages import frontier as frontier_module
 from tda.web.dashboard.pages import over_time as over_time_module
-from tda.web.dashboard.pages.frontier import VIEWS, FrontierPoint, Journey, dominator, frontiers
+from tda.web.dashboard.pages.frontier import VIEWS, FrontierHistory, FrontierPoint, dominator, frontiers
 from tda.web.dashboard.site import write_site
 from tda.web.dashboard.trends import shows_in, trends
 from tda.web.theme.figures import STYLE
@@ -152,7 +152,11 @@ def units(
 
 
 def night_of(night: str, commits: Sequence[NightCommit], machine: Machine | None, **changes: Any) -> Night:
-    told = {"started": "2026-01-15T01:00:00+00:00", "finished": "2026-01-15T02:10:00+00:00", "anchor": commits[0].hash}
+    told = {
+        "started": "2026-01-15T01:00:00+00:00",
+        "finished": "2026-01-15T02:10:00+00:00",
+        "baseline_commit": commits[0].hash,
+    }
     return Night(id=night, machine=machine, commits=tuple(commits), **{**told, **changes})
 
 
@@ -295,12 +299,12 @@ class Page(HTMLParser):
         return [value for found, held in self.tags if tag in (None, found) and (value := held.get(name)) is not None]
 
 
-def block_of(evidence: Evidence, machine: Machine, model: str) -> Block:
+def block_of(evidence: Evidence, machine: Machine, model: str) -> SettingHistory:
     return next(block for block in evidence.blocks
                 if block.machine == machine.fingerprint and block.setting.startswith(model))  # fmt: skip
 
 
-def series(block: Block, label: str) -> str:
+def series(block: SettingHistory, label: str) -> str:
     """The series that people call so."""
     (found,) = [series for series, facts in block.cases.items() if facts.label == label]
     return found
@@ -427,11 +431,13 @@ def test_what_follows_from_samples_is_shown_beside_them(tmp_path: Path) -> None:
 
 
 def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
-    block = Block("nightly", "m", "m", "m")
+    block = SettingHistory("nightly", "m", "m", "m")
     for stop, values in ((Stop(A, False), (0.0, 2.0, 2.0)), (Stop(B, False), (1.0, 3.0, 3.0))):
         for number, value in enumerate(values):
             measurement = Measurement(unit="ms", better="lower", samples=(value,))
-            block.add("c", "prefill_overhead_ms", stop, Run((number,), measurement, Estimate(value, None, None, 1)))
+            block.add(
+                "c", "prefill_overhead_ms", stop, MetricRun((number,), measurement, Estimate(value, None, None, 1))
+            )
     change = block.change("c", "prefill_overhead_ms", Stop(B, False), Stop(A, False))
     assert change is not None
     assert change.value == 0.5
@@ -440,7 +446,7 @@ def test_change_of_a_time_that_may_be_zero_is_relative_to_the_median() -> None:
 def test_change_without_a_shared_process_has_no_interval(evidence: Evidence) -> None:
     block = block_of(evidence, CPU, "shape:25m")
     case = series(block, "griffin 0.5 on shape:25m")
-    apart = Block(block.source, block.machine, block.machine_label, block.setting)
+    apart = SettingHistory(block.source, block.machine, block.machine_label, block.setting)
     for stop, process in ((Stop(A, False), 2), (Stop(B, False), 1)):
         for run in block.runs(case, "decode_ms", stop):
             if run.process[3] == process:
@@ -493,7 +499,7 @@ def test_a_ratio_is_paired_where_rounds_hold_every_case_alone(tmp_path: Path) ->
     table = load_history(tmp_path)
     ratios = {}
     for source in ("bench", "micro"):
-        (block,) = Evidence.of(Table(table.frame.assign(source=source))).blocks
+        (block,) = Evidence.of(HistoryTable(table.frame.assign(source=source))).blocks
         ratios[source] = block.level(series(block, "griffin 0.5 on m"), RATIO, Stop(A, False)).estimate
     assert ratios["bench"] is not None
     assert ratios["micro"] is None
@@ -589,7 +595,7 @@ def test_frontier_of_a_method_leaves_its_own_dominated_points_out_alone() -> Non
 
 def test_dominated_points_are_grey(evidence: Evidence) -> None:
     block = block_of(evidence, CPU, "ref:swiglu")
-    journey = Journey(block, VIEWS[0], tuple(block.stops))
+    journey = FrontierHistory(block, VIEWS[0], tuple(block.stops))
     with matplotlib.rc_context(STYLE):
         axes = frontier_module.draw(evidence, journey).axes[0]
     newest = journey.spots(1)
@@ -604,7 +610,7 @@ def test_dominated_points_are_grey(evidence: Evidence) -> None:
 
 def test_arrows_lead_from_the_previous_commit(evidence: Evidence) -> None:
     block = block_of(evidence, CPU, "ref:swiglu")
-    journey = Journey(block, VIEWS[0], tuple(block.stops))
+    journey = FrontierHistory(block, VIEWS[0], tuple(block.stops))
     with matplotlib.rc_context(STYLE):
         axes = frontier_module.draw(evidence, journey).axes[0]
     arrows = [text for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
@@ -621,7 +627,7 @@ def test_arrows_lead_from_the_previous_commit(evidence: Evidence) -> None:
 
 def test_a_dirty_tree_is_nothing_to_come_from(evidence: Evidence) -> None:
     stops = (Stop(A, False), Stop(B, False), Stop(B, True), Stop(C, False))
-    journey = Journey(evidence.blocks[0], VIEWS[0], stops)
+    journey = FrontierHistory(evidence.blocks[0], VIEWS[0], stops)
     assert [journey.before(place) for place in range(4)] == [None, 0, 0, 1]
 
 

@@ -230,8 +230,8 @@ class TestSurroundings:
             good = [torch.ones(1, tiny.F, dtype=torch.bool) for _ in range(tiny.LAYERS)]
             for wrong in (good[:1], [layer.float() for layer in good], [layer[:, 1:] for layer in good]):
                 with pytest.raises(ValueError, match="expected a bool tensor"):
-                    run.attachment.policy.impose(wrong)
-            run.attachment.policy.impose(good)
+                    run.attachment.policy.set_selection(wrong)
+            run.attachment.policy.set_selection(good)
             cache = filled(model, run, torch.cat([PREFIX, PREFIX]))
             with pytest.raises(ValueError, match=r"imposed .*1 rows, .*2"):
                 decode(model, tiny.text(2, 1), cache)

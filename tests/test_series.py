@@ -23,7 +23,8 @@ from tda.history.nights import History, Unit
 from tda.history.table import from_records, load_history
 from tda.nightly.alarms import replay
 from tda.nightly.config import GridConfig, NightlyConfig, reproduce
-from tda.nightly.judge import Judge
+from tda.nightly.data import NightData
+from tda.nightly.detector import ChangeDetector
 from tda.records import Commit, Record
 from tda.results import append
 from tda.web.dashboard.blocks import RATIO, Stop
@@ -105,7 +106,7 @@ def history(folder: Path, two: Two, slower: Sequence[float] = (1.0, 1.0)) -> His
 
 def judged(folder: Path, two: Two, slower: Sequence[float]) -> list[Finding]:
     kept = history(folder, two, slower)
-    return list(Judge(kept, kept.nights()[0][0], config_of(two), Line([A, B])).findings())
+    return list(ChangeDetector(NightData(kept, kept.nights()[0][0], config_of(two), Line([A, B]))).findings())
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_pages_keep_them_apart(pair: str, tmp_path: Path) -> None:
     two = PAIRS[pair]
     kept = history(tmp_path, two, (1.0, 1.2))
     night = kept.nights()[0][0]
-    (finding,) = Judge(kept, night, config_of(two), Line([A, B])).findings()
+    (finding,) = ChangeDetector(NightData(kept, night, config_of(two), Line([A, B]))).findings()
     kept.write(night.model_copy(update={"findings": (finding,)}))
     evidence = Evidence.load(kept.folder)
     seen = {}
@@ -262,7 +263,7 @@ def test_variants_of_a_method_are_told_apart_in_words(
     grids = config_of(VARIANTS).grids
     settings = NightlyConfig(grids=(grids[0], grids[1].model_copy(update={"repeated": False})))
     night = kept.nights()[0][0]
-    found = Judge(kept, night, settings, Line([A, B])).findings()
+    found = ChangeDetector(NightData(kept, night, settings, Line([A, B]))).findings()
     (finding,) = (one for one in found if (one.verdict, one.split) == (verdict, split))
     assert "tda 0.5 (statistic=max) on shape:25m" in finding.sentence
     kept.write(night.model_copy(update={"findings": (finding,)}))

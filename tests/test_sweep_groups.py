@@ -20,7 +20,7 @@ from tda.models import load_model
 from tda.models.sizes import sizes_of
 from tda.records import Commit, Machine, Measurement, Record, TaskFacts
 from tda.results import load
-from tda.sweep.groups import Group, bound, groups_of, plan_rows, together, total_hours
+from tda.sweep.groups import SweepGroup, bound, groups_of, plan_rows, together, total_hours
 from tda.tasks import Ask
 
 MACHINE = Machine(
@@ -199,7 +199,7 @@ class TestHours:
 
 class TestRows:
     def test_a_row_for_each_group(self) -> None:
-        rows = plan_rows([Group("a", plan(), True, 3_000_000_000, 50_000_000, 1.234, "byte model", 3)])
+        rows = plan_rows([SweepGroup("a", plan(), True, 3_000_000_000, 50_000_000, 1.234, "byte model", 3)])
         assert rows == [
             {"group": "a", "models": "shape:25m", "cells": 3, "weights (GB)": 0.05, "memory (GB)": 3.0, "hours": 1.2,
              "basis": "byte model", "timed": "yes"}
@@ -210,7 +210,7 @@ class TestRows:
         assert row["GPU memory (GB)"] is not None
 
     def test_the_bound_is_the_longest_or_an_even_share(self) -> None:
-        groups = [Group(str(one), plan(), True, None, None, one, "byte model", 1) for one in (3.0, 1.0, 1.0, None)]
+        groups = [SweepGroup(str(one), plan(), True, None, None, one, "byte model", 1) for one in (3.0, 1.0, 1.0, None)]
         assert total_hours(groups) == 5.0
         assert (bound(groups, 1), bound(groups, 2)) == (5.0, 3.0)
 

@@ -18,7 +18,7 @@ from tda.results import load
 from tda.sweep.cluster import HOST, Cluster, ClusterError, GroupEnd, Needs, Node, fitting, needs_of
 from tda.sweep.done import GROUPS
 from tda.sweep.driver import Sweep
-from tda.sweep.groups import Group, groups_of
+from tda.sweep.groups import SweepGroup, groups_of
 from tda.sweep.node import own_cores
 from tda.sweep.view import View
 
@@ -120,7 +120,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]
     }
 
 
-def sweep(out: Path, cluster: Played, groups: Sequence[Group]) -> tuple[Sweep, io.StringIO]:
+def sweep(out: Path, cluster: Played, groups: Sequence[SweepGroup]) -> tuple[Sweep, io.StringIO]:
     told = io.StringIO()
     view = View(Console(file=told, width=200), groups)
     names = [group.name for group in groups]

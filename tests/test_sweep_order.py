@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulated_cluster import Ended, Job, run
 
 from tda.bench.presets import PRESETS
-from tda.sweep.groups import Group
+from tda.sweep.groups import SweepGroup
 from tda.sweep.order import handed_over
 
 WORKERS = 64
@@ -23,11 +23,11 @@ MOST_LOSSES = 8
 NEAR = 1.15
 SEEDS = range(12)
 Draw = Callable[[np.random.Generator, int], np.ndarray]
-Order = Callable[[Sequence[Group]], Sequence[Group]]
+Order = Callable[[Sequence[SweepGroup]], Sequence[SweepGroup]]
 
 
-def group(name: object, hours: float | None) -> Group:
-    return Group(str(name), PRESETS["smoke"], True, None, None, hours, "byte model", 1)
+def group(name: object, hours: float | None) -> SweepGroup:
+    return SweepGroup(str(name), PRESETS["smoke"], True, None, None, hours, "byte model", 1)
 
 
 def lognormal(sigma: float) -> Draw:
@@ -84,15 +84,15 @@ def ratios(name: str, per_worker: float, order: Order, wrong: float = WRONG) -> 
         yield found.hours / found.bound
 
 
-def shortest_first(groups: Sequence[Group]) -> Sequence[Group]:
+def shortest_first(groups: Sequence[SweepGroup]) -> Sequence[SweepGroup]:
     return sorted(groups, key=lambda one: one.hours or 0.0)
 
 
-def as_planned(groups: Sequence[Group]) -> Sequence[Group]:
+def as_planned(groups: Sequence[SweepGroup]) -> Sequence[SweepGroup]:
     return groups
 
 
-def longest_first(groups: Sequence[Group]) -> Sequence[Group]:
+def longest_first(groups: Sequence[SweepGroup]) -> Sequence[SweepGroup]:
     return sorted(groups, key=lambda one: -(one.hours or 0.0))
 
 

@@ -18,7 +18,7 @@ from tda.records import Commit, Flag, Measurement, Record, TaskFacts
 from tda.statistics import Estimate, item_difference, item_score
 from tda.tasks import Item
 from tda.web.report import build_report, summary_rows
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import gather
 from tda.web.report.items import MOST_ITEMS, MOST_WORDS, marked
 from tda.web.report.paper import Paper, paper_frame
@@ -751,7 +751,7 @@ def test_resident_models_are_named_beside_published_latencies(tmp_path: Path) ->
 
 
 def test_a_comparison_is_none_before_a_task_was_scored() -> None:
-    case = Comparison(timed(DENSE, 1), None)
+    case = ComparedCase(timed(DENSE, 1), None)
     assert case.score(None) is None
     assert case.score("task_t_acc") is None
     assert case.score_error("task_t_acc") is None

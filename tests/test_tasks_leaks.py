@@ -13,7 +13,7 @@ from task_rows import write_lines
 
 from tda.quality.documents import encode
 from tda.tasks import Ask, leaks
-from tda.tasks.asked import Asked, AskedTask
+from tda.tasks.content import TaskContent, TaskItem
 from tda.tasks.local import examples_path
 from tda.tasks.run import prepare
 from tda.thresholds import ModelIdentity, Thresholds, hash_text
@@ -27,14 +27,14 @@ def text(seed: str, count: int) -> str:
     return " ".join(f"{seed}{draw.randrange(10**9)}" for _ in range(count))
 
 
-def asked(number: int, question: str = "", answer: str = "", shot: str = "") -> Asked:
+def asked(number: int, question: str = "", answer: str = "", shot: str = "") -> TaskItem:
     question = question or f"{INSTRUCTION} {text(f'q{number}n', 30)}"
     answer = answer or text(f"a{number}n", 20)
-    return Asked(number, f"System. {shot}{question}", f"System. {question}", question, (), answer, (answer,))
+    return TaskItem(number, f"System. {shot}{question}", f"System. {question}", question, (), answer, (answer,))
 
 
-def task_of(items: list[Asked]) -> AskedTask:
-    return AskedTask("tales", tuple(items), tuple(dict.fromkeys((item.question, item.answers) for item in items)))
+def task_of(items: list[TaskItem]) -> TaskContent:
+    return TaskContent("tales", tuple(items), tuple(dict.fromkeys((item.question, item.answers) for item in items)))
 
 
 CLEAN = [asked(number) for number in range(6)]
@@ -53,7 +53,7 @@ def around(passage: str) -> list[str]:
         (asked(3, shot=f"{INSTRUCTION} {text('z', 40)}\n\n"), text("z", 40), "a few-shot example"),
     ],
 )
-def test_planted(item: Asked, passage: str, place: str) -> None:
+def test_planted(item: TaskItem, passage: str, place: str) -> None:
     task = task_of([*CLEAN[:3], item, *CLEAN[4:]])
     words = leaks.words(passage)[:13]
     for planted in (passage, passage.upper().replace(" ", " - ") + "!"):
@@ -158,8 +158,8 @@ def test_real_prompts(chat: bool, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "items.jsonl", rows[:5])
     write_lines(examples_path(path), rows[5:])
     (prepared,) = prepare([Ask("piqa", path, shots=2, chat=chat)], tokenizer)
-    task = [prepared.asked]
-    assert (system in prepared.asked.items[0].prompt) == chat
+    task = [prepared.content]
+    assert (system in prepared.content.items[0].prompt) == chat
     for clean in (system, INSTRUCTION, text("clean", 2000), f"{INSTRUCTION} {text('more', 50)}"):
         leaks.check(around(clean), task)
     for planted, place in (

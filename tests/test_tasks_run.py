@@ -115,7 +115,7 @@ def test_a_row_of_the_hub_is_asked_and_scored(
     again = only(evaluate(played_for(name, False), [local]))
     assert again.items == result.items
     assert (again.facts.digest, again.facts.source) == (result.facts.digest, "items.jsonl")
-    assert prepare([local])[0].asked.items[0].choices == expected.choices
+    assert prepare([local])[0].content.items[0].choices == expected.choices
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -134,7 +134,7 @@ def test_the_simple_shape_is_asked_and_scored(name: str, tmp_path: Path) -> None
         assert (item.prompt, item.target) == (expected.prompt, expected.target)
         assert item.scores[entry.headline] == pytest.approx(expected.best if right else 0.0)
         if entry.kind == "choice":
-            assert prepare([ask])[0].asked.items[0].choices == tuple(f" {choice}" for choice in choices)
+            assert prepare([ask])[0].content.items[0].choices == tuple(f" {choice}" for choice in choices)
 
 
 def test_splits_are_those_of_the_definitions(hub: Callable[[dict[str, Any]], Any]) -> None:
@@ -192,7 +192,7 @@ def test_normalised_accuracy_by_hand(tmp_path: Path) -> None:
 def test_examples_come_from_the_file_beside(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "items.jsonl", CHOICES[:2])
     write_lines(examples_path(path), CHOICES[3:])
-    for item in prepare([Ask("hellaswag", path, shots=2)])[0].asked.items:
+    for item in prepare([Ask("hellaswag", path, shots=2)])[0].content.items:
         first, second, question = item.prompt.split("\n\n")
         shown = {f"{row['query']} {row['choices'][row['gold']]}" for row in CHOICES[3:]}
         assert {first, second} < shown
@@ -204,7 +204,7 @@ def test_examples_come_from_the_file_beside(tmp_path: Path) -> None:
 def test_an_item_is_no_example_for_itself(name: str, tmp_path: Path) -> None:
     """With as many examples as there are other items, each item sees all the others, and never itself."""
     ask = Ask(name, write_lines(tmp_path / "items.jsonl", CHOICES), shots=5)
-    for item in prepare([ask])[0].asked.items:
+    for item in prepare([ask])[0].content.items:
         assert item.prompt.count(CHOICES[item.number]["query"]) == 1
         assert all(row["query"] in item.prompt for row in CHOICES)
     with pytest.raises(ValueError, match=r"items\.jsonl .*5 examples .* 6 "):
@@ -228,7 +228,7 @@ def test_an_item_of_the_hub_is_no_example_for_itself(
         return own(config={**config, **shape, **where, **scored, "metric_list": metrics})
 
     monkeypatch.setattr(harness, "ConfigurableTask", built)
-    for item in prepare([Ask("xsum", shots=5)])[0].asked.items:
+    for item in prepare([Ask("xsum", shots=5)])[0].content.items:
         assert item.prompt.count(CHOICES[item.number]["query"]) == 1
 
 
@@ -242,7 +242,7 @@ def test_examples_asked_of_tasks_without(hub: Callable[[dict[str, Any]], Any], m
 def test_gsm8k_has_five_examples_of_its_own(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question: {number}?\nAnswer:", "answers": [f"#### {number}"]} for number in range(8)]
     (prepared,) = prepare([Ask("gsm8k", write_lines(tmp_path / "items.jsonl", rows))])
-    assert {item.prompt.count("####") for item in prepared.asked.items} == {5}
+    assert {item.prompt.count("####") for item in prepared.content.items} == {5}
     result = only(evaluate(Played(answer=lambda prompt: ""), [prepared]))
     assert result.facts.shots == 5
 
@@ -306,9 +306,9 @@ def test_chat_template(model: HFLM, tmp_path: Path) -> None:
         turns.append(("user", CHOICES[item.number]["query"]))
         assert item.prompt == "".join(turn.format(*each) for each in turns) + "<|im_start|>assistant\n"
         # dense: nothing sparse, and the choices' own tokens
-        counted = sum(len(model.tok_encode(choice)) for choice in prepared.asked.items[item.number].choices)
+        counted = sum(len(model.tok_encode(choice)) for choice in prepared.content.items[item.number].choices)
         assert (item.tokens, item.sparse_tokens) == (counted, 0)
-    assert prepared.asked.items[0].choices == ("the first", "second")  # an answer is a turn: no space before it
+    assert prepared.content.items[0].choices == ("the first", "second")  # an answer is a turn: no space before it
     assert only(evaluate(model, [ask])) == result
 
 
@@ -392,7 +392,7 @@ def test_choices_within_the_prompt(tmp_path: Path) -> None:
 def test_groups_stand_for_their_tasks(hub: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     hub(ROWS["arc_challenge"].row)
     found = prepare([Ask("ai2_arc", shots=0)])
-    assert [task.asked.name for task in found] == ["arc_challenge", "arc_easy"]
+    assert [task.content.name for task in found] == ["arc_challenge", "arc_easy"]
     with pytest.raises(ValueError, match=r"ai2_arc .*group of tasks"):
         prepare([Ask("ai2_arc", write_lines(tmp_path / "items.jsonl", CHOICES))])
     with pytest.raises(ValueError, match="the task arc_easy is asked twice"):
@@ -417,7 +417,7 @@ def test_all_of_lm_evals_names(hub: Callable[[dict[str, Any]], Any]) -> None:
     hub(row)
     found = prepare([Ask("mmlu", shots=0)])
     assert len(found) == 57
-    assert all(task.asked.name.startswith("mmlu_") for task in found)
+    assert all(task.content.name.startswith("mmlu_") for task in found)
     for entry in CATALOGUE.values():
         if entry.harness is not None and entry.folder is not None:
             assert harness.index().task_index[entry.harness].yaml_path.parent == TASKS / entry.folder
@@ -470,7 +470,7 @@ def test_lines_that_do_not_suit(tmp_path: Path) -> None:
 
 def test_copies_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_lines(tmp_path / "items.jsonl", [*CHOICES, *CHOICES[:2]])
-    assert len(prepare([Ask("piqa", path)])[0].asked.items) == 6
+    assert len(prepare([Ask("piqa", path)])[0].content.items) == 6
     (once,) = caplog.messages
     assert once.startswith(f"{path}: 2 lines ")
     caplog.clear()

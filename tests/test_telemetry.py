@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tda.cores import control_groups
 from tda.records import Flag
-from tda.telemetry import ConditionChange, Sampler, Telemetry, Watch, cpu, flags_of, sampler
-from tda.telemetry.cpu import CpuUse, Neighbours, frequency_mhz, thermal_events, throttled_s
+from tda.telemetry import ConditionChange, ConditionMonitor, Sampler, Telemetry, cpu, flags_of, sampler
+from tda.telemetry.cpu import BackgroundProcesses, CpuUse, frequency_mhz, thermal_events, throttled_s
 from tda.telemetry.fields import CPU_FIELDS, GPU_FIELDS, Field
 from tda.telemetry.source import NotReadableError, Reader, TelemetrySource, one
 from tests.busy import half_of_the_cores
@@ -174,7 +174,7 @@ def test_where_the_system_keeps_no_account_all_cores_count(tmp_path: Path) -> No
 def test_a_neighbour_that_cannot_run_on_our_cores_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with half_of_the_cores():
         monkeypatch.setattr(cpu, "affinity", lambda process: frozenset({10_000}))
-        neighbours = Neighbours()
+        neighbours = BackgroundProcesses()
         assert neighbours.read() == []
 
 
@@ -184,7 +184,7 @@ def test_own_threads_are_not_foreign() -> None:
         while time.thread_time() < end:
             torch.ones(1 << 16).sum()
 
-    neighbours, use, begin = Neighbours(), CpuUse(), time.process_time()
+    neighbours, use, begin = BackgroundProcesses(), CpuUse(), time.process_time()
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -198,9 +198,9 @@ def test_own_threads_are_not_foreign() -> None:
 
 def test_a_busy_process_is_foreign_load_and_has_a_name() -> None:
     with half_of_the_cores():
-        watch, neighbours = Watch(CPU), Neighbours()
+        monitor, neighbours = ConditionMonitor(CPU), BackgroundProcesses()
         time.sleep(1.0)
-        change, found = watch.read(), neighbours.read()
+        change, found = monitor.read(), neighbours.read()
     flag = flags_of(change)["foreign_load"]
     assert flag.raised
     assert "other processes used" in flag.detail
@@ -278,8 +278,8 @@ def test_samples_come_before_and_after_the_block_with_their_times(monkeypatch: p
     assert quick.samples == tuple(map(float, range(len(quick.samples))))
     assert len(quick.samples) >= 2
     assert list(quick.stamps) == sorted(quick.stamps)
-    assert told.rise("cpu/quick") == len(quick.samples) - 1
-    assert told.rise("cpu/bad") is None
+    assert told.increase("cpu/quick") == len(quick.samples) - 1
+    assert told.increase("cpu/bad") is None
     assert (told.series["cpu/bad"].samples, told.series["cpu/bad"].missing) == ((), "none here")
     assert quick.missing is None
     assert Telemetry.model_validate_json(told.model_dump_json()) == told
@@ -359,13 +359,13 @@ def raised(flags: Mapping[Any, Flag]) -> dict[str, bool | None]:
 
 
 def test_a_watch_tells_of_the_time_between_its_readings() -> None:
-    watch = Watch(CPU)
+    monitor = ConditionMonitor(CPU)
     block = torch.ones(1 << 22)
-    told = watch.read()
+    told = monitor.read()
     assert told.seconds > 0
-    assert told.rise("minor_faults") is not None
-    assert told.rise("nothing") is None
-    assert (told.most("rss_bytes") or 0) > block.nbytes
+    assert told.increase("minor_faults") is not None
+    assert told.increase("nothing") is None
+    assert (told.maximum("rss_bytes") or 0) > block.nbytes
     assert CPU_FIELDS.keys() - {"own_percent", "foreign_percent"} <= told.missing.keys() | told.after.keys()
     assert not told.on_gpu
 

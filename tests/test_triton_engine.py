@@ -155,10 +155,10 @@ def test_no_prompt_needs_a_new_capture() -> None:
         for seed, length in enumerate((5, 20, 1)):
             serve(model, (length,), seed=seed)
         for share in (0.1, 0.9):
-            run.attachment.policy.impose([torch.rand(1, tiny.F) > share for _ in range(tiny.LAYERS)])
+            run.attachment.policy.set_selection([torch.rand(1, tiny.F) > share for _ in range(tiny.LAYERS)])
             serve(model, (6,))
         assert step.captures == 1
-        run.attachment.policy.impose(None)
+        run.attachment.policy.set_selection(None)
         serve(model, (4, 4))
         assert step.captures == 2, "another number of rows"
         serve(model, (40,))

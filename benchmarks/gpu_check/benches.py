@@ -137,8 +137,8 @@ def _step(record: Record, records: Sequence[Record]) -> Figure:
     share = derive("mbu", record, _dense(record, records))
     told.append(f"{share} of the copy bandwidth" if isinstance(share, Estimate) else share.reason)
     name = f"{_label(record, records)}: decode step"
-    doubts = [f"flag: {flag}" for flag in record.raised()]
-    return Figure(name=name, value=step.value, unit="ms", note="; ".join([*told, f"ran {record.execution}", *doubts]))
+    raised = [f"flag: {flag}" for flag in record.raised()]
+    return Figure(name=name, value=step.value, unit="ms", note="; ".join([*told, f"ran {record.execution}", *raised]))
 
 
 def _speedup(record: Record, records: Sequence[Record], *, judged: bool) -> Iterator[Figure]:

@@ -59,7 +59,7 @@ class Figure(Frozen):
         return None if self.goal is None or self.value is None else self.goal.holds(self.value)
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """The value with its unit."""
         return NONE if self.value is None else f"{self.value:.4g} {self.unit}".strip()
 

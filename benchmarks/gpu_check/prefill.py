@@ -11,7 +11,7 @@ from torch.nn import functional
 import tda
 from benchmarks.gpu_check.figures import Figure, at_most
 from benchmarks.gpu_check.setting import CheckSetting
-from tda.device import Stopwatch
+from tda.device import Timer
 from tda.engine.phases import prefill as plain_prefill
 from tda.families import find_ffns
 from tda.methods import method as method_named
@@ -29,7 +29,7 @@ def prefill(setting: CheckSetting) -> Iterator[Figure]:
     """Passes of one prompt, unattached and attached in turns."""
     model: Any = tda.load_model(setting.model, dtype="bfloat16", device=setting.device).model
     (document,) = random_documents(model.config.vocab_size, setting.prompt_tokens, 0, 1, seed=0)
-    prompt, clock = document.prompt[None].to(setting.device), Stopwatch(torch.device(setting.device))
+    prompt, clock = document.prompt[None].to(setting.device), Timer(torch.device(setting.device))
     _passes(model, prompt, clock, PASSES)  # what the libraries set up once
     yield _layouts(model, setting.prompt_tokens, clock)
     for name, options in METHODS.items():
@@ -50,7 +50,7 @@ def prefill(setting: CheckSetting) -> Iterator[Figure]:
         yield Figure(name=title, value=median(found), goal=at_most(1 + ADDED), note=note)
 
 
-def _layouts(model: Any, tokens: int, clock: Stopwatch) -> Figure:
+def _layouts(model: Any, tokens: int, clock: Timer) -> Figure:
     """The down projection of a prompt as attached methods store it, over the same as the model is built."""
     down = find_ffns(model)[0].down
     weight = down.weight
@@ -69,7 +69,7 @@ def _layouts(model: Any, tokens: int, clock: Stopwatch) -> Figure:
     )
 
 
-def _passes(model: Any, prompt: Tensor, clock: Stopwatch, number: int) -> list[float]:
+def _passes(model: Any, prompt: Tensor, clock: Timer, number: int) -> list[float]:
     """Milliseconds of so many passes, each on a cache of its own."""
     found = []
     for _ in range(number):

@@ -53,7 +53,7 @@ def run_tests(setting: CheckSetting, words: Sequence[str]) -> Iterator[Figure]:
     place = setting.folder / LINES
     place.touch()
     ended = _watched([*command, "-v", "-p", tell.__name__], place, max(setting.left_s - SPARE_S, 1.0))
-    yield from _told(tell.outcomes(read_lines(place, tell.StepLine)[0]), ended)
+    yield from _outcome_figures(tell.outcomes(read_lines(place, tell.StepLine)[0]), ended)
 
 
 def _watched(command: Sequence[str], place: Path, timeout_s: float) -> str | None:
@@ -66,7 +66,7 @@ def _watched(command: Sequence[str], place: Path, timeout_s: float) -> str | Non
     return None if done.returncode in (0, 1) else f"pytest ended with exit code {done.returncode}"
 
 
-def _told(outcomes: Mapping[str, str], ended: str | None) -> Iterator[Figure]:
+def _outcome_figures(outcomes: Mapping[str, str], ended: str | None) -> Iterator[Figure]:
     counts = Counter(outcomes.values())
     bad = {name: outcome for name, outcome in outcomes.items() if outcome not in ("passed", "skipped")}
     named = [f"{name.partition('::')[2] or name} {outcome}" for name, outcome in bad.items()]

@@ -69,7 +69,7 @@ class Summary:
         for outcome in self.outcomes:
             for figure in outcome.figures:
                 goal = NONE if figure.goal is None else str(figure.goal)
-                row = {"part": outcome.part, "figure": figure.name, "value": figure.told, "goal": goal}
+                row = {"part": outcome.part, "figure": figure.name, "value": figure.text, "goal": goal}
                 found.append({**row, "verdict": self.verdict(figure), "note": figure.note})
             if outcome.status != "ok":
                 row = {"part": outcome.part, "figure": NONE, "value": NONE, "goal": NONE}

@@ -104,15 +104,15 @@ def judge(
     first = synthetic(halves[0], builds, CONFIG.blocks, draw, change)
     pairs, rules = detect.step_pairs(line), Rules(CONFIG.smallest_change)
     priors = detect.noise(first, pairs, "0")
-    steps = detect.suspects(first, pairs, priors, rules)
+    steps = detect.candidates(first, pairs, priors, rules)
     search = drift.Search(line, "0", priors, CONFIG.blocks, rules)
-    suspects = steps + search.suspects([first], steps, ())
-    if not suspects:
+    candidates = steps + search.candidates([first], steps, ())
+    if not candidates:
         return []
-    involved = {commit for suspect in suspects for commit in (suspect.pair.old, suspect.pair.new)}
+    involved = {commit for candidate in candidates for commit in (candidate.pair.old, candidate.pair.new)}
     again: list[BuildKey] = [(commit, "commit") for commit in line if commit in involved]
     fresh = synthetic(halves[1], again, CONFIG.confirm_blocks, draw, change)
-    return detect.changes(fresh, detect.confirm(fresh, suspects, priors), priors, rules)
+    return detect.changes(fresh, detect.confirm(fresh, candidates, priors), priors, rules)
 
 
 def false_alarms(measured: Pool, nights: int) -> pd.DataFrame:
@@ -141,14 +141,14 @@ def power(measured: Pool, nights: int) -> pd.DataFrame:
 
 
 def floor(measured: Pool, key: Key) -> float:
-    """What between-process A/A noise stays within at the level at which a night suspects a step."""
+    """What between-process A/A noise stays within at the level at which a night takes a step for a candidate."""
     steps = [
         np.array([np.log(block[place + 1][key] / block[place][key]) for block in measured if len(block) > place + 1])
         for place in range(len(measured[0]) - 1)
     ]
     noise = prior(steps)
     assert noise is not None
-    return resolution(noise, CONFIG.blocks).floor(1 - detect.SUSPECT)
+    return resolution(noise, CONFIG.blocks).floor(1 - detect.CANDIDATE)
 
 
 def _found(measured: Pool, key: Key, size: float, number: int) -> bool:

@@ -3,7 +3,7 @@
 ``python -m experiments.nightly.proof planted`` plants slow-downs, a drift, a wrong threshold and broken commits, and
 says for each whether the nights found it and named it for what it is. ``... unchanged`` measures commits that change
 nothing: every finding is false. Both take the machine for themselves; run them while nothing else runs. A plant is to
-be at least twice what a night can see (its account tells): `--times` makes all of them larger.
+be at least twice what a night can see (its report says): `--times` makes all of them larger.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from tda.history.findings import Finding
 from tda.history.nights import History, Night
 from tda.history.repository import Repository
 from tda.nightly.config import load_config
-from tda.nightly.judge import Judge
+from tda.nightly.data import NightData
+from tda.nightly.detector import ChangeDetector
 from tda.nightly.night import NightRun
 from tda.nightly.publish import write_account
 from tests.planted import Planted, Sizes, build, history, unchanged
@@ -74,7 +75,9 @@ class Scratch:
         """Accounts of all nights, their units judged by the code of today."""
         repository, config = Repository(self.folder / "repository"), load_config(CONFIG)
         return [
-            night.model_copy(update={"findings": Judge(self.history, night, config, repository).findings()})
+            night.model_copy(
+                update={"findings": ChangeDetector(NightData(self.history, night, config, repository)).findings()}
+            )
             for night in self.history.nights()[0]
         ]
 
@@ -97,7 +100,7 @@ def compared(planted: Sequence[tuple[str, Planted]], nights: Sequence[Night]) ->
             {
                 "commit": commit[:10],
                 "subject": one.subject,
-                "planted": _told(one),
+                "planted": _description(one),
                 "status": status.get(commit, "not measured"),
                 "found": "; ".join(finding.sentence for finding in findings),
                 "right": status.get(commit) == one.status and bool(right) == (one.expected is not None),
@@ -108,7 +111,7 @@ def compared(planted: Sequence[tuple[str, Planted]], nights: Sequence[Night]) ->
     return pd.DataFrame(rows)
 
 
-def _told(one: Planted) -> str:
+def _description(one: Planted) -> str:
     if one.expected is None:
         return "nothing" if one.status == "measured" else one.status
     return f"{one.expected.verdict}: {one.expected.split} of {one.expected.scope}"

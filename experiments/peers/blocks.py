@@ -15,7 +15,7 @@ from experiments.peers.contestants import Contestant
 from experiments.peers.job import Device, PeerPlan, PeerReport, PeerRow
 from tda.changes.alternate import GIVE_UP
 from tda.limits import stream_gb_per_s
-from tda.process import Ended, alone, finish
+from tda.process import ProcessResult, alone, finish
 from tda.results import append_lines, read_lines, write_whole
 from tda.schedule import mirrored
 
@@ -132,7 +132,9 @@ def _keep(plan: PeerPlan, path: Path) -> None:
         raise ValueError(f"{path.parent} holds a run of another {', '.join(differing)}; give another folder")
 
 
-def _measure(out: Path, plan: PeerPlan, contestant: Contestant, timeout_s: float) -> tuple[Ended, PeerReport | None]:
+def _measure(
+    out: Path, plan: PeerPlan, contestant: Contestant, timeout_s: float
+) -> tuple[ProcessResult, PeerReport | None]:
     """Make the file that a contestant needs, if it is not there, and measure it in a process of its own."""
     file = None if contestant.file is None else out.resolve() / contestant.file.name
     threads = str(plan.job.threads)
@@ -144,7 +146,7 @@ def _measure(out: Path, plan: PeerPlan, contestant: Contestant, timeout_s: float
         **contestant.environment,
     }
 
-    def child(order: ChildOrder) -> Ended:
+    def child(order: ChildOrder) -> ProcessResult:
         command = [sys.executable, "-m", "experiments.peers.child", order.model_dump_json()]
         return finish(command, out, environment, timeout_s)
 

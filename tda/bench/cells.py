@@ -25,7 +25,7 @@ PROCESS = uuid.uuid4().hex[:8]
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedCase:
     """A case with what it takes to run it, and what it is taken on."""
 
     case: Case
@@ -57,17 +57,17 @@ class Span:
         return cls(started, round(seconds, 3))
 
 
-def by_worth(plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
+def by_worth(plan: Plan, cells: Iterable[PlannedCase]) -> list[PlannedCase]:
     """Cells in the order in which they are dropped last."""
     return sorted(cells, key=lambda cell: _worth(plan, cell))
 
 
-def essential(plan: Plan, cells: Sequence[Cell]) -> int:
+def essential(plan: Plan, cells: Sequence[PlannedCase]) -> int:
     """How many cells in order of worth are measured even where little time is left: dense and methods at the middle."""
     return sum(1 for cell in cells if _worth(plan, cell) <= (1, 0.0))
 
 
-def _worth(plan: Plan, cell: Cell) -> tuple[int, float]:
+def _worth(plan: Plan, cell: PlannedCase) -> tuple[int, float]:
     """Dense, the methods at the middle sparsity, dense's control, int8, the methods at other ones, then controls."""
     if cell.method.name == "dense":
         return (1, 0.005) if cell.case.control else (0, 0.0)

@@ -200,7 +200,7 @@ class Costs:
         plan, subject = self.plan, self.subject
         where = torch.device(self.device)
         reading_s = STREAM_PASSES * STREAM_WAYS[self.device] * stream_bytes(where) / self.rates.bandwidth
-        attached_s = self.attach_s if self.device == "cpu" else 0.0  # on CUDA a shelf keeps what attaching makes
+        attached_s = self.attach_s if self.device == "cpu" else 0.0  # on CUDA it is cached
         prefill_s, step_s = self.pass_s(plan.batch * subject.prompt_tokens), self.pass_s(plan.batch)
         found = Pace(attached_s + 2 * reading_s, prefill_s, step_s).round_s(subject.new_tokens)
         if subject.quality and plan.documents and method.name == "dense" and control is None:

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from tda.bench.cells import Cell
+from tda.bench.cells import PlannedCase
 from tda.bench.outcome import absent
-from tda.bench.stage import Stage
+from tda.bench.stage import StageContext
 from tda.bench.window import GPU_MEASUREMENTS, NO_WINDOW, SAMPLED_BEFORE, gpu_use
 from tda.records import Measurement
 
@@ -16,17 +16,17 @@ class GpuTelemetry:
 
     Attributes
     ----------
-    stage : Stage
+    stage : StageContext
         What the stages share.
     seconds : float
         What sampling has taken so far.
     """
 
-    stage: Stage
+    stage: StageContext
     seconds: float = 0.0
     _used: dict[tuple[str, str], dict[str, Measurement]] = field(default_factory=dict)  # by series
 
-    def measurements(self, cell: Cell, number: int) -> dict[str, Measurement]:
+    def measurements(self, cell: PlannedCase, number: int) -> dict[str, Measurement]:
         """The telemetry of a case: of its first round, when all times of that are taken."""
         if self.stage.plan.device == "cpu":
             return absent(dict.fromkeys(GPU_MEASUREMENTS, NO_WINDOW))
@@ -38,7 +38,7 @@ class GpuTelemetry:
         self.seconds += time.monotonic() - begin
         return self._used[cell.series]
 
-    def _sampled(self, cell: Cell, number: int) -> dict[str, Measurement]:
+    def _sampled(self, cell: PlannedCase, number: int) -> dict[str, Measurement]:
         """The telemetry pass of a case; if it fails, the times stay."""
         try:
             with self.stage.store.running(cell.place(number)):

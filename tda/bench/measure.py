@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tda import limits
 from tda.bench.traffic import Traffic, decode_traffic
 from tda.contracts import Method
-from tda.device import PeakMemory, RangeClock, Stopwatch
+from tda.device import PeakMemory, RangeClock, Timer
 from tda.engine import attach
-from tda.engine.backends.shelf import shelf
+from tda.engine.backends.attachment_cache import attachment_cache
 from tda.engine.plain import plain
 from tda.engine.score import Scores, token_nll
 from tda.engine.session import Session
@@ -23,7 +23,7 @@ from tda.finite import check_logits
 from tda.names import Execution
 from tda.quality import Document, rows_of
 from tda.spans import recording
-from tda.telemetry import ConditionChange, Watch
+from tda.telemetry import ConditionChange, ConditionMonitor
 
 WARM_UP_TOKENS = 3
 DROPPED_PASSES = 1
@@ -133,11 +133,11 @@ def pace(
 ) -> Pace:
     """Time the parts of a case once, after an unmeasured request."""
     prompts, continuations = rows_of(documents, next(model.parameters()).device)
-    clock = Stopwatch(prompts.device)
+    clock = Timer(prompts.device)
     with clock.timing():
         stream.gb_per_s()
     stream_s = clock.ms / 1000
-    with plain(model), shelf(model) as kept:
+    with plain(model), attachment_cache(model) as kept:
         if kept.keeps:
             attach_once(model, method, execution)
         with attach(model, method, execution=execution) as run:
@@ -151,7 +151,7 @@ def pace(
 
 
 def attach_once(model: nn.Module, method: Method, execution: Execution) -> None:
-    """Attach a method and leave: on a shelf, what is dear is there for the next time."""
+    """Attach a method and leave: in an attachment cache, what is dear is there for the next time."""
     with plain(model), attach(model, method, execution=execution):
         pass
 
@@ -173,12 +173,12 @@ def time_case(
     """
     device = next(model.parameters()).device
     prompts, continuations = rows_of(documents, device)
-    clock, stream = Stopwatch(device), stream or limits.Stream(device)
+    clock, stream = Timer(device), stream or limits.Stream(device)
     with plain(model), attach(model, method, execution=execution) as run:
         session = Session(run, prompts, continuations)
         session.serve(WARM_UP_TOKENS)
         gc.collect()
-        watch = Watch(device)
+        watch = ConditionMonitor(device)
         passes, first = _prefill_passes(session)
         before = stream.gb_per_s()
         steps = _decode_steps(session, keep_logits=keep_logits)
@@ -213,7 +213,7 @@ def _prefill_passes(session: Session) -> tuple[Passes, Tensor]:
     dropped: the first passes.
     """
     device = session.device
-    passes, clock, whole, ranges = Passes(), Stopwatch(device), Stopwatch(device), RangeClock(device)
+    passes, clock, whole, ranges = Passes(), Timer(device), Timer(device), RangeClock(device)
     session.watch = lambda phase: clock.timing()
     with recording(ranges, profiler=False):
         for _ in range(DROPPED_PASSES):
@@ -256,7 +256,7 @@ class _Steps:
 
 def _decode_steps(session: Session, *, keep_logits: bool) -> _Steps:
     """Feed the continuations, each step timed; the run counts these steps alone."""
-    steps, clock, run = _Steps(), Stopwatch(session.device), session.run
+    steps, clock, run = _Steps(), Timer(session.device), session.run
     session.watch = lambda phase: clock.timing()
     run.attachment.counter.restart()
     for logits in session.steps():

@@ -1,4 +1,4 @@
-"""What a timed round says: the samples of a case, and doubts about them."""
+"""What a timed round says: the samples of a case, and flags about their validity."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -50,7 +50,7 @@ FROM_CACHE = 1.15
 """Share of the stream bandwidth above which weights are not all read from memory: two rulings differ by less."""
 
 
-def doubts(timing: Timing, device: str, rounds: int) -> dict[FlagName, Flag]:
+def validity_flags(timing: Timing, device: str, rounds: int) -> dict[FlagName, Flag]:
     """Validity flags of a case in one round."""
     flags: dict[FlagName, Flag] = {**flags_of(timing.change), "few_samples": few_samples(rounds)}
     return flags | ({"cache_resident": _residence(timing, machine(device).cache_bytes)} if device == "cpu" else {})

@@ -91,7 +91,7 @@ def _row(one: Outlook, *, on_gpu: bool) -> dict[str, str | float | None]:
     }
 
 
-def rates_told(plan: Plan) -> str:
+def describe_rates(plan: Plan) -> str:
     """Whose rates hours are told for."""
     return "this machine" if is_here(plan.device) else "an A100 with 80 GB, since this machine has no such device"
 

@@ -20,7 +20,7 @@ def unasked() -> tuple[str, ...]:
 
 TOGETHER = 16
 """Requests of a task in a batch; one that does not fit is halved."""
-MISSION = ("dense", "tt", "griffin", "tda", "cats", "int8")
+TIMED_METHODS = ("dense", "tt", "griffin", "tda", "cats", "int8")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Plan:
     subjects: tuple[Subject, ...]
     methods: tuple[MethodSpec | Method | str, ...] = field(default_factory=unasked)
     sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
-    speed_methods: tuple[str, ...] = MISSION
+    speed_methods: tuple[str, ...] = TIMED_METHODS
     rounds: int = 7
     documents: int = 48
     calibration_documents: int = 64

@@ -158,11 +158,11 @@ def only(config: BenchConfig, cases: Sequence[Case]) -> BenchConfig:
         changes["models"] = tuple(dict.fromkeys(name for name in (profile, first.model) if name is not None))
     changes = {**config.options(), **changes, "sparsities": ()}
     plan = plan_of(BenchConfig.of({**changes, "methods": ()}))
-    methods = [_asked(plan, case.spec) for case in cases if not case.is_baseline] or [_asked(plan, first.spec)]
+    methods = [_requested(plan, case.spec) for case in cases if not case.is_baseline] or [_requested(plan, first.spec)]
     return BenchConfig.of({**changes, "methods": methods})
 
 
-def _asked(plan: Plan, spec: MethodSpec) -> MethodSpec:
+def _requested(plan: Plan, spec: MethodSpec) -> MethodSpec:
     """A spec without what the plan gives by itself: builds of before methods had options cannot be asked for it."""
     usual = plan.methods_of(spec.name)[0].options
     told = {name: value for name, value in spec.options.items() if name not in usual or usual[name] != value}

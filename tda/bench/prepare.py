@@ -182,9 +182,9 @@ def _tasks(plan: Plan, subject: Subject, model: nn.Module, tokenizer: Any, calib
     for task in tasks:
         if positions is not None and task.new_tokens >= positions:
             told = f"{task.new_tokens} new tokens, and {subject.model} has {positions} positions"
-            raise ValueError(f"task {task.asked.name} asks for {told}")
+            raise ValueError(f"task {task.content.name} asks for {told}")
     if calibrated and plan.calibration_text is not None:
-        leaks.check(read_jsonl(plan.calibration_text), [task.asked for task in tasks])
+        leaks.check(read_jsonl(plan.calibration_text), [task.content for task in tasks])
     return tasks
 
 
@@ -195,7 +195,7 @@ def _check_tasks(prepared: Prepared) -> None:
     from tda.tasks import leaks
 
     for thresholds in {id(one.thresholds): one.thresholds for one, _ in prepared.methods if one.thresholds}.values():
-        leaks.check_thresholds(thresholds, prepared.tokenizer, [task.asked for task in prepared.tasks])
+        leaks.check_thresholds(thresholds, prepared.tokenizer, [task.content for task in prepared.tasks])
 
 
 def _inputs(plan: Plan, subject: Subject, prepared: Prepared) -> Inputs:

@@ -16,14 +16,14 @@ from torch import nn
 from tda import device as facts
 from tda import kernels
 from tda.bench.measure import Timing, time_case
-from tda.bench.outcome import doubts
+from tda.bench.outcome import validity_flags
 from tda.bench.plan import Plan, Subject
 from tda.bench.planning import plan_for
 from tda.bench.prepare import Prepared, prepare
 from tda.cases import Case, Inputs, MethodSpec, describe, digest_of
 from tda.contracts import Method
 from tda.engine import attach
-from tda.engine.backends.shelf import shelf
+from tda.engine.backends.attachment_cache import attachment_cache
 from tda.engine.context import check_context
 from tda.engine.plain import notice, plain
 from tda.engine.session import Session
@@ -116,7 +116,7 @@ class _SubjectProfile:
         if told := notice(prepared.model):
             logger.warning(f"{self.subject.model}: {told}")
         check_context(prepared.model, self.subject.prompt_tokens, least)
-        with shelf(prepared.model):
+        with attachment_cache(prepared.model):
             profiles = self._profiles(prepared)
         if (told := kernels.untuned()) is not None:
             logger.warning(f"{self.subject.model}: {told}")
@@ -189,7 +189,7 @@ class _SubjectProfile:
             matmul_tflop_per_s=peak,
             event_us=_event_us(table.overhead),
             timed=_timed(timings),
-            flags=join_flags([doubts(timing, self.plan.device, ROUNDS) for timing in timings]),
+            flags=join_flags([validity_flags(timing, self.plan.device, ROUNDS) for timing in timings]),
             phases=table.phases(),
             kernels=tuple(table.rows()),
             modules=tuple(table.modules()),

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tda.bench.cells import Cell, Span, new_record
+from tda.bench.cells import PlannedCase, Span, new_record
 from tda.bench.gpu_telemetry import GpuTelemetry
 from tda.bench.measure import Timing, as_scores
-from tda.bench.outcome import absent, doubts, speed
-from tda.bench.stage import Stage
-from tda.engine.plain import told
+from tda.bench.outcome import absent, speed, validity_flags
+from tda.bench.stage import StageContext
+from tda.engine.plain import describe_generation
 from tda.engine.score import Scores, score
 from tda.finite import NotFiniteError
 from tda.methods import method as build_method
@@ -18,7 +18,7 @@ from tda.metrics import METRICS
 from tda.quality import measured, rows_of
 from tda.records import Measurement, Record
 
-Took = tuple[Cell, Timing, Span]
+Took = tuple[PlannedCase, Timing, Span]
 
 
 @dataclass
@@ -27,11 +27,11 @@ class RoundRecords:
 
     Attributes
     ----------
-    stage : Stage
+    stage : StageContext
         What the stages share.
     """
 
-    stage: Stage
+    stage: StageContext
 
     def __post_init__(self) -> None:
         self.gpu = GpuTelemetry(self.stage)
@@ -47,7 +47,7 @@ class RoundRecords:
 
     def _record(
         self,
-        cell: Cell,
+        cell: PlannedCase,
         timing: Timing,
         span: Span,
         number: int,
@@ -67,12 +67,12 @@ class RoundRecords:
             cell.place(number),
             "ok",
             span,
-            generation=told(self.stage.prepared.model, self.stage.subject.new_tokens),
+            generation=describe_generation(self.stage.prepared.model, self.stage.subject.new_tokens),
             measurements=measurements,
             achieved_sparsity=timing.achieved_sparsity,
             execution=timing.execution,
             backend=timing.backend,
-            flags=doubts(timing, self.stage.plan.device, rounds) | self.stage.text_flags(cell),
+            flags=validity_flags(timing, self.stage.plan.device, rounds) | self.stage.text_flags(cell),
         )
 
     def _round_rows(self, number: int) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 from tda import kernels
 from tda.bench.budget import LEAST_TOKENS, MARGIN, Deadline, take
-from tda.bench.cells import Cell, Span, essential
+from tda.bench.cells import PlannedCase, Span, essential
 from tda.bench.measure import attach_once, pace, time_case
 from tda.bench.round_records import RoundRecords, Took
-from tda.bench.stage import Stage
-from tda.engine.backends.shelf import shelf
+from tda.bench.stage import StageContext
+from tda.engine.backends.attachment_cache import attachment_cache
 from tda.limits import Stream
 from tda.schedule import balanced
 from tda.statistics import MIN_GROUPS, is_baseline, speedup
@@ -29,13 +29,13 @@ class Rounds:
 
     Attributes
     ----------
-    stage : Stage
+    stage : StageContext
         What the stages share.
     deadline : Deadline
         When they are to have ended.
     """
 
-    stage: Stage
+    stage: StageContext
     deadline: Deadline
     _stream: Stream | None = None
 
@@ -69,16 +69,16 @@ class Rounds:
         timed = [record for record in self.stage.store.merged() if record.samples("decode_ms")]
         return {record.case.new_tokens for record in timed if record.case.model == self.stage.subject.model}
 
-    def run(self, cells: Sequence[Cell], dense_s: float) -> None:
+    def run(self, cells: Sequence[PlannedCase], dense_s: float) -> None:
         """Rounds of the cells, until each has been measured as often as asked, or exactly enough, or time is up."""
-        with shelf(self.stage.prepared.model) as kept:
+        with attachment_cache(self.stage.prepared.model) as kept:
             if kept.keeps:
                 self._attach(cells)
             self._repeat(cells, dense_s)
         if (notice := kernels.untuned()) is not None:
             logger.info(f"{self.stage.subject.model}: {notice}")
 
-    def _attach(self, cells: Sequence[Cell]) -> None:
+    def _attach(self, cells: Sequence[PlannedCase]) -> None:
         """Attach every case once, so that the first round takes as long as the others."""
         stage, begin = self.stage, time.monotonic()
         model, last = stage.prepared.model, stage.plan.rounds
@@ -91,7 +91,7 @@ class Rounds:
         seconds = time.monotonic() - begin
         logger.info(f"{stage.subject.model}: attached {len(cells)} cases in {seconds:.1f} s, for all rounds")
 
-    def _repeat(self, cells: Sequence[Cell], dense_s: float) -> None:
+    def _repeat(self, cells: Sequence[PlannedCase], dense_s: float) -> None:
         plan, model, active = self.stage.plan, self.stage.subject.model, list(cells)
         costs = {cell.series: dense_s for cell in cells}
         self.stage.progress.stage(f"{model}: rounds", 0)
@@ -131,12 +131,12 @@ class Rounds:
                 shared = time.monotonic() - started - sampling_s - sum(span.seconds for _, _, span in took)
                 costs |= {cell.series: span.seconds + shared / len(took) for cell, _, span in took}
 
-    def _last_round(self, active: Sequence[Cell]) -> int:
+    def _last_round(self, active: Sequence[PlannedCase]) -> int:
         """The number of the last round: dense alone needs no more than what was asked."""
         plan = self.stage.plan
         return plan.most_rounds if any(cell.method.name != "dense" for cell in active) else plan.rounds
 
-    def _round(self, cells: Sequence[Cell], number: int, rounds: int) -> list[Took]:
+    def _round(self, cells: Sequence[PlannedCase], number: int, rounds: int) -> list[Took]:
         """Run every case once, then append the round's records together: they are paired with its dense run.
 
         `rounds` is how many there will be, as far as is known now.
@@ -156,7 +156,7 @@ class Rounds:
         self.stage.store.keep(self._records.of(took, number, rounds))
         return took
 
-    def _time(self, cell: Cell, number: int, took: list[Took]) -> None:
+    def _time(self, cell: PlannedCase, number: int, took: list[Took]) -> None:
         started = time.monotonic()
         timing = time_case(
             self.stage.prepared.model,
@@ -175,7 +175,7 @@ class Rounds:
         return self._stream
 
 
-def _narrow(stage: Stage, cells: Sequence[Cell]) -> set[tuple[str, str]]:
+def _narrow(stage: StageContext, cells: Sequence[PlannedCase]) -> set[tuple[str, str]]:
     """Series whose speed-up has an interval as narrow as asked, so that they need no more rounds."""
     precision = stage.plan.precision
     if precision is None:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tda.bench.budget import LEAST_DOCUMENTS, MARGIN, Deadline, OutOfTimeError, Taken, take
-from tda.bench.cells import Cell, essential
-from tda.bench.stage import Stage
+from tda.bench.cells import PlannedCase, essential
+from tda.bench.stage import StageContext
 from tda.methods import method as build_method
 from tda.quality import Document, Evaluation, Evaluator, recall
 
@@ -25,16 +25,16 @@ class Scoring:
 
     Attributes
     ----------
-    stage : Stage
+    stage : StageContext
         What the stages share.
     end : Deadline
         When the model's measuring is to have ended: what is essential may take its time until then.
     """
 
-    stage: Stage
+    stage: StageContext
     end: Deadline
 
-    def run(self, cells: Sequence[Cell], deadline: Deadline) -> None:
+    def run(self, cells: Sequence[PlannedCase], deadline: Deadline) -> None:
         """Score cells on as many documents as fit: all alike, so that they can be compared."""
         model, documents = self.stage.subject.model, self.stage.prepared.scored
         cells = [cell for cell in cells if cell.case.control != "a_a" and self._lacks_quality(cell, deadline)]
@@ -85,7 +85,7 @@ class Scoring:
                 break
             self.stage.progress.advance()
 
-    def _lacks_quality(self, cell: Cell, deadline: Deadline) -> bool:
+    def _lacks_quality(self, cell: PlannedCase, deadline: Deadline) -> bool:
         """Whether a cell has no quality yet; without a deadline, whether it has it on fewer documents than asked."""
         place = cell.place(0)
         found = self.stage.store.found(place)
@@ -103,12 +103,12 @@ class Scoring:
             recall(self.stage.prepared.model, build_method("dense"), questions)
         return 1.0 + (time.monotonic() - started) / max(dense_s, 1e-3)
 
-    def _source(self, cell: Cell) -> Sequence[Document] | None:
+    def _source(self, cell: PlannedCase) -> Sequence[Document] | None:
         """Documents that a control's selections are taken from."""
         scored = self.stage.prepared.scored
         return [*scored[1:], scored[0]] if cell.case.control == "cross_domain" else None
 
-    def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: Cell, end: Deadline) -> None:
+    def _finish(self, evaluator: Evaluator, batches: int, result: Evaluation, cell: PlannedCase, end: Deadline) -> None:
         """Score the rest of the documents, ask for recall, and keep a record."""
         started = time.monotonic()
         for number in end.each(range(1, batches)):

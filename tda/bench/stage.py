@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tda.bench.budget import OutOfTimeError
-from tda.bench.cells import Cell, Span, new_record
+from tda.bench.cells import PlannedCase, Span, new_record
 from tda.bench.measure import first_request
 from tda.bench.outcome import absent
 from tda.bench.plan import Plan, Subject
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Stage:
+class StageContext:
     """One loaded model of a plan, and where its stages put what they find.
 
     Attributes
@@ -57,7 +57,7 @@ class Stage:
 
     # What is left out.
 
-    def leave_out(self, cells: Sequence[Cell], what: str, reason: str) -> None:
+    def leave_out(self, cells: Sequence[PlannedCase], what: str, reason: str) -> None:
         """Note that there was no time for something of some cells."""
         if cells:
             among = [self.plan.case(self.subject, built) for built, *_ in self.prepared.methods]
@@ -75,7 +75,7 @@ class Stage:
         """Whether likelihoods over documents are measured."""
         return self.subject.quality and self.plan.documents > 0
 
-    def is_timed(self, cell: Cell) -> bool:
+    def is_timed(self, cell: PlannedCase) -> bool:
         """Whether a cell is among the timed ones."""
         wanted = cell.method.name in ("dense", *self.plan.speed_methods)  # every ratio needs dense
         return self.subject.speed and wanted and cell.method.fast and cell.case.control != "cross_domain"
@@ -90,7 +90,7 @@ class Stage:
         first = (number - 1) % self.plan.rounds * self.plan.batch
         return self.prepared.timed[first : first + self.plan.batch]
 
-    def memory(self, cell: Cell) -> dict[str, Measurement]:
+    def memory(self, cell: PlannedCase) -> dict[str, Measurement]:
         """What attaching took, and peak memory of a cell's first request."""
         batch = self.prepared.timed[: self.plan.batch]
         found = first_request(self.prepared.model, cell.method, batch, self.execution(cell.method))
@@ -105,7 +105,7 @@ class Stage:
 
     def keep_first(
         self,
-        cell: Cell,
+        cell: PlannedCase,
         started: float,
         measurements: dict[str, Measurement],
         achieved: tuple[float, ...],
@@ -117,7 +117,7 @@ class Stage:
         ran = {**ran, "measurements": measurements, "achieved_sparsity": achieved, "flags": self.text_flags(cell)}
         self.store.keep([new_record(self.plan, cell.place(0), "ok", Span.since(started), **ran)])
 
-    def text_flags(self, cell: Cell) -> dict[FlagName, Flag]:
+    def text_flags(self, cell: PlannedCase) -> dict[FlagName, Flag]:
         """Whether the built-in stories were used for a model that they were not made for."""
         model, plan = self.subject.model, self.plan
         if model.startswith("ref:") or self.prepared.tokenizer is None:
@@ -129,7 +129,7 @@ class Stage:
         )
         return {"built_in_text": Flag(raised=told is not None, detail=told or "neither scored nor calibrated on them")}
 
-    def _reasons(self, cell: Cell) -> dict[str, str]:
+    def _reasons(self, cell: PlannedCase) -> dict[str, str]:
         """Why a measurement that was not taken is missing."""
         subject = self.subject
         noise = f"{subject.model} has random weights: its text is noise"

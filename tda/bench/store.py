@@ -134,31 +134,31 @@ class Store:
         What earlier runs left.
     sink : Sink
         Where new ones go.
-    asked : iterable of series
+    requested : iterable of series
         Series that the run asked for before, of other models.
     """
 
     def __init__(
-        self, folder: Path, records: Sequence[Record], sink: Sink, asked: Iterable[tuple[str, str]] = ()
+        self, folder: Path, records: Sequence[Record], sink: Sink, requested: Iterable[tuple[str, str]] = ()
     ) -> None:
         self.folder = folder
         self._records = list(records)
         self._earlier = len(self._records)
         self._sink = sink
-        self.asked: set[tuple[str, str]] = set(asked)
+        self.requested: set[tuple[str, str]] = set(requested)
 
     def keep(self, records: Sequence[Record]) -> None:
         """Hand records on, and know them from now on."""
         self._sink.keep(records)
         self._records += records
 
-    def merged(self, *, asked: bool = False) -> list[Record]:
+    def merged(self, *, requested: bool = False) -> list[Record]:
         """What is known, or of it what this run asks for, the rounds of each case joined."""
-        return merge(record for record in self._records if not asked or record.series in self.asked)
+        return merge(record for record in self._records if not requested or record.series in self.requested)
 
     def missing(self, place: RecordPlace) -> bool:
         """Whether a place still has to be filled: it has no good record, and has not failed too often."""
-        self.asked.add((place.case.key, place.inputs.key))
+        self.requested.add((place.case.key, place.inputs.key))
         return self.found(place) is None and not self.given_up(place)
 
     def _ends_processes(self, series: tuple[str, str]) -> bool:

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from tda import device as facts
 from tda.bench.budget import FIRST_LOOKS, Deadline, OutOfTimeError, duration
-from tda.bench.cells import Cell, Span, by_worth, essential, new_record
+from tda.bench.cells import PlannedCase, Span, by_worth, essential, new_record
 from tda.bench.plan import Plan, Subject
 from tda.bench.prepare import expected_seconds, prepare
 from tda.bench.progress import Steps
 from tda.bench.rounds import Rounds
 from tda.bench.scoring import Scoring
-from tda.bench.stage import Stage
+from tda.bench.stage import StageContext
 from tda.bench.store import RecordPlace, Store
 from tda.cases import Control, Inputs, MethodSpec
 from tda.engine.plain import notice
@@ -78,7 +78,7 @@ def measure_model(
         store.keep([new_record(plan, dense, "error", Span.since(started), reason=reason)])
         logger.error(f"{subject.model} is not measured: {reason}")
         return []
-    stage = Stage(plan, subject, prepared, store, progress, command)
+    stage = StageContext(plan, subject, prepared, store, progress, command)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collection before each measurement need not walk it
     try:
@@ -102,7 +102,7 @@ def _no_time(plan: Plan, subject: Subject, deadline: Deadline) -> str | None:
     return f"loading and calibrating take about {duration(needed)}" if needed > deadline.left else None
 
 
-def _run(stage: Stage, deadline: Deadline) -> None:
+def _run(stage: StageContext, deadline: Deadline) -> None:
     """Measure what needs no repetition, then the timed rounds."""
     rounds = Rounds(stage, deadline)
     try:
@@ -126,17 +126,17 @@ def _run(stage: Stage, deadline: Deadline) -> None:
         rounds.run(timed, dense_s)
 
 
-def _cells(stage: Stage) -> list[Cell]:
+def _cells(stage: StageContext) -> list[PlannedCase]:
     """Every case, with dense's control where it is timed, and the controls of quality."""
     plan, subject = stage.plan, stage.subject
-    cells = [Cell(plan.case(subject, built), inputs, built) for built, inputs in stage.prepared.methods]
+    cells = [PlannedCase(plan.case(subject, built), inputs, built) for built, inputs in stage.prepared.methods]
     controls = [_control(cell, "a_a") for cell in cells if cell.method.name == "dense" and stage.is_timed(cell)]
     if stage.scores_documents and len({document.kind for document in stage.prepared.scored}) > 1:
         controls += [_control(cell, "cross_domain") for cell in cells if cell.method.name == "griffin"]
     return [*cells, *controls]
 
 
-def _control(cell: Cell, control: Control) -> Cell:
+def _control(cell: PlannedCase, control: Control) -> PlannedCase:
     """A cell's second run, or with the selection of another kind's prompt: what a prompt's own selection is worth."""
     return replace(cell, case=cell.case.model_copy(update={"control": control}))
 
@@ -147,12 +147,12 @@ def _profile(subject: Subject, store: Store) -> dict[MethodSpec, Sequence[float]
         return {} if not subject.quality else None
     return {
         record.case.spec: record.achieved_sparsity
-        for record in store.merged(asked=True)
+        for record in store.merged(requested=True)
         if record.case.model == subject.layer_sparsity_from and record.achieved_sparsity
     }
 
 
-def _remembered(stage: Stage, cells: Sequence[Cell], deadline: Deadline) -> list[Cell]:
+def _remembered(stage: StageContext, cells: Sequence[PlannedCase], deadline: Deadline) -> list[PlannedCase]:
     """Peak memory of a first request of each cell, as far as there is time; the cells that are to be timed."""
     stage.progress.stage(f"{stage.subject.model}: memory", len(cells))
     kept, looks = essential(stage.plan, cells), deadline.part(FIRST_LOOKS)
@@ -167,6 +167,6 @@ def _remembered(stage: Stage, cells: Sequence[Cell], deadline: Deadline) -> list
     return list(cells)
 
 
-def _remember(stage: Stage, cell: Cell) -> None:
+def _remember(stage: StageContext, cell: PlannedCase) -> None:
     started = time.monotonic()
     stage.keep_first(cell, started, stage.memory(cell), ())

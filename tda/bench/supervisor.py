@@ -33,11 +33,11 @@ def supervised(orders: Sequence[Order], held: Sequence[Record], limits: Limits) 
         What each worker may take.
     """
     end = None if limits.seconds is None else time.monotonic() + limits.seconds
-    known, asked = list(held), set[tuple[str, str]]()
+    known, requested = list(held), set[tuple[str, str]]()
     for number, order in enumerate(orders):
         part = order.weight / sum(one.weight for one in orders[number:])
         left = None if end is None else (end - time.monotonic()) * part
-        yield from _Model(order, known, asked, limits, left).run()
+        yield from _Model(order, known, requested, limits, left).run()
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Model:
 
     order: Order
     known: list[Record]
-    asked: set[tuple[str, str]]
+    requested: set[tuple[str, str]]
     limits: Limits
     left_s: float | None
 
@@ -85,13 +85,13 @@ class _Model:
         for message in worker.messages():
             if message.kind == "hello":
                 self._machine, self._commit, _ = message.value
-                worker.answer(self._held(), self.asked)
+                worker.answer(self._held(), self.requested)
             elif message.kind == "running":
                 self._place, self._since = message.value, time.monotonic()
             elif message.kind == "records":
                 self.known += message.value
             elif message.kind == "asked":
-                self.asked |= message.value
+                self.requested |= message.value
                 continue
             yield message
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tda.bench.budget import Deadline, OutOfTimeError
-from tda.bench.cells import Cell, Span, new_record
+from tda.bench.cells import PlannedCase, Span, new_record
 from tda.bench.plan import TOGETHER
-from tda.bench.stage import Stage
+from tda.bench.stage import StageContext
 from tda.cases import digest_of
 from tda.logs import handled
 from tda.records import TaskFacts
@@ -35,44 +35,44 @@ class Tasks:
 
     Attributes
     ----------
-    stage : Stage
+    stage : StageContext
         What the stages share.
     deadline : Deadline
         When answering is to have ended; the answers of a task that is not complete by then are kept for the next run.
     """
 
-    stage: Stage
+    stage: StageContext
     deadline: Deadline
     _logged: set[str] = field(default_factory=set)
 
-    def run(self, cells: Sequence[Cell]) -> None:
+    def run(self, cells: Sequence[PlannedCase]) -> None:
         """Answer the tasks that cells have no scores of yet: task after task, so that cells can be compared early."""
         cells = [cell for cell in cells if cell.case.control is None]
         self.stage.progress.stage(f"{self.stage.subject.model}: tasks", len(cells) * len(self.stage.prepared.tasks))
         with handled("tda.tasks", self._log):
             self._answer_all(cells)
 
-    def _answer_all(self, cells: Sequence[Cell]) -> None:
+    def _answer_all(self, cells: Sequence[PlannedCase]) -> None:
         for task in self.stage.prepared.tasks:
             for number, cell in enumerate(cells):
                 try:
                     if not self._is_answered(cell, task) and not self.stage.store.given_up(cell.place(0)):
                         self._answer(cell, task)
                 except OutOfTimeError:
-                    self.stage.leave_out(cells[number:], f"task {task.asked.name}", "no time; its answers are kept")
+                    self.stage.leave_out(cells[number:], f"task {task.content.name}", "no time; its answers are kept")
                     break
                 self.stage.progress.advance()
 
-    def _is_answered(self, cell: Cell, task: PreparedTask) -> bool:
-        found = self.stage.store.tasks(cell.place(0)).get(task.asked.name)
+    def _is_answered(self, cell: PlannedCase, task: PreparedTask) -> bool:
+        found = self.stage.store.tasks(cell.place(0)).get(task.content.name)
         return found is not None and found.failure is None and found.setting == self._facts(task).setting
 
     def _facts(self, task: PreparedTask) -> TaskFacts:
         return task.facts(self.stage.plan.protocol)
 
-    def _answer(self, cell: Cell, task: PreparedTask) -> None:
+    def _answer(self, cell: PlannedCase, task: PreparedTask) -> None:
         """Answer one task and keep a record; a failure is one, too."""
-        started, place, name = time.monotonic(), cell.place(0), task.asked.name
+        started, place, name = time.monotonic(), cell.place(0), task.content.name
         with self.stage.store.running(place):
             try:
                 result = self._result(cell, task)
@@ -95,7 +95,7 @@ class Tasks:
         )
         self.stage.store.keep([record])
 
-    def _result(self, cell: Cell, task: PreparedTask) -> TaskResult:
+    def _result(self, cell: PlannedCase, task: PreparedTask) -> TaskResult:
         from tda.tasks.model import TDALM
 
         plan, prepared, subject = self.stage.plan, self.stage.prepared, self.stage.subject

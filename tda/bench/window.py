@@ -68,7 +68,7 @@ def measurements(telemetry: Telemetry, tokens: int) -> dict[str, Measurement]:
         series = telemetry.series[f"{gpu}/{field}"]
         samples, reason = series.samples, series.missing or "nothing was sampled"
         found[name] = Measurement.of(name, samples) if samples else Measurement.absent(name, reason)
-    energy, counter = telemetry.rise(f"{gpu}/energy_j"), telemetry.series[f"{gpu}/energy_j"]
+    energy, counter = telemetry.increase(f"{gpu}/energy_j"), telemetry.series[f"{gpu}/energy_j"]
     if energy is None:
         found[ENERGY] = Measurement.absent(ENERGY, counter.missing or "the counter was read once")
     else:

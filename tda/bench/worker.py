@@ -149,17 +149,17 @@ def main() -> None:
         line.tell("hello", (facts.machine(sys.argv[2]), facts.commit(), os.getpid()))
         _measure(line, *line.hear())
     except Exception as error:
-        line.tell("raised", _told(error))
+        line.tell("raised", _sendable(error))
     line.tell("end", None)
     sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and ending a library's threads can only go wrong
 
 
 def _measure(
-    line: _WorkerLine, order: bytes, held: Sequence[Record], asked: set[tuple[str, str]], left_s: float | None
+    line: _WorkerLine, order: bytes, held: Sequence[Record], requested: set[tuple[str, str]], left_s: float | None
 ) -> None:
     task: WorkerTask = pickle.loads(order)
-    store = Store(task.folder, held, line, asked)
+    store = Store(task.folder, held, line, requested)
     deadline = NO_END if left_s is None else Deadline(time.monotonic() + left_s)
     subject = task.plan.subjects[task.number]
     try:
@@ -167,10 +167,10 @@ def _measure(
             left_out = measure_model(task.plan, subject, store, line, deadline, task.command)
         line.tell("left_out", left_out)
     finally:
-        line.tell("asked", store.asked)
+        line.tell("asked", store.requested)
 
 
-def _told(error: Exception) -> Exception:
+def _sendable(error: Exception) -> Exception:
     """An error as it can be handed on; one that no user brings about shows here where it came from."""
     if not isinstance(error, ValueError | OSError):
         traceback.print_exc()

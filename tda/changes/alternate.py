@@ -15,7 +15,7 @@ from typing import Protocol
 from tda.changes.builds import Build
 from tda.config import BenchConfig
 from tda.history.nights import Role, Stage, Unit
-from tda.process import Ended, call
+from tda.process import ProcessResult, call
 from tda.records import Record, merge
 from tda.results import RESULTS, Loaded, load
 from tda.schedule import mirrored
@@ -27,7 +27,7 @@ GIVE_UP = 2
 
 
 @dataclass(frozen=True)
-class Grid:
+class BenchmarkGrid:
     """What one process measures.
 
     Attributes
@@ -51,7 +51,7 @@ class Task:
 
     build: Build
     role: Role
-    grid: Grid
+    grid: BenchmarkGrid
     stage: Stage
     block: int
     order: int
@@ -61,7 +61,7 @@ class Task:
         """As `Unit.place`."""
         return self.build.commit, self.role, self.grid.name, self.stage, self.block
 
-    def unit(self, night: str, ended: Ended, records: Sequence[Record] = ()) -> Unit:
+    def unit(self, night: str, ended: ProcessResult, records: Sequence[Record] = ()) -> Unit:
         """What it is once its process has ended."""
         return Unit(
             night=night,
@@ -115,13 +115,13 @@ class Runner:
         return task.unit(self.night, ended, merge(found.records))
 
 
-def block(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, number: int) -> list[Task]:
+def block(builds: Sequence[tuple[Build, Role]], grid: BenchmarkGrid, stage: Stage, number: int) -> list[Task]:
     """Tasks of one block, in the order in which they run."""
     ordered = enumerate(mirrored(builds, number))
     return [Task(build, role, grid, stage, number, place) for place, (build, role) in ordered]
 
 
-def design(builds: Sequence[tuple[Build, Role]], grid: Grid, stage: Stage, blocks: int) -> Iterator[Task]:
+def design(builds: Sequence[tuple[Build, Role]], grid: BenchmarkGrid, stage: Stage, blocks: int) -> Iterator[Task]:
     """All tasks of a grid: `blocks` blocks if it is repeated, else each build once."""
     for number in range(1, (blocks if grid.repeated else 1) + 1):
         yield from block(builds, grid, stage, number)

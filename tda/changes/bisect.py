@@ -12,7 +12,7 @@ from typing import get_args
 
 from tda.bench.planning import only
 from tda.cases import Case
-from tda.changes.compare import Judged, Row
+from tda.changes.compare import ComparisonRow, Judged
 from tda.changes.detect import Pair
 from tda.changes.probes import Probe, QualityProbe, SpeedProbe, distance
 from tda.changes.quality import quality_moves
@@ -32,15 +32,15 @@ class Bisected:
     ----------
     found : str or None
         The commit, where there is one.
-    tried : tuple of (str, Row)
+    tried : tuple of (str, ComparisonRow)
         Measured commits in history order; the verdict is "good", "bad", "first bad", "undecided" or why it is skipped.
-    told : str
+    message : str
         The result in a sentence.
     """
 
     found: str | None
-    tried: tuple[tuple[str, Row], ...]
-    told: str
+    tried: tuple[tuple[str, ComparisonRow], ...]
+    message: str
 
 
 class Bisect:
@@ -89,7 +89,7 @@ class Bisect:
         try:
             row = self.probe.place(commit)
         except NotMeasuredError as error:
-            row = Row(self.probe.change.case, self.probe.change.split, verdict=f"skipped: {error}")
+            row = ComparisonRow(self.probe.change.case, self.probe.change.split, verdict=f"skipped: {error}")
         logger.info(f"{short(commit)}: {row.verdict}")
         self._tried[commit] = row
         return row.verdict
@@ -111,7 +111,7 @@ class Bisect:
         return Bisected(found, tuple(tried), f"{self.probe.what}: {told}.")
 
 
-def _size(row: Row) -> str:
+def _size(row: ComparisonRow) -> str:
     """A change in words."""
     if row.ratio is not None and row.low is not None and row.high is not None:
         return f"{row.ratio - 1:+.1%} [{row.low - 1:+.1%}, {row.high - 1:+.1%}]"
@@ -122,7 +122,7 @@ def _size(row: Row) -> str:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BisectTarget:
     """What is looked for.
 
     Attributes
@@ -142,7 +142,7 @@ class Wanted:
             raise ValueError(f"split must be one of {', '.join(get_args(Split))}; got {self.split!r}")
 
 
-def bisect(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Bisected:
+def bisect(bench: CommitBench, good: str, bad: str, config: BenchConfig, target: BisectTarget) -> Bisected:
     """Find the commit at which something changed.
 
     Parameters
@@ -153,7 +153,7 @@ def bisect(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted:
         Full hashes of the ends.
     config : BenchConfig
         What is measured of the ends; of the commits between them only the case that is followed.
-    wanted : Wanted
+    target : BisectTarget
         What is looked for.
 
     Raises
@@ -166,9 +166,9 @@ def bisect(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted:
     line = [good, *bench.repository.between(good, bad)]
     if len(line) < 2:
         raise ValueError(f"{short(good)} and {short(bad)} are one commit")
-    follow = _follow_quality if wanted.split == "quality" else _follow_speed
+    follow = _follow_quality if target.split == "quality" else _follow_speed
     try:
-        probe = follow(bench, good, bad, config, wanted)
+        probe = follow(bench, good, bad, config, target)
     except AlikeError as error:
         return Bisected(None, (), f"{error} between {short(good)} and {short(bad)}.")
     return Bisect(line, probe, lambda commit: bench.repository.facts(commit).subject).run()
@@ -178,17 +178,17 @@ class AlikeError(Exception):
     """The ends do not differ in what is looked for; the text says in what."""
 
 
-def _is_asked(case: Case, config: BenchConfig, split: str) -> bool:
+def _is_requested(case: Case, config: BenchConfig, split: str) -> bool:
     """Whether a case is of a method that was named, if any was: dense runs beside them all, and has their prefill."""
     return not config.methods or split == "prefill" or case.method in {spec.name for spec in config.methods}
 
 
-def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
+def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, target: BisectTarget) -> Probe:
     """The plainest change of a time or of memory, one for the worse if there is any."""
-    judged = Judged(bench.against(good, bad, config, wanted.blocks), Pair(bad, good), "")
-    split = wanted.split
-    followed = [key for key in judged.effects if key.split == split and _is_asked(key.case, config, split)]
-    sure = [one.suspect for one in judged.sure if one.suspect.key in followed]
+    judged = Judged(bench.against(good, bad, config, target.blocks), Pair(bad, good), "")
+    split = target.split
+    followed = [key for key in judged.effects if key.split == split and _is_requested(key.case, config, split)]
+    sure = [one.candidate for one in judged.sure if one.candidate.key in followed]
     if not sure:
         floors = sorted(floor for floor in map(judged.floor, followed) if floor is not None)
         beyond = f" beyond floors of {floors[0]:.1%} to {floors[-1]:.1%}" if floors else ""
@@ -197,15 +197,15 @@ def _follow_speed(bench: CommitBench, good: str, bad: str, config: BenchConfig, 
     key, noise = chosen.key, judged.noise[chosen.key]
     narrow = only(config, [key.case])
     key = key._replace(grid=speed_grid(narrow).name)
-    return SpeedProbe(bench, good, bad, narrow, key, chosen.effect, noise, wanted.blocks, wanted.most)
+    return SpeedProbe(bench, good, bad, narrow, key, chosen.effect, noise, target.blocks, target.most)
 
 
-def _follow_quality(bench: CommitBench, good: str, bad: str, config: BenchConfig, wanted: Wanted) -> Probe:
+def _follow_quality(bench: CommitBench, good: str, bad: str, config: BenchConfig, target: BisectTarget) -> Probe:
     """The text that moved most."""
     if quality_grid(config) is None:
         raise ValueError("quality needs a trained model, e.g. --model ref:swiglu; shapes have random weights")
     moves = quality_moves(*(bench.text(commit, config) for commit in (bad, good)))
-    moves = [move for move in moves if _is_asked(move.case, config, wanted.split)]
+    moves = [move for move in moves if _is_requested(move.case, config, target.split)]
     if not moves:
         raise AlikeError("quality does not differ")
     return QualityProbe(bench, good, bad, config, max(moves, key=distance))

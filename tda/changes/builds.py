@@ -30,7 +30,7 @@ class Build:
     commit : str
         Full hash.
     copy : str
-        Name that tells installs of one commit apart: "control" for the second one of the anchor.
+        Name that tells installs of one commit apart: "control" for the second one of the baseline commit.
     site : Path
         Folder to put on the import path.
     """

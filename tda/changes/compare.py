@@ -12,7 +12,7 @@ import numpy as np
 
 from tda.cases import Case
 from tda.changes import detect
-from tda.changes.detect import Change, Pair, Rules, Suspect
+from tda.changes.detect import Candidate, Change, Pair, Rules
 from tda.changes.effects import resolution
 from tda.changes.floor import two_modes
 from tda.changes.messages import fails, says_nothing, speed_sentence, why_failed, why_lost
@@ -37,7 +37,7 @@ CANNOT_TELL = "cannot tell"
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One series of a case: a ratio (new over old) for times and memory, a difference in nats a token for quality.
 
     `text` names the evaluation text where a case was measured on several, and `machine` the machine where two folders
@@ -70,9 +70,9 @@ class Comparison:
     ----------
     old, new : str
         What was compared, in a few words.
-    rows : tuple of Row
+    rows : tuple of ComparisonRow
         Every series.
-    told : tuple of str
+    messages : tuple of str
         Sentences: what moved, what could not be compared.
     worse : bool
         Whether something is worse beyond the noise, or fails that did not.
@@ -82,8 +82,8 @@ class Comparison:
 
     old: str
     new: str
-    rows: tuple[Row, ...]
-    told: tuple[str, ...]
+    rows: tuple[ComparisonRow, ...]
+    messages: tuple[str, ...]
     worse: bool
     unjudged: tuple[str, ...] = ()
 
@@ -94,7 +94,7 @@ def speed_verdict(split: Split, up: bool) -> str:
     return words[0] if up else words[1]
 
 
-def unjudged(rows: Mapping[Key, Row], modes: bool) -> Iterator[str]:
+def unjudged(rows: Mapping[Key, ComparisonRow], modes: bool) -> Iterator[str]:
     """Why some series cannot be told: two modes of the machine, or noise that is not known or hides everything."""
     left = [key for key, row in rows.items() if row.verdict == CANNOT_TELL]
     if modes:
@@ -108,13 +108,15 @@ def unjudged(rows: Mapping[Key, Row], modes: bool) -> Iterator[str]:
         )
 
 
-def quality_row(move: QualityMove) -> Row:
+def quality_row(move: QualityMove) -> ComparisonRow:
     """What changed in the text of a case."""
     if move.nll is None:
-        return Row(move.case, "quality", verdict=f"other neurons in {move.sets} of {move.documents} documents")
+        return ComparisonRow(
+            move.case, "quality", verdict=f"other neurons in {move.sets} of {move.documents} documents"
+        )
     nll = move.nll
     verdict = "worse" if nll.value > 0 else "better"
-    return Row(move.case, "quality", nats=nll.value, low=nll.low, high=nll.high, verdict=verdict)
+    return ComparisonRow(move.case, "quality", nats=nll.value, low=nll.low, high=nll.high, verdict=verdict)
 
 
 def quality_is_worse(moves: Iterable[QualityMove]) -> bool:
@@ -198,7 +200,7 @@ def compare_commits(bench: CommitBench, old: str, new: str, config: BenchConfig,
         old=short(old),
         new=short(new),
         rows=(*judged.rows.values(), *map(quality_row, moves)),
-        told=(*judged.told(), *failures.new),
+        messages=(*judged.messages(), *failures.new),
         worse=judged.is_worse or quality_is_worse(moves) or bool(failures.new),
         unjudged=(*unjudged(judged.rows, judged.modes), *failures.unknown),
     )
@@ -224,9 +226,9 @@ class Judged:
         # The control alone: the steps' own spread is in their effects already.
         self.noise = detect.noise(self.blocks, (), pair.old)
         self.effects = detect.effects(self.blocks, pair, self.noise)
-        every = [Suspect(pair, key, found) for key, found in self.effects.items()]
+        every = [Candidate(pair, key, found) for key, found in self.effects.items()]
         self.tested = detect.confirm(self.blocks, every, self.noise)
-        self.sure = [one for one in self.tested if one.holds and self._is_beyond(one.suspect.key)]
+        self.sure = [one for one in self.tested if one.holds and self._is_beyond(one.candidate.key)]
 
     def floor(self, key: Key) -> float | None:
         """Between-process A/A floor of a series with as many blocks as it has."""
@@ -256,7 +258,7 @@ class Judged:
         """Whether something that moved is for the worse; a faster dense alone is not, though ratios to it rise."""
         return any(change.verdict == "alarm" for change in self.changes)
 
-    def told(self) -> list[str]:
+    def messages(self) -> list[str]:
         """What moved, and which series have too few blocks with a sensible value."""
         left = [key for key in self.blocks.keys if key not in self.effects]
         names = [f"{key} has too few values to compare" for key in left]
@@ -264,16 +266,16 @@ class Judged:
         return [*(speed_sentence(change, self.subject, cases) for change in self.changes), *names]
 
     @cached_property
-    def rows(self) -> dict[Key, Row]:
+    def rows(self) -> dict[Key, ComparisonRow]:
         """Every series, moved or not."""
-        moved = {one.suspect.key for one in self.sure}
-        return {one.suspect.key: self._row(one.suspect, one.p, moved) for one in self.tested}
+        moved = {one.candidate.key for one in self.sure}
+        return {one.candidate.key: self._row(one.candidate, one.p, moved) for one in self.tested}
 
-    def _row(self, suspect: Suspect, p: float, moved: Collection[Key]) -> Row:
-        key, found, floor = suspect.key, suspect.effect, self.floor(suspect.key)
+    def _row(self, candidate: Candidate, p: float, moved: Collection[Key]) -> ComparisonRow:
+        key, found, floor = candidate.key, candidate.effect, self.floor(candidate.key)
         low, high = found.bounds()
         verdict = speed_verdict(key.split, found.log_ratio > 0) if key in moved else "same"
-        return Row(
+        return ComparisonRow(
             case=key.case,
             split=split_name(key.split, key.relative),
             ratio=1 + found.size,

@@ -1,7 +1,7 @@
 """Which commits changed the speed or memory, judged in two steps that share no data.
 
-The first blocks of a night name suspects, each step tested at a lenient level. Suspects are measured again, with
-the commit before them, in fresh blocks; what these confirm, corrected for all suspects of the night together (Holm),
+The first blocks of a night name candidates, each step tested at a lenient level. Candidates are measured again, with
+the commit before them, in fresh blocks; what these confirm, corrected for all candidates of the night together (Holm),
 is a change. So the chance of any false alarm in a night is the level of that second test, whatever the number of
 series, and a burst of foreign load that fooled the first blocks is not there in the second.
 """
@@ -16,11 +16,11 @@ import numpy as np
 from tda.cases import Case
 from tda.changes.effects import MIN_BLOCKS, Effect, Prior, effect, holm, prior
 from tda.changes.series import Blocks, Key
-from tda.history.findings import Scope, Shape, Split, Verdict
+from tda.history.findings import FindingScope, FindingVerdict, Shape, Split
 from tda.statistics import Values
 
-SUSPECT = 0.003
-"""Level of the first test of one step of one series: about one false suspect a night of twenty commits."""
+CANDIDATE = 0.003
+"""Level of the first test of one step of one series: about one false candidate a night of twenty commits."""
 FAMILY = 0.01
 """Chance of any false alarm in a night, over all series and commits together."""
 MEMBER = 0.01
@@ -39,7 +39,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Suspect:
+class Candidate:
     """A series that moved between two builds in the first blocks."""
 
     pair: Pair
@@ -70,7 +70,7 @@ def step_pairs(order: Sequence[str]) -> list[Pair]:
 
 
 def noise(blocks: Blocks, pairs: Iterable[Pair], control: str) -> dict[Key, Prior]:
-    """Between-process noise of each series, about each step's own mean; the anchor's second install is a step too."""
+    """Between-process noise of each series, about each step's own mean; the baseline's second install is a step too."""
     pairs = list(pairs)
     found = {}
     for key in blocks.keys:
@@ -93,39 +93,39 @@ def effects(blocks: Blocks, pair: Pair, priors: Mapping[Key, Prior]) -> dict[Key
     return {key: effect(held, priors.get(key)) for key, held in values.items() if len(held) >= MIN_BLOCKS}
 
 
-def suspects(blocks: Blocks, pairs: Iterable[Pair], priors: Mapping[Key, Prior], rules: Rules) -> list[Suspect]:
+def candidates(blocks: Blocks, pairs: Iterable[Pair], priors: Mapping[Key, Prior], rules: Rules) -> list[Candidate]:
     """Series that moved in the first blocks."""
     return [
-        Suspect(pair, key, found)
+        Candidate(pair, key, found)
         for pair in pairs
         for key, found in effects(blocks, pair, priors).items()
-        if found.p < SUSPECT and rules.matters(found)
+        if found.p < CANDIDATE and rules.matters(found)
     ]
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A suspect after the fresh blocks: its fresh effect, and the p-value corrected for the night."""
+    """A candidate after the fresh blocks: its fresh effect, and the p-value corrected for the night."""
 
-    suspect: Suspect
+    candidate: Candidate
     effect: Effect | None
     p: float
 
     @property
     def holds(self) -> bool:
         """Whether the fresh blocks say the same."""
-        same = self.effect is not None and self.effect.log_ratio * self.suspect.effect.log_ratio > 0
+        same = self.effect is not None and self.effect.log_ratio * self.candidate.effect.log_ratio > 0
         return same and self.p <= FAMILY
 
 
-def confirm(fresh: Blocks, suspected: Sequence[Suspect], priors: Mapping[Key, Prior]) -> list[Confirmed]:
-    """Test every suspect on the fresh blocks; one without enough of them is not confirmed."""
+def confirm(fresh: Blocks, candidates: Sequence[Candidate], priors: Mapping[Key, Prior]) -> list[Confirmed]:
+    """Test every candidate on the fresh blocks; one without enough of them is not confirmed."""
     found = []
-    for suspect in suspected:
-        values = differences(fresh, suspect.key, suspect.pair)
-        found.append(effect(values, priors.get(suspect.key)) if len(values) >= MIN_BLOCKS else None)
+    for candidate in candidates:
+        values = differences(fresh, candidate.key, candidate.pair)
+        found.append(effect(values, priors.get(candidate.key)) if len(values) >= MIN_BLOCKS else None)
     corrected = holm([one.p if one is not None else 1.0 for one in found])
-    return [Confirmed(*parts) for parts in zip(suspected, found, corrected, strict=True)]
+    return [Confirmed(*parts) for parts in zip(candidates, found, corrected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ class Change:
     pair: Pair
     grid: str
     split: Split
-    scope: Scope
+    scope: FindingScope
     cases: tuple[Case, ...]
     effect: Effect
     p: float
     along: tuple[str, ...] = ()
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> FindingVerdict:
         """Whether it is for the worse."""
         return "alarm" if self.effect.log_ratio > 0 else "improvement"
 
@@ -150,8 +150,8 @@ class Change:
 def changes(fresh: Blocks, confirmed: Sequence[Confirmed], priors: Mapping[Key, Prior], rules: Rules) -> list[Change]:
     """Name what moved: everything alike, dense alone, or methods of their own; one for each grid, split and scope."""
     found = []
-    for pair in dict.fromkeys(one.suspect.pair for one in confirmed if one.holds):
-        sure = {one.suspect.key: one.p for one in confirmed if one.holds and one.suspect.pair == pair}
+    for pair in dict.fromkeys(one.candidate.pair for one in confirmed if one.holds):
+        sure = {one.candidate.key: one.p for one in confirmed if one.holds and one.candidate.pair == pair}
         held, ratios = effects(fresh, pair, priors), _ratios(fresh, pair)
         for grid in dict.fromkeys(key.grid for key in sure):
             own = {key: one for key, one in held.items() if key.grid == grid}
@@ -190,7 +190,9 @@ class _Naming:
             return None
         return found
 
-    def _change(self, split: Split, scope: Scope, keys: Sequence[Key], along: Sequence[str] = ()) -> list[Change]:
+    def _change(
+        self, split: Split, scope: FindingScope, keys: Sequence[Key], along: Sequence[str] = ()
+    ) -> list[Change]:
         """One change of some series; none where no series of it was confirmed."""
         sure = [key for key in keys if key in self.sure]
         if not sure:
@@ -263,7 +265,7 @@ class _Naming:
         return abs(self.effects[key].log_ratio) > 0.5 * abs(self.effects[_absolute(key)].log_ratio)
 
     def _with_witness(
-        self, scope: Scope, dense: Key, keys: Sequence[Key], witnesses: Sequence[Key], along: Sequence[str] = ()
+        self, scope: FindingScope, dense: Key, keys: Sequence[Key], witnesses: Sequence[Key], along: Sequence[str] = ()
     ) -> list[Change]:
         """A change whose size is dense's; sure if dense or any witness of it is."""
         sure = [self.sure[key] for key in (dense, *witnesses) if key in self.sure]

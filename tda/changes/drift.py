@@ -1,10 +1,10 @@
 """Changes that no single step shows: slow drift, and steps below what one night resolves.
 
-Each commit's level is its change against the anchor, which ran in the same blocks. Levels of one machine form a
+Each commit's level is its change against the baseline, which ran in the same blocks. Levels of one machine form a
 series over commits, cut at the steps that are plain. Within such a stretch nothing should move. A change-point search
 (squared cost with a penalty, Killick et al. 2012, from the ruptures library) proposes that something does; the better
-of a step and a ramp says what, fitted by generalised least squares, since the anchor's own noise is common to all
-levels of a night and would look like a step between nights. What passes is a suspect like any other: fresh blocks
+of a step and a ramp says what, fitted by generalised least squares, since the baseline's own noise is common to all
+levels of a night and would look like a step between nights. What passes is a candidate like any other: fresh blocks
 decide. `benchmarks/records/changepoints.csv` is the trial that chose library, cost and penalty.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import ruptures
 from numpy.typing import NDArray
 
-from tda.changes.detect import Pair, Rules, Suspect, differences
+from tda.changes.detect import Candidate, Pair, Rules, differences
 from tda.changes.effects import MIN_BLOCKS, Effect, Prior, effect, resolution
 from tda.changes.series import Blocks, Key
 from tda.statistics import Values
@@ -26,12 +26,12 @@ SHORTEST = 3
 LONGEST = 120
 """Commits that are looked back at."""
 PLAIN = 1e-5
-"""A suspected step with a smaller p-value is plain: the search does not go across it."""
+"""A candidate with a smaller p-value is plain: the search does not go across it."""
 
 
 @dataclass(frozen=True)
-class AnchorChange:
-    """Change of a commit against the anchor: log ratio, and the number of the night that measured it."""
+class BaselineChange:
+    """Change of a commit against the baseline commit: log ratio, and the number of the night that measured it."""
 
     value: float
     night: int
@@ -63,12 +63,12 @@ def change_points(signal: Values) -> list[int]:
     return [int(place) for place in search.predict(pen=penalty(len(signal)))[:-1]]
 
 
-def shape(levels: Sequence[AnchorChange], error: float) -> Fit | None:
+def shape(levels: Sequence[BaselineChange], error: float) -> Fit | None:
     """The best single step or ramp of a stretch in which something moves; None where nothing does.
 
     Parameters
     ----------
-    levels : sequence of AnchorChange
+    levels : sequence of BaselineChange
         In order of commits.
     error : float
         Standard error of the difference of two builds in the same blocks.
@@ -80,7 +80,7 @@ def shape(levels: Sequence[AnchorChange], error: float) -> Fit | None:
         return None
     forms, fits = _forms(len(levels))
     nights = np.array([level.night for level in levels])
-    # Noise: each commit's own, and the anchor's, which is common to a night.
+    # Noise: each commit's own, and the baseline commit's, which is common to a night.
     covariance = np.eye(len(levels)) + (nights[:, None] == nights[None, :])
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
     flat = whiten @ np.ones(len(levels))
@@ -110,7 +110,7 @@ class Search:
     ----------
     line : sequence of str
         Measured commits, oldest first.
-    anchor : str
+    baseline : str
         What levels are relative to.
     priors : mapping
         Noise of each series.
@@ -121,24 +121,26 @@ class Search:
     """
 
     line: Sequence[str]
-    anchor: str
+    baseline: str
     priors: Mapping[Key, Prior]
     blocks: int
     rules: Rules
 
-    def suspects(self, nights: Sequence[Blocks], steps: Sequence[Suspect], known: Collection[str]) -> list[Suspect]:
+    def candidates(
+        self, nights: Sequence[Blocks], steps: Sequence[Candidate], known: Collection[str]
+    ) -> list[Candidate]:
         """Changes within stretches without a plain step.
 
         Parameters
         ----------
         nights : sequence of Blocks
             First blocks of each night, oldest first.
-        steps : sequence of Suspect
-            Single steps that are suspected already.
+        steps : sequence of Candidate
+            Single steps that are candidates already.
         known : collection of str
             Commits at which earlier nights found a change.
         """
-        tested = {(suspect.pair, suspect.key) for suspect in steps}
+        tested = {(candidate.pair, candidate.key) for candidate in steps}
         found = []
         for key, noise in self.priors.items():
             levels = self.levels(nights, key)
@@ -147,20 +149,20 @@ class Search:
             for pair in self._pairs(levels, error, plain):
                 size = levels[pair.new].value - levels[pair.old].value
                 if (pair, key) not in tested and abs(size) >= self.rules.smallest:
-                    found.append(Suspect(pair, key, Effect(size, error, noise.dof)))
+                    found.append(Candidate(pair, key, Effect(size, error, noise.dof)))
         return found
 
-    def levels(self, nights: Sequence[Blocks], key: Key) -> dict[str, AnchorChange]:
+    def levels(self, nights: Sequence[Blocks], key: Key) -> dict[str, BaselineChange]:
         """Level of each commit, as the night that measured it last has it."""
         found = {}
         for number, blocks in enumerate(nights):
             for commit in self.line[-LONGEST:]:
-                values = differences(blocks, key, Pair(commit, self.anchor))
+                values = differences(blocks, key, Pair(commit, self.baseline))
                 if len(values) >= MIN_BLOCKS:
-                    found[commit] = AnchorChange(effect(values).log_ratio, number)
+                    found[commit] = BaselineChange(effect(values).log_ratio, number)
         return found
 
-    def _pairs(self, levels: Mapping[str, AnchorChange], error: float, plain: Collection[str]) -> Iterator[Pair]:
+    def _pairs(self, levels: Mapping[str, BaselineChange], error: float, plain: Collection[str]) -> Iterator[Pair]:
         for stretch in stretches([commit for commit in self.line if commit in levels], plain):
             fit = shape([levels[commit] for commit in stretch], error)
             if fit is not None:

@@ -1,8 +1,9 @@
 """How much one process of a machine differs from another that does the same: what two results folders are held against.
 
 A folder is one process, so its numbers lack what differs between processes (memory layout, clocks, neighbours). That
-noise is learnt wherever one commit ran in many processes: from the two installs of a night's anchor, of a comparison's
-older commit, or of the present installation. It includes the drift of the machine over that time, as two folders do.
+noise is learnt wherever one commit ran in many processes: from the two installs of a night's baseline, of a
+comparison's older commit, or of the present installation. It includes the drift of the machine over that time, as two
+folders do.
 """
 
 from collections import defaultdict

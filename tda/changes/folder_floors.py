@@ -51,7 +51,7 @@ class FolderFloors:
         floor = self._of_controls(key) if learnt is None else single(learnt, 1 - FAMILY / self.tested)
         return floor if floor is not None and floor <= BLIND else None
 
-    def told(self) -> list[str]:
+    def messages(self) -> list[str]:
         """Where the floors are from, if it matters."""
         if all(self._learnt(key) is not None for key in self.new.values if key in self.old.values):
             return []

@@ -11,8 +11,8 @@ from tda.changes.compare import (
     CANNOT_TELL,
     RULES,
     Comparison,
+    ComparisonRow,
     Failures,
-    Row,
     failed_cases,
     quality_is_worse,
     quality_row,
@@ -65,17 +65,20 @@ def compare_machines(
         old=old[0].name,
         new=new[0].name,
         rows=tuple(replace(row, machine=name) for name, one in found for row in one.rows),
-        told=(*_told(found, lambda one: one.told), *_machines_alone(new, [one for _, one in pairs], old[0].path)),
+        messages=(
+            *_messages(found, lambda one: one.messages),
+            *_machines_alone(new, [one for _, one in pairs], old[0].path),
+        ),
         worse=any(one.worse for _, one in found),
         unjudged=(
-            *_told(found, lambda one: one.unjudged),
+            *_messages(found, lambda one: one.unjudged),
             *(f"not compared, on {sentence}" for sentence in apart),
             *_machines_alone(old, [one for one, _ in pairs], new[0].path),
         ),
     )
 
 
-def _told(found: Iterable[tuple[str, Comparison]], of: Callable[[Comparison], Iterable[str]]) -> list[str]:
+def _messages(found: Iterable[tuple[str, Comparison]], of: Callable[[Comparison], Iterable[str]]) -> list[str]:
     """Sentences about each machine that name it; one that all machines have alike stands once and names none."""
     held: dict[str, list[str]] = {}
     for name, one in found:
@@ -133,7 +136,7 @@ def compare_folders(old: CommitResults, new: CommitResults, noise: Mapping[Floor
         old=old.name,
         new=new.name,
         rows=(*rows.values(), *map(quality_row, moves)),
-        told=(*old.problems, *new.problems, *failures.new, *_alone(new, old), *known.told()),
+        messages=(*old.problems, *new.problems, *failures.new, *_alone(new, old), *known.messages()),
         worse=_speed_is_worse(rows) or quality_is_worse(moves) or bool(failures.new),
         unjudged=(*unjudged(rows, modes), *failures.unknown, *_alone(old, new)),
     )
@@ -147,7 +150,7 @@ def _row(
     text: str | None,
     floor: float | None,
     modes: bool,
-) -> Row:
+) -> ComparisonRow:
     """A series of both folders, judged against a floor."""
     ratio = unpaired_ratio(list(new.values()), list(old.values()))
     low, high = (ratio.value, ratio.value) if key.split == "memory" else (ratio.low, ratio.high)  # one peak a process
@@ -158,7 +161,9 @@ def _row(
         elif high / low < (1 + BLIND) ** 2:
             verdict = "same"
     split = split_name(key.split, key.relative)
-    return Row(key.case, split, text, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict)
+    return ComparisonRow(
+        key.case, split, text, ratio=ratio.value, low=ratio.low, high=ratio.high, floor=floor, verdict=verdict
+    )
 
 
 def _streams(folder: CommitResults) -> list[float]:
@@ -166,7 +171,7 @@ def _streams(folder: CommitResults) -> list[float]:
     return [value for one in folder.records for value in one.samples("stream_gb_per_s")]
 
 
-def _speed_is_worse(rows: Mapping[Key, Row]) -> bool:
+def _speed_is_worse(rows: Mapping[Key, ComparisonRow]) -> bool:
     """A ratio to dense that rose because dense became faster is no regression."""
     faster = {
         key.case.setting

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from tda.cases import Case, describe
-from tda.changes.detect import Change, Pair, Suspect
+from tda.changes.detect import Candidate, Change, Pair
 from tda.changes.quality import QualityMove
 from tda.history.repository import short
 from tda.records import NOT_ITS_FAULT, FailureKind, Record, Status
@@ -46,12 +46,12 @@ def speed_sentence(change: Change, subject: str, among: Iterable[Case]) -> str:
     return f"{head}, only {named(change.cases, among)}."
 
 
-def warning_sentence(suspect: Suspect, among: Iterable[Case]) -> str:
-    """A suspect that was not confirmed; `among` as for `speed_sentence`."""
-    size = relative(suspect.effect.size)
+def warning_sentence(candidate: Candidate, among: Iterable[Case]) -> str:
+    """A candidate that was not confirmed; `among` as for `speed_sentence`."""
+    size = relative(candidate.effect.size)
     return (
-        f"{WHAT[suspect.key.split]} of {named([suspect.key.case], among)} changed by {size} {where(suspect.pair)} "
-        "in the first blocks; new blocks did not confirm it."
+        f"{WHAT[candidate.key.split]} of {named([candidate.key.case], among)} changed by {size} "
+        f"{where(candidate.pair)} in the first blocks; new blocks did not confirm it."
     )
 
 

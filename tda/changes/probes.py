@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from tda.changes import detect
 from tda.changes.alternate import GIVE_UP
-from tda.changes.compare import Row, quality_row
+from tda.changes.compare import ComparisonRow, quality_row
 from tda.changes.detect import FAMILY, Pair
 from tda.changes.effects import MIN_BLOCKS, Effect, Prior, effect
 from tda.changes.messages import WHAT
@@ -34,18 +34,18 @@ class Probe(Protocol):
         ...
 
     @property
-    def change(self) -> Row:
+    def change(self) -> ComparisonRow:
         """What BAD differs from GOOD by."""
         ...
 
-    def place(self, commit: str) -> Row:
+    def place(self, commit: str) -> ComparisonRow:
         """Whose side a commit is on, as its verdict, and what it differs from GOOD by.
 
         Raises NotMeasuredError if the commit does not build or run.
         """
         ...
 
-    def step(self, before: str, found: str) -> Row | None:
+    def step(self, before: str, found: str) -> ComparisonRow | None:
         """What two neighbours differ by, in fresh blocks; None if these do not show it."""
         ...
 
@@ -88,11 +88,11 @@ class SpeedProbe:
         return f"{WHAT[self.key.split]} of {self.key.case}{' relative to dense' if self.key.relative else ''}"
 
     @property
-    def change(self) -> Row:
+    def change(self) -> ComparisonRow:
         """As `Probe.change`."""
         return self._row(self.effect, "bad")
 
-    def place(self, commit: str) -> Row:
+    def place(self, commit: str) -> ComparisonRow:
         """As `Probe.place`; blocks are added until it is decided."""
         commits = (self.good, commit, self.bad)
         builds = [self.bench.install(name) for name in commits]
@@ -110,7 +110,7 @@ class SpeedProbe:
         if not Blocks(units).of(self.key).get((commit, "commit")):
             raise NotMeasuredError(f"{short(commit)} gives no {self.key.split} of {self.key.case}")
 
-    def _placed(self, blocks: Blocks, commit: str) -> Row:
+    def _placed(self, blocks: Blocks, commit: str) -> ComparisonRow:
         to_good, to_bad = (detect.differences(blocks, self.key, Pair(commit, end)) for end in (self.good, self.bad))
         if min(len(to_good), len(to_bad)) < MIN_BLOCKS:
             return self._undecided
@@ -123,7 +123,7 @@ class SpeedProbe:
             return "undecided"
         return "bad" if (low > 0) == (self.effect.log_ratio > 0) else "good"
 
-    def step(self, before: str, found: str) -> Row | None:
+    def step(self, before: str, found: str) -> ComparisonRow | None:
         """As `Probe.step`."""
         builds = [self.bench.install(name) for name in (before, found)]
         name = f"{short(before)}-{short(found)}"
@@ -136,12 +136,14 @@ class SpeedProbe:
         return self._row(change, "first bad") if holds else None
 
     @property
-    def _undecided(self) -> Row:
-        return Row(self.key.case, self.key.split, verdict="undecided")
+    def _undecided(self) -> ComparisonRow:
+        return ComparisonRow(self.key.case, self.key.split, verdict="undecided")
 
-    def _row(self, change: Effect, verdict: str) -> Row:
+    def _row(self, change: Effect, verdict: str) -> ComparisonRow:
         low, high = change.bounds()
-        return Row(self.key.case, self.key.split, ratio=1 + change.size, low=1 + low, high=1 + high, verdict=verdict)
+        return ComparisonRow(
+            self.key.case, self.key.split, ratio=1 + change.size, low=1 + low, high=1 + high, verdict=verdict
+        )
 
 
 def _complete(units: Sequence[Unit], commits: Sequence[str]) -> Blocks:
@@ -174,11 +176,11 @@ class QualityProbe:
         return f"Quality of {self.move.case}"
 
     @property
-    def change(self) -> Row:
+    def change(self) -> ComparisonRow:
         """As `Probe.change`."""
         return quality_row(self.move)
 
-    def place(self, commit: str) -> Row:
+    def place(self, commit: str) -> ComparisonRow:
         """As `Probe.place`: the end that it is as, or nearer to."""
         scored = [one.case for one in self.bench.text(commit, self.config) if one.samples("nll_nats")]
         if self.move.case not in scored:
@@ -186,10 +188,10 @@ class QualityProbe:
         to_good, to_bad = (self._move(commit, end) for end in (self.good, self.bad))
         near, far = distance(to_good), distance(to_bad)
         side: Side = "undecided" if near == far else "good" if near < far else "bad"
-        row = quality_row(to_good) if to_good is not None else Row(self.move.case, "quality", nats=0.0)
+        row = quality_row(to_good) if to_good is not None else ComparisonRow(self.move.case, "quality", nats=0.0)
         return replace(row, verdict=side)
 
-    def step(self, before: str, found: str) -> Row | None:
+    def step(self, before: str, found: str) -> ComparisonRow | None:
         """As `Probe.step`; what repeats exactly needs no fresh blocks."""
         move = self._move(found, before)
         return quality_row(move) if move is not None else None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tda.cases import Case, taken_for
-from tda.history.findings import Scope
+from tda.history.findings import FindingScope
 from tda.records import Record
 from tda.statistics import Estimate, by_group, paired_difference
 
@@ -84,7 +84,7 @@ def _changed_sets(new: Record, old: Record) -> int:
     return sum(one[document] != other[document] for document in one.keys() & other.keys())
 
 
-def scope_of(moves: Sequence[QualityMove], records: Iterable[Record]) -> Scope:
+def scope_of(moves: Sequence[QualityMove], records: Iterable[Record]) -> FindingScope:
     """Whether dense moved (then the model or the text did), or methods alone."""
     if any(move.case.method == "dense" for move in moves):
         return "everything" if len(moves) == len(_scored(records)) else "dense"

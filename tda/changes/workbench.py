@@ -10,7 +10,7 @@ from tda.bench.budget import duration
 from tda.bench.planning import plan_of
 from tda.cases import digest_of
 from tda.changes import alternate
-from tda.changes.alternate import Grid, Runner
+from tda.changes.alternate import BenchmarkGrid, Runner
 from tda.changes.builds import Build, BuildFailedError, Builds
 from tda.changes.floor import Floors
 from tda.config import BenchConfig
@@ -30,17 +30,17 @@ class NotMeasuredError(Exception):
     """A commit that does not build, or whose processes fail; the text says why."""
 
 
-def speed_grid(config: BenchConfig) -> Grid:
+def speed_grid(config: BenchConfig) -> BenchmarkGrid:
     """What runs in every block to compare speeds."""
     few = {"documents": SPEED_DOCUMENTS} if _has_quality(config) else {}
-    return Grid(f"speed-{_digest(config)}", config.model_copy(update=few))
+    return BenchmarkGrid(f"speed-{_digest(config)}", config.model_copy(update=few))
 
 
-def quality_grid(config: BenchConfig) -> Grid | None:
+def quality_grid(config: BenchConfig) -> BenchmarkGrid | None:
     """What runs once for a commit; None for models with random weights alone."""
     if not _has_quality(config):
         return None
-    return Grid(f"quality-{_digest(config)}", config.model_copy(update={"rounds": 1}), repeated=False)
+    return BenchmarkGrid(f"quality-{_digest(config)}", config.model_copy(update={"rounds": 1}), repeated=False)
 
 
 def _has_quality(config: BenchConfig) -> bool:
@@ -74,7 +74,9 @@ class Workbench:
     timeout_s: float = 900.0
     floors: Floors = field(default_factory=Floors)
 
-    def run(self, name: str, builds: Sequence[Build], grid: Grid, blocks: int, stage: Stage = "first") -> list[Unit]:
+    def run(
+        self, name: str, builds: Sequence[Build], grid: BenchmarkGrid, blocks: int, stage: Stage = "first"
+    ) -> list[Unit]:
         """Units of some builds in so many blocks; what an earlier run finished is not paid again, what failed is."""
         history = History(self.out)
         kept, problems = history.units(name)
@@ -86,7 +88,7 @@ class Workbench:
         runner = Runner(name, self.work / "children", self.timeout_s)
         return alternate.measure(tasks, runner, done, history.keep)
 
-    def run_for(self, name: str, builds: Sequence[Build], grid: Grid, most: int, seconds: float) -> list[Unit]:
+    def run_for(self, name: str, builds: Sequence[Build], grid: BenchmarkGrid, most: int, seconds: float) -> list[Unit]:
         """Units of some builds in so many blocks at most, as long as the next one will end in time; one at least."""
         units: list[Unit] = []
         longest, end = 0.0, time.monotonic() + seconds

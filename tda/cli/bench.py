@@ -60,12 +60,12 @@ def bench(
 def tell_plan(plan: "Plan", out: Path, config: BenchConfig, *, as_json: bool) -> None:
     """Print what a plan takes, a row a model, and how it is spread over several machines."""
     from tda.bench.budget import duration
-    from tda.bench.outlook import outlook, outlook_rows, rates_told, rounded
+    from tda.bench.outlook import describe_rates, outlook, outlook_rows, rounded
 
     found = outlook(plan)
     rows = outlook_rows(found)
     count = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) != 1)}"
-    title = f"plan: {count}, {plan.rounds} timed rounds; about how long on {rates_told(plan)}"
+    title = f"plan: {count}, {plan.rounds} timed rounds; about how long on {describe_rates(plan)}"
     o.print_rows(rows, as_json=as_json, title=title, err=not as_json)
     if as_json:
         return

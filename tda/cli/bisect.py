@@ -31,22 +31,22 @@ def bisect(
     one that does not build or run is skipped. The commit that is found is confirmed in fresh blocks, which give its
     size. An interrupted search goes on with the same command.
     """
-    from tda.changes.bisect import Wanted
+    from tda.changes.bisect import BisectTarget
     from tda.changes.bisect import bisect as search
     from tda.changes.workbench import CommitBench
     from tda.history.repository import Repository
 
     repository = Repository(repo)
     bench = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, repository=repository)
-    wanted = Wanted(split, blocks, max_blocks)
+    target = BisectTarget(split, blocks, max_blocks)
     with o.measuring(work):
-        found = search(bench, repository.resolve(good), repository.resolve(bad), config, wanted)
+        found = search(bench, repository.resolve(good), repository.resolve(bad), config, target)
     rows = [
         {"commit": commit[:10], "subject": repository.facts(commit).subject, **asdict(row), "case": str(row.case)}
         for commit, row in found.tried
     ]
     o.print_rows(rows, as_json=as_json, title=f"{good} .. {bad}")
-    typer.echo(f"tda: {found.told}", err=True)
+    typer.echo(f"tda: {found.message}", err=True)
     if found.found is None:
         raise typer.Exit(1)
 

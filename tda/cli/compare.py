@@ -93,7 +93,7 @@ def _tell(found: "Comparison", *, as_json: bool) -> None:
     if as_json:
         rows = [{"old": found.old, "new": found.new, **row} for row in rows]
     o.print_rows(rows, as_json=as_json, title=f"{found.old} → {found.new}")
-    for sentence in (*found.told, *found.unjudged):
+    for sentence in (*found.messages, *found.unjudged):
         typer.echo(f"tda: {sentence}", err=True)
     if found.worse:
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ from tda.worth import DEFAULT, WorthRule
 if TYPE_CHECKING:
     from tda.bench.plan import Plan
     from tda.records import Record
-    from tda.sweep.groups import Group
+    from tda.sweep.groups import SweepGroup
 
 
 # long: every option of the command is a parameter
@@ -99,7 +99,7 @@ def sweep(
 
 def _run(
     plan: "Plan",
-    groups: Sequence["Group"],
+    groups: Sequence["SweepGroup"],
     out: Path,
     command: str,
     address: str | None,
@@ -166,7 +166,7 @@ def _resource(text: str) -> tuple[str, float]:
     return name, value
 
 
-def _tell(groups: Sequence["Group"], *, as_json: bool) -> None:
+def _tell(groups: Sequence["SweepGroup"], *, as_json: bool) -> None:
     from tda.sweep.groups import bound, plan_rows
 
     o.print_rows(plan_rows(groups), as_json=as_json, title="groups, in the order in which they are handed to Ray")

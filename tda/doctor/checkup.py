@@ -15,8 +15,8 @@ from tda.doctor.budget import Budget
 from tda.doctor.noise import Noise, measure_noise
 from tda.limits import Scaling, matmul_tflop_per_s, stream_gb_per_s, thread_scaling
 from tda.records import Flag, FlagName, Machine
-from tda.telemetry import Watch, flags_of
-from tda.telemetry.cpu import Neighbour, Neighbours
+from tda.telemetry import ConditionMonitor, flags_of
+from tda.telemetry.cpu import BackgroundProcess, BackgroundProcesses
 from tda.telemetry.gpu import gpu_facts
 from tda.telemetry.nvml import driver_version, gpus
 from tda.telemetry.source import NotReadableError
@@ -44,7 +44,7 @@ class Checkup(Frozen):
     gpus_missing: str | None = Field(default=None, description="why there is none")
     flags: dict[FlagName, Flag] = Field(description="what speaks against numbers taken now")
     foreign_percent: float | None = Field(description="of all cores, that others used while this process rested")
-    neighbours: tuple[Neighbour, ...] = Field(description="who they are, the busiest first")
+    neighbours: tuple[BackgroundProcess, ...] = Field(description="who they are, the busiest first")
     stream_gb_per_s: float
     matmul_tflop_per_s: dict[str, float] = Field(description="by dtype")
     scaling: tuple[Scaling, ...] = Field(description="limits of the CPU by number of threads")
@@ -69,9 +69,9 @@ def check_up(device: str) -> Checkup:
     where, budget = torch_device(device), Budget(BUDGET_S)
     runs, missing_kernels = kernels.backend(device), kernels.notice(device)
     logger.info(f"watching the machine for {LOOK_S:.0f} s")
-    watch, neighbours = Watch(where), Neighbours()
+    monitor, neighbours = ConditionMonitor(where), BackgroundProcesses()
     time.sleep(LOOK_S)
-    busy, change = neighbours.read(), watch.read()
+    busy, change = neighbours.read(), monitor.read()
     logger.info("bandwidth, matmul, threads")
     bandwidth = stream_gb_per_s(where)
     matmul = {name: matmul_tflop_per_s(where, getattr(torch, name)) for name in DTYPES}

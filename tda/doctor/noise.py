@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tda.cases import Frozen, MethodSpec
-from tda.changes.alternate import Grid
+from tda.changes.alternate import BenchmarkGrid
 from tda.changes.builds import Build
 from tda.changes.effects import Effect, Prior
 from tda.changes.floor import MIN_PROCESSES, Floor, floors_of, single
@@ -62,7 +62,7 @@ def measure_noise(device: str, budget: Budget) -> tuple[Noise, ...]:
     return tuple(map(noise_of, floors_of("doctor", units, INSTALLED)))
 
 
-def _processes(folder: Path, grid: Grid, budget: Budget) -> tuple[list[Unit], str | None]:
+def _processes(folder: Path, grid: BenchmarkGrid, budget: Budget) -> tuple[list[Unit], str | None]:
     """Units of pair after pair, as long as the next pair will end in time; and why there are not all of them."""
     builds = [Build(INSTALLED, copy, Path(__file__).parents[2]) for copy in ("control", "commit")]
     units: list[Unit] = []

@@ -97,12 +97,14 @@ class Attachment:
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         rows, count = tokens.shape[:2]
         self._rotary.reset()
-        request = self.requests.find(given_cache(given), rows, tokens.device, told_decode=phases.told == "decode")
+        request = self.requests.find(
+            given_cache(given), rows, tokens.device, explicit_decode=phases.explicit == "decode"
+        )
         phase = phases.phase(request)
         mask = phases.mask(given.get("attention_mask"), request, count, tokens.device)
         if phase == "prefill":
             cached = keeps_cache(self.model, given)
-            if phases.told is None and not (phases.generating and cached):
+            if phases.explicit is None and not (phases.generating and cached):
                 self.unseen.forward(request, cached)
             mask = phases.read(request, tokens, mask)
         elif request.kept is None:
@@ -113,7 +115,7 @@ class Attachment:
         if phase == "decode":
             self.unseen.used(request)
             request.unfed = None
-            if phases.told is None and not phases.generating:
+            if phases.explicit is None and not phases.generating:
                 self.unseen.guessed(count)
             call.mask = phases.unended(mask)
             call.execution = self.executed = self._possible(self.policy.begin(call), call)

@@ -79,7 +79,7 @@ def settings(asked: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in asked.items())
 
 
-def told(model: nn.Module, new_tokens: int) -> str:
+def describe_generation(model: nn.Module, new_tokens: int) -> str:
     """How a plain run generates so many tokens, and what of the folder's settings it leaves aside; for a record."""
     aside = left_aside(model)
     words = f"greedy, {new_tokens} new tokens, key-value cache"

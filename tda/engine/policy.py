@@ -32,7 +32,7 @@ class Policy:
         The attached method.
     ffns : sequence of Place
         Where the method leaves something out.
-    asked : str
+    requested : str
         The execution asked for.
     decoding : Decoding
         What runs decode where it can be fast.
@@ -43,7 +43,7 @@ class Policy:
     model: nn.Module
     method: Method
     ffns: Sequence[Place]
-    asked: Execution
+    requested: Execution
     decoding: Decoding
     counter: SparsityCounter
 
@@ -55,7 +55,7 @@ class Policy:
         shapes = ((request.rows, ffn.F) for ffn in self.ffns)
         return Selection(torch.ones(shape, dtype=torch.bool, device=request.device) for shape in shapes)
 
-    def impose(self, kept: Sequence[Tensor] | None) -> None:
+    def set_selection(self, kept: Sequence[Tensor] | None) -> None:
         """Use given sets for all prompts from now on."""
         raise ValueError(f"{self.method.name!r} has no selection per prompt that could be replaced")
 
@@ -101,7 +101,7 @@ class PromptPolicy(Policy):
         assert request.kept is not None
         return request.kept
 
-    def impose(self, kept: Sequence[Tensor] | None) -> None:
+    def set_selection(self, kept: Sequence[Tensor] | None) -> None:
         """Use given sets for all prompts from now on."""
         if kept is not None:
             shapes = [(layer.dtype, layer.dim(), layer.shape[-1]) for layer in kept if isinstance(layer, Tensor)]
@@ -119,7 +119,7 @@ class PromptPolicy(Policy):
         # tests/planted.py: sparse decode
         request, execution = call.request, call.request.execution
         kept = self.selection(request)
-        if execution == "indexed" and call.tokens > 1 and self.asked == "auto":
+        if execution == "indexed" and call.tokens > 1 and self.requested == "auto":
             execution = "indexed" if _pays(call.rows * call.tokens, _density(kept.left_out)) else "masked"
         if execution in ("compact", "indexed") and self._loaded.get(execution) is not request:
             self._load(request, kept)
@@ -140,7 +140,7 @@ class PromptPolicy(Policy):
         """What decode of a prompt's sets runs as: reading each row's weights pays while rows are few."""
         if self.method.quantization is not None and rows > 1:
             return "masked"  # kernels run single tokens of quantized weights
-        if self.asked != "auto" or self.decoding.execution == "masked" or rows == 1:
+        if self.requested != "auto" or self.decoding.execution == "masked" or rows == 1:
             return self.decoding.execution
         if kept.rows_alike:
             return "compact"
@@ -170,7 +170,7 @@ class TokenPolicy(Policy):
         """What a decode step runs as."""
         self.counter.begin(call)
         density = 1 - (self.method.sparsity or 0)
-        fast = self.asked == "indexed" or _pays(call.rows * call.tokens, density)
+        fast = self.requested == "indexed" or _pays(call.rows * call.tokens, density)
         return self.decoding.execution if fast else "masked"
 
     def mask(self, call: Call, number: int, z: Tensor, a: Tensor, tokens: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tda.as_built import is_linear, linear_problem, path_of
 from tda.engine.overrides import Overrides
-from tda.kernels.pages import fresh
+from tda.kernels.hugepages import empty_on_huge_pages
 from tda.kernels.weights import Stored, Weights
 from tda.quantizers import Quantized, Quantizer
 from tda.view import FFN, Linear
@@ -91,7 +91,7 @@ def _quantize(linears: list[Linear], quantizer: Quantizer, overrides: Overrides)
     overrides.later(_restoring(module, name, held))  # before anything is changed
     transposed = linears[0].transposed  # then rows lie as kernels read them, whatever the module's own do
     with torch.inference_mode(False), torch.no_grad():
-        dense = fresh(held.t().shape if transposed else held.shape, held.dtype, held.device)
+        dense = empty_on_huge_pages(held.t().shape if transposed else held.shape, held.dtype, held.device)
         dense = dense.t() if transposed else dense
         for linear in linears:
             quantized = _quantized(linear.weight.detach(), quantizer, linear.within(dense))
@@ -101,7 +101,7 @@ def _quantize(linears: list[Linear], quantizer: Quantizer, overrides: Overrides)
 
 def _quantized(weight: Tensor, quantizer: Quantizer, dense: Tensor) -> Quantized:
     """Weights [N, K] quantized, and into `dense` what they stand for; some rows at a time, which stay in caches."""
-    values = fresh(weight.shape, torch.int8, weight.device)
+    values = empty_on_huge_pages(weight.shape, torch.int8, weight.device)
     scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     for start in range(0, len(weight), ROWS):
         rows = slice(start, start + ROWS)

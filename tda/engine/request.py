@@ -78,7 +78,7 @@ class Request:
 
     # The cache.
 
-    def follow(self, cache: Any, length: int, rows: int, *, told: bool) -> None:
+    def follow(self, cache: Any, length: int, rows: int, *, explicit: bool) -> None:
         """Take note of what was done to the cache since the last forward.
 
         Parameters
@@ -89,7 +89,7 @@ class Request:
             Tokens that it holds now.
         rows : int
             Batch rows of the forward to come.
-        told : bool
+        explicit : bool
             Whether the caller tells the phase: he may then feed prompt tokens again as decode.
 
         Raises
@@ -103,7 +103,7 @@ class Request:
                 f"the cache holds {length} tokens, of which {self.length} passed through this attached model: "
                 f"the selection would miss the others. {PREFILL_INSIDE}"
             )
-        if self.fed - lost < self.prompt_fed and not told:
+        if self.fed - lost < self.prompt_fed and not explicit:
             raise ValueError(
                 f"the cache was cropped to {self.fed - lost} of the {self.prompt_fed} prompt tokens that the selection "
                 "is from. Copy the cache of the shared prefix (copy.deepcopy) before the prompt goes on, or prefill "

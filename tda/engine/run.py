@@ -29,13 +29,13 @@ class Run:
         On an empty cache a new request starts; on a filled one the prompt goes on: its new tokens join the
         statistic, and the selection is renewed.
         """
-        with self.attachment.phases.tell("prefill"):
+        with self.attachment.phases.set_phase("prefill"):
             yield
 
     @contextmanager
     def decode(self) -> Iterator[None]:
         """Tell that forwards inside are decode, where the caller feeds several tokens at once, as to score them."""
-        with self.attachment.phases.tell("decode"):
+        with self.attachment.phases.set_phase("decode"):
             yield
 
     def select(self) -> None:

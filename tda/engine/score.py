@@ -158,7 +158,7 @@ def score_attached(
     run.attachment.forget()
     if selection_ids is not None:
         prefill(model, selection_ids)
-        run.attachment.policy.impose(run.selection())
+        run.attachment.policy.set_selection(run.selection())
     if protocol == "griffin":
         logits, sparse = _griffin(run, tokens, mask, continuation_ids, continuation_mask)
     else:
@@ -168,7 +168,7 @@ def score_attached(
     check_logits(model, logits, continuation_mask)
     nll = token_nll(logits, continuation_ids).masked_fill(~continuation_mask, 0)
     if selection_ids is not None:
-        run.attachment.policy.impose(None)
+        run.attachment.policy.set_selection(None)
     run.attachment.forget()
     return Scores(nll, sparse & continuation_mask, continuation_mask, logits, achieved, selection)
 

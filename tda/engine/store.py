@@ -47,7 +47,7 @@ class RequestStore:
     def __len__(self) -> int:
         return len(self._caches)
 
-    def find(self, cache: Any, rows: int, device: torch.device, *, told_decode: bool) -> Request:
+    def find(self, cache: Any, rows: int, device: torch.device, *, explicit_decode: bool) -> Request:
         """The request that a forward on a cache belongs to, a new one where none is known.
 
         Raises
@@ -60,9 +60,9 @@ class RequestStore:
         known: Request | None = getattr(cache, MARK, None)  # its own, or that of the cache it is a copy of
         if known is not None and known.owner is not self._owner:
             known = None
-        if known is not None and (cached > 0 or told_decode):
+        if known is not None and (cached > 0 or explicit_decode):
             if from_prompt:
-                known.follow(cache, cached, rows, told=told_decode)
+                known.follow(cache, cached, rows, explicit=explicit_decode)
                 return known
             if known.rows == rows:
                 known.fed, known.length = known.fed + cached - known.length, cached
@@ -74,7 +74,7 @@ class RequestStore:
                     f"the cache holds {cached} tokens that did not pass through this attached model, so "
                     f"{self._method.name!r} knows nothing of them to select from. {PREFILL_INSIDE}"
                 )
-            if told_decode:
+            if explicit_decode:
                 raise ValueError(f"decode needs the key-value cache of a prompt. {PREFILL_INSIDE}")
         statistics = self._method.statistics(self._ffns, self._sweep)
         begin(statistics, rows, [ffn.F for ffn in self._ffns], device)

@@ -16,14 +16,14 @@ class PhaseTracker:
 
     Attributes
     ----------
-    told : {"prefill", "decode"} or None
+    explicit : {"prefill", "decode"} or None
         The phase that the caller tells.
     call : Call or None
         The forward in progress.
     """
 
     def __init__(self) -> None:
-        self.told: Phase | None = None
+        self.explicit: Phase | None = None
         self.call: Call | None = None
         self._busy = threading.Lock()
         self._new_tokens: int | None = None
@@ -59,18 +59,18 @@ class PhaseTracker:
         self._busy.release()
 
     @contextmanager
-    def tell(self, phase: Phase) -> Iterator[None]:
+    def set_phase(self, phase: Phase) -> Iterator[None]:
         """Tell the phase of the forwards inside."""
-        before, self.told = self.told, phase
+        before, self.explicit = self.explicit, phase
         try:
             yield
         finally:
-            self.told = before
+            self.explicit = before
 
     @contextmanager
     def generate(self, new_tokens: int) -> Iterator[None]:
         """Within `generate`: the first `new_tokens` tokens that are fed are prompt."""
-        if self.told is not None:
+        if self.explicit is not None:
             raise ValueError("`generate` tells prompt from decode itself: call it outside of `run.prefill()`")
         thread = threading.get_ident()
         if self._thread not in (None, thread):
@@ -99,11 +99,11 @@ class PhaseTracker:
 
     def phase(self, request: Request) -> Phase:
         """Phase of a forward of a request that begins."""
-        if self._new_tokens is not None and self.told is None:
+        if self._new_tokens is not None and self.explicit is None:
             request.prompt_end, self._new_tokens = request.fed + self._new_tokens, None
             self._generated = request
-        if self.told is not None:
-            return self.told
+        if self.explicit is not None:
+            return self.explicit
         if request.prompt_end is not None and self.generating:
             return "prefill" if request.fed < request.prompt_end else "decode"
         return "prefill" if request.fed == 0 else "decode"

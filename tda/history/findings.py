@@ -8,11 +8,11 @@ from pydantic import Field
 from tda.cases import Case, Frozen
 
 Split = Literal["prefill", "select", "decode", "memory", "quality", "failure"]
-Scope = Literal["everything", "dense", "method"]
+FindingScope = Literal["everything", "dense", "method"]
 """What moved: all cases alike, dense alone (so every ratio to it), or the named cases."""
 Shape = Literal["step", "drift"]
-Verdict = Literal["alarm", "warning", "improvement"]
-"""A confirmed change for the worse; a suspect that fresh data did not confirm; a confirmed change for the better."""
+FindingVerdict = Literal["alarm", "warning", "improvement"]
+"""A confirmed change for the worse; a candidate that fresh data did not confirm; a confirmed change for the better."""
 State = Literal["open", "acknowledged", "accepted", "fixed", "reopened"]
 
 
@@ -30,9 +30,9 @@ class Finding(Frozen):
     and `high` bound its 95% interval. The change lies after `good`, up to and including `commit`.
     """
 
-    verdict: Verdict
+    verdict: FindingVerdict
     split: Split
-    scope: Scope
+    scope: FindingScope
     shape: Shape
     machine: str = Field(description="fingerprint")
     grid: str | None = Field(default=None, description="in which they moved; null where an older night does not tell")

@@ -1,4 +1,4 @@
-"""What a night leaves behind: units, one for each process that measured a build, and the night's own account.
+"""What a night leaves behind: units, one for each process that measured a build, and the night's own record.
 
 A `Unit` is a line of ``HISTORY/nights/NIGHT.jsonl``, appended when its process has ended; a `Night` is the file
 ``NIGHT.json`` beside it, written whole. A night that was killed goes on with what its units say is done.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from tda.cases import Case, Frozen
 from tda.history.findings import Finding, Split, former_label
@@ -27,8 +27,8 @@ NIGHTS = "nights"
 class Unit(Frozen):
     """One process: one grid, measured with one installed build.
 
-    `role` "control" is the second install of the anchor: what it differs from the anchor by is noise. `order` is the
-    place within the block. `records` are merged over the process's rounds, raw samples included.
+    `role` "control" is the second install of the baseline commit: what it differs from the first by is noise.
+    `order` is the place within the block. `records` are merged over the process's rounds, raw samples included.
     """
 
     night: str
@@ -72,13 +72,15 @@ class Seen(Frozen):
 
 
 class Night(Frozen):
-    """The account of one night."""
+    """The record of one night."""
 
     id: str
     started: str
     finished: str | None = None
     machine: Machine | None = Field(default=None, description="as the first good unit tells; null before one ended")
-    anchor: str
+    baseline_commit: str = Field(
+        validation_alias=AliasChoices("baseline_commit", "anchor"), serialization_alias="anchor"
+    )
     commits: tuple[NightCommit, ...] = ()
     findings: tuple[Finding, ...] = ()
     seen: tuple[Seen, ...] = ()
@@ -98,7 +100,7 @@ class History:
         self.folder = folder
 
     def nights(self) -> tuple[list[Night], list[str]]:
-        """The accounts, oldest first, and a sentence for each file or finding that could not be read."""
+        """The records, oldest first, and a sentence for each file or finding that could not be read."""
         found: list[Night] = []
         problems: list[str] = []
         for path in sorted((self.folder / NIGHTS).glob("*.json")):
@@ -150,11 +152,11 @@ class History:
         append_lines(path, [unit.model_dump_json()])
 
     def write(self, night: Night) -> None:
-        """Write a night's account, whole."""
-        write_whole(self.folder / NIGHTS / f"{night.id}.json", night.model_dump_json(indent=1) + "\n")
+        """Write a night's record, whole."""
+        write_whole(self.folder / NIGHTS / f"{night.id}.json", night.model_dump_json(indent=1, by_alias=True) + "\n")
 
     def thin(self, keep: int) -> None:
-        """Delete the raw units of all nights but the newest `keep`; their accounts and findings stay."""
+        """Delete the raw units of all nights but the newest `keep`; their records and findings stay."""
         for night in self.nights()[0][:-keep]:
             self._units_path(night.id).unlink(missing_ok=True)
 

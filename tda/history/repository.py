@@ -68,13 +68,13 @@ class Repository:
 
     def facts(self, commit: str) -> CommitFacts:
         """Date and subject of a commit."""
-        return self._told("--max-count=1", commit)[0]
+        return self._facts("--max-count=1", commit)[0]
 
     def all_facts(self) -> list[CommitFacts]:
         """Dates and subjects of all commits that a branch or tag leads to."""
-        return self._told("--all")
+        return self._facts("--all")
 
-    def _told(self, *which: str) -> list[CommitFacts]:
+    def _facts(self, *which: str) -> list[CommitFacts]:
         lines = self.git("rev-list", *_FACTS, *which, "--").split("\n")
         return [CommitFacts(*line.split("\0")) for line in lines[1::2]]  # before each stands "commit HASH"
 

@@ -15,7 +15,7 @@ from tda.history.repository import Repository
 from tda.records import FAKE, Machine, Measurement, Record
 from tda.statistics import Estimate, bootstrap, by_group, perplexity, typical
 
-Row = dict[str, Any]
+HistoryRow = dict[str, Any]
 """One row. `case` stays a `Case`, and `series` its `Inputs`, until all rows are known: words must tell them apart."""
 
 
@@ -57,7 +57,7 @@ class HistoryReader:
         """Note that a file was left out, and why."""
         self.problems.append(f"{path} skipped: {error if isinstance(error, str) else first_line(error)}")
 
-    def commit(self, commit: str | None, dirty: bool | None, otherwise: str | None) -> Row:
+    def commit(self, commit: str | None, dirty: bool | None, otherwise: str | None) -> HistoryRow:
         """Columns of a commit; `otherwise` is the moment that stands for an unknown date."""
         facts = self.commits.get(commit or "") or DatedCommit(moment_of(otherwise), None)
         return {"commit": commit, "dirty": dirty, "date": facts.date, "subject": facts.subject}
@@ -91,19 +91,19 @@ def first_line(error: Exception) -> str:
 SIZES = ("dtype", "device", "batch", "prompt_tokens", "new_tokens")
 
 
-def machine_columns(machine: Machine) -> Row:
+def machine_columns(machine: Machine) -> HistoryRow:
     """Columns of a machine."""
     words = f"{machine.gpu or machine.cpu}, {machine.cores_told}, torch {machine.torch}"
     return {"machine": machine.fingerprint, "machine_label": words}
 
 
-def case_columns(case: Case, execution: str | None, inputs: Inputs = Inputs()) -> Row:  # noqa: B008
+def case_columns(case: Case, execution: str | None, inputs: Inputs = Inputs()) -> HistoryRow:  # noqa: B008
     """Columns of a case; `execution` is what really ran, where that is known."""
     named = {name: getattr(case, name) for name in ("model", "method", "sparsity", *SIZES)}
     return named | {"case": case, "series": inputs, "execution": execution}
 
 
-def label(rows: Iterable[Row]) -> None:
+def label(rows: Iterable[HistoryRow]) -> None:
     """Put words in the place of cases and inputs, told from others of one request; what is no case is its own name."""
     measured = []
     for row in rows:
@@ -141,17 +141,17 @@ def label(rows: Iterable[Row]) -> None:
 _Request = tuple[Any, ...]
 
 
-def _request(row: Row) -> _Request:
+def _request(row: HistoryRow) -> _Request:
     """What was asked of a model, as the pages call it before settings are told apart."""
     return tuple(row[name] for name in ("source", "model", *SIZES))
 
 
-def failure_columns(outcome: str, reason: str | None) -> Row:
+def failure_columns(outcome: str, reason: str | None) -> HistoryRow:
     """Columns of what gave no numbers."""
     return {"samples": (), "groups": (), "missing": f"{outcome}: {reason or 'no reason given'}"}
 
 
-def metric_columns(name: str, measurement: Measurement) -> Row:
+def metric_columns(name: str, measurement: Measurement) -> HistoryRow:
     """Columns of a metric."""
     samples = measurement.samples
     return {
@@ -164,7 +164,7 @@ def metric_columns(name: str, measurement: Measurement) -> Row:
     } | bounds(_estimate(name, measurement))
 
 
-def bounds(estimate: Estimate | None) -> Row:
+def bounds(estimate: Estimate | None) -> HistoryRow:
     """Value and the bounds of its interval; None for what has none."""
     return {part: getattr(estimate, part, None) for part in ("value", "low", "high")}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from tda.history.nights import History
-from tda.history.rows import HistoryReader, Row, label
+from tda.history.rows import HistoryReader, HistoryRow, label
 from tda.history.sources.asv import asv_rows, read_asv
 from tda.history.sources.micro import micro_rows
 from tda.history.sources.nights import read_nights, unit_rows
@@ -39,7 +39,7 @@ ASV, BENCH, MICRO = "asv", "bench", "micro"
 
 
 @dataclass(frozen=True)
-class Table:
+class HistoryTable:
     """What a history holds.
 
     Attributes
@@ -69,7 +69,7 @@ class Table:
     problems: tuple[str, ...] = ()
 
 
-def load_history(folder: Path, repo: Path | None = None) -> Table:
+def load_history(folder: Path, repo: Path | None = None) -> HistoryTable:
     """Read all that a history holds: ``nights/``, ``asv/``, ``micro/*.json`` and every results file below ``bench/``.
 
     Parameters
@@ -98,7 +98,7 @@ def load_history(folder: Path, repo: Path | None = None) -> Table:
     return _table(reading, rows)
 
 
-def from_units(history: History, repo: Path | None = None) -> Table:
+def from_units(history: History, repo: Path | None = None) -> HistoryTable:
     """Read the processes of all nights; `repo` and errors as for `load_history`.
 
     A process that failed has one row, without a case. Records of another commit than its process was built from are
@@ -109,7 +109,7 @@ def from_units(history: History, repo: Path | None = None) -> Table:
     return _table(reading, unit_rows(reading, history.folder, nights))
 
 
-def from_records(paths: Iterable[Path], repo: Path | None = None) -> Table:
+def from_records(paths: Iterable[Path], repo: Path | None = None) -> HistoryTable:
     """Read results folders or files; `repo` and errors as for `load_history`.
 
     The rounds of a case are joined per machine, commit and state of its tree. A line that stands in two files counts
@@ -119,7 +119,7 @@ def from_records(paths: Iterable[Path], repo: Path | None = None) -> Table:
     return _table(reading, record_rows(reading, paths))
 
 
-def from_asv(folder: Path, repo: Path | None = None) -> Table:
+def from_asv(folder: Path, repo: Path | None = None) -> HistoryTable:
     """Read a folder of asv results, which needs asv (the extra "nightly"); `repo` and errors as for `load_history`.
 
     asv knows no fingerprint of ours: `machine` is one made of all facts that a results file keeps of its machine and
@@ -132,7 +132,7 @@ def from_asv(folder: Path, repo: Path | None = None) -> Table:
     return _table(reading, asv_rows(reading, read_asv(reading, folder)))
 
 
-def from_micro(paths: Iterable[Path], repo: Path | None = None) -> Table:
+def from_micro(paths: Iterable[Path], repo: Path | None = None) -> HistoryTable:
     """Read files of ``--benchmark-json``: one row per benchmark, its time; `repo` and errors as for `load_history`.
 
     Every round of a benchmark is a sample. A benchmark's rounds are short, many and follow each other at once, so ten
@@ -144,8 +144,8 @@ def from_micro(paths: Iterable[Path], repo: Path | None = None) -> Table:
     return _table(reading, micro_rows(reading, paths))
 
 
-def _table(reading: HistoryReader, rows: Iterable[Row]) -> Table:
+def _table(reading: HistoryReader, rows: Iterable[HistoryRow]) -> HistoryTable:
     held = [dict.fromkeys(COLUMNS) | row for row in rows]
     label(held)
     frame = pd.DataFrame(held, columns=list(COLUMNS), dtype="object")
-    return Table(frame.astype(dict(COLUMNS)), tuple(reading.problems))
+    return HistoryTable(frame.astype(dict(COLUMNS)), tuple(reading.problems))

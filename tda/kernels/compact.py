@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tda.kernels.pages import fresh
+from tda.kernels.hugepages import empty_on_huge_pages
 from tda.kernels.weights import AS_BUILT, Weights
 from tda.spans import span
 from tda.view import FFN
@@ -98,7 +98,7 @@ class CompactFFN:
         held = self._buffers.get(name)
         if held is None or len(held) < size:
             with torch.inference_mode(False):
-                held = self._buffers[name] = fresh((size,), like.dtype, like.device)
+                held = self._buffers[name] = empty_on_huge_pages((size,), like.dtype, like.device)
         return held[:size].view(shape)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tda.kernels.pages import fresh
+from tda.kernels.hugepages import empty_on_huge_pages
 from tda.view import Linear
 
 
@@ -50,7 +50,7 @@ class Weights:
             if linear.parameter is not parameter:
                 return
             with torch.inference_mode(False):
-                before = fresh(parameter.shape, parameter.dtype, parameter.device)
+                before = empty_on_huge_pages(parameter.shape, parameter.dtype, parameter.device)
                 if not dense:
                     before = torch.empty_strided(parameter.shape, stride, dtype=before.dtype, device=before.device)
                 parameter.data = before.copy_(parameter.data)
@@ -86,7 +86,7 @@ def lay_rows(down: Linear | None, *beside: Linear, weights: Weights = AS_BUILT) 
     for linear in linears:
         undo.callback(weights.keep(linear))
     with torch.inference_mode(False):
-        together = fresh((len(rows[0]), sum(widths)), rows[0].dtype, rows[0].device)
+        together = empty_on_huge_pages((len(rows[0]), sum(widths)), rows[0].dtype, rows[0].device)
         places = [place.copy_(row) for place, row in zip(together.split(widths, dim=1), rows, strict=True)]
         for linear, place in zip(linears, places, strict=True):
             weights.lay(linear, place.t() if linear is down else place)

@@ -13,7 +13,7 @@ from torch import nn
 from tda.device import torch_device
 from tda.families import family_for
 from tda.finite import check_weights
-from tda.kernels.pages import rehome
+from tda.kernels.hugepages import move_to_huge_pages
 from tda.models.configuration import check_fields, parameters
 from tda.models.memory import check_memory
 from tda.models.reference import PREFIX, TIMES, Reference, shipped
@@ -173,7 +173,7 @@ def _weights(
     finally:
         logging.enable_progress_bar()
     model.config._name_or_path = name
-    rehome(model)
+    move_to_huge_pages(model)
     loaded: nn.Module = model
     return loaded
 

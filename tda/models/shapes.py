@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from tda.kernels.pages import fresh
+from tda.kernels.hugepages import empty_on_huge_pages
 
 TILE = 1 << 22
 """Random elements; weights are filled with repetitions of one tile, which is much faster than drawing them all."""
@@ -124,7 +124,9 @@ def build_shape(name: str, dtype: torch.dtype, device: torch.device, seed: int =
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     finally:
         without_memory.remove()
-    model._apply(lambda tensor: fresh(tensor.shape, tensor.dtype, device) if tensor.is_meta else tensor.to(device))
+    model._apply(
+        lambda tensor: empty_on_huge_pages(tensor.shape, tensor.dtype, device) if tensor.is_meta else tensor.to(device)
+    )
     model.tie_weights()
     generator = torch.Generator(device="cpu").manual_seed(seed)
     tile = (torch.randn(TILE, generator=generator) * 0.02).to(dtype=dtype, device=device)

@@ -36,11 +36,11 @@ class CommitChoice:
         nights = self.history.nights()[0]
         newest = self.repository.resolve(self.newest)
         if nights:
-            anchor, seen = nights[-1].anchor, self._newest_seen(nights, newest)
+            baseline_commit, seen = nights[-1].baseline_commit, self._newest_seen(nights, newest)
         else:
-            anchor, seen = self.repository.resolve(self.since or self.newest), None
-        after = self.repository.between(seen or anchor, newest)
-        fresh = after if seen else [anchor, *after]
+            baseline_commit, seen = self.repository.resolve(self.since or self.newest), None
+        after = self.repository.between(seen or baseline_commit, newest)
+        fresh = after if seen else [baseline_commit, *after]
         skipped = self._skipped(nights, newest)
         if not fresh and not skipped:
             return None
@@ -48,7 +48,12 @@ class CommitChoice:
         base = self._base(nights, chosen, newest)
         order = [commit for commit in self.repository.between(None, newest) if commit in {*fresh, *chosen, *base}]
         commits = tuple(self._listed(commit, measured=commit in {*chosen, *base}) for commit in order)
-        return Night(id=datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S"), started=now(), anchor=anchor, commits=commits)
+        return Night(
+            id=datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S"),
+            started=now(),
+            baseline_commit=baseline_commit,
+            commits=commits,
+        )
 
     def _newest_seen(self, nights: Sequence[Night], newest: str) -> str | None:
         """The newest commit that an earlier night listed and that this history still has."""
@@ -76,7 +81,7 @@ class CommitChoice:
         return [fresh[place] for place in sorted(places)]
 
     def _room(self) -> int:
-        """Commits that fit under the cap beside control, anchor and base, with a fifth kept for confirming."""
+        """Commits that fit under the cap beside control, baseline commit and base, with a fifth kept for confirming."""
         repeated = sum(grid.repeated for grid in self.config.grids)
         each = self._unit_seconds() * (repeated * self.config.blocks + len(self.config.grids) - repeated)
         return max(int(0.8 * 60 * self.config.cap_minutes / each) - 3, 1)
@@ -102,5 +107,5 @@ class CommitChoice:
 
 
 def now() -> str:
-    """The time as accounts of nights hold it."""
+    """The time as records of nights hold it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What is on disk of a night and of those before it, for its judges."""
+"""What is on disk of a night and of those before it, for its detectors."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,7 +21,7 @@ class NightData:
     history : History
         Its own units and those of earlier nights.
     night : Night
-        Account of the night, with the commits' statuses.
+        Record of the night, with the commits' statuses.
     config : NightlyConfig
         Its settings.
     repository : Repository
@@ -45,7 +45,7 @@ class NightData:
         return self.night.machine.fingerprint if self.night.machine is not None else "unknown"
 
     def units(self) -> list[Unit]:
-        """Units as they are now: fresh ones come while a judge is at work."""
+        """Units as they are now: fresh ones come while a detector is at work."""
         return [unit for unit in self.history.units(self.night.id)[0] if ran_on(unit, self.machine)]
 
     @cached_property
@@ -55,10 +55,12 @@ class NightData:
 
     @cached_property
     def earlier(self) -> list[Night]:
-        """Finished nights before this one, of the same anchor and machine: their levels go on in this one's."""
+        """Finished nights before this one, of the same baseline and machine: their levels go on in this one's."""
         nights = [night for night in self.history.nights()[0] if night.id < self.night.id and night.finished]
         same = [n for n in nights if n.machine is not None and n.machine.fingerprint == self.machine]
-        return [night for night in same if night.anchor == self.night.anchor][-self.config.keep_nights :]
+        return [night for night in same if night.baseline_commit == self.night.baseline_commit][
+            -self.config.keep_nights :
+        ]
 
     @cached_property
     def line(self) -> list[str]:

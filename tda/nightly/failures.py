@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tda.cases import Case
 from tda.changes.detect import Pair
 from tda.changes.messages import FAILS, fails, failure_sentence, named, says_nothing, why_failed, why_lost
-from tda.history.findings import Finding, Verdict
+from tda.history.findings import Finding, FindingVerdict
 from tda.history.nights import NightCommit
 from tda.history.repository import short
 from tda.nightly.data import NightData
@@ -13,11 +13,11 @@ from tda.records import Record
 
 _Place = tuple[str, Case]
 """A case in its grid."""
-_Told = tuple[str, str]
+_FailureReason = tuple[str, str]
 """What a failed case does, and why."""
 
 
-class FailureJudge:
+class FailureDetector:
     """Judges what fails in a night.
 
     Parameters
@@ -47,7 +47,11 @@ class FailureJudge:
         return found
 
     def _turned(
-        self, commit: str, places: Mapping[_Place, str], verdict: Verdict, failed: Mapping[_Place, _Told]
+        self,
+        commit: str,
+        places: Mapping[_Place, str],
+        verdict: FindingVerdict,
+        failed: Mapping[_Place, _FailureReason],
     ) -> Iterator[Finding]:
         """A finding for the cases that were otherwise at one commit, and fail in one way now or run again."""
         held: dict[tuple[str, str], list[_Place]] = {}
@@ -62,7 +66,7 @@ class FailureJudge:
         own = [unit for unit in units if (unit.role, unit.stage) == ("commit", "first")]
         return [((unit.grid, one.case), one) for unit in own for one in unit.records if one.case.control is None]
 
-    def _places(self, commit: NightCommit) -> tuple[list[_Place], dict[_Place, _Told]]:
+    def _places(self, commit: NightCommit) -> tuple[list[_Place], dict[_Place, _FailureReason]]:
         """Cases of a commit that ran in some process, and cases that failed in all of them: what they do, and why.
 
         Of a case that was only killed from outside or lost with its worker nothing is known: it is in neither.
@@ -86,7 +90,9 @@ class FailureJudge:
                     found.setdefault((commit.hash, why_lost(record)), {})[record.case] = None
         return tuple(f"{named(cases)} at {short(commit)} {why}" for (commit, why), cases in found.items())
 
-    def _failure(self, pair: Pair, places: Sequence[_Place], verdict: Verdict, told: _Told | None) -> Finding:
+    def _failure(
+        self, pair: Pair, places: Sequence[_Place], verdict: FindingVerdict, told: _FailureReason | None
+    ) -> Finding:
         grid, cases = places[0][0], list(dict.fromkeys(case for _, case in places))
         return self.data.finding(
             pair,

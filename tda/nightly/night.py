@@ -1,6 +1,6 @@
 """One night: find the new commits, measure them, judge, and write down what was found.
 
-Everything that is decided follows from the units and the night's account on disk, so a night that was killed goes on
+Everything that is decided follows from the units and the night's record on disk, so a night that was killed goes on
 where it stopped and ends as it would have ended.
 """
 
@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tda.changes import alternate
-from tda.changes.alternate import Grid, Runner, Task
+from tda.changes.alternate import BenchmarkGrid, Runner, Task
 from tda.changes.builds import Build, BuildFailedError, Builds
 from tda.changes.floor import Floors
 from tda.history.nights import History, Night, NightCommit, Role, Unit
 from tda.history.repository import Repository
 from tda.nightly.choice import CommitChoice, now
 from tda.nightly.config import NightlyConfig
-from tda.nightly.judge import Judge
+from tda.nightly.data import NightData
+from tda.nightly.detector import ChangeDetector
 from tda.nightly.spare import SpareTime
 from tda.process import alone
 from tda.records import Machine
@@ -35,7 +36,7 @@ class NightRun:
     repository : Repository
         Whose commits are measured.
     history : History
-        Where units and accounts are kept.
+        Where units and records are kept.
     config : NightlyConfig
         What is measured.
     work : Path
@@ -43,7 +44,7 @@ class NightRun:
     newest : str
         Commit up to which to measure.
     since : str or None
-        On a first night: the commit to begin with, which becomes the anchor; else only the newest is measured.
+        On a first night: the commit to begin with, which becomes the baseline commit; else only the newest is measured.
     """
 
     repository: Repository
@@ -60,7 +61,9 @@ class NightRun:
             night = self._unfinished() or self._new()
             if night is None:
                 return None
-            logger.info(f"nightly run {night.id}: {len(night.commits)} commits, baseline commit {night.anchor[:10]}")
+            logger.info(
+                f"nightly run {night.id}: {len(night.commits)} commits, baseline commit {night.baseline_commit[:10]}"
+            )
             builds = Builds(self.repository, self.work / "builds")
             night = self._measured(night, builds)
             self.history.write(night)
@@ -87,16 +90,16 @@ class NightRun:
     def _measured(self, night: Night, builds: Builds) -> Night:
         night = self._built(night, builds)
         runner = Runner(night.id, self._children(night), timeout_s=self.config.unit_timeout_s)
-        night = self._anchored(night, builds)
+        night = self._with_baseline(night, builds)
         if not any(commit.status == "measured" for commit in night.commits):
             return night
-        control, anchor = builds.install(night.anchor, "control"), builds.install(night.anchor)
+        control, baseline = builds.install(night.baseline_commit, "control"), builds.install(night.baseline_commit)
         order = [commit.hash for commit in night.commits if commit.status == "measured"]
-        design: list[tuple[Build, Role]] = [(control, "control"), (anchor, "commit")]
-        design += [(builds.install(commit), "commit") for commit in order if commit != night.anchor]
+        design: list[tuple[Build, Role]] = [(control, "control"), (baseline, "commit")]
+        design += [(builds.install(commit), "commit") for commit in order if commit != night.baseline_commit]
         tasks: list[Task] = []
         by_cost = sorted(self.config.grids, key=lambda grid: grid.repeated)  # quality is cheap, and exact at once
-        grids = [Grid(grid.name, grid.options, grid.repeated) for grid in by_cost]
+        grids = [BenchmarkGrid(grid.name, grid.options, grid.repeated) for grid in by_cost]
         for grid in grids:
             who = design if grid.repeated else [entry for entry in design if entry[1] == "commit"]
             tasks += alternate.design(who, grid, "first", self.config.blocks)
@@ -105,9 +108,8 @@ class NightRun:
         night = self._statuses(night)
         night = night.model_copy(update={"machine": self._machine(night)})
         self.history.write(night)
-        judge = Judge(self.history, night, self.config, self.repository)
-        wanted = judge.to_confirm()
-        if wanted:
+        detector = ChangeDetector(NightData(self.history, night, self.config, self.repository))
+        if wanted := detector.to_confirm():
             logger.info(f"candidates at {', '.join(commit[:10] for commit in wanted)}: measuring again")
             again: list[tuple[Build, Role]] = [(builds.install(commit), "commit") for commit in wanted]
             fresh: list[Task] = []
@@ -115,8 +117,8 @@ class NightRun:
                 if grid.repeated:
                     fresh += alternate.design(again, grid, "confirm", self.config.confirm_blocks)
             self._measure(runner, night, fresh)
-        notes = (*night.notes, *judge.unmeasured())
-        return night.model_copy(update={"findings": judge.findings(), "seen": judge.seen(), "notes": notes})
+        notes = (*night.notes, *detector.unmeasured())
+        return night.model_copy(update={"findings": detector.findings(), "seen": detector.seen(), "notes": notes})
 
     def _built(self, night: Night, builds: Builds) -> Night:
         commits = []
@@ -130,19 +132,19 @@ class NightRun:
             commits.append(commit)
         return night.model_copy(update={"commits": tuple(commits)})
 
-    def _anchored(self, night: Night, builds: Builds) -> Night:
-        """The night with an anchor that builds: where its own no longer does, the oldest commit that it measures."""
+    def _with_baseline(self, night: Night, builds: Builds) -> Night:
+        """The night with a baseline that builds: where its own no longer does, the oldest commit that it measures."""
         try:
-            builds.install(night.anchor)
+            builds.install(night.baseline_commit)
         except BuildFailedError as error:
-            told = f"the baseline commit {night.anchor[:10]} no longer builds ({error})"
+            told = f"the baseline commit {night.baseline_commit[:10]} no longer builds ({error})"
         else:
             return night
         measured = [commit.hash for commit in night.commits if commit.status == "measured"]
         if measured:
             told += f"; {measured[0][:10]} takes its place, and slow changes are looked for from it on"
         logger.warning(told)
-        update = {"anchor": measured[0] if measured else night.anchor, "notes": (*night.notes, told)}
+        update = {"baseline_commit": measured[0] if measured else night.baseline_commit, "notes": (*night.notes, told)}
         night = night.model_copy(update=update)
         self.history.write(night)
         return night
@@ -153,7 +155,7 @@ class NightRun:
     def _learn(self, night: Night) -> None:
         """Let comparisons of folders know what processes of one build differ by on this machine."""
         try:
-            Floors().learn(night.id, self.history.units(night.id)[0], night.anchor)
+            Floors().learn(night.id, self.history.units(night.id)[0], night.baseline_commit)
         except OSError as error:
             logger.warning(f"the noise of this machine is not kept: {error}")
 

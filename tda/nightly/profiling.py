@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tda.changes.alternate import Grid, Task, design, measure
+from tda.changes.alternate import BenchmarkGrid, Task, design, measure
 from tda.changes.builds import Build, BuildFailedError, Builds
 from tda.config import BenchConfig
 from tda.device import machine
@@ -97,7 +97,7 @@ def capture(store: ProfileStore, request: ProfileRequest, builds: Sequence[Build
     """
     session = request.session([build.commit for build in builds], machine)
     done = [unit for unit in store.units()[0] if unit.night == session and unit.status == "ok"]
-    tasks = list(design([(build, "commit") for build in builds], Grid(request.name, request.options), "first",
+    tasks = list(design([(build, "commit") for build in builds], BenchmarkGrid(request.name, request.options), "first",
                         request.processes))  # fmt: skip
     for task in tasks:
         if task.block == 1 and not _can_profile(task.build):

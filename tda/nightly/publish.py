@@ -9,7 +9,7 @@ from tda.history.nights import History
 from tda.history.profiles import PROFILES_FOLDER, ProfileStore
 from tda.nightly.alarms import raised_in, replay
 from tda.nightly.config import load_decisions
-from tda.nightly.report import account
+from tda.nightly.report import nightly_report
 from tda.results import write_whole
 
 ALARMS = "alarms.json"
@@ -18,7 +18,7 @@ ACCOUNT = "nightly.md"
 
 @dataclass(frozen=True)
 class PublishedReport:
-    """What was written: the account's path, the alarms that its night raised, and what was skipped."""
+    """What was written: the report's path, the alarms that its night raised, and what was skipped."""
 
     path: Path
     raised: tuple[Alarm, ...]
@@ -26,7 +26,7 @@ class PublishedReport:
 
 
 def write_account(history: History, decisions: Path, out: Path, smallest: float = Rules.smallest) -> PublishedReport:
-    """Write the newest finished night's account and the alarms as they stand.
+    """Write the newest finished night's report and the alarms as they stand.
 
     Relative changes below `smallest` are not worth telling.
 
@@ -46,5 +46,5 @@ def write_account(history: History, decisions: Path, out: Path, smallest: float 
     profiles = ProfileStore(history.folder / PROFILES_FOLDER).read(ends)
     problems += [*unknown, *history.units(finished[-1].id)[1], *profiles.problems]
     path = out / ACCOUNT
-    write_whole(path, account(finished[-1], alarms, problems, profiles))
+    write_whole(path, nightly_report(finished[-1], alarms, problems, profiles))
     return PublishedReport(path, raised, tuple(problems))

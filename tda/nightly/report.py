@@ -12,11 +12,11 @@ from tda.history.repository import short
 from tda.nightly.alarms import raised_in
 from tda.nightly.explain import SPLIT_PHASES, explanation, headline, main_changes, name_of
 
-TOLD_ROWS = 6
+SHOWN_ROWS = 6
 """Rows of a kernel table that are attached to an alarm."""
 
 
-def account(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Profiles | None = None) -> str:
+def nightly_report(night: Night, alarms: Alarms, problems: Sequence[str], profiles: Profiles | None = None) -> str:
     """Markdown of a night: what was raised, what is known already, every commit, and how to go on.
 
     Parameters
@@ -54,7 +54,7 @@ def _head(night: Night, raised: Sequence[Alarm]) -> str:
     return (
         f"# Nightly run {night.id}: {many}\n\n"
         f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; "
-        f"baseline commit `{short(night.anchor)}`."
+        f"baseline commit `{short(night.baseline_commit)}`."
         + "".join(f"\n\n**{_cell(note[0].upper() + note[1:])}.**" for note in night.notes)
     )
 
@@ -94,7 +94,7 @@ def _explained(finding: Finding, profiles: Profiles) -> str:
     lines = [f"\n\nProfiled, {_cell(str(compared.case))}, {many}:\n"]
     phases = [one.phase for one in compared.phases if one.phase in SPLIT_PHASES[finding.split]]
     lines += [f"- {_cell(headline(compared, phase))}" for phase in phases]
-    changes = main_changes(finding, compared, TOLD_ROWS)
+    changes = main_changes(finding, compared, SHOWN_ROWS)
     if changes:
         lines += ["", "| phase | part | kernel | | before → after (ms) | fraction of the phase's change |"]
         lines.append("|---|---|---|---|---|---|")

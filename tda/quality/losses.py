@@ -87,14 +87,14 @@ class Slice:
             "documents": self.documents,
             "tokens": self.own.tokens,
             "achieved_sparsity": self.own.achieved,
-            **_told("dense", self.dense.mean),
-            **_told("own", self.own.mean),
-            **_told("delta", self.delta),
-            **_told("change", self.change),
+            **_columns("dense", self.dense.mean),
+            **_columns("own", self.own.mean),
+            **_columns("delta", self.delta),
+            **_columns("change", self.change),
         }
 
 
-def _told(name: str, found: Estimate | None) -> dict[str, float | str | None]:
+def _columns(name: str, found: Estimate | None) -> dict[str, float | str | None]:
     value, low, high = (None, None, None) if found is None else (found.value, found.low, found.high)
     return {f"{name}_nll": value, f"{name}_low": low, f"{name}_high": high}
 

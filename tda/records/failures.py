@@ -13,7 +13,7 @@ def _writable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-Told = Annotated[str, AfterValidator(_writable)]
+WritableText = Annotated[str, AfterValidator(_writable)]
 """What others said, such as an error: it may hold anything, and has to stand in a file."""
 Status = Literal["ok", "error", "oom", "timeout", "crash"]
 FailureKind = Literal["host_memory", "gpu_memory", "crash", "killed", "lost", "hang", "timeout", "error"]
@@ -52,4 +52,4 @@ class Failure(Frozen):
     """How a case failed, where more is known than its status."""
 
     kind: FailureKind
-    stderr: Told | None = Field(default=None, description="the end of what its process wrote to stderr")
+    stderr: WritableText | None = Field(default=None, description="the end of what its process wrote to stderr")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tda.cases import Case, Frozen, Inputs, digest_of
-from tda.records.failures import FAILURES, Failure, Status, Told
+from tda.records.failures import FAILURES, Failure, Status, WritableText
 from tda.records.measurements import MEASUREMENTS, Measurement
 from tda.records.origin import Commit, Machine
 
@@ -44,7 +44,7 @@ class TaskFacts(Frozen):
     sparse_share: float | None = Field(
         default=None, ge=0, le=1, description="fraction of the scored or generated tokens that was computed sparsely"
     )
-    failure: Told | None = Field(default=None, description="why there are no scores")
+    failure: WritableText | None = Field(default=None, description="why there are no scores")
 
     @property
     def setting(self) -> str:
@@ -62,7 +62,7 @@ class Record(Frozen):
     commit: Commit
     machine: Machine
     status: Status
-    reason: Told | None = None
+    reason: WritableText | None = None
     failure: Failure | None = Field(default=None, description="how it failed; null where it did not, or is not known")
     achieved_sparsity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         default=(), description="fraction left out in decode, per layer"
@@ -132,7 +132,7 @@ class LeftOut(Frozen):
 
     model: str
     what: str
-    reason: Told
+    reason: WritableText
     command: str = Field(description="what measures it")
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from tda import device as facts
 from tda.cases import Frozen, digest_of
 from tda.records import NOT_ITS_FAULT, Record
 from tda.results import append_lines, read_lines
-from tda.sweep.groups import Group
+from tda.sweep.groups import SweepGroup
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +58,20 @@ class DoneGroups:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def names(self, groups: Sequence[Group], records: Sequence[Record]) -> set[str]:
+    def names(self, groups: Sequence[SweepGroup], records: Sequence[Record]) -> set[str]:
         """Names of groups that are asked as they were when they were measured, and whose records are all there."""
         lines, problems = read_lines(self._path, Done) if self._path.is_file() else ([], [])
         for problem in problems:
             logger.warning(f"{problem}; its group is looked at again")
-        there, asked = _good(records), {(group.name, _asked(group)) for group in groups}
+        there, asked = _good(records), {(group.name, _request_digest(group)) for group in groups}
         whole = [line for line in lines if line.places and there >= set(line.places)]
         return {line.group for line in whole if (line.group, line.asked) in asked}
 
-    def add(self, group: Group, host: str, seconds: float, records: Sequence[Record]) -> None:
+    def add(self, group: SweepGroup, host: str, seconds: float, records: Sequence[Record]) -> None:
         """Note that a group was measured to its end, which took so long until now."""
         done = Done(
             group=group.name,
-            asked=_asked(group),
+            asked=_request_digest(group),
             host=host,
             started=datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="milliseconds"),
             seconds=round(seconds, 3),
@@ -97,7 +97,7 @@ def _said_nothing(failure: Record) -> bool:
     return innocent and not failure.inputs.data
 
 
-def _asked(group: Group) -> str:
+def _request_digest(group: SweepGroup) -> str:
     return digest_of([repr(group.plan), facts.commit().hash, facts.commit().change])
 
 

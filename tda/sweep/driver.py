@@ -18,7 +18,7 @@ from tda.process import alone
 from tda.records import FAILURES, Commit, Failure, FailureKind, LeftOut, Machine, Record
 from tda.sweep.cluster import Cluster, GroupEnd, Needs, Node
 from tda.sweep.done import GROUPS, DoneGroups, failures
-from tda.sweep.groups import Group
+from tda.sweep.groups import SweepGroup
 from tda.sweep.view import View
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ WAIT_S = 0.5
 class _Attempt:
     """A group that Ray has, and what is known of it."""
 
-    group: Group
+    group: SweepGroup
     host: str | None = None
     began: float = 0.0
     since: float = 0.0
@@ -49,7 +49,7 @@ class Sweep:
 
     Attributes
     ----------
-    groups : sequence of Group
+    groups : sequence of SweepGroup
         In the order in which they are handed to Ray.
     out : Path
         Results folder, on storage that all machines share; an interrupted sweep's records there are kept and completed.
@@ -63,7 +63,7 @@ class Sweep:
         The command that goes on with this sweep.
     """
 
-    groups: Sequence[Group]
+    groups: Sequence[SweepGroup]
     out: Path
     cluster: Cluster
     needs: Mapping[str, Needs]
@@ -125,7 +125,7 @@ class Sweep:
             self.cluster.start(group.name, orders, held, self.limits[group.name], self.needs[group.name])
             self.view.waits(group.name)
 
-    def _may_hand_over(self, group: Group, machines: int) -> bool:
+    def _may_hand_over(self, group: SweepGroup, machines: int) -> bool:
         """The first group alone, so that Ray begins with it; then as many as there are machines to wait for.
 
         A group that is not timed comes after the timed ones: it would keep a machine from being free for them.
@@ -203,7 +203,7 @@ class Sweep:
         self.view.lost(group.name, reason)
         self._waiting.insert(0, group)
 
-    def _records_of(self, group: Group) -> list[Record]:
+    def _records_of(self, group: SweepGroup) -> list[Record]:
         models = {subject.model for subject in group.plan.subjects}
         return [record for record in self._folder.records if record.case.model in models]
 

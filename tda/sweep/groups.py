@@ -15,7 +15,7 @@ PARTS = ("documents", "tasks", "timed")
 
 
 @dataclass(frozen=True)
-class Group:
+class SweepGroup:
     """Models of a plan that are measured together, on one machine: a model, and the shapes that imitate its layers.
 
     Attributes
@@ -51,7 +51,7 @@ class Group:
     gpu_bytes: int | None = None
 
 
-def groups_of(plan: Plan, past: Sequence[Record] = ()) -> list[Group]:
+def groups_of(plan: Plan, past: Sequence[Record] = ()) -> list[SweepGroup]:
     """The groups of a plan, in its order.
 
     Parameters
@@ -68,7 +68,7 @@ def groups_of(plan: Plan, past: Sequence[Record] = ()) -> list[Group]:
     return [_group(replace(plan, subjects=subjects), known) for subjects in together(plan.subjects)]
 
 
-def plan_rows(groups: Sequence[Group]) -> list[dict[str, str | float | None]]:
+def plan_rows(groups: Sequence[SweepGroup]) -> list[dict[str, str | float | None]]:
     """A table's row for each group."""
     on_gpu = any(group.gpu_bytes is not None for group in groups)
     return [
@@ -87,12 +87,12 @@ def plan_rows(groups: Sequence[Group]) -> list[dict[str, str | float | None]]:
     ]
 
 
-def total_hours(groups: Iterable[Group]) -> float:
+def total_hours(groups: Iterable[SweepGroup]) -> float:
     """Hours of all groups one after another; those of unknown hours are not in it."""
     return sum(group.hours for group in groups if group.hours is not None)
 
 
-def bound(groups: Sequence[Group], workers: int) -> float:
+def bound(groups: Sequence[SweepGroup], workers: int) -> float:
     """Hours before which so many workers cannot end: those of the longest group, or of all, shared evenly."""
     return max([total_hours(groups) / workers, *(group.hours for group in groups if group.hours is not None)])
 
@@ -110,7 +110,7 @@ def together(subjects: Sequence[Subject]) -> list[tuple[Subject, ...]]:
     return [tuple(sorted(group, key=lambda one: one.model != name)) for name, group in groups.items()]
 
 
-def _group(plan: Plan, past: "_Past") -> Group:
+def _group(plan: Plan, past: "_Past") -> SweepGroup:
     models = outlook(plan)
     seconds, bases = [], set[str]()
     for subject, model in zip(plan.subjects, models, strict=True):
@@ -125,7 +125,7 @@ def _group(plan: Plan, past: "_Past") -> Group:
     weights = [model.weight_bytes for model in models if model.weight_bytes is not None]
     is_known = len(feet) == len(models)
     on_gpu = [foot.gpu_bytes for foot in feet if foot.gpu_bytes is not None]
-    return Group(
+    return SweepGroup(
         name=plan.subjects[0].model,
         plan=plan,
         timed=any(subject.speed for subject in plan.subjects),

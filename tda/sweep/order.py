@@ -7,20 +7,20 @@ measures what was meant; the end comes later by no more than that group takes.
 
 from collections.abc import Sequence
 
-from tda.sweep.groups import Group
+from tda.sweep.groups import SweepGroup
 
 
-def handed_over(groups: Sequence[Group]) -> list[Group]:
+def handed_over(groups: Sequence[SweepGroup]) -> list[SweepGroup]:
     """Groups in the order in which they are handed over.
 
     Parameters
     ----------
-    groups : sequence of Group
+    groups : sequence of SweepGroup
         In the plan's order, which decides where hours are equal.
 
     Returns
     -------
-    list of Group
+    list of SweepGroup
         The cheapest of known hours, then the longest first; unknown hours count as the longest.
     """
     known = [(group.hours, place) for place, group in enumerate(groups) if group.hours is not None]

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tda.bench.budget import duration
-from tda.sweep.groups import Group
+from tda.sweep.groups import SweepGroup
 
 EVERY_S = 60.0
 """Seconds between two lines of all groups where there is no terminal."""
@@ -41,17 +41,17 @@ class View:
     ----------
     console : Console
         Where it is shown.
-    groups : sequence of Group
+    groups : sequence of SweepGroup
         In the order in which they are handed over.
     links : sequence of str
         Sentences above the groups, such as where Ray's dashboard is.
     """
 
-    def __init__(self, console: Console, groups: Sequence[Group], links: Sequence[str] = ()) -> None:
+    def __init__(self, console: Console, groups: Sequence[SweepGroup], links: Sequence[str] = ()) -> None:
         self._console, self._links = console, links
         self._lines = {group.name: _ProgressLine(group.cells) for group in groups}
         self._live: Live | None = None
-        self._told = time.monotonic()
+        self._shown_at = time.monotonic()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -118,9 +118,9 @@ class View:
 
     def _beat(self) -> None:
         """Without a terminal, say from time to time where the running groups are."""
-        if self._live is not None or time.monotonic() - self._told < EVERY_S:
+        if self._live is not None or time.monotonic() - self._shown_at < EVERY_S:
             return
-        self._told = time.monotonic()
+        self._shown_at = time.monotonic()
         for name, line in self._lines.items():
             if line.state == "running":
                 self._console.print(escape(f"{name} on {line.host}: {line.stage}{_steps(line)}"))

@@ -104,7 +104,7 @@ class GenerationLM(MethodLM):
             for length, count in zip(lengths, sparse, strict=True)
         ]
         if isinstance(self.cache_hook, Hook):
-            for request, answer in zip(self._asked, self._answers, strict=True):
+            for request, answer in zip(self._requests, self._answers, strict=True):
                 self.cache_hook.expect("generate_until", request.args, place(request), counts_of(answer))
         return sequences
 

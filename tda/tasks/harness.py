@@ -85,7 +85,7 @@ def _local(ask: Ask) -> list[LoadedTask]:
     except Exception as error:  # whatever a task's functions do on a line that does not suit them
         expected = shapes(kind, entry.fields if entry else None)
         raise ValueError(
-            f"{data.path}: its lines do not suit the task {ask.name} ({_told(error)}); expected {expected} a line"
+            f"{data.path}: its lines do not suit the task {ask.name} ({_reason(error)}); expected {expected} a line"
         ) from error
     return [LoadedTask(plain_name(ask.name), task, data.path.name, str(data.path))]
 
@@ -105,7 +105,7 @@ def _from_hub(name: str) -> list[LoadedTask]:
         except ImportError as error:
             raise ValueError(f"task {name} needs what is not installed ({error})") from error
         except Exception as error:  # of datasets, of its network libraries, or of a task's own code
-            raise ValueError(_no_data(name, entry, _told(error) if reachable else "it does not answer")) from error
+            raise ValueError(_no_data(name, entry, _reason(error) if reachable else "it does not answer")) from error
     return [LoadedTask(plain_name(task), loaded, _source(loaded), f"task {task}") for task, loaded in tasks.items()]
 
 
@@ -125,7 +125,7 @@ def _no_data(name: str, entry: Entry | None, why: str) -> str:
     )
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     first = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from lm_eval.api.instance import Instance
 
 from tda.quality.documents import SURROGATE
-from tda.tasks.asked import Asked, AskedTask
+from tda.tasks.content import TaskContent, TaskItem
 
 RequestPlace = tuple[str | None, int | None, int]
 """Name of a task, number of a document, and number of a request within it."""
@@ -31,12 +31,12 @@ def check_text(request: Instance, *texts: str) -> None:
             )
 
 
-def asked_by(requests: Iterable[Instance]) -> list[AskedTask]:
+def contents_of(requests: Iterable[Instance]) -> list[TaskContent]:
     """What lm-eval's requests ask, by task, where nothing else is known of them: a prompt is all question."""
-    items: dict[str, list[Asked]] = {}
+    items: dict[str, list[TaskItem]] = {}
     for request in requests:
         first, second = (*request.args, None)[:2]
         prompt, answer = (first, second if isinstance(second, str) else "") if second is not None else ("", first)
         name, number = request.task_name or "task", request.doc_id or 0
-        items.setdefault(name, []).append(Asked(number, prompt, prompt, prompt, (), answer, (answer,)))
-    return [AskedTask(name, tuple(found), ()) for name, found in items.items()]
+        items.setdefault(name, []).append(TaskItem(number, prompt, prompt, prompt, (), answer, (answer,)))
+    return [TaskContent(name, tuple(found), ()) for name, found in items.items()]

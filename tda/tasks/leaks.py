@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tda.quality.documents import encode
-from tda.tasks.asked import Asked, AskedTask
+from tda.tasks.content import TaskContent, TaskItem
 from tda.thresholds import WINDOW, Thresholds
 
 RUN = 13
@@ -45,14 +45,14 @@ def words(text: str) -> list[str]:
     return [word.replace("'", "").replace("’", "") for word in _WORD.findall(folded)]
 
 
-def check(calibration: Iterable[str], tasks: Sequence[AskedTask]) -> None:
+def check(calibration: Iterable[str], tasks: Sequence[TaskContent]) -> None:
     """Raise ValueError if calibration text shares a passage with an item of a task.
 
     Parameters
     ----------
     calibration : iterable of str
         Documents, read once.
-    tasks : sequence of AskedTask
+    tasks : sequence of TaskContent
         What is asked, with few-shot examples.
 
     Raises
@@ -73,7 +73,7 @@ def check(calibration: Iterable[str], tasks: Sequence[AskedTask]) -> None:
                     )
 
 
-def check_thresholds(thresholds: Thresholds, tokenizer: Any, tasks: Sequence[AskedTask]) -> None:
+def check_thresholds(thresholds: Thresholds, tokenizer: Any, tasks: Sequence[TaskContent]) -> None:
     """Raise ValueError if prompts or answers share a window of tokens with the text that thresholds were made from.
 
     Parameters
@@ -82,7 +82,7 @@ def check_thresholds(thresholds: Thresholds, tokenizer: Any, tasks: Sequence[Ask
         They know their text as hashes of tokens.
     tokenizer
         The model's.
-    tasks : sequence of AskedTask
+    tasks : sequence of TaskContent
         What is asked.
     """
     at = ""
@@ -100,7 +100,7 @@ def check_thresholds(thresholds: Thresholds, tokenizer: Any, tasks: Sequence[Ask
         raise ValueError(f"{at}: {error}") from None
 
 
-def _rows(item: Asked, tokenizer: Any) -> Iterator[NDArray[np.int64]]:
+def _rows(item: TaskItem, tokenizer: Any) -> Iterator[NDArray[np.int64]]:
     """The prompt's tokens with the first answer; then the others, each after as much of it as a window reaches back."""
     prompt: NDArray[np.int64] = encode(tokenizer, item.prompt).numpy()
     answers = item.choices or item.answers or (item.target,)
@@ -109,7 +109,7 @@ def _rows(item: Asked, tokenizer: Any) -> Iterator[NDArray[np.int64]]:
         yield np.concatenate([prompt if number == 0 else prompt[-WINDOW:], tokens])
 
 
-def _parts(item: Asked) -> Iterator[tuple[str, list[str], bool]]:
+def _parts(item: TaskItem) -> Iterator[tuple[str, list[str], bool]]:
     """Where in an item, its words there, and whether they are a whole question or answer."""
     yield "the question", words(item.question), True
     for answer in item.answers:
@@ -144,7 +144,7 @@ class _Text:
         return content[found[0] : found[0] + size] if len(found) else None
 
 
-def _wording(task: AskedTask) -> dict[int, Hashes]:
+def _wording(task: TaskContent) -> dict[int, Hashes]:
     """By length, the runs that every item of the data set has: an instruction, or choices that are always the same."""
     if len(task.others) < ENOUGH_ITEMS:
         return dict.fromkeys(range(SHORTEST, RUN + 1), _NONE)

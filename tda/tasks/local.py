@@ -180,10 +180,10 @@ def _check_value(place: str, name: str, value: Any, spec: Any) -> None:
 
 
 def _wrong(place: str, name: str, value: Any, spec: Any) -> ValueError:
-    return ValueError(f"{place}, field {name!r}: expected {_told(spec)}, got {json.dumps(value)[:60]}")
+    return ValueError(f"{place}, field {name!r}: expected {_expected(spec)}, got {json.dumps(value)[:60]}")
 
 
-def _told(spec: Any) -> str:
+def _expected(spec: Any) -> str:
     if isinstance(spec, list):
         return "a list of strings" if spec == [str] else "a list"
     if isinstance(spec, dict):

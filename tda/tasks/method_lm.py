@@ -27,7 +27,7 @@ from tda.quality.documents import read_jsonl
 from tda.tasks import leaks
 from tda.tasks.arguments import check_fit, chosen_method, fitted
 from tda.tasks.cache import Counts, Hook
-from tda.tasks.instances import asked_by, place
+from tda.tasks.instances import contents_of, place
 from tda.tasks.journal import Answer, Journal
 from tda.tasks.requests import (
     OUTSIDE,
@@ -44,7 +44,7 @@ class MethodLM(HFLM):  # type: ignore[misc]
     """A model of lm-eval under a method; `Scoring` and `Generation` are what it is asked."""
 
     batch_size_per_gpu: int | str
-    _asked: Sequence[Instance] = ()
+    _requests: Sequence[Instance] = ()
     _names: Sequence[str] = ()
     _answers: Sequence[Answer] = ()
     _run: Run | None = None
@@ -128,11 +128,11 @@ class MethodLM(HFLM):  # type: ignore[misc]
     @contextmanager
     def _asking(self, requests: Sequence[Instance], names: Sequence[str]) -> Iterator[None]:
         """Say what is asked, for what lm-eval's class calls in between."""
-        self._asked, self._names, self._answers = requests, names, ()
+        self._requests, self._names, self._answers = requests, names, ()
         try:
             yield
         finally:
-            self._asked, self._names = (), ()
+            self._requests, self._names = (), ()
 
     @contextmanager
     def _rows(self, rows: int) -> Iterator[None]:
@@ -182,7 +182,7 @@ class MethodLM(HFLM):  # type: ignore[misc]
         """
         if not self._fitted_here:
             return
-        tasks = asked_by(requests)
+        tasks = contents_of(requests)
         if self._text is not None:
             leaks.check(read_jsonl(self._text), tasks)
         assert self.method.thresholds is not None

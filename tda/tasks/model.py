@@ -113,7 +113,7 @@ class TDALM(ScoringLM, GenerationLM):
         """For each task: tokens that were scored or generated, and how many of them were computed sparsely."""
         if isinstance(self.cache_hook, Hook):
             for place, counts in self.cache_hook.found():
-                if place not in self.tally.told:
+                if place not in self.tally.by_request:
                     self.tally.add(place, counts)
         return self.tally.of_tasks()
 

@@ -21,7 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tda.names import Protocol
 from tda.records import TaskFacts
 from tda.tasks import Ask, Item, TaskResult
-from tda.tasks.asked import Asked, AskedTask
+from tda.tasks.content import TaskContent, TaskItem
 from tda.tasks.harness import SEED, LoadedTask, load
 from tda.tasks.quiet import quiet
 from tda.tasks.scores import is_mean, of_item, score_name
@@ -51,7 +51,7 @@ class PreparedTask:
         lm-eval's task with its data.
     template : callable or None
         The chat template that is applied.
-    asked : AskedTask
+    content : TaskContent
         Its items.
     digest : str
         Hash of them as they are asked, and of how an answer is generated.
@@ -60,7 +60,7 @@ class PreparedTask:
     ask: Ask
     loaded: LoadedTask
     template: Template | None
-    asked: AskedTask
+    content: TaskContent
     digest: str
 
     @property
@@ -74,7 +74,7 @@ class PreparedTask:
         """What scores under a protocol are of; how much will be sparse is not known yet."""
         return TaskFacts(
             digest=self.digest,
-            items=len(self.asked.items),
+            items=len(self.content.items),
             shots=self.loaded.task.get_config("num_fewshot"),
             protocol=protocol,
             source=self.loaded.source,
@@ -102,7 +102,7 @@ def prepare(asks: Sequence[Ask], tokenizer: Any = None) -> list[PreparedTask]:
         template = _template(ask, tokenizer) if ask.chat else None
         with quiet():
             prepared += [_prepared(ask, loaded, template) for loaded in load(ask)]
-    names = [task.asked.name for task in prepared]
+    names = [task.content.name for task in prepared]
     if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise ValueError(f"the task {twice} is asked twice; a result holds one of a name")
     return prepared
@@ -114,8 +114,8 @@ def evaluate(lm: Any, asks: Sequence[Ask] | Sequence[PreparedTask]) -> list[Task
     Parameters
     ----------
     lm
-        A model of lm-eval. ``lm.tally.told`` says for each request, by (task, item, request within the item), how many
-        tokens were scored or generated, how many of these sparsely; a model without it computes none sparsely.
+        A model of lm-eval. ``lm.tally.by_request`` says for each request, by (task, item, request within the item),
+        how many tokens were scored or generated, how many of these sparsely; a model without it computes none sparsely.
         ``lm.protocol`` says which tokens are to be sparse.
     asks : sequence of Ask or of PreparedTask
         The tasks; prepared ones save that work where several methods are asked the same.
@@ -146,14 +146,14 @@ def _prepared(ask: Ask, loaded: LoadedTask, template: Template | None) -> Prepar
             chat_template=template,
             tokenizer_name="",
         )
-        items = [_asked(task, number, requests, template) for number, requests in _by_item(task.instances)]
+        items = [_task_item(task, number, requests, template) for number, requests in _by_item(task.instances)]
         others = _others(task)
     except ValueError as error:
         raise ValueError(f"{loaded.place}: {error}") from error
     for item in items:
         _check_target(loaded, item)
-    asked = AskedTask(loaded.name, tuple(items), others)
-    return PreparedTask(ask, loaded, template, asked, _digest(task.instances, items))
+    content = TaskContent(loaded.name, tuple(items), others)
+    return PreparedTask(ask, loaded, template, content, _digest(task.instances, items))
 
 
 def _by_item(requests: Iterable[Any]) -> list[tuple[int, list[Any]]]:
@@ -164,7 +164,7 @@ def _by_item(requests: Iterable[Any]) -> list[tuple[int, list[Any]]]:
     return [(number, sorted(found[number], key=lambda request: int(request.idx))) for number in sorted(found)]
 
 
-def _asked(task: Any, number: int, requests: list[Any], template: Template | None) -> Asked:
+def _task_item(task: Any, number: int, requests: list[Any], template: Template | None) -> TaskItem:
     """One item from its requests."""
     item = requests[0].doc
     bare = task.fewshot_context(
@@ -182,7 +182,7 @@ def _asked(task: Any, number: int, requests: list[Any], template: Template | Non
         weighed = answers
     elif not rolling and task.OUTPUT_TYPE != "generate_until":
         weighed = tuple(str(each.args[1]) for each in _weighed(requests))
-    return Asked(
+    return TaskItem(
         number=number,
         prompt="" if rolling else _joined([each.args[0] for each in _weighed(requests)]),
         bare="" if rolling else _joined(bare if isinstance(bare, list) else [bare]),
@@ -228,7 +228,7 @@ def _answer(gold: Any, choices: list[str]) -> str:
     return str(gold).strip() if choices else str(gold)
 
 
-def _check_target(loaded: LoadedTask, item: Asked) -> None:
+def _check_target(loaded: LoadedTask, item: TaskItem) -> None:
     if item.choices and not item.target:
         raise ValueError(f"{loaded.place}: the right answer of item {item.number} is none of its choices")
 
@@ -240,7 +240,7 @@ def _others(task: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(dict.fromkeys(_texts(task, items[number]) for number in range(0, len(items), step)))
 
 
-def _digest(requests: Iterable[Any], items: list[Asked]) -> str:
+def _digest(requests: Iterable[Any], items: list[TaskItem]) -> str:
     """Hash of every request and of every right answer."""
     arguments = [[request.doc_id, request.idx, *request.args] for request in requests]
     told = json.dumps([arguments, [[item.number, item.target] for item in items]], sort_keys=True, default=str)
@@ -249,7 +249,7 @@ def _digest(requests: Iterable[Any], items: list[Asked]) -> str:
 
 def run(lm: Any, prepared: PreparedTask) -> TaskResult:
     """Run one task on a model; else as `evaluate`."""
-    task, name = prepared.loaded.task, prepared.asked.name
+    task, name = prepared.loaded.task, prepared.content.name
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
@@ -263,11 +263,11 @@ def run(lm: Any, prepared: PreparedTask) -> TaskResult:
             apply_chat_template=prepared.template is not None,
             fewshot_as_multiturn=prepared.template is not None,
         )
-    digest = _digest(task.instances, list(prepared.asked.items))
+    digest = _digest(task.instances, list(prepared.content.items))
     if digest != prepared.digest:
         raise ValueError(f"task {name}: its items were asked in another way than they were prepared; prepare it anew")
-    told = _told(lm, task.instances)
-    items = _items(task, prepared.asked, results["samples"][task.task_name], told, name)
+    told = _token_counts(lm, task.instances)
+    items = _items(task, prepared.content, results["samples"][task.task_name], told, name)
     tokens, sparse = sum(item.tokens for item in items), sum(item.sparse_tokens for item in items)
     facts = prepared.facts(getattr(lm, "protocol", PROTOCOL)).model_copy(
         update={"sparse_share": sparse / tokens if tokens else 0.0}
@@ -275,10 +275,10 @@ def run(lm: Any, prepared: PreparedTask) -> TaskResult:
     return TaskResult(name, facts, items, generated=task.OUTPUT_TYPE == "generate_until")
 
 
-def _told(lm: Any, requests: Iterable[Any]) -> dict[tuple[int, int], tuple[int, int]]:
+def _token_counts(lm: Any, requests: Iterable[Any]) -> dict[tuple[int, int], tuple[int, int]]:
     """Tokens and sparse tokens of each request, by item and place within it."""
     if hasattr(lm, "tally"):
-        return {(each.doc_id, each.idx): lm.tally.told[each.task_name, each.doc_id, each.idx] for each in requests}
+        return {(one.doc_id, one.idx): lm.tally.by_request[one.task_name, one.doc_id, one.idx] for one in requests}
     return {(each.doc_id, each.idx): (_count(lm, each), 0) for each in requests}
 
 
@@ -290,7 +290,7 @@ def _count(lm: Any, request: Any) -> int:
 
 def _items(
     task: Any,
-    asked: AskedTask,
+    content: TaskContent,
     samples: list[dict[str, Any]],
     told: dict[tuple[int, int], tuple[int, int]],
     name: str,
@@ -313,18 +313,18 @@ def _items(
     if left_out:
         logger.warning(f"task {name}: left out, no mean over items of which more is better: {', '.join(left_out)}")
     answers = dict(_by_item(task.instances))
-    return [_item(item, answers[item.number], scores[item.number], told) for item in asked.items]
+    return [_item(item, answers[item.number], scores[item.number], told) for item in content.items]
 
 
 def _item(
-    asked: Asked, requests: list[Any], scores: dict[str, float], told: dict[tuple[int, int], tuple[int, int]]
+    item: TaskItem, requests: list[Any], scores: dict[str, float], told: dict[tuple[int, int], tuple[int, int]]
 ) -> Item:
     counts = [told[request.doc_id, request.idx] for request in requests]
-    output, likelihoods = _output(asked, requests)
+    output, likelihoods = _output(item, requests)
     return Item(
-        number=asked.number,
-        prompt=asked.prompt,
-        target=asked.target,
+        number=item.number,
+        prompt=item.prompt,
+        target=item.target,
         output=output,
         scores=scores,
         tokens=sum(tokens for tokens, _ in counts),
@@ -333,7 +333,7 @@ def _item(
     )
 
 
-def _output(asked: Asked, requests: list[Any]) -> tuple[str, tuple[float, ...]]:
+def _output(item: TaskItem, requests: list[Any]) -> tuple[str, tuple[float, ...]]:
     """The generated text, or the choice of the highest likelihood, and all likelihoods."""
     first = requests[0].resps[0]
     if requests[0].request_type == "generate_until":
@@ -342,6 +342,6 @@ def _output(asked: Asked, requests: list[Any]) -> tuple[str, tuple[float, ...]]:
         return "", (float(first),)
     likelihoods = tuple(float(request.resps[0][0]) for request in _weighed(requests))
     if len(likelihoods) == 1:
-        return (asked.choices[0].strip() if first[1] else ""), likelihoods
+        return (item.choices[0].strip() if first[1] else ""), likelihoods
     chosen = max(range(len(likelihoods)), key=likelihoods.__getitem__)
-    return asked.choices[chosen].strip(), likelihoods
+    return item.choices[chosen].strip(), likelihoods

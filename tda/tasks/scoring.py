@@ -116,7 +116,7 @@ class ScoringLM(MethodLM):
         bar.close()
         self._answers = [present(journal.get(key)) for key in keys]
         if not self._is_stock:
-            for request, answer in zip(self._asked, self._answers, strict=False):
+            for request, answer in zip(self._requests, self._answers, strict=False):
                 self._cache("loglikelihood", request, counts_of(answer), answer.value)
         return [(float(answer.value[0]), bool(answer.value[1])) for answer in self._answers]
 
@@ -124,10 +124,10 @@ class ScoringLM(MethodLM):
         """Answers of lm-eval's class to one batch of its own."""
         if isinstance(self.cache_hook, Hook):
             for number in numbers:
-                if self._asked:
+                if self._requests:
                     counts = Counts(len(requests[number][2]), 0)
                     self.cache_hook.expect(
-                        "loglikelihood", self._asked[number].args, place(self._asked[number]), counts
+                        "loglikelihood", self._requests[number].args, place(self._requests[number]), counts
                     )
         values = super()._loglikelihood_tokens(
             [requests[number] for number in numbers], disable_tqdm=True, override_bs=rows

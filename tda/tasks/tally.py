@@ -10,7 +10,7 @@ class Tally:
 
     Attributes
     ----------
-    told : dict
+    by_request : dict
         For each request, by task, document and number within the document: tokens that were scored or generated, and
         how many of them were computed sparsely.
     generated : set of str
@@ -18,14 +18,14 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.told: dict[RequestPlace, tuple[int, int]] = {}
+        self.by_request: dict[RequestPlace, tuple[int, int]] = {}
         self.generated: set[str] = set()
         self._sparse: list[float] = []
         self._sparse_tokens = 0
 
     def add(self, place: RequestPlace, counts: Counts) -> None:
         """Note how many tokens a request had, and what was left out of them."""
-        self.told[place] = (counts.tokens, counts.sparse)
+        self.by_request[place] = (counts.tokens, counts.sparse)
         if counts.generated:
             self.generated.add(str(place[0]))
         if counts.achieved:
@@ -41,7 +41,7 @@ class Tally:
     def of_tasks(self) -> dict[str, tuple[int, int]]:
         """For each task: tokens that were scored or generated, and how many of them were computed sparsely."""
         found: dict[str, tuple[int, int]] = {}
-        for (task, _, _), (tokens, sparse) in self.told.items():
+        for (task, _, _), (tokens, sparse) in self.by_request.items():
             before = found.get(str(task), (0, 0))
             found[str(task)] = (before[0] + tokens, before[1] + sparse)
         return found

@@ -141,7 +141,7 @@ def _held_s(stat: Path) -> float | None:
     return int(values["throttled_time"]) / 1e9 if "throttled_time" in values else None
 
 
-class Neighbour(Frozen):
+class BackgroundProcess(Frozen):
     """Other processes of one name, and the share that they used together of the cores that this process may run on.
 
     What of it they used on other cores, where they may run too, is not known; a share is never more than 1.
@@ -151,7 +151,7 @@ class Neighbour(Frozen):
     share: float
 
 
-class Neighbours:
+class BackgroundProcesses:
     """Who else uses the cores that this process may run on, since construction."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class Neighbours:
                 found[process.pid, told["create_time"]] = told["name"] or "unnamed", seconds
         return found
 
-    def read(self) -> list[Neighbour]:
+    def read(self) -> list[BackgroundProcess]:
         """By share, the largest first; those that used nothing are left out."""
         used: dict[str, float] = {}
         for process, (name, seconds) in self._used().items():
@@ -177,5 +177,5 @@ class Neighbours:
             used[name] = used.get(name, 0.0) + seconds - before
         capacity = (time.monotonic() - self._begin) * len(allowed_cores())
         shares = {name: min(seconds / capacity, 1.0) for name, seconds in used.items() if seconds > 0}
-        found = [Neighbour(name=name, share=share) for name, share in shares.items()]
+        found = [BackgroundProcess(name=name, share=share) for name, share in shares.items()]
         return sorted(found, key=lambda neighbour: -neighbour.share)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tda.records import Flag, FlagName
-from tda.telemetry.watch import ConditionChange
+from tda.telemetry.conditions import ConditionChange
 
 FOREIGN_PERCENT = 5.0
 """A share of the cores that are ours above which others disturb."""
@@ -70,7 +70,7 @@ def _threads(change: ConditionChange) -> Flag:
 
 
 def _gpu_shared(change: ConditionChange) -> Flag:
-    others, unexplained = change.most("foreign_processes"), change.most("unexplained_memory_bytes")
+    others, unexplained = change.maximum("foreign_processes"), change.maximum("unexplained_memory_bytes")
     if others:
         return Flag(raised=True, detail=f"other processes on the GPU: {others:.0f}")
     if unexplained is not None:
@@ -82,14 +82,14 @@ def _gpu_shared(change: ConditionChange) -> Flag:
 
 
 def _quota(change: ConditionChange) -> Flag:
-    held = change.rise("quota_throttled_s")
+    held = change.increase("quota_throttled_s")
     if held is None:
         return _unknown(change, "quota_throttled_s", "a CPU quota")
     return Flag(raised=held > SLOWED_SHARE * change.seconds, detail=f"a CPU quota held it back for {held:.2f} s")
 
 
 def _heat(change: ConditionChange) -> Flag:
-    events = change.rise("thermal_events")
+    events = change.increase("thermal_events")
     if events is None:
         return _unknown(change, "thermal_events", "heat")
     return Flag(raised=events > 0, detail=f"heat slowed cores {events:.0f} times")
@@ -98,7 +98,7 @@ def _heat(change: ConditionChange) -> Flag:
 def _gpu_slowed(change: ConditionChange) -> Flag:
     name = "clock_event_reasons"
     seen = [int(values[name]) for values in (change.before, change.after) if name in values]
-    held = change.rise("slowed_s")
+    held = change.increase("slowed_s")
     if held is None and not seen:
         return _unknown(change, name, "throttling")
     words = " and ".join(word for bit, word in SLOWING.items() if any(reasons & bit for reasons in seen))

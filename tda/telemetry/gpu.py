@@ -179,10 +179,10 @@ def gpu_facts(gpu: NvmlDevice | NotReadableError) -> dict[str, str]:
         "SM clock": lambda: _clock(handle),
         "processes": lambda: _listed(processes(handle)),
     }
-    return {name: _told(read) for name, read in facts.items()}
+    return {name: _value_or_reason(read) for name, read in facts.items()}
 
 
-def _told(read: Callable[[], str]) -> str:
+def _value_or_reason(read: Callable[[], str]) -> str:
     try:
         return read()
     except NotReadableError as error:

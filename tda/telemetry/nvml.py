@@ -53,7 +53,7 @@ NvmlHandle = Any
 """What NVML knows a GPU by, or the NotReadableError that it gave instead: one lost GPU hides no other."""
 
 
-def _asked(function: str, argument: Any) -> Any:
+def _query(function: str, argument: Any) -> Any:
     """What NVML answers, or why it does not; of a GPU that could not be reached, why not."""
     if isinstance(argument, NotReadableError):
         return argument
@@ -143,10 +143,10 @@ def _by_uuid(index: int) -> NvmlHandle:
     import torch
 
     uuid = torch.cuda.get_device_properties(index).uuid
-    whole = _asked("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}")
+    whole = _query("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}")
     if not isinstance(whole, NotReadableError):
         return whole
-    part = _asked("nvmlDeviceGetHandleByUUID", f"MIG-{uuid}")
+    part = _query("nvmlDeviceGetHandleByUUID", f"MIG-{uuid}")
     return whole if isinstance(part, NotReadableError) else part
 
 
@@ -154,12 +154,12 @@ def _number_is_sure(index: int) -> bool:
     words = _words()
     if os.environ.get(ORDER) == "PCI_BUS_ID" or (words is not None and words[index].startswith(("GPU-", "MIG-"))):
         return True
-    names = [_asked("nvmlDeviceGetName", handle) for handle in _every()]
+    names = [_query("nvmlDeviceGetName", handle) for handle in _every()]
     return len({name for name in names if not isinstance(name, NotReadableError)}) <= 1
 
 
 def _every() -> list[NvmlHandle]:
-    return [_asked("nvmlDeviceGetHandleByIndex", index) for index in range(call("nvmlDeviceGetCount"))]
+    return [_query("nvmlDeviceGetHandleByIndex", index) for index in range(call("nvmlDeviceGetCount"))]
 
 
 def _words() -> list[str] | None:
@@ -182,7 +182,7 @@ def visible() -> list[NvmlHandle]:
     every, words = _every(), _words()
     if words is None:
         return every
-    uuids = [str(_asked("nvmlDeviceGetUUID", handle)) for handle in every]  # a lost one tells none
+    uuids = [str(_query("nvmlDeviceGetUUID", handle)) for handle in every]  # a lost one tells none
     found: dict[int | str, NvmlHandle] = {}
     for word in words:
         place = _place(word, uuids)
@@ -190,14 +190,14 @@ def visible() -> list[NvmlHandle]:
             break
         if place in found:
             return []
-        found[place] = every[place] if isinstance(place, int) else _asked("nvmlDeviceGetHandleByUUID", place)
+        found[place] = every[place] if isinstance(place, int) else _query("nvmlDeviceGetHandleByUUID", place)
     return list(found.values())
 
 
 def _place(word: str, uuids: Sequence[str]) -> int | str | None:
     """Place of the GPU that an entry names, or the UUID of a MIG slice; None if it names nothing."""
     if word.startswith("MIG-"):
-        return None if isinstance(_asked("nvmlDeviceGetHandleByUUID", word), NotReadableError) else word
+        return None if isinstance(_query("nvmlDeviceGetHandleByUUID", word), NotReadableError) else word
     if word.isascii() and word.isdigit():
         return int(word) if int(word) < len(uuids) else None
     places = [place for place, uuid in enumerate(uuids) if word.startswith("GPU-") and uuid.startswith(word)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from tda.cases import Frozen
+from tda.telemetry.conditions import sources
 from tda.telemetry.source import TelemetrySource
-from tda.telemetry.watch import sources
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Telemetry(Frozen):
     gpus: dict[str, str] = Field(default_factory=dict, description="models of the sampled GPUs, by device")
     series: dict[str, Series] = Field(description='by device and field, as "gpu0/power_w": see tda.telemetry.fields')
 
-    def rise(self, name: str) -> float | None:
+    def increase(self, name: str) -> float | None:
         """How much a counter grew from its first sample to its last; None with fewer than two."""
         samples = self.series[name].samples
         return samples[-1] - samples[0] if len(samples) > 1 else None

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from experiments.reference import ORDER, ReferenceQuality
 from tda.statistics import Estimate, by_group, geometric, item_score
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.setting import settings
 from tda.web.theme.formatting import MISSING, size
 from tools.doc_tables.source import SMALL, TITLES, WIDE, TableRows, page_table, records_of, told
@@ -16,13 +16,13 @@ PER_PROMPT = ("griffin", "tda")
 
 
 @cache
-def _timed() -> dict[tuple[str, float | None], Comparison]:
+def _timed() -> dict[tuple[str, float | None], ComparedCase]:
     """The timed cases of the wide model."""
     (setting,) = (one for one in settings(records_of("reference")) if one.model == WIDE and one.timed)
     return {(case.method, case.record.case.sparsity): case for case in setting.timed}
 
 
-def _case(case: Comparison) -> dict[str, str]:
+def _case(case: ComparedCase) -> dict[str, str]:
     """Cells of a timed case."""
     read = by_group(case.record.measurements["weight_bytes_per_token"]).values()
     resident = bool(case.record.flags["cache_resident"].raised)

@@ -17,7 +17,7 @@ from tda.engine.quantize import QuantizedWeights
 from tda.interrupts import held_back
 from tda.kernels import BackendInfo
 from tda.kernels.activations import UndescribedError
-from tda.kernels.pages import give_back
+from tda.kernels.hugepages import trim_malloc
 from tda.kernels.weights import AS_BUILT, Weights, lay_rows
 from tda.names import Execution
 from tda.view import FFN, Linear
@@ -152,7 +152,7 @@ class Backend(ABC):
         for ffn in self.ffns:
             with held_back():
                 overrides.later(lay_rows(ffn.down, *self._beside(ffn, method), weights=weights))
-        give_back()
+        trim_malloc()
 
     def _gathered(self, weights: Weights) -> Decoding:
         """Prepare copies of what a prompt keeps; the weights stay as they lie."""

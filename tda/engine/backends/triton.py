@@ -9,9 +9,9 @@ from torch import Tensor
 from tda.as_built import modules_of
 from tda.contracts import Method, Observer
 from tda.engine.backends import plain
+from tda.engine.backends.attachment_cache import cache_of, observe_nothing
 from tda.engine.backends.base import Backend
 from tda.engine.backends.decoding import Decoding
-from tda.engine.backends.shelf import observe_nothing, shelf_of
 from tda.engine.graph import GraphStep
 from tda.engine.overrides import Overrides
 from tda.engine.rotary import is_dynamic
@@ -51,24 +51,24 @@ class TritonBackend(Backend):
         reason = self.missing or self.piecewise
         if reason is not None:
             return plain.whole(self.ffns, "dense", reason)
-        shelf = shelf_of(self.model)  # before forwards are replaced, which its state would show
+        cache = cache_of(self.model)  # before forwards are replaced, which its state would show
 
         def make(observe: Observer) -> Decoding:
             return Decoding(self.ffns, "dense", self.info(None), step=GraphStep(self.model))
 
-        decoding = make(observe_nothing) if shelf is None else shelf.decoding("dense", observe_nothing, make)
+        decoding = make(observe_nothing) if cache is None else cache.decoding("dense", observe_nothing, make)
         self._own_linears([], weights, overrides)
         return decoding
 
     def _indexed(self, method: Any, weights: Weights, observe: Observer, overrides: Overrides) -> Decoding:
-        shelf = shelf_of(self.model)
-        in_rows = None if shelf is None else shelf.rows(self.ffns)
-        if shelf is None or in_rows is None:
+        cache = cache_of(self.model)
+        in_rows = None if cache is None else cache.rows(self.ffns)
+        if cache is None or in_rows is None:
             self._lay(method, weights, overrides)
             return self._decoding(method, self.ffns, observe)
         # lists and counts lie in buffers, so one step serves all methods that choose per prompt
         key = method.kind if method.kind == "prompt" else (method, id(method.thresholds))
-        return shelf.decoding(key, observe, partial(self._decoding, method, in_rows))
+        return cache.decoding(key, observe, partial(self._decoding, method, in_rows))
 
     def _decoding(self, method: Any, ffns: Sequence[FFN], observe: Observer) -> Decoding:
         """Executors of networks whose down projections lie in rows, and the step over them."""

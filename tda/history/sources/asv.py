@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tda.cases import Case, Frozen
-from tda.history.rows import SIZES, HistoryReader, Row, case_columns, metric_columns
+from tda.history.rows import SIZES, HistoryReader, HistoryRow, case_columns, metric_columns
 from tda.names import needs_extra
 from tda.records import FAKE, Measurement
 
@@ -90,7 +90,7 @@ def _asv_results(reading: HistoryReader, path: Path, benchmarks: Any) -> list[_A
     return [_AsvResult(**common, **cell) for name in fresh for cell in _asv_cells(file, name, benchmarks[name])]
 
 
-def _asv_cells(file: Any, name: str, benchmark: Mapping[str, Any]) -> Iterator[Row]:
+def _asv_cells(file: Any, name: str, benchmark: Mapping[str, Any]) -> Iterator[HistoryRow]:
     """What each choice of a benchmark's parameters gave; NaN is asv's word for a choice that is no cell."""
     choices = file.get_result_params(name)
     columns = file.get_result_value(name, choices), file.get_result_samples(name, choices)
@@ -128,7 +128,7 @@ def _asv_case(name: str, given: Mapping[str, Any]) -> Case | str:
     return f"{name} ({told})" if told else name
 
 
-def asv_rows(reading: HistoryReader, results: Iterable[_AsvResult]) -> Iterator[Row]:
+def asv_rows(reading: HistoryReader, results: Iterable[_AsvResult]) -> Iterator[HistoryRow]:
     """Rows of results."""
     for result in results:
         case = {"case": result.case}

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from tda.cases import Case
-from tda.history.rows import HistoryReader, Row, case_columns, machine_columns, metric_columns
+from tda.history.rows import HistoryReader, HistoryRow, case_columns, machine_columns, metric_columns
 from tda.records import FAKE, Machine, Measurement
 
 
@@ -49,12 +49,12 @@ class _MicroFile(BaseModel):
     benchmarks: tuple[_Benchmark, ...]
 
 
-def micro_rows(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[Row]:
+def micro_rows(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[HistoryRow]:
     """Rows of files; of one benchmark, machine and commit the newest counts."""
-    rows: dict[tuple[object, ...], Row] = {}
+    rows: dict[tuple[object, ...], HistoryRow] = {}
     for file in sorted(_micro_files(reading, paths), key=lambda file: file.datetime):
         machine, commit = file.machine_info.tda, file.commit_info
-        shared: Row = {"source": "micro", "control": False} | machine_columns(machine)
+        shared: HistoryRow = {"source": "micro", "control": False} | machine_columns(machine)
         shared |= reading.commit(commit.id, commit.dirty, commit.time or file.datetime)
         for benchmark in file.benchmarks:
             place = (machine.fingerprint, commit.id, commit.dirty, benchmark.name)
@@ -75,7 +75,7 @@ def _micro_files(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[_Mic
         yield file
 
 
-def _timed(benchmark: _Benchmark) -> Row:
+def _timed(benchmark: _Benchmark) -> HistoryRow:
     facts = benchmark.extra_info
     case = {"case": benchmark.name.removeprefix("test_")}
     if facts.case is not None:

@@ -5,13 +5,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tda.derived import DERIVED, Missing, derive
-from tda.history.rows import HistoryReader, Row, bounds, case_columns, failure_columns, machine_columns, metric_columns
+from tda.history.rows import (
+    HistoryReader,
+    HistoryRow,
+    bounds,
+    case_columns,
+    failure_columns,
+    machine_columns,
+    metric_columns,
+)
 from tda.records import Record, merge, turn
 from tda.results import load, results_path
 from tda.statistics import is_baseline
 
 
-def record_rows(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[Row]:
+def record_rows(reading: HistoryReader, paths: Iterable[Path]) -> Iterator[HistoryRow]:
     """Rows of results folders or files; the rounds of a case are joined."""
     held: dict[tuple[object, ...], dict[tuple[object, ...], tuple[Path, Record]]] = defaultdict(dict)
     repeated = 0
@@ -44,7 +52,9 @@ def _read_records(reading: HistoryReader, path: Path) -> list[Record]:
     return reading.without_fakes(file, loaded.records)
 
 
-def rows_of(reading: HistoryReader, records: Sequence[Record], place: Row, commit: str | None) -> Iterator[Row]:
+def rows_of(
+    reading: HistoryReader, records: Sequence[Record], place: HistoryRow, commit: str | None
+) -> Iterator[HistoryRow]:
     """One row per measurement of each record, and per number that follows from it; one alone where it failed."""
     dense = {one.setting: one for one in records if one.status == "ok" and is_baseline(one)}
     for record in records:
@@ -61,7 +71,7 @@ def rows_of(reading: HistoryReader, records: Sequence[Record], place: Row, commi
             yield from (shared | row for row in _derived_rows(record, baseline))
 
 
-def _derived_rows(record: Record, dense: Record) -> Iterator[Row]:
+def _derived_rows(record: Record, dense: Record) -> Iterator[HistoryRow]:
     for name, kind in DERIVED.items():
         found = derive(name, record, dense)
         if not isinstance(found, Missing):

@@ -76,7 +76,7 @@ def build() -> Built:
     ValueError
         If ``TDA_ISA`` names no instruction set, or one that this processor does not have.
     """
-    name, command = isa.asked(), compiler()
+    name, command = isa.requested(), compiler()
     macros = native_macros(command)
     chosen = isa.choose(name, macros)
     flags = [*chosen.flags, *FLAGS]

@@ -55,7 +55,7 @@ def norm(module: Any) -> c.Norm:
     nearest = min(known, key=lambda name: float((got - known[name]).abs().max()))
     if not torch.allclose(got, known[nearest], rtol=2e-2, atol=1e-4):
         raise UndescribedError(f"{type(module).__name__} computes none of {', '.join(known)}")
-    return c.Norm(c.address(weight), c.address(bias), eps, c.NORMS.index(nearest))
+    return c.Norm(c.data_pointer(weight), c.data_pointer(bias), eps, c.NORMS.index(nearest))
 
 
 def matrix(linear: Linear | None, weights: Weights = AS_BUILT) -> c.Matrix:

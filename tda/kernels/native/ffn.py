@@ -37,11 +37,11 @@ class NativeFFN(ABC):
         self.ffn = ffn
         self.description = describe.feed_forward(ffn, weights)
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._handle = ops.handle(self)
+        self._handle = ops.register(self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """FFN output of decode tokens: [..., D] -> [..., D]; x holds each batch row's tokens in turn."""
-        if not ops.wanted():
+        if not ops.needs_operators():
             return self.compute(x)
         with span("gate_up_down"):
             output: Tensor = torch.ops.tda.ffn(x, self._handle)
@@ -61,7 +61,7 @@ class NativeFFN(ABC):
         x = x.to(self.ffn.up.weight.dtype)  # autocast may give another type
         x = x if x.stride(-1) == 1 else x.contiguous()
         y = torch.empty(x.shape, dtype=x.dtype)
-        self._scratch = c.room(self._scratch, library.tda_ffn_floats(ctypes.byref(self.description), threads))
+        self._scratch = c.ensure_scratch(self._scratch, library.tda_ffn_floats(ctypes.byref(self.description), threads))
         library.tda_ffn(
             (c.FFNStruct * len(descriptions))(*descriptions),
             len(x),
@@ -178,7 +178,7 @@ class ThresholdFFN(NativeFFN):
         super().__init__(ffn, weights)
         self._observe = observe
         self._factors = method.factors(ffn)
-        self.description.norms = c.address(self._factors)
+        self.description.norms = c.data_pointer(self._factors)
         self.description.cut = method.cut(ffn)
         self.description.rule = c.RULES.index("gate" if method.activation == "gate" else "contribution")
         self.description.kept = kept.data_ptr()
@@ -193,7 +193,7 @@ class ThresholdFFN(NativeFFN):
             descriptions.append(c.FFNStruct.from_buffer_copy(self.description))
             descriptions[-1].kept = places.data_ptr()
         y = self.run(rows, descriptions).view_as(x)
-        self._costs = [ffn_cost(description) for description in descriptions] if ops.wanted() else []
+        self._costs = [ffn_cost(description) for description in descriptions] if ops.needs_operators() else []
         self._observe(self.ffn.index, kept.bool())
         return y
 

@@ -40,7 +40,7 @@ X86 = (
 NAMES = (*(isa.name for isa in X86), NATIVE)
 
 
-def asked() -> str:
+def requested() -> str:
     """The name in ``TDA_ISA``, or native.
 
     Raises
@@ -60,7 +60,7 @@ def choose(name: str, macros: str) -> Isa:
     Parameters
     ----------
     name : str
-        From `asked`.
+        From `requested`.
     macros : str
         What the compiler defines for ``-march=native``.
 

@@ -12,7 +12,7 @@ GROWING, SLIDING = "DynamicLayer", "DynamicSlidingWindowLayer"
 
 
 @dataclass
-class Held:
+class CacheBuffer:
     """What one layer's cache lies in: [1, H, capacity, W] each, tokens [start, start + count) of it filled."""
 
     keys: Tensor
@@ -48,7 +48,7 @@ class KeyValues:
     """
 
     def __init__(self, layers: int) -> None:
-        self._held: list[Held | None] = [None] * layers
+        self._held: list[CacheBuffer | None] = [None] * layers
 
     @staticmethod
     def problem(cache: Any, dtype: torch.dtype, layers: int) -> str | None:
@@ -90,13 +90,13 @@ class KeyValues:
             layer.keys, layer.values = held.shown = (held.view(held.keys), held.view(held.values))
 
 
-def _take(keys: Tensor, values: Tensor) -> Held:
+def _take(keys: Tensor, values: Tensor) -> CacheBuffer:
     """Copy a layer's keys and values [1, H, T, W] into buffers with room."""
     _, heads, tokens, width = keys.shape
     capacity = tokens + SLACK + tokens // 8
     with torch.inference_mode(False):
         both = [torch.empty(1, heads, capacity, width, dtype=keys.dtype) for _ in range(2)]
-    held = Held(both[0], both[1], 0, tokens)
+    held = CacheBuffer(both[0], both[1], 0, tokens)
     held.view(held.keys).copy_(keys)
     held.view(held.values).copy_(values)
     return held

@@ -17,12 +17,12 @@ NORMS = ("none", "rms", "rms_plus_one", "layer")
 RULES = ("listed", "gate", "contribution")
 
 
-def address(tensor: Tensor | None) -> int | None:
+def data_pointer(tensor: Tensor | None) -> int | None:
     """Where a tensor's data are; None for none, which C sees as NULL."""
     return None if tensor is None else tensor.data_ptr()
 
 
-def room(held: Tensor, floats: int) -> Tensor:
+def ensure_scratch(held: Tensor, floats: int) -> Tensor:
     """Scratch of at least so many floats: what is held, or more where that is too little."""
     if len(held) >= floats:
         return held
@@ -64,7 +64,7 @@ class Matrix(ctypes.Structure):
             raise ValueError(f"rows must be contiguous, got strides {weight.stride()}")
         stride = weight.stride(0) * weight.element_size()
         kind = INT8 if weight.dtype == torch.int8 else KINDS[weight.dtype]
-        return cls(weight.data_ptr(), stride, rows, columns, address(bias), address(scale), kind)
+        return cls(weight.data_ptr(), stride, rows, columns, data_pointer(bias), data_pointer(scale), kind)
 
 
 class Norm(ctypes.Structure):

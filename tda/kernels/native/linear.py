@@ -43,13 +43,13 @@ class NativeLinear:
         self._dtype = linear.weight.dtype
         self._dense = dense
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._handle = ops.handle(self)
+        self._handle = ops.register(self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Output of tokens [..., K]: [..., N]."""
         if x.numel() != x.shape[-1] or x.dtype != self._dtype or x.requires_grad:
             return self._dense(x)
-        if not ops.wanted():
+        if not ops.needs_operators():
             return self.compute(x)
         output: Tensor = torch.ops.tda.linear(x, self._handle, self._matrix.rows)
         return output
@@ -60,7 +60,7 @@ class NativeLinear:
         x = x if x.stride(-1) == 1 else x.contiguous()
         y = torch.empty(*x.shape[:-1], self._matrix.rows, dtype=x.dtype)
         matrix = ctypes.byref(self._matrix)
-        self._scratch = c.room(self._scratch, library.tda_linear_floats(matrix, threads))
+        self._scratch = c.ensure_scratch(self._scratch, library.tda_linear_floats(matrix, threads))
         scratch, kind = self._scratch.data_ptr(), c.KINDS[x.dtype]
         library.tda_linear(matrix, 1, x.data_ptr(), 0, y.data_ptr(), scratch, kind, threads)
         return y

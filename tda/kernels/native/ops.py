@@ -26,13 +26,13 @@ class Cost(NamedTuple):
     flops: int
 
 
-def handle(of: Any) -> int:
+def register(of: Any) -> int:
     """Number by which an operator finds a step, an executor or a linear, for as long as that lives."""
     _OBJECTS[id(of)] = of
     return id(of)
 
 
-def wanted() -> bool:
+def needs_operators() -> bool:
     """Whether a compiler or a profiler looks on, so that calls must be operators."""
     return torch.compiler.is_compiling() or profiled()
 

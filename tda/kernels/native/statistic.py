@@ -39,7 +39,7 @@ def add_squares(sums: Tensor, a: Tensor, mask: Tensor, weights: Tensor | None, r
             count,
             tokens.stride(0) * tokens.element_size(),
             mask[row].data_ptr(),
-            c.address(weights),
+            c.data_pointer(weights),
             int(relative),
             sums[row].data_ptr(),
             scratch.data_ptr(),

@@ -79,7 +79,7 @@ class Step:
         self._caches: weakref.WeakKeyDictionary[Any, KeyValues] = weakref.WeakKeyDictionary()
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._tensors: tuple[Tensor | None, ...] = ()  # hidden, cosine, sine, logits of the step in progress
-        self._handle = ops.handle(self)
+        self._handle = ops.register(self)
 
     def load(self, ffns: Sequence[c.FFNStruct]) -> None:
         """Take other descriptions of the feed-forward networks."""
@@ -125,8 +125,8 @@ class Step:
         logits = torch.empty(1, 1, self._model.head.rows, dtype=self.dtype)
         self._tensors = (hidden, cosine, sine, logits)
         floats = c.library().tda_step_floats(ctypes.byref(self._model), torch.get_num_threads())
-        self._scratch = c.room(self._scratch, floats)
-        if ops.wanted():
+        self._scratch = c.ensure_scratch(self._scratch, floats)
+        if ops.needs_operators():
             for stage in self.stages():
                 with span(stage.name):
                     torch.ops.tda.decode_stage(self._scratch, self._handle, stage.first, stage.last)
@@ -138,7 +138,7 @@ class Step:
 
     def run_stages(self, first: int, last: int) -> None:
         """Run stages [first, last) of the step in progress."""
-        hidden, cosine, sine, logits = map(c.address, self._tensors)
+        hidden, cosine, sine, logits = map(c.data_pointer, self._tensors)
         scratch, threads = self._scratch.data_ptr(), torch.get_num_threads()
         c.library().tda_step(ctypes.byref(self._model), first, last, hidden, cosine, sine, logits, scratch, threads)
 
@@ -178,7 +178,7 @@ class EmptyStage:
     def __init__(self) -> None:
         self._model = c.ModelStruct()
         self._scratch = torch.empty(1, dtype=torch.float32, device="cpu")
-        self._handle = ops.handle(self)
+        self._handle = ops.register(self)
 
     def __call__(self) -> None:
         """Run it."""

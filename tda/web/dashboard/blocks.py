@@ -1,7 +1,7 @@
 """Levels of every metric by case and state of the code, in blocks across which nothing is ever joined.
 
-A `Block` holds numbers of one source, machine and setting. Within it the processes that measured one state of the code
-are pooled, clean and dirty states apart.
+A `SettingHistory` holds numbers of one source, machine and setting. Within it the processes that measured one state of
+the code are pooled, clean and dirty states apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class Stop(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class MetricRun:
     """One metric of one case in one process.
 
     Attributes
@@ -129,7 +129,7 @@ class CaseFacts:
 
 
 @dataclass
-class Block:
+class SettingHistory:
     """All numbers of one source, machine and setting.
 
     Attributes
@@ -154,14 +154,14 @@ class Block:
     cases: dict[str, CaseFacts] = field(default_factory=dict)
     stops: list[Stop] = field(default_factory=list)
     failures: dict[tuple[str, Stop], str] = field(default_factory=dict)
-    _runs: dict[tuple[str, str, Stop], list[Run]] = field(default_factory=dict)
+    _runs: dict[tuple[str, str, Stop], list[MetricRun]] = field(default_factory=dict)
     _levels: dict[tuple[str, str, Stop], Level] = field(default_factory=dict)
 
-    def add(self, case: str, metric: str, stop: Stop, run: Run) -> None:
+    def add(self, case: str, metric: str, stop: Stop, run: MetricRun) -> None:
         """File what a process gave."""
         self._runs.setdefault((case, metric, stop), []).append(run)
 
-    def runs(self, case: str, metric: str, stop: Stop) -> list[Run]:
+    def runs(self, case: str, metric: str, stop: Stop) -> list[MetricRun]:
         """What all processes gave."""
         return self._runs.get((case, metric, stop), [])
 
@@ -189,7 +189,7 @@ class Block:
             self._levels[key] = _level(metric, self.runs(*key), self.failures.get((case, stop)))
         return self._levels[key]
 
-    def last(self, case: str, metric: str, stop: Stop) -> Run | None:
+    def last(self, case: str, metric: str, stop: Stop) -> MetricRun | None:
         """The last process with samples."""
         return next((run for run in reversed(self.runs(case, metric, stop)) if run.measurement.samples), None)
 
@@ -230,7 +230,7 @@ def is_quality(metric: str) -> bool:
     return metric == "perplexity" or (kind is not None and kind.unit in ("nats/token", "share"))
 
 
-def _level(metric: str, runs: Sequence[Run], failure: str | None) -> Level:
+def _level(metric: str, runs: Sequence[MetricRun], failure: str | None) -> Level:
     unit = next((run.measurement.unit for run in runs), "")
     good = [run.estimate for run in runs if run.estimate is not None]
     if not good:
@@ -241,14 +241,14 @@ def _level(metric: str, runs: Sequence[Run], failure: str | None) -> Level:
     return Level(pooled, unit)
 
 
-def _difference(one: Run | None, other: Run | None) -> Estimate | None:
+def _difference(one: MetricRun | None, other: MetricRun | None) -> Estimate | None:
     if one is None or other is None:
         return None
     values = [a - b for a, b in paired(one, other).values()]
     return bootstrap(values) if values and np.isfinite(values).all() else None
 
 
-def _relative(new: Sequence[Run], old: Sequence[Run]) -> Estimate | None:
+def _relative(new: Sequence[MetricRun], old: Sequence[MetricRun]) -> Estimate | None:
     above, below = (
         {run.process: run.estimate.value for run in runs if run.estimate is not None} for runs in (new, old)
     )
@@ -272,6 +272,6 @@ def _changed(log_ratios: Values) -> Estimate:
     return Estimate(found.size, *found.bounds(), len(log_ratios))
 
 
-def paired(one: Run, other: Run) -> dict[int, tuple[float, float]]:
+def paired(one: MetricRun, other: MetricRun) -> dict[int, tuple[float, float]]:
     """Values of the rounds or documents that two runs share."""
     return {group: (value, other.groups[group]) for group, value in one.groups.items() if group in other.groups}

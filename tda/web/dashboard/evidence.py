@@ -16,9 +16,9 @@ from tda.history.findings import Alarm, Finding
 from tda.history.nights import History, Night
 from tda.history.profiles import PROFILES_FOLDER, Profiles, read_stores
 from tda.history.repository import CommitFacts, Repository
-from tda.history.table import Table, load_history
+from tda.history.table import HistoryTable, load_history
 from tda.records import Machine
-from tda.web.dashboard.blocks import Block
+from tda.web.dashboard.blocks import SettingHistory
 from tda.web.dashboard.filing import blocks_of
 
 ALARMS = "alarms.json"
@@ -70,7 +70,7 @@ class Evidence:
 
     Attributes
     ----------
-    blocks : tuple of Block
+    blocks : tuple of SettingHistory
         By source; what was measured last comes first.
     commits : tuple of KnownCommit
         In the order of history, oldest first.
@@ -88,7 +88,7 @@ class Evidence:
         Archive of the viewer of traces; None where it could not be had.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[SettingHistory, ...]
     commits: tuple[KnownCommit, ...]
     nights: tuple[Night, ...] = ()
     alarms: tuple[Alarm, ...] = ()
@@ -131,14 +131,14 @@ class Evidence:
         profiles = read_stores([history / PROFILES_FOLDER, *stores])
         problems = tuple(dict.fromkeys((*table.problems, *unread, *damaged, *profiles.problems)))
         return cls.of(
-            Table(table.frame, problems), nights, alarms, order=order, tags=tags or {}, letters=letters,
+            HistoryTable(table.frame, problems), nights, alarms, order=order, tags=tags or {}, letters=letters,
             profiles=profiles, subjects=_looked_up(profiles, repo),
         )  # fmt: skip
 
     @classmethod
     def of(
         cls,
-        table: Table,
+        table: HistoryTable,
         nights: Sequence[Night] = (),
         alarms: Sequence[Alarm] = (),
         *,

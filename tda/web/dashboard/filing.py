@@ -14,9 +14,9 @@ from tda.web.dashboard.blocks import (
     PAIRING,
     RATIO,
     SOURCES,
-    Block,
     CaseFacts,
-    Run,
+    MetricRun,
+    SettingHistory,
     Stop,
     is_quality,
     paired,
@@ -24,7 +24,7 @@ from tda.web.dashboard.blocks import (
 from tda.web.report.measured import NO_SPEED
 
 
-def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
+def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[SettingHistory, ...]:
     """All blocks: by source, what was measured last first.
 
     Parameters
@@ -34,13 +34,13 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
     order : sequence of str
         All commits in the order of history.
     """
-    held: dict[tuple[str, str, str], Block] = {}
+    held: dict[tuple[str, str, str], SettingHistory] = {}
     for row in rows:
-        # The second install of the anchor and the second dense run of a round measure noise, not the commit.
+        # The second install of the baseline commit and the second dense run of a round measure noise, not the commit.
         if not row.commit or row.case is None or row.control or row.role == "control":
             continue
         key = (row.source, row.machine, _setting(row))
-        block = held.setdefault(key, Block(row.source, row.machine, row.machine_label, key[2]))
+        block = held.setdefault(key, SettingHistory(row.source, row.machine, row.machine_label, key[2]))
         _file(block, row)
     places = {commit: place for place, commit in enumerate(order)}
     for block in held.values():
@@ -51,7 +51,7 @@ def blocks_of(rows: Iterable[Any], order: Sequence[str]) -> tuple[Block, ...]:
     return tuple(sorted(held.values(), key=lambda block: (ranks.index(block.source), -places[block.stops[-1].commit])))
 
 
-def _file(block: Block, row: Any) -> None:
+def _file(block: SettingHistory, row: Any) -> None:
     stop = Stop(row.commit, bool(row.dirty), row.change or "")
     facts = CaseFacts(row.series, row.grid, row.case_key, row.case, row.name, row.method or "", row.sparsity)
     block.cases.setdefault(row.series, facts)
@@ -64,15 +64,15 @@ def _file(block: Block, row: Any) -> None:
     block.add(row.series, row.metric, stop, _run(row))
 
 
-def _run(row: Any) -> Run:
+def _run(row: Any) -> MetricRun:
     process = (row.night, row.grid, row.stage, row.block)
     if row.metric in SPEED and (row.execution == "masked" or row.method == "oracle"):
-        return Run(process, Measurement.absent(row.metric, NO_SPEED), None)
+        return MetricRun(process, Measurement.absent(row.metric, NO_SPEED), None)
     samples, groups = tuple(map(float, row.samples)), tuple(map(int, row.groups))
     missing = None if samples else row.missing or "not measured"
     measurement = Measurement(unit=row.unit, better=row.better, samples=samples, groups=groups, missing=missing)
     known = row.value is not None
-    return Run(process, measurement, Estimate(row.value, row.low, row.high, len(set(groups))) if known else None)
+    return MetricRun(process, measurement, Estimate(row.value, row.low, row.high, len(set(groups))) if known else None)
 
 
 def _setting(row: Any) -> str:
@@ -84,7 +84,7 @@ def _setting(row: Any) -> str:
     return " · ".join(part for part in (row.model, ", ".join(parts), row.setting) if part)
 
 
-def _derive(block: Block) -> None:
+def _derive(block: SettingHistory) -> None:
     """Add decode time and NLL relative to dense, where no source gave them."""
     for stop in block.stops:
         dense = next((case for case, facts in block.cases.items() if facts.method == "dense"
@@ -99,23 +99,25 @@ def _derive(block: Block) -> None:
             _compare(block, case, DELTA, stop, *sides, lambda a, b: a - b)
 
 
-def _likelihoods(block: Block, case: str, stop: Stop) -> list[Run]:
+def _likelihoods(block: SettingHistory, case: str, stop: Stop) -> list[MetricRun]:
     """NLL by document; the logarithm of perplexity where that alone is there."""
     found = block.runs(case, "nll_nats", stop)
     return found or [
-        Run(run.process, Measurement.of("nll_nats", np.log(run.measurement.samples), run.measurement.groups), None)
+        MetricRun(
+            run.process, Measurement.of("nll_nats", np.log(run.measurement.samples), run.measurement.groups), None
+        )
         for run in block.runs(case, "perplexity", stop)
         if run.measurement.samples
     ]
 
 
 def _compare(
-    block: Block,
+    block: SettingHistory,
     case: str,
     metric: str,
     stop: Stop,
-    runs: Sequence[Run],
-    dense: Sequence[Run],
+    runs: Sequence[MetricRun],
+    dense: Sequence[MetricRun],
     operation: Callable[[float, float], float],
 ) -> None:
     """File a metric that is paired with dense of the same process."""
@@ -127,4 +129,4 @@ def _compare(
             measurement = Measurement(unit=kind.unit, better=kind.better, samples=tuple(values), groups=tuple(both))
             known = np.isfinite(values).all()
             estimate = (bootstrap if is_quality(metric) else typical)(values) if known else None
-            block.add(case, metric, stop, Run(run.process, measurement, estimate))
+            block.add(case, metric, stop, MetricRun(run.process, measurement, estimate))

@@ -9,7 +9,7 @@ from jinja2 import Environment
 
 from tda.results import write_whole
 from tda.web.dashboard.evidence import Evidence
-from tda.web.dashboard.pages import PAGES, File, Sheet
+from tda.web.dashboard.pages import PAGES, File, HtmlPage
 from tda.web.dashboard.settings import DashboardConfig
 from tda.web.theme.figures import STYLE
 from tda.web.theme.formatting import number
@@ -72,8 +72,8 @@ def _moment(text: str) -> str:
         return text
 
 
-def _render(made: Environment, sheet: Sheet, evidence: Evidence, here: str) -> str:
-    """A sheet's HTML; `home` leads from it to the pages' folder."""
+def _render(made: Environment, sheet: HtmlPage, evidence: Evidence, here: str) -> str:
+    """A page's HTML; `home` leads from it to the pages' folder."""
     home = "../" * sheet.path.count("/")
     return made.get_template(sheet.template).render(
         evidence=evidence, title=sheet.title, here=here, home=home, **sheet.values

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from tda.history.findings import Finding
 from tda.statistics import Estimate
-from tda.web.dashboard.blocks import RATIO, SETS, Block, CaseFacts, Stop
+from tda.web.dashboard.blocks import RATIO, SETS, CaseFacts, SettingHistory, Stop
 from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.formatting import SPLITS, level_text, scaled
 
@@ -42,13 +42,13 @@ class Trend:
     ----------
     evidence : Evidence
         Where they are from.
-    blocks : tuple of Block
+    blocks : tuple of SettingHistory
         In the order of their last commits. Each has slots of its own, so that a commit that was measured on both
         sides of a break stands on both.
     """
 
     evidence: Evidence
-    blocks: tuple[Block, ...]
+    blocks: tuple[SettingHistory, ...]
 
     @property
     def slug(self) -> str:
@@ -108,18 +108,18 @@ class Trend:
         seen = sorted(held.values(), key=lambda facts: facts.order)
         return [facts for facts in seen if any(self.dots(block, facts.series, metric) for block in self.blocks)]
 
-    def dots(self, block: Block, case: str, metric: str) -> list[Dot]:
+    def dots(self, block: SettingHistory, case: str, metric: str) -> list[Dot]:
         """What is drawn of one block."""
         return list(self._sets(block, case) if metric == SETS else self._levels(block, case, metric))
 
-    def _levels(self, block: Block, case: str, metric: str) -> Iterator[Dot]:
+    def _levels(self, block: SettingHistory, case: str, metric: str) -> Iterator[Dot]:
         for stop in block.stops:
             place = self.places.get((block.machine, stop.commit))
             level = block.level(case, metric, stop)
             if place is not None and level.estimate is not None:
                 yield Dot(place, stop, scaled(level.estimate, level.unit), level_text(level))
 
-    def _sets(self, block: Block, case: str) -> Iterator[Dot]:
+    def _sets(self, block: SettingHistory, case: str) -> Iterator[Dot]:
         """Kept sets, numbered as they first appear: a step is a change."""
         numbers: dict[tuple[float, ...], int] = {}
         for stop in block.stops:
@@ -148,7 +148,7 @@ def shows_in(finding: Finding, metric: str) -> bool:
 
 def trends(evidence: Evidence) -> list[Trend]:
     """All trends, in the order of blocks."""
-    held: dict[tuple[object, ...], list[Block]] = {}
+    held: dict[tuple[object, ...], list[SettingHistory]] = {}
     for block in evidence.blocks:
         held.setdefault((block.source, block.setting, evidence.hardware(block.machine)), []).append(block)
     last = {id(block): evidence.places[block.stops[-1].commit] for block in evidence.blocks}

@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 
 from tda.profiler.roofline import points
 from tda.profiler.split import COMPONENTS, Gap
-from tda.web.profile.groups import PIECES, Group, ShownProfile
+from tda.web.profile.groups import PIECES, ProfileGroup, ShownProfile
 from tda.web.theme.figures import GRID, INK, MUTED, case_axes, label_axes, legend, new_axes, plain_ticks, row_text
 from tda.web.theme.formatting import number
 from tda.web.theme.style import UNTRUSTED, look
@@ -17,7 +17,7 @@ COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D9D9D9", "#FFFFFF")
 FAMILY_MARKERS = {"FFN": "s", "projections": "o", "attention": "^", "head": "D", "other": "X"}
 
 
-def step_figure(group: Group) -> Figure:
+def step_figure(group: ProfileGroup) -> Figure:
     """A decode step of every case in pieces, in ms of self time."""
     figure, axes = case_axes(
         f"Where a decode step of {group.first.case.model} spends its time", [shown.label for shown in group.shown]
@@ -65,7 +65,7 @@ def gap_figure(shown: ShownProfile, dense: ShownProfile, gap: Gap) -> Figure:
     return figure
 
 
-def roofline_figure(group: Group, phases: Sequence[str] = ("prefill", "decode")) -> Figure | None:
+def roofline_figure(group: ProfileGroup, phases: Sequence[str] = ("prefill", "decode")) -> Figure | None:
     """Families of kernels of every case under the roofs; None where nothing was counted."""
     found = [(shown, point) for shown in group.shown for point in points(shown.profile) if point.phase in phases]
     if not found:

@@ -90,7 +90,7 @@ class ShownProfile:
 
 
 @dataclass(frozen=True)
-class Group:
+class ProfileGroup:
     """Profiles of one model in one setting, on one machine and commit; dense first.
 
     Attributes
@@ -134,7 +134,7 @@ def piece_of(row: KernelRow) -> str:
     return _OF_PART.get(row.part, "other operators") if row.op else "framework"
 
 
-def gather_profiles(folder: Path) -> list[Group]:
+def gather_profiles(folder: Path) -> list[ProfileGroup]:
     """Read a folder's profiles in groups.
 
     Raises
@@ -151,7 +151,7 @@ def gather_profiles(folder: Path) -> list[Group]:
         commit, inputs = profile.commit.hash, profile.inputs
         key = (profile.case.setting, inputs.setting, inputs.change, commit, profile.machine.fingerprint)
         held.setdefault(key, []).append((place, profile))
-    return [Group(number, together(found)) for number, found in enumerate(held.values(), start=1)]
+    return [ProfileGroup(number, together(found)) for number, found in enumerate(held.values(), start=1)]
 
 
 def together(found: Sequence[tuple[Path, Profile]]) -> tuple[ShownProfile, ...]:
@@ -166,7 +166,7 @@ def order(case: Case) -> tuple[int, str, float]:
     return (*rank(case.method), case.sparsity or 0.0)
 
 
-def piece_rows(group: Group) -> Iterator[dict[str, Any]]:
+def piece_rows(group: ProfileGroup) -> Iterator[dict[str, Any]]:
     """A row for each piece of a decode step: ms of every case, and the difference to dense."""
     dense = None if group.dense is None else group.dense.pieces()
     for piece, colour in PIECES.items():
@@ -188,7 +188,7 @@ def step_rows(profiles: Sequence[Profile]) -> list[dict[str, Any]]:
     return rows
 
 
-def verdicts(groups: Sequence[Group]) -> list[str]:
+def verdicts(groups: Sequence[ProfileGroup]) -> list[str]:
     """A sentence for each case whose profile cannot be trusted: the last word of a terminal."""
     return [
         f"{shown.label} on {shown.profile.case.model} cannot be trusted, because {'; '.join(shown.warnings)}"

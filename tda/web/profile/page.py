@@ -16,7 +16,7 @@ from tda.profiler.store import KERNELS, MODULES
 from tda.results import write_whole
 from tda.spans import PHASES
 from tda.web.profile.figures import gap_figure, roofline_figure, step_figure
-from tda.web.profile.groups import PIECES, Group, ShownProfile, gather_profiles, piece_of, piece_rows, verdicts
+from tda.web.profile.groups import PIECES, ProfileGroup, ShownProfile, gather_profiles, piece_of, piece_rows, verdicts
 from tda.web.theme.figures import STYLE, inline
 from tda.web.theme.formatting import MISSING, listed, number, size
 from tda.web.theme.pages import environment
@@ -64,7 +64,7 @@ class _Page:
     """Renders groups of profiles; `files` holds the figures' files by name afterwards."""
 
     folder: Path
-    groups: list[Group]
+    groups: list[ProfileGroup]
     viewers: Callable[[Path], str | None]
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ class _Page:
         made = environment("tda.web.profile", number=_number, size=_size, percent=_percent)
         return made.get_template("profile.html").render(groups=[self._group(group) for group in self.groups])
 
-    def _group(self, group: Group) -> dict[str, Any]:
+    def _group(self, group: ProfileGroup) -> dict[str, Any]:
         profile = group.first
         return {
             "number": group.number,
@@ -97,7 +97,7 @@ class _Page:
             "cases": [self._case(shown) for shown in group.shown],
         }
 
-    def _roofline(self, group: Group) -> dict[str, Any] | None:
+    def _roofline(self, group: ProfileGroup) -> dict[str, Any] | None:
         figure = roofline_figure(group)
         if figure is None:
             return None
@@ -123,7 +123,7 @@ class _Page:
         return {"stem": stem, "svg": inline(figure, stem, self.files)}
 
 
-def _findings(group: Group) -> Iterator[str]:
+def _findings(group: ProfileGroup) -> Iterator[str]:
     """The page's answer in sentences: where a step's time goes, and what each method saved."""
     dense = group.dense
     if dense is None:

@@ -24,7 +24,7 @@ OF_QUALITY = frozenset({FEW_DOCUMENTS, "built in text"})
 
 
 @dataclass(frozen=True)
-class Comparison(ScoredCase):
+class ComparedCase(ScoredCase):
     """A case and the dense case that it is compared with.
 
     Attributes

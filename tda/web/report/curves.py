@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.theme.figures import MUTED, curve_style, handle, label_axes, mark_handle, plain_ticks, settle
 from tda.web.theme.style import UNTRUSTED, look
 
@@ -61,9 +61,9 @@ def by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def over_sparsity(
-    cases: Sequence[Comparison],
-    value: Callable[[Comparison], Estimate | None],
-    limit: Callable[[Comparison], float | None] = lambda case: None,
+    cases: Sequence[ComparedCase],
+    value: Callable[[ComparedCase], Estimate | None],
+    limit: Callable[[ComparedCase], float | None] = lambda case: None,
 ) -> list[Point]:
     """Points over the asked sparsity, 0 where none was; curves stand a little apart, so that whiskers can be seen."""
     names = list(dict.fromkeys(case.series for case in cases))

@@ -8,7 +8,7 @@ from typing import Any
 
 from tda.tasks import Item
 from tda.web.report.answers import Answers
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.theme.formatting import number
 
@@ -24,7 +24,7 @@ DiffPart = tuple[str, str]
 class _Answered:
     """A case's items of a task by number."""
 
-    case: Comparison
+    case: ComparedCase
     items: dict[int, Item]
 
 
@@ -45,7 +45,7 @@ def _of_group(group: Group, groups: int) -> Iterator[dict[str, Any]]:
                 yield _sheet(title, held, problems)
 
 
-def _answered(cases: Iterable[Comparison], answers: Sequence[Answers], problems: list[str]) -> Iterator[_Answered]:
+def _answered(cases: Iterable[ComparedCase], answers: Sequence[Answers], problems: list[str]) -> Iterator[_Answered]:
     for case in cases:
         own = next((one for one in answers if one.of(case.record.case)), None)
         if own is not None:

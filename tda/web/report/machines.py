@@ -8,7 +8,7 @@ from functools import cached_property
 from tda.changes.quality import ROUNDING
 from tda.records import Machine
 from tda.statistics import LEVEL, MIN_GROUPS, Estimate, level_of, ratios, unpaired_ratio
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.setting import Setting
 from tda.web.report.tasks import unlike
@@ -89,18 +89,18 @@ class Between:
 
 
 @dataclass(frozen=True)
-class Row:
+class SideBySideRow:
     """A case that several machines measured.
 
     Attributes
     ----------
-    cases : mapping of str to Comparison
+    cases : mapping of str to ComparedCase
         By the machine's name; each beside dense of its own machine.
     comparisons : int
         Ratios of speed-ups that verdicts hold for together.
     """
 
-    cases: Mapping[str, Comparison]
+    cases: Mapping[str, ComparedCase]
     comparisons: int = 1
 
     @property
@@ -121,7 +121,7 @@ class Row:
         (first, reference), *others = self.cases.items()
         return [self._between(name, case, first, reference) for name, case in others]
 
-    def _between(self, name: str, case: Comparison, first: str, reference: Comparison) -> Between:
+    def _between(self, name: str, case: ComparedCase, first: str, reference: ComparedCase) -> Between:
         mine, theirs = (_steps(one, baseline=self.is_baseline) for one in (case, reference))
         for place, one, values in ((name, case, mine), (first, reference, theirs)):
             if not values:
@@ -146,7 +146,7 @@ class Row:
         return list(_quality(self.cases))
 
 
-def _steps(case: Comparison, *, baseline: bool) -> list[float]:
+def _steps(case: ComparedCase, *, baseline: bool) -> list[float]:
     """A value for each round: the decode step of dense, the speed-up of another; none where it is missing."""
     if baseline:
         return list(case.groups("decode_ms").values())
@@ -156,7 +156,7 @@ def _steps(case: Comparison, *, baseline: bool) -> list[float]:
     return list(ratios(dense.record.measurements["decode_ms"], case.record.measurements["decode_ms"]).values())
 
 
-def _kernels(cases: Mapping[str, Comparison]) -> str:
+def _kernels(cases: Mapping[str, ComparedCase]) -> str:
     """What is to be known of a ratio of machines that ran a case on unlike kernels."""
     backends = {name: (case.record.backend or "").split(" (")[0] for name, case in cases.items()}
     if "" in backends.values() or len(set(backends.values())) == 1:
@@ -196,7 +196,7 @@ class Apart:
         return text + (f" ({self.unequal} of {self.of} {self.each} by more than rounding)" if self.unequal else "")
 
 
-def _quality(cases: Mapping[str, Comparison]) -> Iterator[Apart]:
+def _quality(cases: Mapping[str, ComparedCase]) -> Iterator[Apart]:
     held = list(cases.values())
     rounding = ROUNDING if held[0].record.case.dtype == "float32" else COARSE_ROUNDING
     found = _apart("NLL", "nats/token", [case.groups("nll_nats") for case in held], rounding, "documents")
@@ -240,13 +240,13 @@ class SideBySide:
         Model and sizes, and the commit where the page holds several.
     names : tuple of str
         The machines, in order.
-    rows : tuple of Row
+    rows : tuple of SideBySideRow
         Cases that two machines or more have, dense first.
     """
 
     title: str
     names: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[SideBySideRow, ...]
 
     @property
     def messages(self) -> list[str]:
@@ -313,13 +313,13 @@ def _shared(groups: Sequence[Group], names: Mapping[str, str]) -> Iterator[SideB
             place = setting.cases[0].record.setting
             held.setdefault(place, {})[names[group.machine.fingerprint]] = setting
     for settings in held.values():
-        cases: dict[tuple[str, str], dict[str, Comparison]] = {}
+        cases: dict[tuple[str, str], dict[str, ComparedCase]] = {}
         for name, setting in settings.items():
             for case in setting.cases:
                 if not case.is_control:
                     cases.setdefault(case.record.series, {})[name] = case
-        rows = [Row(found) for found in cases.values() if len(found) > 1]
+        rows = [SideBySideRow(found) for found in cases.values() if len(found) > 1]
         if rows:
             compared = sum(one.ratio is not None for row in rows if not row.is_baseline for one in row.between)
             title = next(iter(settings.values())).title
-            yield SideBySide(title, tuple(settings), tuple(Row(row.cases, max(compared, 1)) for row in rows))
+            yield SideBySide(title, tuple(settings), tuple(SideBySideRow(row.cases, max(compared, 1)) for row in rows))

@@ -28,7 +28,7 @@ def items_page(groups: Sequence[Group]) -> str | None:
 
 
 @dataclass
-class Page:
+class ReportPage:
     """Renders groups of records, judged by a rule; `files` holds the figures' files by name afterwards."""
 
     groups: Sequence[Group]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tda.records import TaskFacts
 from tda.statistics import Estimate, average
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.setting import Setting
 from tda.web.report.tasks import apart, unlike
@@ -41,7 +41,7 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """A score or why there is none; `note` says what is to be known of a score."""
 
     value: Estimate | None
@@ -70,7 +70,7 @@ class Model:
         return self.group.machine.gpu or self.group.machine.cpu
 
     @cached_property
-    def cases(self) -> dict[str, Comparison]:
+    def cases(self) -> dict[str, ComparedCase]:
         """The paper's methods by label, without controls."""
         cases = (case for case in self.setting.cases if case.record.case.control is None)
         return {case.label: case for case in cases if case.method in METHODS}
@@ -84,16 +84,16 @@ class Model:
         """What its scores of a task are of; of dense where it was scored."""
         return next((case.record.tasks[task] for case in self.cases.values() if task in case.tasks), None)
 
-    def cell(self, label: str, task: str) -> Cell:
+    def cell(self, label: str, task: str) -> ScoreCell:
         """A case's score of a task; unlike questions than dense's are no cell of one row."""
         case = self.cases.get(label)
         if case is None or (task not in case.tasks and case.record.status == "ok"):
-            return Cell(None, note=NOT_RUN)
+            return ScoreCell(None, note=NOT_RUN)
         value, facts = case.score(case.headline(task)), self.facts(task)
         if value is None or facts is None:
-            return Cell(None, note=case.score_missing(task))
+            return ScoreCell(None, note=case.score_missing(task))
         why = unlike(case.record.tasks[task], facts)
-        return Cell(value, value.groups) if why is None else Cell(None, note=why)
+        return ScoreCell(value, value.groups) if why is None else ScoreCell(None, note=why)
 
 
 @dataclass(frozen=True)
@@ -139,22 +139,22 @@ class Paper:
         names = (case.headline(task) for model in self.models for case in model.cases.values())
         return next((name.removeprefix(f"task_{task}_") for name in names if name is not None), "")
 
-    def average(self, model: Model, label: str) -> Cell:
+    def average(self, model: Model, label: str) -> ScoreCell:
         """Mean over the rows, which all must be there: part of them is another mean."""
         cells = [model.cell(label, task) for task in self.tasks]
         values = [cell.value for cell in cells if cell.value is not None]
         if len(values) < len(cells):
-            return Cell(None, note=NOT_RUN if not values else "not all tasks were scored")
+            return ScoreCell(None, note=NOT_RUN if not values else "not all tasks were scored")
         if not all(self.is_share(task) for task in self.tasks):
-            return Cell(None, note="scores of unlike units have no mean")
-        return Cell(average(values))
+            return ScoreCell(None, note="scores of unlike units have no mean")
+        return ScoreCell(average(values))
 
     def is_share(self, task: str) -> bool:
         """Whether the score of a row lies within 0 and 1."""
         found = ((case, case.headline(task)) for model in self.models for case in model.cases.values())
         return all(case.is_share(name) for case, name in found if name is not None)
 
-    def rows(self) -> list[tuple[str, list[Cell]]]:
+    def rows(self) -> list[tuple[str, list[ScoreCell]]]:
         """Task with score, and a cell for each model and label; the average last."""
         columns = [(model, label) for model in self.models for label in self.labels]
         rows = [
@@ -197,7 +197,7 @@ def _tasks(models: Iterable[Model]) -> list[str]:
     return list(dict.fromkeys(task for model in models for task in model.tasks))
 
 
-def _times(case: Comparison | None) -> tuple[str, str, str]:
+def _times(case: ComparedCase | None) -> tuple[str, str, str]:
     """By how much generation takes less time, and the speed-ups of generation and decode."""
     faster = case.faster("generation_ms") if case is not None else None
     decode = case.speedup if case is not None else None

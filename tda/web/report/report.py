@@ -8,7 +8,7 @@ import matplotlib
 
 from tda.results import write_whole
 from tda.web.report.gather import gather
-from tda.web.report.page import Page, items_page
+from tda.web.report.page import ReportPage, items_page
 from tda.web.report.paper import paper_frame
 from tda.web.report.table import frame
 from tda.web.theme.figures import STYLE
@@ -61,7 +61,7 @@ def build_report(folders: Sequence[Path], out: Path, rule: WorthRule = DEFAULT) 
     """
     groups = gather(folders)
     with matplotlib.rc_context(STYLE):
-        page = Page(groups, rule)
+        page = ReportPage(groups, rule)
         html = page.render()
     for name, content in page.files.items():
         write_whole(out / "figures" / name, content)

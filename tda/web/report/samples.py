@@ -9,7 +9,7 @@ import pandas as pd
 
 from tda.derived import DERIVED, Derived, Missing
 from tda.records import MEASUREMENTS, Measurement, MeasurementKind
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group, gather
 from tda.web.report.table import identity
 
@@ -81,7 +81,7 @@ def load_results(*folders: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(_TYPES)
 
 
-def _facts(group: Group, case: Comparison) -> dict[str, Any]:
+def _facts(group: Group, case: ComparedCase) -> dict[str, Any]:
     record = case.record
     return {
         "case": f"{case.label} on {record.case.model}",
@@ -98,7 +98,7 @@ def _facts(group: Group, case: Comparison) -> dict[str, Any]:
     }
 
 
-def _rows(case: Comparison) -> Iterator[dict[str, Any]]:
+def _rows(case: ComparedCase) -> Iterator[dict[str, Any]]:
     if case.record.status != "ok":
         yield _row(None, None, missing=f"{case.record.outcome}: {case.record.reason}")
         return
@@ -116,7 +116,7 @@ def _rows(case: Comparison) -> Iterator[dict[str, Any]]:
             yield _row(name, kind, value=found.value, low=found.low, high=found.high)
 
 
-def _delta_nll(case: Comparison) -> Derived:
+def _delta_nll(case: ComparedCase) -> Derived:
     return case.delta_nll or Missing("no dense score" if case.samples("nll_nats") else case.missing("nll_nats"))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tda.derived import Missing
 from tda.records import Record
 from tda.statistics import LEVEL, MARGIN, Estimate
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.setting import Setting, settings
 from tda.web.theme.formatting import MISSING, interval, number
 
@@ -44,7 +44,7 @@ def multiplicity(setting: Setting) -> str:
     return f"Verdicts hold for all {count} comparisons together: intervals of differences are at {level} (Bonferroni)."
 
 
-def _cells(case: Comparison, task: str) -> dict[str, str]:
+def _cells(case: ComparedCase, task: str) -> dict[str, str]:
     name, share = case.headline(task), case.record.tasks[task].sparse_share
     difference, verdict = case.task_difference(task), case.task_verdict(task)
     error = None if name is None else case.score_error(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from tda.cases import requests_apart
 from tda.records import Record, merge
 from tda.statistics import BLIND, by_group, is_baseline, noise_floor, speedup
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.measured import MeasuredCase
 from tda.web.theme.style import rank
 
@@ -17,13 +17,13 @@ class Setting:
 
     Attributes
     ----------
-    cases : tuple of Comparison
+    cases : tuple of ComparedCase
         In the order of methods, then sparsity.
     details : str
         Seed and text, where another setting has the same model and sizes.
     """
 
-    cases: tuple[Comparison, ...]
+    cases: tuple[ComparedCase, ...]
     details: str = ""
 
     @property
@@ -63,7 +63,7 @@ class Setting:
         return self.model + (f" ({', '.join(words)})" if words else "")
 
     @property
-    def baseline(self) -> Comparison | None:
+    def baseline(self) -> ComparedCase | None:
         """The dense case that ratios are taken to; None where none ran."""
         dense = next((case.dense for case in self.cases), None)
         return next((case for case in self.cases if case.record is dense), None)
@@ -79,16 +79,16 @@ class Setting:
         return self.cases[0].comparisons
 
     @property
-    def timed(self) -> list[Comparison]:
+    def timed(self) -> list[ComparedCase]:
         """Cases with a speed, without the A/A control."""
         return [case for case in self.cases if case.timed and not case.is_control]
 
     @property
-    def scored(self) -> list[Comparison]:
+    def scored(self) -> list[ComparedCase]:
         """Cases with a quality, without dense."""
         return [case for case in self.cases if case.delta_nll is not None and not case.is_dense]
 
-    def with_gaps(self, cases: Iterable[Comparison]) -> list[Comparison]:
+    def with_gaps(self, cases: Iterable[ComparedCase]) -> list[ComparedCase]:
         """Cases and all others of their curves: what is missing there is drawn as a gap."""
         curves = {case.series for case in cases}
         return [case for case in self.cases if case.series in curves]
@@ -163,7 +163,7 @@ def _setting(members: Sequence[Record]) -> Setting:
         several = len({one.inputs.calibration for one in members if one.case == record.case}) > 1
         suffix = record.inputs.calibrated if several else ""
         cases.append(
-            Comparison(
+            ComparedCase(
                 record,
                 dense,
                 among=among,
@@ -194,5 +194,5 @@ def _noise(members: Sequence[Record], dense: Record | None) -> tuple[float | Non
     return floor, "; ".join(spoiled)
 
 
-def _order(case: Comparison) -> tuple[object, ...]:
+def _order(case: ComparedCase) -> tuple[object, ...]:
     return (*rank(case.method), case.is_control, case.series, case.sparsity or 0.0)

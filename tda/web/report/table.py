@@ -11,7 +11,7 @@ import pandas as pd
 from tda.derived import NOT_FINITE, UNLIKE, Missing
 from tda.records import Record
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.setting import settings
 from tda.web.theme.formatting import MISSING, interval, number
@@ -47,15 +47,15 @@ class Column:
 
     name: str
     heading: str
-    value: Callable[[Comparison], Value]
-    missing: Callable[[Comparison], str]
+    value: Callable[[ComparedCase], Value]
+    missing: Callable[[ComparedCase], str]
     numeric: bool = True
     signed: bool = False
     scale: float = 1.0
     ratio: bool = False
-    text: Callable[[Comparison, str], str] = lambda case, text: text
+    text: Callable[[ComparedCase, str], str] = lambda case, text: text
 
-    def cell(self, case: Comparison) -> "Cell":
+    def cell(self, case: ComparedCase) -> "Cell":
         """The value of a case as it is shown; a ratio that cannot be trusted says so."""
         cell = self._plain_cell(case)
         if cell.text != MISSING:
@@ -64,7 +64,7 @@ class Column:
             return cell
         return replace(cell, text=f"{cell.text}, not trusted", tooltip="; ".join(case.warnings))
 
-    def _plain_cell(self, case: Comparison) -> "Cell":
+    def _plain_cell(self, case: ComparedCase) -> "Cell":
         value = self.value(case)
         if value is None:
             return Cell(MISSING, None, self.missing(case), self.numeric)
@@ -92,7 +92,7 @@ def _measured(name: str, heading: str, *, scale: float = 1.0) -> Column:
 
 
 def _derived(name: str, heading: str, *, signed: bool = False, ratio: bool = False) -> Column:
-    def why(case: Comparison) -> str:
+    def why(case: ComparedCase) -> str:
         found = case.derived(name)
         return found.reason if isinstance(found, Missing) else ""
 
@@ -116,23 +116,23 @@ def _averaged(name: str, heading: str) -> Column:
     return Column(name, heading, lambda case: case.mean(name), lambda case: case.missing(name))
 
 
-def _words(name: str, heading: str, value: Callable[[Comparison], str | None], missing: str = "") -> Column:
+def _words(name: str, heading: str, value: Callable[[ComparedCase], str | None], missing: str = "") -> Column:
     return Column(name, heading, value, lambda case: missing or f"{case.record.outcome}: {case.record.reason}", False)
 
 
-def _ratio_missing(name: str) -> Callable[[Comparison], str]:
-    def why(case: Comparison) -> str:
+def _ratio_missing(name: str) -> Callable[[ComparedCase], str]:
+    def why(case: ComparedCase) -> str:
         return case.missing(name) if case.dense is not None else "no dense run of this setting succeeded"
 
     return why
 
 
-def _ran(case: Comparison) -> str | None:
+def _ran(case: ComparedCase) -> str | None:
     parts = [part for part in (case.record.execution, case.record.backend) if part]
     return " · ".join(parts) or None
 
 
-def _status(case: Comparison) -> str:
+def _status(case: ComparedCase) -> str:
     scored = len(case.groups("nll_nats"))
     part = f", {scored} of {case.documents} documents" if 0 < scored < case.documents / 2 else ""
     if case.record.status == "ok" and "decode_ms" not in case.record.measurements:
@@ -207,25 +207,25 @@ def score_column(task: str, name: str, heading: str = "") -> Column:
     return Column(name, heading, lambda case: case.score(name), lambda case: _score_missing(case, task, name))
 
 
-def _score_missing(case: Comparison, task: str, name: str) -> str:
+def _score_missing(case: ComparedCase, task: str, name: str) -> str:
     return case.missing(name) if name in case.tasks.get(task, ()) else case.score_missing(task)
 
 
 def difference_column(task: str, heading: str) -> Column:
     """A task's headline score less dense's, at the level that holds for all comparisons of the setting."""
 
-    def why(case: Comparison) -> str:
+    def why(case: ComparedCase) -> str:
         found = case.task_difference(task)
         return found.reason if isinstance(found, Missing) else ""
 
-    def value(case: Comparison) -> Estimate | None:
+    def value(case: ComparedCase) -> Estimate | None:
         found = case.task_difference(task)
         return None if isinstance(found, Missing) else found
 
     return Column(f"task_{task}_to_dense", heading, value, why, signed=True)
 
 
-def _task_columns(cases: Sequence[Comparison]) -> list[Column]:
+def _task_columns(cases: Sequence[ComparedCase]) -> list[Column]:
     """Every score of every task, and what stands for a task beside dense."""
     found: list[Column] = []
     for task in dict.fromkeys(task for case in cases for task in case.tasks):
@@ -238,15 +238,15 @@ def _task_columns(cases: Sequence[Comparison]) -> list[Column]:
     return found
 
 
-def _comparisons(case: Comparison) -> float:
+def _comparisons(case: ComparedCase) -> float:
     return float(case.comparisons)
 
 
-def _whole(case: Comparison, text: str) -> str:
+def _whole(case: ComparedCase, text: str) -> str:
     return f"{case.comparisons}"
 
 
-def columns(cases: Iterable[Comparison]) -> list[Column]:
+def columns(cases: Iterable[ComparedCase]) -> list[Column]:
     """The columns of a table of these cases."""
     held = list(cases)
     optional = (column for column in OPTIONAL if any(column.value(case) for case in held))
@@ -299,7 +299,7 @@ def frame(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame([_row(group, case, [*COLUMNS, *OPTIONAL, *tasks, *LAST]) for group, case in cases])
 
 
-def identity(group: Group, case: Comparison) -> dict[str, Any]:
+def identity(group: Group, case: ComparedCase) -> dict[str, Any]:
     """What tells a case from others, but its model and method: machine, commit, request and inputs."""
     request = case.record.case
     return {
@@ -313,7 +313,7 @@ def identity(group: Group, case: Comparison) -> dict[str, Any]:
     }
 
 
-def _row(group: Group, case: Comparison, columns: Iterable[Column]) -> dict[str, Any]:
+def _row(group: Group, case: ComparedCase, columns: Iterable[Column]) -> dict[str, Any]:
     row: dict[str, Any] = {
         **identity(group, case),
         "rounds": len(case.groups("decode_ms")),

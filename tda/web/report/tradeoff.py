@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.setting import Setting
 
 
@@ -29,7 +29,7 @@ class Tradeoff:
         return self.quality is self.speed
 
     @property
-    def pairs(self) -> list[tuple[Comparison, Comparison]]:
+    def pairs(self) -> list[tuple[ComparedCase, ComparedCase]]:
         """(timed case, scored case) of the same method, options and sparsity."""
         if self.quality is None:
             return []

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from tda.records import Record
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.setting import settings
 
 
-def raised_flags(cases: Iterable[Comparison]) -> dict[str, list[str]]:
+def raised_flags(cases: Iterable[ComparedCase]) -> dict[str, list[str]]:
     """Warnings by kind, flags of records and what follows from comparing, each with its cases and details."""
     held: dict[str, list[str]] = {}
     for case in cases:

@@ -8,7 +8,7 @@ from typing import Literal
 from tda.derived import Missing
 from tda.records import Record
 from tda.statistics import MARGIN, MIN_GROUPS, Estimate
-from tda.web.report.comparison import A_A, OF_QUALITY, Comparison
+from tda.web.report.comparison import A_A, OF_QUALITY, ComparedCase
 from tda.web.report.sections import Block, Table
 from tda.web.report.setting import Setting, settings
 from tda.web.report.table import Cell, Column, named
@@ -46,7 +46,7 @@ CAUTION = (
 )
 
 
-def worth(case: Comparison, rule: WorthRule) -> Worth:
+def worth(case: ComparedCase, rule: WorthRule) -> Worth:
     """Judge a case by the rule."""
     if case.record.status != "ok":
         return Worth("cannot tell", case.record.outcome)
@@ -65,7 +65,7 @@ def _all(sides: Sequence[Judgement]) -> Judgement:
     return decided, "; ".join(why for holds, why in sides if holds is decided and why)
 
 
-def _speed(case: Comparison, rule: WorthRule) -> Judgement:
+def _speed(case: ComparedCase, rule: WorthRule) -> Judgement:
     warnings = [kind for kind in case.warning_details if kind not in OF_QUALITY]
     ratio, noise = case.speedup, case.floor
     if not case.timed or ratio is None:
@@ -84,7 +84,7 @@ def _speed(case: Comparison, rule: WorthRule) -> Judgement:
     return None, f"speed-up is {number(low)} to {number(high)} with the noise"
 
 
-def _quality(case: Comparison, rule: WorthRule) -> Judgement:
+def _quality(case: ComparedCase, rule: WorthRule) -> Judgement:
     warnings = [kind for kind in case.warning_details if kind in OF_QUALITY]
     sides = [_likelihood(case.delta_nll, rule)] if case.delta_nll is not None else []
     sides += [_task(case, task) for task in case.tasks]
@@ -110,14 +110,14 @@ def _likelihood(delta: Estimate, rule: WorthRule) -> Judgement:
     return None, f"ΔNLL on both sides of {rule.max_loss_nats:g}"
 
 
-def _task(case: Comparison, task: str) -> Judgement:
+def _task(case: ComparedCase, task: str) -> Judgement:
     found = case.task_verdict(task)
     if isinstance(found, Missing) or found == "cannot tell":
         return None, f"{task} unclear"
     return (False, f"worse on {task}") if found == "worse" else (True, "")
 
 
-def _from_tokens(case: Comparison) -> str:
+def _from_tokens(case: ComparedCase) -> str:
     """From how many generated tokens on, where these are more than were generated here."""
     tokens = case.estimate("break_even_tokens")
     if tokens is None:
@@ -132,7 +132,7 @@ def _from_tokens(case: Comparison) -> str:
 # Tables.
 
 
-def judged(setting: Setting) -> list[Comparison]:
+def judged(setting: Setting) -> list[ComparedCase]:
     """The cases that a verdict is about, in the order in which their methods were measured first, then by sparsity.
 
     Neither dense nor a control is a method, and the oracle is a bound for one.
@@ -163,7 +163,7 @@ def noise(floor: float | None) -> str:
     return MISSING if floor is None else f"±{number(100 * floor, 2)}%"
 
 
-def _no_reason(case: Comparison) -> str:
+def _no_reason(case: ComparedCase) -> str:
     return ""
 
 
@@ -192,5 +192,5 @@ def verdict_blocks(found: Sequence[Setting], rule: WorthRule) -> list[Block]:
     ]
 
 
-def _cells(case: Comparison, columns: Sequence[Column]) -> list[Cell]:
+def _cells(case: ComparedCase, columns: Sequence[Column]) -> list[Cell]:
     return [column.cell(case) for column in columns]

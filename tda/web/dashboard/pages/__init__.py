@@ -10,7 +10,7 @@ from tda.web.navigation import Navigation
 
 
 @dataclass(frozen=True)
-class Sheet:
+class HtmlPage:
     """One HTML file.
 
     Attributes
@@ -47,7 +47,7 @@ class File:
     content: bytes | Path
 
 
-PAGES: Navigation[Callable[[Evidence], Iterable[Sheet | File]]] = Navigation(
+PAGES: Navigation[Callable[[Evidence], Iterable[HtmlPage | File]]] = Navigation(
     "dashboard page", "tda.web.dashboard.pages", group="tda.pages"
 )
 page = PAGES.add

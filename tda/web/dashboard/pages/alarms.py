@@ -11,7 +11,7 @@ from tda.history.findings import Alarm, Finding
 from tda.history.nights import Night
 from tda.web.dashboard.evidence import Evidence
 from tda.web.dashboard.formatting import ACTIVE, COLOURS, percent, size_text, standing
-from tda.web.dashboard.pages import Sheet, page
+from tda.web.dashboard.pages import HtmlPage, page
 from tda.web.dashboard.profiled import kernels_of, pair_of
 from tda.web.dashboard.trends import FAILED, place_of
 from tda.web.theme.figures import INK, case_axes, inline, label_axes, plain_ticks
@@ -23,10 +23,10 @@ LATE_HOURS = 36
 
 
 @page("alarms", 10, "Alarms", "Which commit made what worse, and did last night run?")
-def alarms_page(evidence: Evidence) -> Iterator[Sheet]:
+def alarms_page(evidence: Evidence) -> Iterator[HtmlPage]:
     """Open alarms first, then the last night of each machine, then alarms that are settled."""
     alarms = sorted(evidence.alarms, key=lambda alarm: STATES.index(alarm.state))
-    yield Sheet(
+    yield HtmlPage(
         "alarms.html",
         "Alarms",
         "alarms.html",

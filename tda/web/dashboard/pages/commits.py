@@ -2,22 +2,22 @@
 
 from collections.abc import Iterator
 
-from tda.web.dashboard.blocks import SETS, Block, Stop, is_quality
+from tda.web.dashboard.blocks import SETS, SettingHistory, Stop, is_quality
 from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.formatting import change_text, headed, level_text, standing
-from tda.web.dashboard.pages import Sheet, page
+from tda.web.dashboard.pages import HtmlPage, page
 from tda.web.dashboard.pages.alarms import finding_status
 from tda.web.dashboard.profiled import page_of, shown
 from tda.web.theme.formatting import MISSING
 
 
 @page("commits", 50, "Commits", "What became of each commit?")
-def commits_page(evidence: Evidence) -> Iterator[Sheet]:
-    """The list, then a sheet for each commit."""
+def commits_page(evidence: Evidence) -> Iterator[HtmlPage]:
+    """The list, then a page for each commit."""
     rows = [_listed(evidence, commit) for commit in reversed(evidence.commits)]
-    yield Sheet("commits.html", "Commits", "commits.html", {"rows": rows})
+    yield HtmlPage("commits.html", "Commits", "commits.html", {"rows": rows})
     for place, commit in enumerate(evidence.commits):
-        yield Sheet(commit.page, f"Commit {commit.short}", "commit.html", _values(evidence, commit, place))
+        yield HtmlPage(commit.page, f"Commit {commit.short}", "commit.html", _values(evidence, commit, place))
 
 
 def _listed(evidence: Evidence, commit: KnownCommit) -> dict[str, object]:
@@ -30,7 +30,7 @@ def _listed(evidence: Evidence, commit: KnownCommit) -> dict[str, object]:
     }
 
 
-def _stops(block: Block, commit: KnownCommit) -> list[Stop]:
+def _stops(block: SettingHistory, commit: KnownCommit) -> list[Stop]:
     return [stop for stop in block.stops if stop.commit == commit.hash]
 
 
@@ -57,7 +57,7 @@ def _inside(evidence: Evidence, good: str, place: int, bad: str) -> bool:
     return good in places and bad in places and places[good] < place < places[bad]
 
 
-def _table(evidence: Evidence, commit: KnownCommit, block: Block, stop: Stop) -> dict[str, object]:
+def _table(evidence: Evidence, commit: KnownCommit, block: SettingHistory, stop: Stop) -> dict[str, object]:
     old = Stop(commit.parent, False) if commit.parent is not None else None
     old = old if old in block.stops else block.before(stop)
     cases = block.present(stop)
@@ -79,7 +79,7 @@ def _table(evidence: Evidence, commit: KnownCommit, block: Block, stop: Stop) ->
     }
 
 
-def _cell(block: Block, case: str, metric: str, stop: Stop, old: Stop | None) -> dict[str, str | None]:
+def _cell(block: SettingHistory, case: str, metric: str, stop: Stop, old: Stop | None) -> dict[str, str | None]:
     """Level, change against the parent, and why the level is missing."""
     if metric == SETS:
         return _sets(block, case, stop, old)
@@ -89,7 +89,7 @@ def _cell(block: Block, case: str, metric: str, stop: Stop, old: Stop | None) ->
     return {"text": level_text(level), "change": text, "missing": level.missing}
 
 
-def _sets(block: Block, case: str, stop: Stop, old: Stop | None) -> dict[str, str | None]:
+def _sets(block: SettingHistory, case: str, stop: Stop, old: Stop | None) -> dict[str, str | None]:
     """Whether the kept sets are those of the parent, document by document."""
     new, before = (None if at is None else block.last(case, SETS, at) for at in (stop, old))
     if new is None or before is None:

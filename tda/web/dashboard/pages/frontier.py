@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tda.statistics import Estimate
-from tda.web.dashboard.blocks import DELTA, KL, RATIO, Block, CaseFacts, Stop
+from tda.web.dashboard.blocks import DELTA, KL, RATIO, CaseFacts, SettingHistory, Stop
 from tda.web.dashboard.evidence import Evidence
 from tda.web.dashboard.formatting import change_text, level_text
-from tda.web.dashboard.pages import Sheet, page
+from tda.web.dashboard.pages import HtmlPage, page
 from tda.web.report.curves import Point, label_points
 from tda.web.theme.figures import (
     INK,
@@ -89,7 +89,7 @@ class FrontierPoint:
         return self.at != other.at and self.at[0] <= other.at[0] and self.at[1] <= other.at[1]
 
 
-def spots(block: Block, view: AxisPair, stop: Stop) -> list[FrontierPoint]:
+def spots(block: SettingHistory, view: AxisPair, stop: Stop) -> list[FrontierPoint]:
     """Cases that have both metrics at a stop, dense among them."""
     found = []
     for facts in block.cases.values():
@@ -99,7 +99,7 @@ def spots(block: Block, view: AxisPair, stop: Stop) -> list[FrontierPoint]:
     return found if any(not spot.is_dense for spot in found) else []
 
 
-def _on_axis(block: Block, facts: CaseFacts, metric: str, stop: Stop) -> Estimate | None:
+def _on_axis(block: SettingHistory, facts: CaseFacts, metric: str, stop: Stop) -> Estimate | None:
     found = block.level(facts.series, metric, stop).estimate
     if found is None and facts.method == "dense" and metric in BY_DEFINITION:
         return Estimate(BY_DEFINITION[metric], None, None, 1)
@@ -120,10 +120,10 @@ def frontiers(found: Sequence[FrontierPoint]) -> dict[str, list[FrontierPoint]]:
 
 
 @dataclass(frozen=True)
-class Journey:
+class FrontierHistory:
     """A block with the stops of one view that have spots, oldest first."""
 
-    block: Block
+    block: SettingHistory
     view: AxisPair
     stops: tuple[Stop, ...]
 
@@ -138,17 +138,17 @@ class Journey:
 
 
 @page("frontier", 20, "Frontier", "Latency against quality: where is each method, and how did it move?")
-def frontier_page(evidence: Evidence) -> Iterator[Sheet]:
+def frontier_page(evidence: Evidence) -> Iterator[HtmlPage]:
     """One part per block that has speed and quality of one model."""
     parts = [part for block in evidence.blocks if (part := _part(evidence, block)) is not None]
     values = {"parts": parts, "multiples": MULTIPLES, "most": STOPS}
-    yield Sheet("frontier.html", "Latency against quality, across commits", "frontier.html", values)
+    yield HtmlPage("frontier.html", "Latency against quality, across commits", "frontier.html", values)
 
 
-def _part(evidence: Evidence, block: Block) -> dict[str, object] | None:
+def _part(evidence: Evidence, block: SettingHistory) -> dict[str, object] | None:
     views = sorted(VIEWS, key=lambda view: view.slug != "ms") if block.on_gpu else VIEWS
     stops = tuple(stop for stop in block.stops if any(spots(block, view, stop) for view in views))[-STOPS:]
-    paths = [Journey(block, view, stops) for view in views if any(spots(block, view, stop) for stop in stops)]
+    paths = [FrontierHistory(block, view, stops) for view in views if any(spots(block, view, stop) for stop in stops)]
     if not paths:
         return None
     slug = f"f{hashlib.sha256(repr((block.source, block.machine, block.setting)).encode()).hexdigest()[:8]}"
@@ -163,7 +163,7 @@ def _part(evidence: Evidence, block: Block) -> dict[str, object] | None:
     }
 
 
-def _stop_values(evidence: Evidence, path: Journey, place: int) -> dict[str, object]:
+def _stop_values(evidence: Evidence, path: FrontierHistory, place: int) -> dict[str, object]:
     """What the table beside the figure says of one stop."""
     block, stop, before = path.block, path.stops[place], path.before(place)
     old = None if before is None else path.stops[before]
@@ -177,7 +177,7 @@ def _stop_values(evidence: Evidence, path: Journey, place: int) -> dict[str, obj
 
 
 def _row(
-    block: Block, spot: FrontierPoint, found: Sequence[FrontierPoint], stop: Stop, old: Stop | None
+    block: SettingHistory, spot: FrontierPoint, found: Sequence[FrontierPoint], stop: Stop, old: Stop | None
 ) -> dict[str, object]:
     best = dominator(spot, found)
     cells = []
@@ -194,7 +194,7 @@ def _row(
 # The figure of all stops: one frame, and a layer per stop of which one is shown.
 
 
-def _figure(evidence: Evidence, path: Journey, slug: str) -> dict[str, object]:
+def _figure(evidence: Evidence, path: FrontierHistory, slug: str) -> dict[str, object]:
     svg = _layered(inline(draw(evidence, path), slug), len(path.stops) - 1)
     return {"slug": slug, "name": path.view.name, "svg": Markup(svg)}
 
@@ -209,7 +209,7 @@ def _layered(svg: str, shown: int) -> str:
     return re.sub(r'<g id="([^"]*-stop(\d+)-\d+)"', mark, svg)
 
 
-def draw(evidence: Evidence, path: Journey) -> Figure:
+def draw(evidence: Evidence, path: FrontierHistory) -> Figure:
     """All stops in one figure; the artists of the stop at place n have ids that hold ``stop<n>-``."""
     figure, axes = new_axes(f"{path.block.setting.split(' · ')[0]}: {path.view.name.lower()}", height=4.3)
     _frame(axes, path)
@@ -225,7 +225,7 @@ def draw(evidence: Evidence, path: Journey) -> Figure:
     return figure
 
 
-def _frame(axes: Axes, path: Journey, *, small: bool = False) -> None:
+def _frame(axes: Axes, path: FrontierHistory, *, small: bool = False) -> None:
     """The axes that all stops share."""
     held = [spot for place in range(len(path.stops)) for spot in path.spots(place)]
     xs, ys = ([bound for e in side for bound in (e.low, e.value, e.high) if bound is not None]
@@ -242,7 +242,7 @@ def _frame(axes: Axes, path: Journey, *, small: bool = False) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _layer(figure: Figure, axes: Axes, evidence: Evidence, path: Journey, place: int) -> None:
+def _layer(figure: Figure, axes: Axes, evidence: Evidence, path: FrontierHistory, place: int) -> None:
     before = path.before(place)
     held = set(axes.get_children())
     found = path.spots(place)
@@ -308,12 +308,12 @@ def _ghost(axes: Axes, old: FrontierPoint, new: FrontierPoint) -> None:
 # All stops side by side, for a look at once and for browsers without scripts.
 
 
-def _multiples(evidence: Evidence, path: Journey, slug: str) -> list[dict[str, object]]:
+def _multiples(evidence: Evidence, path: FrontierHistory, slug: str) -> list[dict[str, object]]:
     places = [place for place in range(len(path.stops)) if path.spots(place)][-MULTIPLES:]
     return [_small(evidence, path, place, f"{slug}-small{place}") for place in places]
 
 
-def _small(evidence: Evidence, path: Journey, place: int, slug: str) -> dict[str, object]:
+def _small(evidence: Evidence, path: FrontierHistory, place: int, slug: str) -> dict[str, object]:
     stop = path.stops[place]
     figure, axes = new_axes("", height=2.1, width=2.4)
     _frame(axes, path, small=True)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tda.web.dashboard.blocks import SETS, Block, Stop
+from tda.web.dashboard.blocks import SETS, SettingHistory, Stop
 from tda.web.dashboard.evidence import Evidence
 from tda.web.dashboard.formatting import headed, level_text, scaled
-from tda.web.dashboard.pages import Sheet, page
+from tda.web.dashboard.pages import HtmlPage, page
 from tda.web.report.table import Cell
 
 
@@ -19,13 +19,13 @@ class MethodColumn:
 
 
 @page("methods", 40, "Methods", "What does each method give now?")
-def methods_page(evidence: Evidence) -> Iterator[Sheet]:
+def methods_page(evidence: Evidence) -> Iterator[HtmlPage]:
     """A table per block whose cases have a method, as of its newest clean commit."""
     tables = [_table(evidence, block) for block in evidence.blocks if any(f.method for f in block.cases.values())]
-    yield Sheet("methods.html", "Methods at the newest commit", "methods.html", {"tables": tables})
+    yield HtmlPage("methods.html", "Methods at the newest commit", "methods.html", {"tables": tables})
 
 
-def _table(evidence: Evidence, block: Block) -> dict[str, object]:
+def _table(evidence: Evidence, block: SettingHistory) -> dict[str, object]:
     stop = block.newest()
     cases = block.present(stop)
     metrics = [metric for metric in block.metrics if metric != SETS
@@ -43,7 +43,7 @@ def _table(evidence: Evidence, block: Block) -> dict[str, object]:
     }
 
 
-def _row(block: Block, case: str, metrics: list[str], stop: Stop) -> tuple[str, list[Cell]]:
+def _row(block: SettingHistory, case: str, metrics: list[str], stop: Stop) -> tuple[str, list[Cell]]:
     """Status, and cells that say why where a number is missing."""
     cells = [Cell(block.cases[case].short, None, "", False)]
     for metric in metrics:

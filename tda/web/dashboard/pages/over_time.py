@@ -13,7 +13,7 @@ from tda.history.findings import Finding
 from tda.web.dashboard.blocks import MAIN, SETS, CaseFacts, is_quality
 from tda.web.dashboard.evidence import Evidence, KnownCommit
 from tda.web.dashboard.formatting import ACTIVE, COLOURS, heading, meaning, shown_unit, size_text, standing
-from tda.web.dashboard.pages import Sheet, page
+from tda.web.dashboard.pages import HtmlPage, page
 from tda.web.dashboard.trends import FAILED, WINDOW, Dot, Trend, trends
 from tda.web.theme.figures import INK, MUTED, WIDTH, inline
 from tda.web.theme.style import look
@@ -27,7 +27,7 @@ MOST_LABELS = 12
 
 
 @page("over_time", 30, "Over time", "How did each metric of each case go from commit to commit?")
-def over_time_page(evidence: Evidence) -> Iterator[Sheet]:
+def over_time_page(evidence: Evidence) -> Iterator[HtmlPage]:
     """One part per kind of hardware; in it one per source and setting; in it one figure per metric."""
     parts: dict[str, list[dict[str, object]]] = {}
     single: list[str] = []
@@ -38,7 +38,7 @@ def over_time_page(evidence: Evidence) -> Iterator[Sheet]:
         else:
             single.append(f"{words}: {trend.blocks[0].title}")
     values = {"parts": parts, "single": single, "window": WINDOW, "colours": COLOURS}
-    yield Sheet("over_time.html", "Over time", "over_time.html", values)
+    yield HtmlPage("over_time.html", "Over time", "over_time.html", values)
 
 
 def _part(trend: Trend) -> dict[str, object]:

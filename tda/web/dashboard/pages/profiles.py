@@ -14,10 +14,10 @@ from tda.profiler.records import KernelRow
 from tda.profiler.store import KERNELS, MODULES, TRACE
 from tda.spans import PHASES
 from tda.web.dashboard.evidence import Evidence, KnownCommit
-from tda.web.dashboard.pages import File, Sheet, page
+from tda.web.dashboard.pages import File, HtmlPage, page
 from tda.web.dashboard.profiled import NEWEST, CommitPair, alike, page_of, pairs, profiled, shown, standing_for
 from tda.web.profile.figures import step_figure
-from tda.web.profile.groups import PIECES, Group, order, piece_of, piece_rows, together
+from tda.web.profile.groups import PIECES, ProfileGroup, order, piece_of, piece_rows, together
 from tda.web.profile.viewer import VIEWER, viewer_page
 from tda.web.theme.figures import INK, case_axes, inline, label_axes, plain_ticks, row_text
 
@@ -30,22 +30,22 @@ KINDS = {"appeared": "#8e1a15", "grew": "#c2524c", "vanished": "#2f6131", "shran
 
 
 @page("profiles", 45, "Profiles", "Where does a request's time go, and which kernels changed?")
-def profiles_page(evidence: Evidence) -> Iterator[Sheet | File]:
-    """The list, a sheet for each commit, and one for each two commits that are compared."""
+def profiles_page(evidence: Evidence) -> Iterator[HtmlPage | File]:
+    """The list, a page for each commit, and one for each two commits that are compared."""
     compared = pairs(evidence)
     rows = [_listed(evidence, commit, compared) for commit in reversed(profiled(evidence))]
     values = {"rows": rows, "newest": NEWEST, "failed": evidence.profiles.failed}
-    yield Sheet("profiles.html", "Profiles", "profiles.html", values)
+    yield HtmlPage("profiles.html", "Profiles", "profiles.html", values)
     published: set[str] = set()
     for commit in shown(evidence):
         files = _Files(evidence, published)
-        yield Sheet(page_of(commit), f"Profile of {commit.short}", "commit_profile.html",
+        yield HtmlPage(page_of(commit), f"Profile of {commit.short}", "commit_profile.html",
                     _commit(evidence, commit, compared, files))  # fmt: skip
         yield from files.made
     for pair in compared:
         files = _Files(evidence, published)
         title = f"Profiles: {pair.old.short} → {pair.new.short}"
-        yield Sheet(pair.page, title, "profile_difference.html", _difference(evidence, pair, files))
+        yield HtmlPage(pair.page, title, "profile_difference.html", _difference(evidence, pair, files))
         yield from files.made
 
 
@@ -121,7 +121,7 @@ def _commit(
 def _group(
     evidence: Evidence, commit: KnownCommit, number: int, kept: list[StoredProfile], files: _Files
 ) -> dict[str, object]:
-    group = Group(number, together([(one.folder, one.profile) for one in kept]))
+    group = ProfileGroup(number, together([(one.folder, one.profile) for one in kept]))
     case, machine = group.first.case, group.first.machine
     slug = f"p{commit.short}-{number}"
     return {
@@ -143,7 +143,7 @@ def _group(
     }  # fmt: skip
 
 
-def _messages(group: Group) -> Iterator[str]:
+def _messages(group: ProfileGroup) -> Iterator[str]:
     """What each method saved of a timed decode step, and where."""
     dense = group.dense
     for one in group.shown:
@@ -160,7 +160,7 @@ def _messages(group: Group) -> Iterator[str]:
         yield f"{sentence}."
 
 
-def _phases(group: Group) -> Iterator[dict[str, object]]:
+def _phases(group: ProfileGroup) -> Iterator[dict[str, object]]:
     """A row for each phase: ms of every case as profiled, without the cost of recording."""
     for phase in PHASES:
         found = [one.profile.phases.get(phase) for one in group.shown]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from tda.records import Record
 from tda.statistics import MIN_GROUPS
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.sections import Content, section
 from tda.web.report.setting import Setting
@@ -111,7 +111,7 @@ def _noise(setting: Setting) -> str:
     return "no A/A control"
 
 
-def _methods(cases: Iterable[Comparison]) -> list[tuple[str, str]]:
+def _methods(cases: Iterable[ComparedCase]) -> list[tuple[str, str]]:
     """Options of each method as they ran; several values of one option are all named."""
     held: dict[str, dict[str, list[str]]] = {}
     for case in cases:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
 from tda.web.report.setting import Setting
@@ -46,7 +46,7 @@ def first_step_section(group: Group) -> Content | None:
     return Content(lead, tuple(blocks)) if blocks else None
 
 
-def _before(setting: Setting, cases: list[Comparison]) -> Plot:
+def _before(setting: Setting, cases: list[ComparedCase]) -> Plot:
     figure, axes = case_axes(f"Before the first decode step of {setting.model}", [case.label for case in cases])
     for row, case in enumerate(cases):
         bar: Any = {"height": 0.62, "color": UNTRUSTED if case.warnings else look(case.method).colour, "zorder": 2}
@@ -65,18 +65,18 @@ def _before(setting: Setting, cases: list[Comparison]) -> Plot:
     return Plot("first-step", figure, caption)
 
 
-def _level(case: Comparison, name: str) -> float:
+def _level(case: ComparedCase, name: str) -> float:
     """Height of a bar, or of its part; what a method does not do has none."""
     found = case.level(name)
     return found.value if found else 0.0
 
 
-def _ready_ms(case: Comparison) -> float:
+def _ready_ms(case: ComparedCase) -> float:
     """From the prompt to readiness for the first decode step."""
     return _level(case, "prefill_ms") + _level(case, "selection_ms")
 
 
-def _cost(case: Comparison) -> str:
+def _cost(case: ComparedCase) -> str:
     if case.is_dense:
         return "dense"
     added, chosen, tokens = (
@@ -92,7 +92,7 @@ def _cost(case: Comparison) -> str:
     return f"{' and '.join(parts)} ms, repaid in {int(np.ceil(tokens.value)):,} tokens{sure}"
 
 
-def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
+def _saved(setting: Setting, cases: list[ComparedCase]) -> list[Plot]:
     """Time saved against dense, one figure per asked sparsity."""
     if setting.baseline is None or setting.baseline.decode_ms is None:
         return []
@@ -110,7 +110,7 @@ def _saved(setting: Setting, cases: list[Comparison]) -> list[Plot]:
     ]
 
 
-def _saved_figure(setting: Setting, cases: list[Comparison], sparsity: float) -> Figure:
+def _saved_figure(setting: Setting, cases: list[ComparedCase], sparsity: float) -> Figure:
     baseline = setting.baseline
     assert baseline is not None
     assert baseline.decode_ms is not None

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
 from tda.web.report.setting import Setting
@@ -41,7 +41,7 @@ def _plot(setting: Setting) -> Plot:
     return Plot("latency", figure, f"Decode step times of {setting.model} by case, with the median, p95 and p99.")
 
 
-def _shape(axes: Axes, row: int, case: Comparison, edges: np.ndarray) -> None:
+def _shape(axes: Axes, row: int, case: ComparedCase, edges: np.ndarray) -> None:
     colour = UNTRUSTED if case.warnings else look(case.method).colour
     counts, _ = np.histogram(case.samples("decode_ms"), edges)
     heights = 0.42 * counts / counts.max()

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
 from tda.web.report.setting import Setting
@@ -25,7 +25,7 @@ def layers_section(group: Group) -> Content | None:
     return Content(lead, tuple(blocks)) if blocks else None
 
 
-def _cases(setting: Setting) -> list[Comparison]:
+def _cases(setting: Setting) -> list[ComparedCase]:
     """Cases that were asked a share, and left out some."""
     return [
         case
@@ -37,7 +37,7 @@ def _cases(setting: Setting) -> list[Comparison]:
     ]
 
 
-def _is_exact(case: Comparison) -> bool:
+def _is_exact(case: ComparedCase) -> bool:
     requested = case.record.case.sparsity or 0.0
     return all(abs(part - requested) < CLOSE for part in case.record.achieved_sparsity)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tda.web.report.gather import Group
-from tda.web.report.machines import Row, SideBySide, differing_facts, names_of, side_by_side
+from tda.web.report.machines import SideBySide, SideBySideRow, differing_facts, names_of, side_by_side
 from tda.web.report.sections import Content, section_of_all
 from tda.web.report.table import Cell, Column, named
 from tda.web.theme.formatting import MISSING
@@ -39,7 +39,7 @@ def machines_section(groups: Sequence[Group]) -> Content | None:
     return Content(LEAD, template="machines.html", values=values)
 
 
-def _cells(row: Row, table: SideBySide) -> list[Cell]:
+def _cells(row: SideBySideRow, table: SideBySide) -> list[Cell]:
     """Every column of every machine; a machine without the case says so."""
     return [
         column.cell(row.cases[name]) if name in row.cases else Cell(MISSING, None, f"not measured on {name}", True)

@@ -1,6 +1,6 @@
 """Peak memory of each case."""
 
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
 from tda.web.report.setting import Setting
@@ -26,7 +26,7 @@ def memory_section(group: Group) -> Content | None:
     return Content(lead, tuple(blocks)) if blocks else None
 
 
-def _plot(setting: Setting, cases: list[Comparison]) -> Plot:
+def _plot(setting: Setting, cases: list[ComparedCase]) -> Plot:
     figure, axes = case_axes(f"Peak memory of {setting.model}", [case.label for case in cases])
     peaks = [case.median(NAME) for case in cases]
     for row, (case, peak) in enumerate(zip(cases, peaks, strict=True)):

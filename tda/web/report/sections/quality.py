@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.curves import draw_curves, over_sparsity, reach, sparsity_axis
 from tda.web.report.gather import Group
 from tda.web.report.sections import Block, Content, Plot, section
@@ -19,11 +19,11 @@ class QualityMetric:
     slug: str
     name: str
     unit: str
-    value: Callable[[Comparison], Estimate | None]
+    value: Callable[[ComparedCase], Estimate | None]
     scale: str
 
 
-def _perplexity(case: Comparison) -> Estimate | None:
+def _perplexity(case: ComparedCase) -> Estimate | None:
     value = case.perplexity
     return None if value is None else Estimate(value, None, None, len(case.shared))
 

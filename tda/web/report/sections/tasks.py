@@ -7,7 +7,7 @@ from typing import Any
 from tda.derived import Missing
 from tda.records import TaskFacts
 from tda.statistics import MARGIN
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.curves import Point, draw_curves, label_points
 from tda.web.report.gather import Group
 from tda.web.report.scores import multiplicity
@@ -58,11 +58,11 @@ def _columns(setting: Setting) -> list[Column]:
     return [*found, *named("delta_nll_nats"), latency, *named("speedup", "peak_memory_bytes"), *energy]
 
 
-def _no_latency(case: Comparison) -> str:
+def _no_latency(case: ComparedCase) -> str:
     return case.missing("decode_ms")
 
 
-def _resident(case: Comparison, text: str) -> str:
+def _resident(case: ComparedCase, text: str) -> str:
     return f"{text}, cache-resident" if case.cache_resident else text
 
 
@@ -72,7 +72,7 @@ def _task_columns(setting: Setting, task: str) -> list[Column]:
         return []
     score = f"{task}: {name.removeprefix(f'task_{task}_')}"
 
-    def with_error(case: Comparison, text: str) -> str:
+    def with_error(case: ComparedCase, text: str) -> str:
         error, estimate = case.score_error(name), case.score(name)
         if error is None or estimate is None:
             return text
@@ -110,7 +110,7 @@ class _Drawing:
 
     task: str
     name: str
-    cases: tuple[Comparison, ...]
+    cases: tuple[ComparedCase, ...]
     left_out: tuple[tuple[str, str], ...]
 
     @classmethod
@@ -131,7 +131,7 @@ class _Drawing:
         return "; ".join(f"{listed(labels)} ({reason})" for labels, reason in kinds.values())
 
 
-def _not_drawn(case: Comparison, task: str, name: str, facts: TaskFacts | None) -> str | None:
+def _not_drawn(case: ComparedCase, task: str, name: str, facts: TaskFacts | None) -> str | None:
     """Why a case has no place in the figure of a task; None where it has."""
     if facts is None or not case.samples(name):
         return f"no score: {case.score_missing(task)}"
@@ -176,7 +176,7 @@ def _figure(setting: Setting, drawing: _Drawing, place: int) -> Plot:
     return Plot(f"task-{place}", figure, caption)
 
 
-def _point(case: Comparison, name: str) -> Point:
+def _point(case: ComparedCase, name: str) -> Point:
     latency, score = case.decode_ms, case.score(name)
     assert latency is not None
     assert score is not None

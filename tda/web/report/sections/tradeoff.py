@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from tda.statistics import Estimate
-from tda.web.report.comparison import Comparison
+from tda.web.report.comparison import ComparedCase
 from tda.web.report.curves import (
     GAP,
     Point,
@@ -47,15 +47,15 @@ class SpeedAxis:
     name: str
     slug: str
     unit: str
-    value: Callable[[Comparison], Estimate | None]
-    limit: Callable[[Comparison], float | None]
+    value: Callable[[ComparedCase], Estimate | None]
+    limit: Callable[[ComparedCase], float | None]
 
     def label(self, model: str) -> str:
         """Axis label: quantity, model, unit."""
         return f"{self.name} of {model} ({self.unit})"
 
 
-def _megabytes(case: Comparison) -> Estimate | None:
+def _megabytes(case: ComparedCase) -> Estimate | None:
     count = case.median("weight_bytes_per_token")
     return None if count is None else exact(count / 1e6)
 

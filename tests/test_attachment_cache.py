@@ -1,4 +1,4 @@
-"""What attachments leave on a shelf for the next ones; CUDA is played on a CPU, where Triton interprets."""
+"""What attachments leave in an attachment cache for the next ones; CUDA is played on a CPU, where Triton interprets."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,11 +14,11 @@ from torch import Tensor
 
 import tda
 from tda.contracts import Method
-from tda.device import Stopwatch
+from tda.device import Timer
 from tda.engine import graph
 from tda.engine.backends import BACKENDS
-from tda.engine.backends import shelf as shelves
-from tda.engine.backends.shelf import Shelf, shelf
+from tda.engine.backends import attachment_cache as caches
+from tda.engine.backends.attachment_cache import AttachmentCache, attachment_cache
 from tda.engine.backends.triton import TritonBackend
 from tda.engine.phases import prefill
 from tda.families import find_ffns
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 class Room:
-    """A device's memory, played: what a shelf may still take."""
+    """A device's memory, played: what an attachment cache may still take."""
 
     def __init__(self) -> None:
         self.left = 1e9
@@ -48,9 +48,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     monkeypatch.setattr(graph, "capture_graph", run_anew)
     monkeypatch.setattr(graph, "CAPACITY", 32)
     monkeypatch.setattr("tda.engine.warm_up.PROMPT_TOKENS", 1)
-    monkeypatch.setattr(shelves, "room", played)
+    monkeypatch.setattr(caches, "free_bytes", played)
     yield played
-    assert not shelves.SHELVES
+    assert not caches.CACHES
 
 
 def attached(model: Any, method: Method) -> tuple[Tensor, Any, list[float]]:
@@ -71,7 +71,7 @@ METHODS = [
 def test_attachments_go_on_with_what_earlier_ones_left(memory: Room) -> None:
     model = tiny.build("llama")
     before, wanted = model_state.state(model), [attached(model, method) for method in METHODS]
-    with shelf(model):
+    with attachment_cache(model):
         first = [attached(model, method) for method in METHODS]
         again = [attached(model, method) for method in reversed(METHODS)][::-1]
     for (alone, _, left_out), (one, made, _), (other, found, counted) in zip(wanted, first, again, strict=True):
@@ -84,21 +84,21 @@ def test_attachments_go_on_with_what_earlier_ones_left(memory: Room) -> None:
     assert first[0][1] is first[1][1], "one step serves all sparsities of methods that choose per prompt"
     model_state.same(before, model_state.state(model))
     fresh = attached(model, METHODS[0])[1]
-    assert fresh is not first[0][1], "nothing is left after the shelf"
+    assert fresh is not first[0][1], "nothing is left after the cache"
 
 
 def test_the_weights_lie_as_they_lay_and_kernels_read_copies(memory: Room) -> None:
     model = tiny.build("llama")
     places = [parameter.data_ptr() for parameter in model.parameters()]
     strides = [parameter.stride() for parameter in model.parameters()]
-    with shelf(model), tda.attach(model, METHODS[0], execution="indexed") as run:
+    with attachment_cache(model), tda.attach(model, METHODS[0], execution="indexed") as run:
         assert [parameter.data_ptr() for parameter in model.parameters()] == places
         for ffn, executor in zip(run.attachment.decoding.ffns, run.attachment.decoding.executors, strict=True):
             copied = executor.ffn.down.weight
             assert copied.t().is_contiguous()
             assert copied.data_ptr() != ffn.down.weight.data_ptr()
             assert torch.equal(copied, ffn.down.weight)
-    with tda.attach(model, METHODS[0], execution="indexed"):  # without a shelf there is no second copy
+    with tda.attach(model, METHODS[0], execution="indexed"):  # without an attachment cache there is no second copy
         assert model.model.layers[0].mlp.down_proj.weight.t().is_contiguous()
     assert [parameter.stride() for parameter in model.parameters()] == strides
 
@@ -123,7 +123,7 @@ def configured(model: Any) -> None:
 @pytest.mark.parametrize("change", [in_place, other_memory, other_norm, configured])
 def test_a_changed_model_starts_anew(memory: Room, change: Callable[[Any], None]) -> None:
     model, method = tiny.build("llama"), METHODS[0]
-    with shelf(model):
+    with attachment_cache(model):
         made = attached(model, method)[1]
         change(model)
         logits, found, _ = attached(model, method)
@@ -134,7 +134,7 @@ def test_a_changed_model_starts_anew(memory: Room, change: Callable[[Any], None]
 def test_what_was_used_longest_ago_goes_first_then_the_copies(memory: Room) -> None:
     model = tiny.build("llama")
     griffin, _, cats, dense = METHODS
-    with shelf(model) as ours:
+    with attachment_cache(model) as ours:
         made = {method: attached(model, method)[1] for method in (griffin, cats, dense)}
         attached(model, griffin)
         memory.first = [-1.0]  # until one has gone
@@ -157,20 +157,24 @@ def test_also_after_an_exception(memory: Room, error: BaseException) -> None:
     before = model_state.state(model)
 
     def body() -> None:
-        with torch.no_grad(), shelf(model), tda.attach(model, METHODS[2], tiny.thresholds("llama", METHODS[2])):
+        with (
+            torch.no_grad(),
+            attachment_cache(model),
+            tda.attach(model, METHODS[2], tiny.thresholds("llama", METHODS[2])),
+        ):
             serve(model, (5,))
             raise error
 
     with pytest.raises(type(error)):
         body()
-    assert not shelves.SHELVES
+    assert not caches.CACHES
     model_state.same(before, model_state.state(model))
 
 
 def test_one_within_another_is_the_same(memory: Room) -> None:
     model = tiny.build("llama")
-    with shelf(model) as outer:
-        with shelf(model) as inner:
+    with attachment_cache(model) as outer:
+        with attachment_cache(model) as inner:
             assert inner is outer
             made = attached(model, METHODS[0])[1]
         assert attached(model, METHODS[0])[1] is made
@@ -178,12 +182,12 @@ def test_one_within_another_is_the_same(memory: Room) -> None:
 
 def test_nothing_is_kept_of_weights_that_are_stored_transposed(memory: Room) -> None:
     """Every attachment lays those anew, so a captured step would read memory that is gone."""
-    assert Shelf(tiny.model("llama")).keeps
-    assert not Shelf(tiny.model("gpt2")).keeps
+    assert AttachmentCache(tiny.model("llama")).keeps
+    assert not AttachmentCache(tiny.model("gpt2")).keeps
 
 
 def prefill_ms(model: Any, prompts: Tensor, passes: int) -> list[float]:
-    clock, taken = Stopwatch(prompts.device), []
+    clock, taken = Timer(prompts.device), []
     for _ in range(passes):
         with clock.timing():
             prefill(model, prompts)
@@ -193,13 +197,13 @@ def prefill_ms(model: Any, prompts: Tensor, passes: int) -> list[float]:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:.*nothing was decoded")
-@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "on a shelf"])
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "in a cache"])
 def test_a_prompt_is_as_fast_as_without_a_method_from_the_first_on(in_place: bool) -> None:
     """On both layouts of the down projection: the model's own, and in rows."""
     model = tda.load_model("shape:1b", dtype="bfloat16", device="cuda").model
     prompts = torch.randint(1, 1000, (1, 512), device="cuda")
     ratios = []
-    with torch.no_grad(), nullcontext() if in_place else shelf(model):
+    with torch.no_grad(), nullcontext() if in_place else attachment_cache(model):
         for _ in range(7):
             alone = median(prefill_ms(model, prompts, 10))
             with tda.attach(model, METHODS[0]):
@@ -210,4 +214,4 @@ def test_a_prompt_is_as_fast_as_without_a_method_from_the_first_on(in_place: boo
 
 
 def test_on_a_cpu_nothing_is_kept() -> None:
-    assert not Shelf(tiny.model("llama")).keeps
+    assert not AttachmentCache(tiny.model("llama")).keeps

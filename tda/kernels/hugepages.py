@@ -10,7 +10,7 @@ LARGE = 1 << 22
 """Bytes of a tensor from which it gets memory of its own."""
 
 
-def fresh(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def empty_on_huge_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor; a large one on the CPU lies on large pages, where the system has them.
 
     Such a tensor has a mapping of its own, which the system gets back when the tensor goes: what the allocator of the C
@@ -25,15 +25,17 @@ def fresh(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch
 
 
 @torch.no_grad()
-def rehome(model: nn.Module) -> None:
+def move_to_huge_pages(model: nn.Module) -> None:
     """Copy a model's large weights, one at a time, to memory of their own."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.nbytes >= LARGE and parameter.is_contiguous():
-            parameter.data = fresh(parameter.shape, parameter.dtype, parameter.device).copy_(parameter.data)
-    give_back()
+            parameter.data = empty_on_huge_pages(parameter.shape, parameter.dtype, parameter.device).copy_(
+                parameter.data
+            )
+    trim_malloc()
 
 
-def give_back() -> None:
+def trim_malloc() -> None:
     """Return what the C library's allocator has kept of freed memory; nothing where it cannot."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

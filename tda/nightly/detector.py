@@ -1,4 +1,4 @@
-"""From a night's units to its findings: suspects, confirmed changes, quality, and the sentences that say so."""
+"""From a night's units to its findings: candidates, confirmed changes, quality, and the sentences that say so."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -6,39 +6,31 @@ from typing import Any
 
 from tda.cases import Case
 from tda.changes import detect, drift
-from tda.changes.detect import Change, Rules, Suspect
+from tda.changes.detect import Candidate, Change, Rules
 from tda.changes.effects import Effect, Prior, resolution
 from tda.changes.messages import speed_sentence, warning_sentence
 from tda.changes.series import Blocks, Key
 from tda.history.findings import Finding
-from tda.history.nights import History, Night, Seen
-from tda.history.repository import Repository
-from tda.nightly.config import NightlyConfig
+from tda.history.nights import Seen
 from tda.nightly.data import NightData
-from tda.nightly.failures import FailureJudge
+from tda.nightly.failures import FailureDetector
 from tda.nightly.quality import quality_findings
 from tda.statistics import BLIND
 
 
-class Judge:
-    """Judges one night.
+class ChangeDetector:
+    """Finds what changed in one night.
 
     Parameters
     ----------
-    history : History
-        Its own units and those of earlier nights.
-    night : Night
-        Account of the night, with the commits' statuses.
-    config : NightlyConfig
-        Its settings.
-    repository : Repository
-        For subjects of commits.
+    data : NightData
+        The night, with the commits' statuses, and those before it.
     """
 
-    def __init__(self, history: History, night: Night, config: NightlyConfig, repository: Repository) -> None:
-        self.data = NightData(history, night, config, repository)
-        self.config = config
-        self.rules = Rules(config.smallest_change)
+    def __init__(self, data: NightData) -> None:
+        self.data = data
+        self.config = data.config
+        self.rules = Rules(data.config.smallest_change)
 
     @cached_property
     def first(self) -> Blocks:
@@ -48,20 +40,22 @@ class Judge:
     @cached_property
     def priors(self) -> dict[Key, Prior]:
         """Between-process noise."""
-        return detect.noise(self.first, self.data.pairs, self.data.night.anchor)
+        return detect.noise(self.first, self.data.pairs, self.data.night.baseline_commit)
 
-    # Suspects.
+    # Candidates.
 
     @cached_property
-    def suspects(self) -> list[Suspect]:
+    def candidates(self) -> list[Candidate]:
         """Steps that the first blocks show, then what only the whole history shows."""
-        steps = detect.suspects(self.first, self.data.pairs, self.priors, self.rules)
+        steps = detect.candidates(self.first, self.data.pairs, self.priors, self.rules)
         earlier = [finding for night in self.data.earlier for finding in night.findings]
         known = {commit for finding in earlier if finding.verdict != "warning" for commit in self._range(finding)}
         asked = {(finding.good, finding.commit) for finding in earlier}
-        search = drift.Search(self.data.line, self.data.night.anchor, self.priors, self.config.blocks, self.rules)
-        slow = search.suspects(self._blocks, steps, known)
-        return steps + [suspect for suspect in slow if (suspect.pair.old, suspect.pair.new) not in asked]
+        search = drift.Search(
+            self.data.line, self.data.night.baseline_commit, self.priors, self.config.blocks, self.rules
+        )
+        slow = search.candidates(self._blocks, steps, known)
+        return steps + [candidate for candidate in slow if (candidate.pair.old, candidate.pair.new) not in asked]
 
     def _range(self, finding: Finding) -> list[str]:
         """Measured commits after the good one, up to the bad one."""
@@ -71,8 +65,8 @@ class Judge:
         return self.data.line[place[finding.good] + 1 : place[finding.commit] + 1]
 
     def to_confirm(self) -> list[str]:
-        """Commits of all suspects, oldest first."""
-        wanted = {commit for suspect in self.suspects for commit in (suspect.pair.old, suspect.pair.new)}
+        """Commits of all candidates, oldest first."""
+        wanted = {commit for candidate in self.candidates for commit in (candidate.pair.old, candidate.pair.new)}
         return [commit for commit in self.data.line if commit in wanted]
 
     @cached_property
@@ -83,24 +77,26 @@ class Judge:
     # Findings.
 
     def findings(self) -> tuple[Finding, ...]:
-        """Confirmed changes, suspects that fresh blocks did not confirm, and quality; alarms first."""
+        """Confirmed changes, candidates that fresh blocks did not confirm, and quality; alarms first."""
         fresh = Blocks(self.data.units(), "confirm")
-        confirmed = detect.confirm(fresh, self.suspects, self.priors)
+        confirmed = detect.confirm(fresh, self.candidates, self.priors)
         changes = _without_parts(detect.changes(fresh, confirmed, self.priors, self.rules), self.data.line)
         found = [self._speed(change) for change in changes]
-        held = {(one.suspect.pair.new, one.suspect.key.split, one.suspect.key.grid) for one in confirmed if one.holds}
-        doubtful = [one.suspect for one in confirmed if not one.holds]
+        held = {
+            (one.candidate.pair.new, one.candidate.key.split, one.candidate.key.grid) for one in confirmed if one.holds
+        }
+        doubtful = [one.candidate for one in confirmed if not one.holds]
         once = {(one.pair, one.key._replace(relative=False)): one for one in doubtful}
         found += [self._warning(o) for o in once.values() if (o.pair.new, o.key.split, o.key.grid) not in held]
         found += quality_findings(self.data)
-        found += FailureJudge(self.data).findings()
+        found += FailureDetector(self.data).findings()
         rank = {"alarm": 0, "improvement": 1, "warning": 2}
         place = {commit: number for number, commit in enumerate(self.data.line)}
         return tuple(sorted(found, key=lambda one: (rank[one.verdict], place.get(one.commit, 0))))
 
     def unmeasured(self) -> tuple[str, ...]:
-        """As `FailureJudge.unmeasured`."""
-        return FailureJudge(self.data).unmeasured()
+        """As `FailureDetector.unmeasured`."""
+        return FailureDetector(self.data).unmeasured()
 
     def seen(self) -> tuple[Seen, ...]:
         """What the night could see of each series: the between-process A/A floor of its confirming blocks."""
@@ -129,16 +125,16 @@ class Judge:
             sentence=speed_sentence(change, self.data.subject(change.pair.new), self._cases(change.grid)),
         )
 
-    def _warning(self, suspect: Suspect) -> Finding:
+    def _warning(self, candidate: Candidate) -> Finding:
         return self.data.finding(
-            suspect.pair,
-            suspect.key.grid,
-            (suspect.key.case,),
-            **_sized(suspect.effect),
+            candidate.pair,
+            candidate.key.grid,
+            (candidate.key.case,),
+            **_sized(candidate.effect),
             verdict="warning",
-            split=suspect.key.split,
+            split=candidate.key.split,
             scope="method",
-            sentence=warning_sentence(suspect, self._cases(suspect.key.grid)),
+            sentence=warning_sentence(candidate, self._cases(candidate.key.grid)),
         )
 
     def _cases(self, grid: str) -> set[Case]:

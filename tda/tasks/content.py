@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskItem:
     """One item as it is asked.
 
     Attributes
@@ -35,19 +35,19 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class AskedTask:
+class TaskContent:
     """A task's items as they are asked.
 
     Attributes
     ----------
     name : str
         The task, as measurement names spell it.
-    items : tuple of Asked
+    items : tuple of TaskItem
         In the order of the data set.
     others : tuple of (str, tuple of str)
         Questions and answers of different items from all over the data set, whether they are asked or not.
     """
 
     name: str
-    items: tuple[Asked, ...]
+    items: tuple[TaskItem, ...]
     others: tuple[tuple[str, tuple[str, ...]], ...]

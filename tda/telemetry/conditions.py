@@ -48,16 +48,16 @@ class ConditionChange:
     quota: float | None
     threads: int
 
-    def rise(self, name: str) -> float | None:
+    def increase(self, name: str) -> float | None:
         """How much a counter grew; None where it was not read."""
         return self.after[name] - self.before[name] if name in self.before and name in self.after else None
 
-    def most(self, name: str) -> float | None:
+    def maximum(self, name: str) -> float | None:
         """The larger of the values before and after; None where there is none."""
         return max((values[name] for values in (self.before, self.after) if name in values), default=None)
 
 
-class Watch:
+class ConditionMonitor:
     """Reads the machine at construction and again when asked.
 
     Parameters

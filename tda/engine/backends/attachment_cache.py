@@ -1,11 +1,11 @@
 """What attachments of a model leave for the next ones: copies of weights in rows, executors, captured steps.
 
 On CUDA attaching is dear: weights are laid in rows, kernels loaded, a step captured. Who attaches to one model again
-and again, as a bench does, keeps all that on a shelf. The model's own weights are left as they lie, so a prompt runs on
+and again, as a bench does, keeps all that in a cache. The model's own weights are left as they lie, so a prompt runs on
 the layout that it has without a method, and the model needs no undoing; the copies take the bytes of the down
-projections once more. A plain attach has no shelf: it changes the layout in place, and needs no second copy.
+projections once more. A plain attach has no cache: it changes the layout in place, and needs no second copy.
 
-Weights that are written to through ``.data`` or NumPy bump no version: copies on a shelf are then those of before.
+Weights that are written to through ``.data`` or NumPy bump no version: copies in a cache are then those of before.
 """
 
 import gc
@@ -24,15 +24,15 @@ from tda.engine.selfcheck import structure
 from tda.view import FFN, Linear
 
 RESERVE = 0.1
-"""Share of a device's memory that is left to requests: what is on a shelf goes before that is touched."""
+"""Share of a device's memory that is left to requests: what is in a cache goes before that is touched."""
 
 ModelState = tuple[object, ...]
-SHELVES: "weakref.WeakKeyDictionary[nn.Module, Shelf]" = weakref.WeakKeyDictionary()
+CACHES: "weakref.WeakKeyDictionary[nn.Module, AttachmentCache]" = weakref.WeakKeyDictionary()
 """Those that are open, by their model."""
 
 
-def room(device: torch.device) -> float | None:
-    """Bytes that a shelf may still take of a device; less than none where it holds too much, None on a CPU."""
+def free_bytes(device: torch.device) -> float | None:
+    """Bytes that a cache may still take of a device; less than none where it holds too much, None on a CPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -54,7 +54,7 @@ class _Copied(Linear):
         return self.copied
 
 
-class Shelf:
+class AttachmentCache:
     """What is kept for the attachments of a model, as long as its weights and modules are what they were.
 
     Parameters
@@ -72,7 +72,7 @@ class Shelf:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._device = next(model.parameters()).device
-        self.keeps = room(self._device) is not None and not any(map(is_transposed, modules_of(model)))
+        self.keeps = free_bytes(self._device) is not None and not any(map(is_transposed, modules_of(model)))
         self._decodings: dict[Hashable, Decoding] = {}  # the one that was used last is last
         self._rows: list[FFN] = []
         self._weights: list[Tensor] = []  # held, so that no other tensor gets their addresses
@@ -118,7 +118,7 @@ class Shelf:
 
     def _make_room(self, wanted: float) -> bool:
         """Drop what was used longest ago until there is room for so many bytes; whether there is."""
-        while (found := room(self._device)) is not None and found < wanted and self._decodings:
+        while (found := free_bytes(self._device)) is not None and found < wanted and self._decodings:
             del self._decodings[next(iter(self._decodings))]
             _collect(self._device)
         return found is not None and found >= wanted
@@ -155,7 +155,7 @@ def _collect(device: torch.device) -> None:
 
 
 @contextmanager
-def shelf(model: nn.Module) -> Iterator[Shelf]:
+def attachment_cache(model: nn.Module) -> Iterator[AttachmentCache]:
     """Let attachments of a model use what earlier ones left, until the context ends; one within another is the same.
 
     Yields
@@ -163,20 +163,20 @@ def shelf(model: nn.Module) -> Iterator[Shelf]:
     Shelf
         What is kept.
     """
-    outer = SHELVES.get(model)
+    outer = CACHES.get(model)
     if outer is not None:
         yield outer
         return
-    made = Shelf(model)
+    made = AttachmentCache(model)
     try:
-        SHELVES[model] = made
+        CACHES[model] = made
         yield made
     finally:
-        SHELVES.pop(model, None)
+        CACHES.pop(model, None)
         made.clear()
 
 
-def shelf_of(model: nn.Module) -> Shelf | None:
-    """The shelf that an attachment of a model may use now; None where there is none, or no room for it."""
-    found = SHELVES.get(model)
+def cache_of(model: nn.Module) -> AttachmentCache | None:
+    """The cache that an attachment of a model may use now; None where there is none, or no room for it."""
+    found = CACHES.get(model)
     return found if found is not None and found.is_open() else None
