@@ -28,7 +28,8 @@ T = TypeVar("T")
 class Registry(Mapping[str, T]):
     """Things by name, found on first use by importing every module of a package, and then every plug-in.
 
-    A plug-in that cannot be imported, or takes a name that is in use, is left out with a warning.
+    A plug-in that cannot be imported, takes a name that is in use, or registers something else than an entry is left
+    out with a warning.
 
     Parameters
     ----------
@@ -38,12 +39,17 @@ class Registry(Mapping[str, T]):
         Dotted name of the package whose modules register entries.
     group : str, optional
         Group of the plug-ins' entry points; the name of the package unless given.
+    fits : callable, optional
+        Whether something can be an entry; anything can unless given.
     """
 
-    def __init__(self, kind: str, package: str, group: str | None = None) -> None:
+    def __init__(
+        self, kind: str, package: str, group: str | None = None, fits: Callable[[object], bool] = lambda entry: True
+    ) -> None:
         self.kind = kind
         self.package = package
         self.group = group or package
+        self.fits = fits
         self._entries: dict[str, T] = {}
         self._plug_ins: list[EntryPoint] = []
         self._discovered = False
@@ -55,11 +61,15 @@ class Registry(Mapping[str, T]):
         ------
         ValueError
             If the name is taken.
+        TypeError
+            If the entry is none: of another type, or a class that lacks a method.
         """
 
         def file(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
+            if not self.fits(entry):
+                raise TypeError(f"{entry!r} is no {self.kind}")
             self._entries[name] = entry
             return entry
 
@@ -77,21 +87,20 @@ class Registry(Mapping[str, T]):
             for module in sorted(pkgutil.iter_modules(home.__path__), key=lambda found: found.name):
                 importlib.import_module(f"{self.package}.{module.name}")
             self._discovered = True  # a plug-in may look up what is built in
-            self._plug_ins = sorted(
-                entry_points(group=self.group), key=lambda found: (_distribution(found), found.name)
-            )
-            for plug_in in self._plug_ins:
-                self._load(plug_in)
+            found = sorted(entry_points(group=self.group), key=lambda one: (_distribution(one), one.name))
+            self._plug_ins = [plug_in for plug_in in found if self._load(plug_in)]
         return self._entries
 
-    def _load(self, plug_in: EntryPoint) -> None:
+    def _load(self, plug_in: EntryPoint) -> bool:
         before = dict(self._entries)
         try:
             plug_in.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._entries = before
-            told = f"plug-in {_distribution(plug_in)} is skipped: {type(error).__name__}: {error}"
-            warnings.warn(told, stacklevel=4)
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"plug-in {_distribution(plug_in)} is skipped: {reason}", stacklevel=5)
+            return False
+        return True
 
     def __getitem__(self, name: str) -> T:
         entries = self._discover()

@@ -24,12 +24,12 @@ from tests.nights import FakeRepository
 NAMES = ("alarms", "frontier", "over_time", "methods", "profiles", "commits")
 PLUG_IN = """
 from markupsafe import Markup
-from tda.web.dashboard.pages import Sheet, page
+from tda.web.dashboard.pages import HtmlPage, page
 from tda.web.report.sections import Content, section
 
 @page("load", 35, "Load & more", "Was the machine busy?")
 def load_page(evidence):
-    yield Sheet("load.html", "Load", values={"content": Markup("<p>idle</p>")})
+    yield HtmlPage("load.html", "Load", values={"content": Markup("<p>idle</p>")})
 
 @section("load", 15, "Load")
 def load_section(group):

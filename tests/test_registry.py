@@ -14,7 +14,10 @@ import tda.methods
 from tda.families import FAMILIES
 from tda.methods import METHODS, method, takes_sparsity
 from tda.metrics import METRICS
+from tda.quantizers import QUANTIZERS
 from tda.registry import Registry
+from tda.web.dashboard.pages import PAGES
+from tda.web.report.sections import SECTIONS
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[st
     package = tmp_path / "zoo_of_tests"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "from tda.registry import Registry\nZOO = Registry('animal', 'zoo_of_tests')\n"
+        "from tda.registry import Registry\nZOO = Registry('animal', 'zoo_of_tests', fits=lambda entry: entry != 42)\n"
     )
     for name in ("lion", "ape"):
         (package / f"{name}.py").write_text(f"from zoo_of_tests import ZOO\nZOO.register('{name}')('{name.upper()}')\n")
@@ -106,6 +109,8 @@ class TestPlugIns:
                 "from zoo_of_tests import ZOO\nZOO.register('ape')('mine')",
                 "ValueError: animal 'ape' is registered twice",
             ),
+            ("from zoo_of_tests import ZOO\nZOO.register('bat')(42)", "TypeError: 42 is no animal"),
+            ("import sys\nsys.exit('bye')", "SystemExit: bye"),
         ],
     )
     def test_one_that_fails_is_left_out_with_one_warning(
@@ -116,6 +121,26 @@ class TestPlugIns:
         with pytest.warns(UserWarning, match="plug-in") as said:
             assert dict(zoo) == {"ape": "APE", "lion": "LION", "duck": "DUCK"}
         assert [str(one.message) for one in said] == [f"plug-in farm 1.2 is skipped: {why}"]
+
+    def test_a_malformed_entry_point_is_left_out(self, zoo: Registry[Any], tmp_path: Path) -> None:
+        plug_in(tmp_path, "farm", "")
+        (tmp_path / "farm-1.2.dist-info" / "entry_points.txt").write_text("[zoo_of_tests]\nfarm = not a module!!\n")
+        with pytest.warns(UserWarning, match=r"farm 1\.2 is skipped"):
+            assert set(zoo) == {"ape", "lion"}
+        assert zoo.plug_in(Cow) is None
+
+
+@pytest.mark.parametrize("entry", [42, int, tda.PromptMethod, tda.Griffin(sparsity=0.5)])
+def test_what_is_no_method_is_refused(entry: Any) -> None:
+    with pytest.raises(TypeError, match="method"):
+        METHODS.register("odd")(entry)
+    assert "odd" not in METHODS
+
+
+@pytest.mark.parametrize("registry", [FAMILIES, METRICS, QUANTIZERS, PAGES, SECTIONS], ids=lambda one: one.kind)
+def test_a_number_is_no_entry(registry: Registry[Any]) -> None:
+    with pytest.raises(TypeError, match="42"):
+        registry.register("odd")(42)
 
 
 def test_a_metric_may_not_take_the_name_of_another_measurement() -> None:

@@ -10,7 +10,7 @@ from tda.as_built import is_compiled, is_linear, modules_of, path_of, place_prob
 from tda.registry import Registry
 from tda.view import FFN, Experts, Family, Linear, LinearInput
 
-FAMILIES: Registry[Family] = Registry("model family", "tda.families")
+FAMILIES: Registry[Family] = Registry("model family", "tda.families", fits=lambda entry: isinstance(entry, Family))
 
 
 def family_of(model: nn.Module) -> Family:

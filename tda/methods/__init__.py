@@ -1,6 +1,7 @@
 """The methods: one file each, found by the registry."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from tda.contracts import METHOD_FILE, Method
 from tda.registry import Registry
 from tda.thresholds import THRESHOLDS_FILE, Thresholds
 
-METHODS: Registry[type[Method]] = Registry("method", "tda.methods")
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "tda.methods",
+    fits=lambda entry: isinstance(entry, type) and issubclass(entry, Method) and not inspect.isabstract(entry),
+)
 
 
 def method(name: str, sparsity: float | None = None, **options: Any) -> Method:

@@ -11,7 +11,7 @@ from tda.registry import Registry
 
 Metric = Callable[[Scores, Scores], Tensor]
 """(the method's scores, dense scores of the same documents) -> float64 [B]."""
-METRICS: Registry[Metric] = Registry("metric", "tda.metrics")
+METRICS: Registry[Metric] = Registry("metric", "tda.metrics", fits=callable)
 
 
 def metric(name: str, kind: MeasurementKind) -> Callable[[Metric], Metric]:

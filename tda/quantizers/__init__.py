@@ -48,4 +48,6 @@ class Quantizer(ABC):
         """Quantize weights [N, K]."""
 
 
-QUANTIZERS: Registry[Quantizer] = Registry("quantizer of weights", "tda.quantizers")
+QUANTIZERS: Registry[Quantizer] = Registry(
+    "quantizer of weights", "tda.quantizers", fits=lambda entry: isinstance(entry, Quantizer)
+)

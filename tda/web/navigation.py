@@ -37,6 +37,9 @@ class NavigationEntry(Generic[Render]):
 class Navigation(Registry[NavigationEntry[Render]]):
     """Sections or pages by name, those of plug-ins too."""
 
+    def __init__(self, kind: str, package: str, group: str) -> None:
+        super().__init__(kind, package, group, fits=lambda entry: isinstance(entry, NavigationEntry))
+
     def add(self, name: str, order: int, title: str, question: str = "") -> Callable[[Render], Render]:
         """Return a decorator that files a function as the content of an entry."""
 
