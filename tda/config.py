@@ -1,16 +1,28 @@
 """What a user may ask of a measurement: one schema for the command line, Python, TOML files and commits."""
 
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 
 from tda.cases import Frozen, MethodSpec, first_problem, unsigned_zero
 from tda.names import Dtype, Execution, Preset, Protocol
 
-Sparsity = Annotated[float, Field(ge=0, lt=1), AfterValidator(unsigned_zero)]
+
+def _sparsity(value: Any) -> float:
+    try:
+        sparsity = float(value)
+    except (TypeError, ValueError):
+        sparsity = math.nan
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"a sparsity is the fraction of neurons left out, 0 <= s < 1; got {value!r}")
+    return unsigned_zero(sparsity)
+
+
+Sparsity = Annotated[float, BeforeValidator(_sparsity)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 

@@ -469,7 +469,7 @@ def test_plan_of_models_named_by_hand():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"sparsities": (1.0,)}, r"sparsities\.0: .* less than 1; got 1\.0"),
+        ({"sparsities": (1.0,)}, r"sparsities\.0: .*0 <= s < 1; got 1\.0"),
         ({"methods": ("griffon",)}, "griffon"),
         ({"methods": ("griffin:speed=1",)}, "griffin.*speed"),
         ({"methods": ("griffin:rows=some",)}, "rows"),

@@ -442,7 +442,7 @@ class TestConfig:
         [
             ({"sparsity": 0.5}, "unknown option 'sparsity'; known: preset, models, methods, sparsities"),
             ({"method": ["tda"]}, "unknown option 'method'"),
-            ({"sparsities": [0.5, 1]}, r"sparsities\.1: .* less than 1; got 1"),
+            ({"sparsities": [0.5, 1]}, r"sparsities\.1: .*0 <= s < 1; got 1"),
             ({"methods": ["tda", "tda:x"]}, r"methods\.1: a method is NAME or NAME:OPTION=VALUE,…"),
             ({"dtype": "int4"}, "dtype: .*'bfloat16' or 'float16'; got 'int4'"),
             ({"batch": 0}, "batch: .*; got 0"),

@@ -126,7 +126,7 @@ def test_version(command):
 
 
 MISTAKES = {
-    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "sparsities.0: Input should be less than 1; got 1.5"),
+    "sparsity": (["bench", "--preset", "smoke", "-s", "1.5"], "0 <= s < 1; got 1.5"),
     "sparsity of a method": (["bench", "--method", "griffin:sparsity=7"], "0 <= sparsity < 1; got 7"),
     "spec": (["bench", "--method", "griffin:rows"], "a method is NAME or NAME:OPTION=VALUE,…, each option once"),
     "option of a method": (["eval", "-m", "ref:swiglu", "--method", "tda:cet=1"], "'tda' has no option 'cet'; it has"),
@@ -405,8 +405,9 @@ def test_a_folder_that_holds_no_model_is_one_sentence(command, tmp_path, changes
 )
 def test_a_check_of_nights_is_not_blinded(command, tmp_path, finished, hours, code, words):
     (tmp_path / "nights").mkdir()
+    commit = {"hash": "a" * 40, "date": "2020-01-01", "subject": "Begin", "status": "measured"}
     told = {"id": "n", "started": "2020-01-01T00:00:00+00:00", "finished": finished, "anchor": "a" * 40}
-    (tmp_path / "nights" / "n.json").write_text(json.dumps(told))
+    (tmp_path / "nights" / "n.json").write_text(json.dumps(told | {"commits": [commit]}))
     found, out, err = command("nightly", "--history", tmp_path, "--check", "--max-age-hours", hours)
     assert (found, words in out + err) == (code, True), out + err
 

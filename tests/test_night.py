@@ -17,13 +17,14 @@ import pytest
 
 from tda.bench.planning import plan_for
 from tda.changes.builds import Builds
+from tda.cli.main import main
 from tda.history.findings import Alarms, Finding
 from tda.history.nights import History, Night
 from tda.history.profiles import PROFILES_FOLDER, ProfileStore
 from tda.history.repository import Repository
 from tda.logs import handled
 from tda.nightly.alarms import raised_in, replay
-from tda.nightly.config import Decision, load_config, load_decisions
+from tda.nightly.config import Decision, load_config, load_decisions, write_settings
 from tda.nightly.night import NightRun
 from tda.nightly.publish import write_account
 from tda.nightly.report import nightly_report
@@ -374,6 +375,56 @@ def test_a_night_in_which_nothing_builds_ends(scene: Scene) -> None:
     assert night.finished
     assert [commit.status for commit in night.commits] == ["build failed"]
     assert f"{first[:10]} no longer builds" in night.notes[0]
+    assert not night.measured
+
+
+def nightly(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["tda", "nightly", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_a_night_that_measures_nothing_fails_and_may_begin_elsewhere(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings, the history and the report are in the checkout, from wherever in it the command runs."""
+    checkout = scene.repository.folder
+    (checkout / "sub").mkdir()
+    ignored = {".gitignore": "/results/\n/reports/\n/.cache/\n"}
+    first = scene.repository.commit("Begin", records(), files={"pyproject.toml": "[project\n", **ignored})
+    monkeypatch.chdir(checkout / "sub")
+    assert nightly(monkeypatch) == 2
+    assert "--init" in capsys.readouterr().err
+    (checkout / "benchmarks").mkdir()
+    (checkout / "benchmarks" / "nightly.toml").write_text(CONFIG)
+    assert nightly(monkeypatch) == 1
+    assert nightly(monkeypatch, "--check") == 1
+    assert f"{first[:10]}" in (checkout / "reports" / "out" / "nightly.md").read_text()
+    second = scene.repository.commit("Mended", records(), files={"pyproject.toml": ""})
+    assert nightly(monkeypatch, "--since", "nonsense") == 2
+    assert nightly(monkeypatch, "--since", second) == 0
+    assert nightly(monkeypatch, "--check") == 0
+    night = History(checkout / "results" / "history").nights()[0][-1]
+    assert (night.baseline_commit, night.measured) == (second, [second])
+    scene.repository.commit("Nothing")
+    capsys.readouterr()
+    assert nightly(monkeypatch, "--since", first) == 0
+    assert "--since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "profiles"])
+def test_settings_to_begin_with_are_written_whole_or_not_at_all(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).write_text("a file")
+    paths = tmp_path / "benchmarks" / "nightly.toml", tmp_path / "profiles" / "cases.toml"
+    with pytest.raises(ValueError, match=folder):
+        write_settings(*paths)
+    assert not any(path.exists() for path in paths)
+    (tmp_path / folder).unlink()
+    (tmp_path / "profiles").mkdir(exist_ok=True)
+    paths[1].symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"cases\.toml"):
+        write_settings(*paths)
 
 
 def test_old_units_are_thinned_and_accounts_stay(scene: Scene) -> None:

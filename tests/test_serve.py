@@ -76,7 +76,11 @@ def test_loopback_names_are_answered(port: int, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[::2]", "::1"]
+    "host",
+    [
+        *("", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[::2]", "::1", "[::1]evil.example"),
+        *("[::1].evil.example:80", "localhost:evil.example", "localhost:80@evil.example"),
+    ],
 )
 @pytest.mark.parametrize("path", ["/", "/none"])
 def test_other_names_get_nothing(port: int, host: str, path: str) -> None:

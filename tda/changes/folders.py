@@ -97,6 +97,17 @@ def _machines_alone(folders: Iterable[CommitResults], paired: Sequence[CommitRes
     return [f"not compared, since not in {other}: what ran on {', '.join(names)}"] if names else []
 
 
+def _unlike_cases(old: CommitResults, new: CommitResults) -> str:
+    """A case of each folder, as alike as two of them are."""
+    both = [[record.case for record in folder.cases.values()] for folder in (old, new)]
+    if not all(both):
+        return ": nothing to compare"
+    pairs = [(one, two) for one in both[0] for two in both[1]]
+    alike = [pair for pair in pairs if (pair[0].method, pair[0].model) == (pair[1].method, pair[1].model)] or pairs
+    first, second = (describe(case, alike[0]) for case in alike[0])
+    return f": e.g. {first} here, {second} there"
+
+
 def compare_folders(old: CommitResults, new: CommitResults, noise: Mapping[FloorKey, Prior]) -> Comparison:
     """Compare two results folders, paired by case.
 
@@ -120,7 +131,7 @@ def compare_folders(old: CommitResults, new: CommitResults, noise: Mapping[Floor
         told = all(data for folder in (old, new) for _, data in folder.cases)
         unlike_in = "are of other texts, calibration or weights" if told else "do not all tell their text and weights"
         texts = f": the cases that both have {unlike_in}" if alike else ""
-        raise ValueError(f"{old.path} and {new.path} have no good case in common{texts or ': nothing to compare'}")
+        raise ValueError(f"{old.path} and {new.path} have no good case in common{texts or _unlike_cases(old, new)}")
     both = {key: (old.values[key], values) for key, values in new.values.items() if key in old.values}
     modes = two_modes(_streams(old), _streams(new))
     known = FolderFloors(old, new, noise, len(both))

@@ -61,7 +61,8 @@ def compare(
             raise ValueError("--measure-floor is for folders: commits are compared beside a control of their own")
         commits = CommitBench(out=out, work=work, timeout_s=unit_timeout_s, repository=Repository(repo))
         found = _commits(commits, old, new, config, blocks)
-    _tell(found, as_json=as_json)
+    named = (old, new) if folders else (found.old, found.new)
+    _tell(found, f"{named[0]} → {named[1]}; a ratio is the second over the first", as_json=as_json)
 
 
 def _folders(bench: "Workbench", old: Path, new: Path, blocks: int | None) -> "Comparison":
@@ -87,12 +88,15 @@ def _commits(bench: "CommitBench", old: str, new: str, config: BenchConfig, bloc
         return compare_commits(bench, before, after, config, blocks)
 
 
-def _tell(found: "Comparison", *, as_json: bool) -> None:
+def _tell(found: "Comparison", title: str, *, as_json: bool) -> None:
     cases = [row.case for row in found.rows]
     rows = [{**asdict(row), "case": describe(row.case, cases)} for row in found.rows]
     if as_json:
         rows = [{"old": found.old, "new": found.new, **row} for row in rows]
-    o.print_rows(rows, as_json=as_json, title=f"{found.old} → {found.new}")
+    else:
+        told = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)] if rows else []
+        rows = [{name: row[name] for name in told} for row in rows]
+    o.print_rows(rows, as_json=as_json, title=title)
     for sentence in (*found.messages, *found.unjudged):
         typer.echo(f"tda: {sentence}", err=True)
     if found.worse:

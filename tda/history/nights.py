@@ -86,6 +86,11 @@ class Night(Frozen):
     seen: tuple[Seen, ...] = ()
     notes: tuple[str, ...] = Field(default=(), description="what a reader must know of this night")
 
+    @property
+    def measured(self) -> list[str]:
+        """Hashes of the commits that it measures, oldest first."""
+        return [commit.hash for commit in self.commits if commit.status == "measured"]
+
 
 class History:
     """A folder of nights.

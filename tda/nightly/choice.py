@@ -35,10 +35,14 @@ class CommitChoice:
         """A night over what is new and as much of what was left out as fits; None where there is nothing."""
         nights = self.history.nights()[0]
         newest = self.repository.resolve(self.newest)
-        if nights:
+        since = None if self.since is None else self.repository.resolve(self.since)
+        begun = any(night.measured for night in nights)
+        if begun and since is not None:
+            logger.warning("--since is for the first nightly run that measures: this history has begun already")
+        if begun or (nights and since is None):
             baseline_commit, seen = nights[-1].baseline_commit, self._newest_seen(nights, newest)
         else:
-            baseline_commit, seen = self.repository.resolve(self.since or self.newest), None
+            baseline_commit, seen = since or newest, None
         after = self.repository.between(seen or baseline_commit, newest)
         fresh = after if seen else [baseline_commit, *after]
         skipped = self._skipped(nights, newest)
@@ -93,7 +97,7 @@ class CommitChoice:
 
     def _base(self, nights: Sequence[Night], chosen: Sequence[str], newest: str) -> list[str]:
         """Commits measured before that the chosen ones are compared with: the one before each, and the one after."""
-        known = {commit.hash for night in nights for commit in night.commits if commit.status == "measured"}
+        known = {commit for night in nights for commit in night.measured}
         line = [one for one in self.repository.between(None, newest) if one in known or one in chosen]
         places = [line.index(commit) for commit in chosen]
         beside = {line[place] for at in places for place in (at - 1, at + 1) if 0 <= place < len(line)}

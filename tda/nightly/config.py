@@ -1,5 +1,6 @@
 """What a night measures and how it judges: a TOML file in the repository."""
 
+import os
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -97,10 +98,13 @@ def write_settings(nightly: Path, cases: Path) -> None:
         If one of the files is there already; nothing is written then.
     """
     files = {nightly: "nightly.toml", cases: "cases.toml"}
-    if found := [str(path) for path in files if path.exists()]:
-        raise ValueError(f"{' and '.join(found)} exists already: it is what `tda nightly` reads")
-    for path, name in files.items():
+    if found := [str(path) for path in files if os.path.lexists(path)]:
+        raise ValueError(f"there already: {' and '.join(found)}, which `tda nightly` reads")
+    for path in files:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise ValueError(f"{path.parent} is a file; `tda nightly` keeps settings in a folder of that name")
         path.parent.mkdir(parents=True, exist_ok=True)
+    for path, name in files.items():
         write_whole(path, (resources.files("tda.nightly") / "templates" / name).read_text())
 
 

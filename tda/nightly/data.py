@@ -35,11 +35,6 @@ class NightData:
         self.repository = repository
 
     @cached_property
-    def order(self) -> list[str]:
-        """Measured commits of the night, oldest first."""
-        return [commit.hash for commit in self.night.commits if commit.status == "measured"]
-
-    @cached_property
     def machine(self) -> str:
         """Fingerprint of the machine."""
         return self.night.machine.fingerprint if self.night.machine is not None else "unknown"
@@ -51,7 +46,7 @@ class NightData:
     @cached_property
     def pairs(self) -> list[Pair]:
         """Each commit against the one before it."""
-        return detect.step_pairs(self.order)
+        return detect.step_pairs(self.night.measured)
 
     @cached_property
     def earlier(self) -> list[Night]:
@@ -65,7 +60,7 @@ class NightData:
     @cached_property
     def line(self) -> list[str]:
         """Measured commits of those nights and this one, oldest first."""
-        known = {c.hash for night in (*self.earlier, self.night) for c in night.commits if c.status == "measured"}
+        known = {commit for night in (*self.earlier, self.night) for commit in night.measured}
         return [commit for commit in self.repository.between(None, self.night.commits[-1].hash) if commit in known]
 
     @cached_property

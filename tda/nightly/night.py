@@ -91,12 +91,11 @@ class NightRun:
         night = self._built(night, builds)
         runner = Runner(night.id, self._children(night), timeout_s=self.config.unit_timeout_s)
         night = self._with_baseline(night, builds)
-        if not any(commit.status == "measured" for commit in night.commits):
+        if not night.measured:
             return night
         control, baseline = builds.install(night.baseline_commit, "control"), builds.install(night.baseline_commit)
-        order = [commit.hash for commit in night.commits if commit.status == "measured"]
         design: list[tuple[Build, Role]] = [(control, "control"), (baseline, "commit")]
-        design += [(builds.install(commit), "commit") for commit in order if commit != night.baseline_commit]
+        design += [(builds.install(commit), "commit") for commit in night.measured if commit != night.baseline_commit]
         tasks: list[Task] = []
         by_cost = sorted(self.config.grids, key=lambda grid: grid.repeated)  # quality is cheap, and exact at once
         grids = [BenchmarkGrid(grid.name, grid.options, grid.repeated) for grid in by_cost]
@@ -140,11 +139,13 @@ class NightRun:
             told = f"the baseline commit {night.baseline_commit[:10]} no longer builds ({error})"
         else:
             return night
-        measured = [commit.hash for commit in night.commits if commit.status == "measured"]
-        if measured:
-            told += f"; {measured[0][:10]} takes its place, and slow changes are looked for from it on"
+        if night.measured:
+            told += f"; {night.measured[0][:10]} takes its place, and slow changes are looked for from it on"
         logger.warning(told)
-        update = {"baseline_commit": measured[0] if measured else night.baseline_commit, "notes": (*night.notes, told)}
+        update = {
+            "baseline_commit": night.measured[0] if night.measured else night.baseline_commit,
+            "notes": (*night.notes, told),
+        }
         night = night.model_copy(update=update)
         self.history.write(night)
         return night

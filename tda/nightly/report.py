@@ -50,10 +50,9 @@ def _head(night: Night, raised: Sequence[Alarm]) -> str:
     machine = night.machine
     told = f"{machine.gpu or machine.cpu}, {machine.cores_told}, torch {machine.torch}" if machine else "no machine"
     many = "no alarm" if not raised else "1 alarm" if len(raised) == 1 else f"{len(raised)} alarms"
-    measured = sum(commit.status == "measured" for commit in night.commits)
     return (
         f"# Nightly run {night.id}: {many}\n\n"
-        f"{measured} of {len(night.commits)} commits measured on {_cell(told)}; "
+        f"{len(night.measured)} of {len(night.commits)} commits measured on {_cell(told)}; "
         f"baseline commit `{short(night.baseline_commit)}`."
         + "".join(f"\n\n**{_cell(note[0].upper() + note[1:])}.**" for note in night.notes)
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from tda.cases import Frozen
 
@@ -105,7 +105,7 @@ class Measurement(Frozen):
     unit: str
     better: Better | None = None
     samples: tuple[Annotated[float, BeforeValidator(_number)], ...] = ()
-    groups: tuple[Annotated[int, Strict()], ...] = ()
+    groups: tuple[Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)], ...] = ()
     missing: str | None = None
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LOOPBACK = "127.0.0.1"
-HOSTS = {LOOPBACK, "localhost", "[::1]"}
+HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 """Names under which the server answers: a page of another site that resolves to this machine gets nothing."""
 
 
@@ -22,10 +23,9 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:
         """Open the file that a request names; None after an error was sent."""
-        host = (self.headers.get("Host") or "").lower().rsplit("]", 1)
-        name = f"{host[0]}]" if len(host) == 2 else host[0].split(":")[0]
-        if name not in HOSTS:
-            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, f"this server answers to {', '.join(sorted(HOSTS))}")
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not HOSTS.fullmatch(hosts[0].strip()):
+            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server answers to 127.0.0.1, [::1] and localhost")
             return None
         try:
             root = Path(self.directory).resolve(strict=True)
