@@ -27,7 +27,7 @@ bench: say-bench $(CAN_BENCH)  ## the main job on the embedded default; prints w
 test: say-test $(READY)  ## the default tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist worksteal
 
-test-all: test  ## then the slow ones, and drawn examples by the hundred
+test-all: test  ## then the slow ones, and more drawn examples
 	$(BIN)/python -m pytest -q -m "(slow or hypothesis) and not alone and not gpu" --hypothesis-profile many \
 		-n $(WORKERS) --dist worksteal
 	$(BIN)/python -m pytest -q -m "alone and not gpu"

@@ -60,7 +60,7 @@ if importlib.util.find_spec("hypothesis") is not None:
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],
     )
-    settings.register_profile("many", settings.get_profile("few"), max_examples=100)
+    settings.register_profile("many", settings.get_profile("few"), max_examples=50)
     settings.load_profile("few")
 
 
