@@ -142,10 +142,10 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from pathlib import Path
 from tda.config import BenchConfig
-from tda.changes.alternate import Grid, Runner, Task
+from tda.changes.alternate import BenchmarkGrid, Runner, Task
 from tda.changes.builds import Build
 build = Build("a", "commit", Path(sys.argv[1]))
-Runner("n1", Path(sys.argv[2])).run(Task(build, "commit", Grid("speed", BenchConfig()), "first", 1, 0))
+Runner("n1", Path(sys.argv[2])).run(Task(build, "commit", BenchmarkGrid("speed", BenchConfig()), "first", 1, 0))
 """
 HANGS = """
 import os, pathlib, time

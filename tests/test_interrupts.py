@@ -68,7 +68,7 @@ def test_every_step_is_undone() -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["quantize.fresh", "attach.NewHooks", "attach.register_module_parameter_registration_hook"]
+    "place", ["quantize.empty_on_huge_pages", "attach.NewHooks", "attach.register_module_parameter_registration_hook"]
 )
 @pytest.mark.parametrize("method", [tda.Griffin(quantization="int8"), tda.Griffin()], ids=["int8", "as it is"])
 def test_a_model_is_whole_after_ctrl_c_in_attach(method: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:

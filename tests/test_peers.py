@@ -24,7 +24,7 @@ import tda
 from experiments.peers import __main__ as command
 from experiments.peers import blocks, child, gathered, huggingface, llama_weights, ours, vllm_engine
 from experiments.peers.child import ChildOrder
-from experiments.peers.contestants import CONTESTANTS, Contestant, Made, on_device
+from experiments.peers.contestants import SYSTEMS, Made, PeerSystem, on_device
 from experiments.peers.job import Engine, Job, OnToken, PeerPlan, PeerReport, PeerRow, Served
 from experiments.peers.table import BASES, GOALS, contestant_rows, markdown, speedup
 from tda.engine.phases import prefill
@@ -37,15 +37,15 @@ FAKE = "tests.fake_contestant:serve"
 TEXT = "Once there was a brave child called Ana who lived in the old town near the river. One day Ana"
 
 
-def fake(**options: Any) -> Contestant:
-    return Contestant(FAKE, options)
+def fake(**options: Any) -> PeerSystem:
+    return PeerSystem(FAKE, options)
 
 
 def plan(*names: str, job: Job = JOB) -> PeerPlan:
     return PeerPlan(job=job, contestants=names, machine=nights.MACHINE, commit=Commit(hash="c" * 40, dirty=False))
 
 
-def run(out: Path, contestants: dict[str, Contestant], number: int, **options: Any) -> list[PeerRow]:
+def run(out: Path, contestants: dict[str, PeerSystem], number: int, **options: Any) -> list[PeerRow]:
     options = {"say": lambda sentence: None, "stream": lambda device: 40.0, **options}
     return blocks.run(out, plan(*contestants), contestants, number, **options)
 
@@ -136,13 +136,13 @@ class TestFiles:
     def test_are_made_once(self, tmp_path: Path) -> None:
         made = Made("weights.bin", "tests.fake_contestant:make", {})
         (tmp_path / ".weights.bin.left").touch()
-        rows = run(tmp_path, {"a": Contestant(FAKE, file=made), "b": Contestant(FAKE, file=made)}, 2)
+        rows = run(tmp_path, {"a": PeerSystem(FAKE, file=made), "b": PeerSystem(FAKE, file=made)}, 2)
         assert {row.report.settings["file"] for row in rows if row.report is not None} == {"x"}
         assert not (tmp_path / ".weights.bin.left").exists(), "what a killed process left stays for ever"
 
     def test_that_cannot_be_made_are_a_row(self, tmp_path: Path) -> None:
         made = Made("weights.bin", "tests.fake_contestant:make", {"broken": True})
-        (row,) = run(tmp_path, {"a": Contestant(FAKE, file=made)}, 1)
+        (row,) = run(tmp_path, {"a": PeerSystem(FAKE, file=made)}, 1)
         assert row.status == "error"
         assert re.fullmatch(r"weights\.bin .*: exit code 1: OSError: no room", row.reason or "")
 
@@ -267,7 +267,7 @@ class TestCommand:
     def test_says_who_is_left_out(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        absent = Contestant(FAKE, package="no_such_package")
+        absent = PeerSystem(FAKE, package="no_such_package")
         monkeypatch.setattr(command, "SYSTEMS", {"tda dense": fake(), "absent": absent})
         words = f"--model shape:25m --prompt-tokens 5 --new-tokens 3 --blocks 1 --out {tmp_path / 'out'}"
         monkeypatch.setattr(sys, "argv", ["peers", *words.split(), "--record", str(tmp_path / "peers")])
@@ -292,11 +292,11 @@ class TestCommand:
 
 class TestContestants:
     def test_are_known_where_they_are_named(self) -> None:
-        assert set(BASES) | {name for goal in GOALS for name in (goal.contestant, goal.against)} <= set(CONTESTANTS)
+        assert set(BASES) | {name for goal in GOALS for name in (goal.contestant, goal.against)} <= set(SYSTEMS)
 
-    @pytest.mark.parametrize("name", CONTESTANTS)
+    @pytest.mark.parametrize("name", SYSTEMS)
     def test_name_code_that_is_there(self, name: str) -> None:
-        contestant = CONTESTANTS[name]
+        contestant = SYSTEMS[name]
         for call in [contestant.call, *([contestant.file.call] if contestant.file is not None else [])]:
             module, _, function = call.partition(":")
             found = importlib.util.find_spec(module, "experiments.peers")
@@ -305,12 +305,12 @@ class TestContestants:
             assert f"\ndef {function}(" in Path(found.origin).read_text()
 
     def test_run_where_they_say(self) -> None:
-        cpu, _ = on_device(CONTESTANTS, "cpu")
-        cuda, left_out = on_device({**CONTESTANTS, "vllm": replace(CONTESTANTS["vllm"], package="no_vllm")}, "cuda")
-        assert set(CONTESTANTS) - set(cpu) == {"vllm"}
+        cpu, _ = on_device(SYSTEMS, "cpu")
+        cuda, left_out = on_device({**SYSTEMS, "vllm": replace(SYSTEMS["vllm"], package="no_vllm")}, "cuda")
+        assert set(SYSTEMS) - set(cpu) == {"vllm"}
         assert set(cuda) == {"hf eager", "hf compiled", "tda dense", "tda griffin .5"}
         assert left_out == ["vllm is left out: no_vllm is not installed"]
-        assert list(on_device({"vllm": replace(CONTESTANTS["vllm"], package="torch")}, "cuda")[0]) == ["vllm"]
+        assert list(on_device({"vllm": replace(SYSTEMS["vllm"], package="torch")}, "cuda")[0]) == ["vllm"]
 
     def test_compiled_replays_graphs_on_a_gpu(self) -> None:
         options = huggingface.compiled_options("cuda")

@@ -1,6 +1,7 @@
 """`tda tune`: what it measures and keeps, by Triton's interpreter and a played clock; on a card by `make gpu-check`."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
-def test_every_shape_of_a_model_is_measured_and_kept(kept: Path) -> None:
-    told: list[str] = []
-    found = tune(tiny.build("llama"), 60, told.append)
+def test_every_shape_of_a_model_is_measured_and_kept(kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tda")
+    found = tune(tiny.build("llama"), 60)
     kinds = [row["kernel"] for row in found]
     assert set(kinds) == {
         *("rows linear", "rows listed_gate_up", "rows rule_gate_up", "rows rule_up", "rows listed_times", "down split")
@@ -47,7 +48,7 @@ def test_every_shape_of_a_model_is_measured_and_kept(kept: Path) -> None:
     data = json.loads(kept.read_text())
     assert len(data["shapes"]) == len(found)
     assert all(len(one["tried"]) >= len(rows.BLOCKS) for one in data["shapes"].values()), "losers are kept too"
-    assert told == [f"blocks of {len(found)} shapes are kept in {kept}"]
+    assert caplog.messages == [f"blocks of {len(found)} shapes are kept in {kept}"]
 
 
 def test_linears_that_are_stored_transposed_are_measured_as_attaching_lays_them(
@@ -75,12 +76,12 @@ def test_linears_that_are_stored_transposed_are_measured_as_attaching_lays_them(
     assert [task.key for task in triton_tune.tasks([], [odd, even])] == ["rows linear float32 53 x 32"]
 
 
-def test_what_there_is_no_time_for_is_named_and_keeps_what_it_had(kept: Path) -> None:
+def test_what_there_is_no_time_for_is_named_and_keeps_what_it_had(kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tda")
     tuning.keep(kept, {"rows linear float32 1 x 1": {"block": [1, 512, 8, 3, 1]}})
-    told: list[str] = []
-    assert tune(tiny.build("opt"), 0, told.append) == []
-    assert "no time for" in told[1]
-    assert "down split" in told[1]
+    assert tune(tiny.build("opt"), 0) == []
+    assert "no time for" in caplog.messages[1]
+    assert "down split" in caplog.messages[1]
     assert list(tuning.read(kept)) == ["rows linear float32 1 x 1"]
 
 

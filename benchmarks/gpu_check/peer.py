@@ -6,7 +6,7 @@ from statistics import median
 from benchmarks.gpu_check.figures import Figure, at_least
 from benchmarks.gpu_check.setting import CheckSetting
 from experiments.peers.blocks import run
-from experiments.peers.contestants import CONTESTANTS, Contestant, on_device
+from experiments.peers.contestants import SYSTEMS, PeerSystem, on_device
 from experiments.peers.job import Job, PeerPlan, PeerRow
 from tda.device import commit, machine
 from tda.models.shapes import shape_config
@@ -23,7 +23,7 @@ SPARE_S = 5.0
 
 def peer(setting: CheckSetting) -> Iterator[Figure]:
     """Each serves the same request from the same weights, in a process of its own."""
-    here, left_out = on_device(CONTESTANTS, setting.device)
+    here, left_out = on_device(SYSTEMS, setting.device)
     job = _job(setting)
     medians: dict[str, float] = {}
     for name in DRY if setting.dry else TAKING_PART:
@@ -62,7 +62,7 @@ def _job(setting: CheckSetting) -> Job:
     )
 
 
-def _serve(setting: CheckSetting, job: Job, name: str, contestant: Contestant) -> PeerRow:
+def _serve(setting: CheckSetting, job: Job, name: str, contestant: PeerSystem) -> PeerRow:
     plan = PeerPlan(job=job, contestants=(name,), machine=machine(setting.device), commit=commit())
     out = setting.folder / name.replace(" ", "-")
     timeout_s = max(setting.left_s - SPARE_S, 1.0)

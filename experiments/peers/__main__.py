@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.peers.blocks import run
-from experiments.peers.contestants import BOTH, CONTESTANTS, on_device
+from experiments.peers.contestants import BOTH, SYSTEMS, on_device
 from experiments.peers.job import Job, PeerPlan
 from experiments.peers.table import contestant_rows, markdown
 from tda.device import commit, machine
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--peer", choices=CONTESTANTS, action="append", help="only these; repeatable")
+    parser.add_argument("--peer", choices=SYSTEMS, action="append", help="only these; repeatable")
     parser.add_argument("--device", choices=BOTH, default="cpu")
     options = parser.parse_args()
     if not is_shape(options.model):
@@ -51,7 +51,7 @@ def main() -> None:
         threads=facts.threads,
         device=options.device,
     )
-    contestants, left_out = on_device(CONTESTANTS, job.device)
+    contestants, left_out = on_device(SYSTEMS, job.device)
     for sentence in left_out:
         print(sentence)
     if absent := [name for name in options.peer or () if name not in contestants]:

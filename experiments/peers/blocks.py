@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from experiments.peers.child import ChildOrder
-from experiments.peers.contestants import Contestant
+from experiments.peers.contestants import PeerSystem
 from experiments.peers.job import Device, PeerPlan, PeerReport, PeerRow
 from tda.changes.alternate import GIVE_UP
 from tda.limits import stream_gb_per_s
@@ -36,7 +36,7 @@ def bandwidth(device: Device) -> float:
 def run(
     out: Path,
     plan: PeerPlan,
-    contestants: Mapping[str, Contestant],
+    contestants: Mapping[str, PeerSystem],
     blocks: int,
     *,
     say: Callable[[str], None] = print,
@@ -133,7 +133,7 @@ def _keep(plan: PeerPlan, path: Path) -> None:
 
 
 def _measure(
-    out: Path, plan: PeerPlan, contestant: Contestant, timeout_s: float
+    out: Path, plan: PeerPlan, contestant: PeerSystem, timeout_s: float
 ) -> tuple[ProcessResult, PeerReport | None]:
     """Make the file that a contestant needs, if it is not there, and measure it in a process of its own."""
     file = None if contestant.file is None else out.resolve() / contestant.file.name

@@ -30,7 +30,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class PeerSystem:
     """One way to serve the job.
 
     Attributes
@@ -57,36 +57,36 @@ class Contestant:
     package: str | None = None
 
 
-def _tda(sparsity: float) -> Contestant:
+def _tda(sparsity: float) -> PeerSystem:
     thresholds = Made(f"tda-{sparsity:g}.json", ".ours:calibrate", {"sparsity": sparsity})
-    return Contestant(".ours:serve", {"method": "tda", "sparsity": sparsity}, thresholds)
+    return PeerSystem(".ours:serve", {"method": "tda", "sparsity": sparsity}, thresholds)
 
 
-def _llama_cpp(kind: str) -> Contestant:
-    return Contestant(".llama_cpp:serve", file=Made(f"{kind}.gguf", ".gguf_file:make", {"kind": kind}))
+def _llama_cpp(kind: str) -> PeerSystem:
+    return PeerSystem(".llama_cpp:serve", file=Made(f"{kind}.gguf", ".gguf_file:make", {"kind": kind}))
 
 
-CONTESTANTS: dict[str, Contestant] = {
-    "hf eager": Contestant(".huggingface:serve", {"compiled": False}, devices=BOTH),
-    "tda dense": Contestant(".ours:serve", {"method": "dense", "dense_kernel": "own"}, devices=BOTH),
+SYSTEMS: dict[str, PeerSystem] = {
+    "hf eager": PeerSystem(".huggingface:serve", {"compiled": False}, devices=BOTH),
+    "tda dense": PeerSystem(".ours:serve", {"method": "dense", "dense_kernel": "own"}, devices=BOTH),
     "llama.cpp bf16": _llama_cpp("bf16"),
     "tda tda .5": _tda(0.5),
     "tda tda .75": _tda(0.75),
-    "tda griffin .5": Contestant(".ours:serve", {"method": "griffin", "sparsity": 0.5}, devices=BOTH),
-    "gathered linear .5": Contestant(".gathered:serve", {"sparsity": 0.5}),
+    "tda griffin .5": PeerSystem(".ours:serve", {"method": "griffin", "sparsity": 0.5}, devices=BOTH),
+    "gathered linear .5": PeerSystem(".gathered:serve", {"sparsity": 0.5}),
     "llama.cpp q8_0": _llama_cpp("q8_0"),
-    "tda int8": Contestant(".ours:serve", {"method": "int8"}),
-    "torchao int8": Contestant(".quantized:serve", {"compiled": False}),
-    "torchao int8 compiled": Contestant(".quantized:serve", {"compiled": True}),
-    "hf compiled": Contestant(".huggingface:serve", {"compiled": True}, devices=BOTH),
-    "vllm": Contestant(
+    "tda int8": PeerSystem(".ours:serve", {"method": "int8"}),
+    "torchao int8": PeerSystem(".quantized:serve", {"compiled": False}),
+    "torchao int8 compiled": PeerSystem(".quantized:serve", {"compiled": True}),
+    "hf compiled": PeerSystem(".huggingface:serve", {"compiled": True}, devices=BOTH),
+    "vllm": PeerSystem(
         ".vllm_engine:serve", file=Made("model", ".vllm_engine:make", {}), devices=("cuda",), package="vllm"
     ),
 }
 """In the order of an odd block: those that a goal holds against each other are neighbours in time."""
 
 
-def on_device(contestants: Mapping[str, Contestant], device: Device) -> tuple[dict[str, Contestant], list[str]]:
+def on_device(contestants: Mapping[str, PeerSystem], device: Device) -> tuple[dict[str, PeerSystem], list[str]]:
     """Those that run on a device, and a sentence for each that would and lacks its package."""
     able = {name: one for name, one in contestants.items() if device in one.devices}
     lacking = {name: one.package for name, one in able.items() if one.package and not _installed(one.package)}
