@@ -16,7 +16,7 @@ from conftest import ROOT
 from tda import device
 from tda.changes.builds import Builds
 from tda.cli import main as cli
-from tda.history.branch import WORKTREE, open_history
+from tda.history.branch import HISTORY, open_history
 from tda.history.repository import CommitFacts, Repository
 from tda.history.table import from_records
 from tda.records import Commit
@@ -520,7 +520,7 @@ def test_another_branch_and_none_are_measured(tmp_path: Path, branch: str | None
 def test_a_detached_history_is_refused(made: nights.FakeRepository) -> None:
     made.commit("Begin")
     open_history(Repository(made.folder), "branch:history")
-    git(made.folder / WORKTREE, "checkout", "--quiet", "--detach")
+    git(made.folder / HISTORY, "checkout", "--quiet", "--detach")
     with pytest.raises(ValueError, match="has 'HEAD' checked out, not 'history'"):
         open_history(Repository(made.folder), "branch:history")
 
@@ -537,7 +537,7 @@ def test_a_worktree_is_a_checkout_of_its_own(
     assert device.commit.__wrapped__().dirty is False
     (tmp_path / "side" / "tda" / "method.py").write_text("new")
     assert device.commit.__wrapped__().dirty is True
-    assert open_history(repository, "branch:history").history.folder == tmp_path / "side" / WORKTREE
+    assert open_history(repository, "branch:history").history.folder == tmp_path / "side" / HISTORY
 
 
 def test_a_submodule_is_a_checkout_of_its_own(
@@ -684,7 +684,7 @@ def test_a_history_branch_wins_over_a_tag_of_its_name(made: nights.FakeRepositor
     place = open_history(repository, "branch:history")
     place.history.write(nights.night(["a" * 40]))
     place.save("Night n1")
-    shutil.rmtree(made.folder / WORKTREE)
+    shutil.rmtree(made.folder / HISTORY)
     assert [night.id for night in open_history(repository, "branch:history").history.nights()[0]] == ["n1"]
 
 
@@ -735,7 +735,7 @@ def test_a_history_branch_has_a_name_that_git_takes(
     made.commit("Begin")
     assert command(monkeypatch, "nightly", "--repo", made.folder, "--history", f"branch:{name}", "--check") == 2
     assert f"'{name}' is not a valid branch name" in capsys.readouterr().err
-    assert not (made.folder / WORKTREE).exists()
+    assert not (made.folder / HISTORY).exists()
 
 
 def test_git_s_own_cause_is_told(made: nights.FakeRepository) -> None:

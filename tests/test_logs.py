@@ -1,6 +1,5 @@
 """What the package logs: nothing is shown by the library but warnings, a command shows all of it once."""
 
-import functools
 import io
 import logging
 import re
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tda.cli.logs import tell_on
-from tda.logs import handled, log_again
+from tda.cli.logs import told_on
+from tda.logs import log_again
 
 OWN = logging.getLogger("tda.bench.stage")
 
@@ -43,7 +42,7 @@ def test_a_command_prints_each_record_once(command, root: io.StringIO, monkeypat
 def test_lines_on_a_console_have_the_colour_of_their_level(root: io.StringIO) -> None:
     told = io.StringIO()
     console = Console(file=told, force_terminal=True, color_system="standard", width=80)
-    with handled("tda", functools.partial(tell_on, console)):
+    with told_on(console):
         OWN.info("[it] is so")
         OWN.warning("[it] may be so")
         OWN.error("[it] failed")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import pytest
 
 from tda.bench.planning import plan_for
 from tda.changes.builds import Builds
-from tda.cli.main import main
 from tda.history.findings import Alarms, Finding
 from tda.history.nights import History, Night
 from tda.history.profiles import PROFILES_FOLDER, ProfileStore
@@ -378,15 +378,8 @@ def test_a_night_in_which_nothing_builds_ends(scene: Scene) -> None:
     assert not night.measured
 
 
-def nightly(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["tda", "nightly", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 def test_a_night_that_measures_nothing_fails_and_may_begin_elsewhere(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     """The settings, the history and the report are in the checkout, from wherever in it the command runs."""
     checkout = scene.repository.folder
@@ -394,23 +387,24 @@ def test_a_night_that_measures_nothing_fails_and_may_begin_elsewhere(
     ignored = {".gitignore": "/results/\n/reports/\n/.cache/\n"}
     first = scene.repository.commit("Begin", records(), files={"pyproject.toml": "[project\n", **ignored})
     monkeypatch.chdir(checkout / "sub")
-    assert nightly(monkeypatch) == 2
-    assert "--init" in capsys.readouterr().err
+    code, _, err = command("nightly")
+    assert code == 2
+    assert "--init" in err
     (checkout / "benchmarks").mkdir()
     (checkout / "benchmarks" / "nightly.toml").write_text(CONFIG)
-    assert nightly(monkeypatch) == 1
-    assert nightly(monkeypatch, "--check") == 1
+    assert command("nightly")[0] == 1
+    assert command("nightly", "--check")[0] == 1
     assert f"{first[:10]}" in (checkout / "reports" / "out" / "nightly.md").read_text()
     second = scene.repository.commit("Mended", records(), files={"pyproject.toml": ""})
-    assert nightly(monkeypatch, "--since", "nonsense") == 2
-    assert nightly(monkeypatch, "--since", second) == 0
-    assert nightly(monkeypatch, "--check") == 0
+    assert command("nightly", "--since", "nonsense")[0] == 2
+    assert command("nightly", "--since", second)[0] == 0
+    assert command("nightly", "--check")[0] == 0
     night = History(checkout / "results" / "history").nights()[0][-1]
     assert (night.baseline_commit, night.measured) == (second, [second])
     scene.repository.commit("Nothing")
-    capsys.readouterr()
-    assert nightly(monkeypatch, "--since", first) == 0
-    assert "--since" in capsys.readouterr().err
+    code, _, err = command("nightly", "--since", first)
+    assert code == 0
+    assert "--since" in err
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "profiles"])

@@ -10,7 +10,7 @@ import pytest
 
 from tda.changes import builds
 from tda.changes.builds import BuildFailedError, Builds, last_words
-from tda.history.branch import WORKTREE, open_history
+from tda.history.branch import HISTORY, open_history
 from tda.history.repository import Repository
 from tda.records import BUILD_STAMP, Commit
 from tests import nights
@@ -110,7 +110,7 @@ def test_a_history_in_a_folder_is_that_folder(scratch: nights.FakeRepository, li
 def test_a_branch_is_begun_saved_and_opened_again(scratch: nights.FakeRepository, line: list[str]) -> None:
     repository = Repository(scratch.folder)
     place = open_history(repository, BRANCH)
-    assert place.history.folder == scratch.folder / WORKTREE
+    assert place.history.folder == scratch.folder / HISTORY
     assert subjects(scratch.folder, "history") == ["History of nights"]  # with no parent
     place.history.write(nights.night(line))
     place.save("Night n1")
@@ -123,7 +123,7 @@ def test_a_branch_is_begun_saved_and_opened_again(scratch: nights.FakeRepository
     assert git(scratch.folder, "rev-parse", "--abbrev-ref", "HEAD") == "main"
     assert not git(scratch.folder, "status", "--porcelain", "--untracked-files=no")
 
-    shutil.rmtree(scratch.folder / WORKTREE)  # `make clean`, or a fresh checkout
+    shutil.rmtree(scratch.folder / HISTORY)  # `make clean`, or a fresh checkout
     assert [night.id for night in open_history(repository, BRANCH).history.nights()[0]] == ["n1"]
 
 
@@ -147,7 +147,7 @@ def test_another_branch_there_is_refused(scratch: nights.FakeRepository, line: l
 
 
 def test_a_folder_with_something_in_it_is_not_made_a_branch(scratch: nights.FakeRepository, line: list[str]) -> None:
-    (scratch.folder / WORKTREE / "nights").mkdir(parents=True)
+    (scratch.folder / HISTORY / "nights").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds a history already"):
         open_history(Repository(scratch.folder), BRANCH)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,9 @@ def _unlike_cases(old: CommitResults, new: CommitResults) -> str:
     both = [[record.case for record in folder.cases.values()] for folder in (old, new)]
     if not all(both):
         return ": nothing to compare"
-    pairs = [(one, two) for one in both[0] for two in both[1]]
-    alike = [pair for pair in pairs if (pair[0].method, pair[0].model) == (pair[1].method, pair[1].model)] or pairs
-    first, second = (describe(case, alike[0]) for case in alike[0])
-    return f": e.g. {first} here, {second} there"
+    alike = (pair for pair in product(*both) if len({(case.method, case.model) for case in pair}) == 1)
+    pair = next(alike, (both[0][0], both[1][0]))
+    return ": e.g. {} here, {} there".format(*(describe(case, pair) for case in pair))
 
 
 def compare_folders(old: CommitResults, new: CommitResults, noise: Mapping[FloorKey, Prior]) -> Comparison:

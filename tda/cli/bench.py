@@ -3,17 +3,15 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tda.cli import options as o
-from tda.cli.logs import tell_on
+from tda.cli.logs import told_on
 from tda.cli.report import write_report
 from tda.config import BenchConfig
-from tda.logs import handled
 from tda.worth import DEFAULT, WorthRule
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ def measure(plan: "Plan", out: Path, command: str, *, limits: "Limits", since: f
         deadline = Deadline(since + plan.budget_s - page_s)
     console = Console(stderr=True)
     try:
-        with handled("tda", partial(tell_on, console)):
+        with told_on(console):
             return Bench(plan, out, console, deadline, command, limits).run()
     except KeyboardInterrupt:
         o.tell_interrupted(out)

@@ -25,7 +25,8 @@ def dashboard(
 
     A checkout with an `asv.conf.json` gets asv's own pages too (extra `nightly`), in the folders that it names.
     """
-    from tda.web.publish import ASV, HISTORY, HTML, html_of_asv, publish_with_asv
+    from tda.history.branch import HISTORY
+    from tda.web.publish import ASV, HTML, html_of_asv, publish_with_asv
     from tda.web.publish import publish as publish_alone
     from tda.web.serve import server
 

@@ -2,17 +2,15 @@
 
 import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tda.cli import options as o
-from tda.cli.logs import tell_on
+from tda.cli.logs import told_on
 from tda.cli.slices import BASES, AskedOver, sliced_rows
 from tda.config import BenchConfig
-from tda.logs import handled
 from tda.names import Over
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ def evaluate_documents(config: BenchConfig, artifact: "Thresholds | None", over:
     subject = replace(plan.subjects[0], speed=False)
     o.warn(kernels.notice(plan.device))
     console = Console(stderr=True)
-    with console.status("calibrating and scoring"), handled("tda", partial(tell_on, console)):
+    with console.status("calibrating and scoring"), told_on(console):
         prepared = prepare(plan, subject, artifact=artifact)
         for sentence in prepared.left_out:
             console.print(f"[yellow]{escape(sentence)}; left out")

@@ -1,10 +1,13 @@
 """How a command shows what the package logs: on stderr, and nowhere else."""
 
 import logging
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
+
+from tda.logs import handled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +20,8 @@ def tell(record: logging.LogRecord) -> None:
     typer.echo(f"{datetime.fromtimestamp(record.created, UTC):%H:%M:%S} {record.getMessage()}", err=True)
 
 
-def tell_on(console: "Console", record: logging.LogRecord) -> None:
-    """Print a line in the colour of its level, where a bar or a table may be shown too."""
+def told_on(console: "Console") -> AbstractContextManager[None]:
+    """Inside, lines come in the colour of their level on a console where a bar or a table may be shown too."""
     from rich.markup import escape
 
-    console.print(f"{STYLES.get(record.levelno, '')}{escape(record.getMessage())}")
+    return handled("tda", lambda record: console.print(STYLES.get(record.levelno, "") + escape(record.getMessage())))

@@ -14,7 +14,7 @@ from tda.names import needs_extra
 if TYPE_CHECKING:
     from tda.history.nights import History
 
-DECISIONS, HISTORY, OUT = Path("benchmarks/decisions.toml"), Path("results/history"), Path("reports/out")
+DECISIONS, OUT = Path("benchmarks/decisions.toml"), Path("reports/out")
 """Where a checkout has them."""
 
 
@@ -68,11 +68,11 @@ def nightly(
     from tda.nightly.publish import write_account
 
     checkout = repository.folder
-    place = open_history(repository, history or str(checkout / HISTORY))
+    place = open_history(repository, history)
     if check:
         _check(place.history, max_age_hours)
         return
-    settings = load_config(_settings_file(config or checkout / o.NIGHTLY))
+    settings = load_config(config or checkout / o.NIGHTLY)
     run = NightRun(repository, place.history, settings, work or checkout / o.WORK, commit, since)
     try:
         night = run.run()
@@ -92,12 +92,6 @@ def nightly(
         raise typer.Exit(1)
 
 
-def _settings_file(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"no settings at {path}; `tda nightly --init` writes some into the checkout")
-    return path
-
-
 def _begin(checkout: Path) -> None:
     from tda.nightly.config import write_settings
 
@@ -111,16 +105,16 @@ def _check(history: "History", hours: float) -> None:
     nights, problems = history.nights()
     for problem in problems:
         o.warn(problem)
-    ages = [_age(night.finished) for night in nights if night.finished]
-    if not ages:
+    ended = [night for night in nights if night.finished]
+    if not ended:
         typer.echo("tda: no night has ended on this history", err=True)
         raise typer.Exit(1)
+    ages = [_age(night.finished or "") for night in ended]
     typer.echo(f"the last night ended {ages[-1]:.1f} hours ago")
     if min(ages) < 0:
         typer.echo("tda: a night ended in the future: a clock was wrong, so this tells nothing of it", err=True)
         raise typer.Exit(1)
-    last = [night for night in nights if night.finished][-1]
-    if not last.measured:
+    if not ended[-1].measured:
         typer.echo("tda: it measured none of its commits", err=True)
         raise typer.Exit(1)
     if not ages[-1] <= hours:

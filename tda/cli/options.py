@@ -219,7 +219,7 @@ def print_rows(
     from tda.cli.tables import table
 
     console = Console(stderr=err)
-    width = WIDE if wide else max(console.width, 20)
+    width = WIDE if wide else max(console.width, 20)  # COLUMNS=0 is no width
     if not (wide or console.is_terminal or "COLUMNS" in os.environ):
         width = PIPE_WIDTH
     names = list(rows[0]) if rows else []

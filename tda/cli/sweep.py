@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +10,8 @@ import typer
 
 from tda.cli import options as o
 from tda.cli.bench import tell_results
-from tda.cli.logs import tell_on
+from tda.cli.logs import told_on
 from tda.config import BenchConfig
-from tda.logs import handled
 from tda.worth import DEFAULT, WorthRule
 
 if TYPE_CHECKING:
@@ -134,7 +132,7 @@ def _run(
         links = [] if cluster.is_local else [f"Ray at {cluster.address}: {count} machine{'s' * (count != 1)}"]
         links += [f"Ray's dashboard: {cluster.dashboard}"] if cluster.dashboard else []
         console = Console(stderr=True)
-        with handled("tda", partial(tell_on, console)):
+        with told_on(console):
             return Sweep(groups, out, cluster, needs, limits, View(console, groups, links), command).run()
 
 

@@ -7,8 +7,8 @@ from tda.history.nights import History
 from tda.history.repository import Repository
 
 PREFIX = "branch:"
-WORKTREE = Path("results/history")
-"""Where a history branch is checked out: the same folder that asv's settings and the dashboard read."""
+HISTORY = Path("results/history")
+"""Where a checkout has its history, also one on a branch: the folder that asv's settings and the dashboard read."""
 IDENTITY = {
     f"GIT_{role}_{fact}": told
     for role in ("AUTHOR", "COMMITTER")
@@ -34,17 +34,21 @@ class HistoryLocation:
             self.branch.git("update-ref", "HEAD", made)
 
 
-def open_history(repository: Repository, name: str) -> HistoryLocation:
-    """Open a history by folder, or by ``branch:NAME``; a branch that is not there is begun, without a parent.
+def open_history(repository: Repository, name: str | None) -> HistoryLocation:
+    """Open a history by folder or by ``branch:NAME``; without a name the checkout's own folder.
+
+    A branch that is not there is begun, without a parent.
 
     Raises
     ------
     ValueError
         If the branch cannot be checked out.
     """
+    if name is None:
+        return HistoryLocation(History(repository.folder / HISTORY))
     if not name.startswith(PREFIX):
         return HistoryLocation(History(Path(name)))
-    branch, folder = name.removeprefix(PREFIX), repository.folder / WORKTREE
+    branch, folder = name.removeprefix(PREFIX), repository.folder / HISTORY
     repository.git("check-ref-format", "--branch", branch)
     if not (folder / ".git").exists():
         if folder.exists() and any(folder.iterdir()):

@@ -136,12 +136,14 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
     Raises
     ------
     ValueError
-        If the file is no TOML or a field is wrong; the sentence names it.
+        If there is no such file, it is no TOML or a field is wrong; the sentence names it.
     OSError
         If it cannot be read.
     """
     try:
         return kind.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"no settings at {path}; `tda nightly --init` writes some into the checkout") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     except ValidationError as error:

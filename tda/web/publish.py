@@ -16,7 +16,7 @@ from tda.web.profile.viewer import speedscope
 from tda.web.theme.npm import PackageError
 
 ASV = "asv.conf.json"
-HISTORY, HTML = Path("results/history"), Path("reports/out/html")
+HTML = Path("reports/out/html")
 BY_HAND = Path("profiles/out")
 """Profiles of a checkout that were captured by hand; those of nights are in the history."""
 Warn = Callable[[str], object]
